@@ -1,0 +1,1 @@
+"""The recipes, packaged as ``maemm_configs``: one folder per plugin, one YAML file per recipe."""

@@ -1,0 +1,82 @@
+"""Masked autoencoders for any modality.
+
+The names below are loaded when they are first used, so that ``import maemm`` stays cheap: it imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from maemm.api import convert, pretrain, reconstruct
+    from maemm.build import build
+    from maemm.contract import Output, Plan, Planned, Prepared, Tokens
+    from maemm.draws import Draw
+    from maemm.errors import MaemmError
+    from maemm.model import Model
+    from maemm.plugins import Plugin
+    from maemm.weights import load, save
+
+_HOME = {
+    "load": "maemm.weights",
+    "save": "maemm.weights",
+    "build": "maemm.build",
+    "pretrain": "maemm.api",
+    "reconstruct": "maemm.api",
+    "convert": "maemm.api",
+    "Model": "maemm.model",
+    "Plan": "maemm.contract",
+    "Planned": "maemm.contract",
+    "Prepared": "maemm.contract",
+    "Tokens": "maemm.contract",
+    "Output": "maemm.contract",
+    "Draw": "maemm.draws",
+    "Plugin": "maemm.plugins",
+    "MaemmError": "maemm.errors",
+}
+__all__ = [
+    "Draw",
+    "MaemmError",
+    "Model",
+    "Output",
+    "Plan",
+    "Planned",
+    "Plugin",
+    "Prepared",
+    "Tokens",
+    "__version__",
+    "build",
+    "convert",
+    "load",
+    "pretrain",
+    "reconstruct",
+    "save",
+]
+
+
+class _Package(ModuleType):
+    """Python binds a submodule on its package when it is imported: ``maemm.build`` shall stay the function."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'maemm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

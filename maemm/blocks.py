@@ -1,0 +1,41 @@
+"""Transformer blocks: timm's, with the options that published weights differ in."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+def make_blocks(
+    dim: int, depth: int, heads: int, *, mlp_ratio: float, qkv_bias: bool, eps: float, drop_path: float
+) -> nn.ModuleList:
+    """``depth`` pre-norm blocks; drop path grows linearly from 0 to ``drop_path``. Linear layers as MAE: xavier, bias 0."""
+    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+    norm = partial(nn.LayerNorm, eps=eps)
+    blocks = nn.ModuleList(
+        Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate, norm_layer=norm) for rate in rates
+    )
+    blocks.apply(init_linear)
+    return blocks
+
+
+def init_linear(module: nn.Module) -> None:
+    """Xavier uniform weights and zero bias for every linear layer (MAE, published code)."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def key_mask(valid: list[Tensor | None], lengths: list[int], rows: int, device: torch.device) -> Tensor | None:
+    """Validity of parts of a sequence -> attention mask (R, 1, 1, L), True where a key may be seen; None if all may."""
+    if all(part is None for part in valid):
+        return None
+    whole = [
+        torch.ones(rows, length, dtype=torch.bool, device=device) if part is None else part
+        for part, length in zip(valid, lengths, strict=True)
+    ]
+    return torch.cat(whole, dim=1)[:, None, None, :]

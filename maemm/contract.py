@@ -1,0 +1,441 @@
+"""The contract between the core and its plugins: all that a plugin author must read.
+
+    source -> load (worker) -> collate -> prepare (device) -> tokenize -> plan
+           -> encoder (visible only) -> decoder (+ mask tokens) -> loss per token -> objectives
+
+Letters in shapes: B samples, R plan rows (B, or k times B when every sample gets k plans), N tokens of a
+sample, V visible, M predicted, A axes, D width, O values of a predicted token, P prefix tokens.
+
+A part's keyword-only constructor parameters *are* its options: recipes are checked against their names and
+type hints, and ``maemm plugins show`` prints them. Positional parameters come from :func:`maemm.build`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+
+CONTRACT_VERSION = 1
+
+
+# ------------------------------------------------------------------------------------------ data that travels
+@dataclass(frozen=True)
+class Sample:
+    """One thing read from a source."""
+
+    raw: Mapping[str, Any]  # {modality: what that modality's ``load`` understands}
+    id: str  # names the sample in messages, logs and feature files: a path, ``file#index``
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One modality of one batch, on the device, as the model sees it."""
+
+    x: Tensor  # (B, ...) float
+    valid: Tensor | None = None  # (B, ...) bool on elements, False where padded; None: all valid
+    info: Mapping[str, Any] = field(default_factory=dict)  # what pictures or targets want to know besides
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One modality of one batch, cut into tokens but not embedded."""
+
+    values: Tensor  # (B, N, ...): (B, N, P) patch values, channel last; (B, N, K, 3 + F) point groups
+    coords: Tensor  # (B or 1, N, A) position of each token; lattice index on a grid
+    grid: tuple[int, ...] | None = None  # token lattice in token order, or None
+    valid: Tensor | None = None  # (B, N) bool, False where padded
+    rows: Tensor | None = None  # (R,) sample of each plan row; None: R = B in order
+    context: Mapping[str, Any] = field(default_factory=dict)  # what the modality wants back in target or untokenize
+
+    @property
+    def batch(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def count(self) -> int:
+        return self.values.shape[1]
+
+    def take(self, index: Tensor) -> Tensor:
+        """Values of the tokens ``index`` (R, V) -> (R, V, ...), without copying the others."""
+        return take_tokens(self.values, index, self.rows)
+
+    def take_coords(self, index: Tensor) -> Tensor:
+        """Coordinates of the tokens ``index`` (R, V) -> (R, V, A)."""
+        if self.coords.shape[0] == 1:  # shared by the batch
+            return self.coords[0][index]
+        return take_tokens(self.coords, index, self.rows)
+
+    def everything(self) -> Tensor:
+        """(B, N) index of all tokens."""
+        return torch.arange(self.count, device=self.values.device).expand(self.batch, -1)
+
+
+def take_tokens(values: Tensor, index: Tensor, rows: Tensor | None = None) -> Tensor:
+    """(B, N, ...) and (R, V) -> (R, V, ...); ``rows`` (R,) says from which sample each row is taken."""
+    if rows is None:
+        if index.shape[0] != values.shape[0]:
+            raise ValueError(f"index has {index.shape[0]} rows for {values.shape[0]} samples; give Plan.rows")
+        rows = torch.arange(index.shape[0], device=index.device)
+    return values[rows[:, None], index]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tokens of each row the encoder sees and which are predicted.
+
+    Rows are sorted ascending. ``visible`` and ``predict`` may meet: such tokens are decoded from mask tokens
+    like any other but not counted in the loss (VideoMAE v2). In ragged batches padding repeats the row's last
+    valid index at the end, and ``*_valid`` says where.
+    """
+
+    visible: Tensor  # (R, V) int64
+    predict: Tensor  # (R, M) int64; M = 0 is legal
+    visible_valid: Tensor | None = None  # (R, V) bool
+    predict_valid: Tensor | None = None  # (R, M) bool
+    counted: Tensor | None = None  # (R, M) float weight of each predicted token in the loss
+    rows: Tensor | None = None  # (R,) int64 sample of each row
+
+    def __post_init__(self) -> None:
+        if self.counted is None:
+            object.__setattr__(self, "counted", self._default_counted())
+
+    def _default_counted(self) -> Tensor:
+        """1, but 0 where a predicted token is visible too or is padding."""
+        meets = torch.zeros_like(self.predict, dtype=torch.bool)
+        if self.visible.shape[1] and self.predict.shape[1]:
+            at = torch.searchsorted(self.visible.contiguous(), self.predict.contiguous())
+            at = at.clamp(max=self.visible.shape[1] - 1)
+            meets = self.visible.gather(1, at) == self.predict
+        counted = ~meets
+        if self.predict_valid is not None:
+            counted = counted & self.predict_valid
+        return counted.float()
+
+    def to(self, device: torch.device | str) -> Plan:
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
+
+    def check(self, name: str, tokens: Tokens) -> Plan:
+        """Check a plan made by hand; published code silently mixes samples where counts differ.
+
+        Raises :class:`MaemmError` that names the modality, the row and what is wrong.
+        """
+        rows = tokens.batch if self.rows is None else self.rows.shape[0]
+        for role in ("visible", "predict"):
+            _check_index(f"plan of {name!r}: {role}", getattr(self, role), rows, tokens.count, self._valid_of(role))
+        if self.rows is not None and (self.rows.min() < 0 or self.rows.max() >= tokens.batch):
+            raise MaemmError(f"plan of {name!r}: rows point outside the batch of {tokens.batch} samples")
+        return self
+
+    def _valid_of(self, role: str) -> Tensor | None:
+        return self.visible_valid if role == "visible" else self.predict_valid
+
+    @classmethod
+    def all_visible(cls, tokens: Tokens) -> Plan:
+        """Nothing hidden, nothing predicted: the plan of feature extraction."""
+        every = tokens.everything()
+        if tokens.valid is None:
+            return cls(every, every[:, :0])
+        # Valid tokens first, in order; padding repeats the last valid one.
+        order = torch.where(tokens.valid, every, tokens.count + every).argsort(1)
+        counts = tokens.valid.sum(1, keepdim=True)
+        valid = every < counts
+        last = order.gather(1, (counts - 1).clamp(min=0))
+        return cls(torch.where(valid, order, last), every[:, :0], visible_valid=valid)
+
+
+def _check_index(what: str, index: Tensor, rows: int, count: int, valid: Tensor | None) -> None:
+    if index.dtype != torch.int64 or index.ndim != 2:
+        raise MaemmError(f"{what} must be int64 (rows, tokens), got {index.dtype} {tuple(index.shape)}")
+    if index.shape[0] != rows:
+        raise MaemmError(f"{what} has {index.shape[0]} rows for {rows}")
+    if not index.numel():
+        return
+    outside = (index < 0) | (index >= count)
+    if outside.any():
+        row = int(outside.any(1).nonzero()[0])
+        raise MaemmError(f"{what} points outside the {count} tokens (row {row})")
+    unsorted = index[:, 1:] <= index[:, :-1]
+    if valid is not None:
+        unsorted = unsorted & valid[:, 1:]
+    if unsorted.any():
+        row = int(unsorted.any(1).nonzero()[0])
+        raise MaemmError(f"{what} must be sorted ascending without repeats (row {row})")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One modality ready for the forward pass: what :meth:`Model.plan` returns, and ``forward`` takes."""
+
+    tokens: Tokens
+    plan: Plan
+    prepared: Prepared
+
+
+class MaskedInput:
+    """One modality, its tokens and its plan: what encoders, decoders and targets receive."""
+
+    def __init__(self, name: str, modality: Modality, planned: Planned):
+        self.name, self.modality, self.plan = name, modality, planned.plan
+        self.tokens = replace(planned.tokens, rows=planned.plan.rows)
+        self.prepared = planned.prepared
+
+    def embed(self, index: Tensor) -> Tensor:
+        """Tokens ``index`` (R, V) -> (R, V, D). Called once a forward: BatchNorm inside must see one call."""
+        return self.modality.embed(self.tokens, index)
+
+    def position(self, index: Tensor, role: str) -> Tensor:
+        """Position embeddings (R, V, D) for ``role`` "encoder" or "decoder"."""
+        return self.modality.position(self.tokens, index, role)
+
+
+@dataclass
+class Latents:
+    """What an encoder returns."""
+
+    tokens: dict[str, Tensor]  # (R, V, D) after the final norm
+    prefix: dict[str, Tensor] = field(default_factory=dict)  # (R, P, D); shared by several modalities: "joint"
+    streams: dict[str, Tensor] = field(default_factory=dict)  # other passes: "audio", "audio+image"
+    positions: dict[str, Tensor] = field(default_factory=dict)  # (R, M, D) decoder positions replacing the true ones
+    terms: dict[str, Term] = field(default_factory=dict)  # losses born in the encoder
+    taps: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # tokens after the block asked for, not normed
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of the loss as sum and count, so that micro-batches and processes add up exactly."""
+
+    sum: Tensor  # scalar, float32
+    count: Tensor  # scalar, float32, no gradient
+    weight: float = 1.0
+
+    @property
+    def mean(self) -> Tensor:
+        return self.sum / self.count.clamp(min=1e-12)
+
+
+@dataclass
+class Output:
+    """What ``model(batch)`` returns; dictionaries are keyed by modality unless said."""
+
+    plans: dict[str, Plan]
+    loss: dict[str, Tensor]  # (R, M) float32
+    pred: dict[str, Tensor]  # (R, M, O)
+    target: dict[str, Tensor]  # (R, M, O) float32
+    encoded: dict[str, Tensor]  # (R, V, D) after the final norm
+    prefix: dict[str, Tensor]  # (R, P, D)
+    streams: dict[str, Tensor]
+    parts: dict[str, Term] = field(default_factory=dict)  # by term name
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """{term name: scalar mean, before its weight}."""
+        return {name: term.mean for name, term in self.parts.items()}
+
+    @property
+    def total(self) -> Tensor:
+        """The scalar that a step minimises: the weighted sum of the terms."""
+        return sum((term.weight * term.mean for term in self.parts.values()), torch.zeros(()))
+
+
+# --------------------------------------------------------------------------------------------------- parts
+class Source(ABC):
+    """Where samples come from. Lives in worker processes: keep it light and picklable, open files in ``read``."""
+
+    classes: Sequence[str] | None = None  # names of the labels, where there are labels
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def read(self, index: int, draw: Draw) -> Sample:
+        """Read one sample. Whatever is wrong with it is an exception, whose text becomes the reason in the log."""
+
+    def fingerprint(self) -> str:
+        """Changes when the data change: guards exact resume. By default the number of samples."""
+        return f"{type(self).__name__}:{len(self)}"
+
+
+class Modality(nn.Module, ABC):
+    """A kind of signal. Without :meth:`connect` it has no parameters, so that workers get it cheaply."""
+
+    # ---- in the worker, one sample
+    def load(self, raw: Any, draw: Draw) -> dict[str, Any]:
+        """What a source read -> tensors and numbers of one sample (uint8 where it can be)."""
+        return {"x": torch.as_tensor(raw)}
+
+    def collate(self, samples: list[dict[str, Any]]) -> Any:
+        """Samples -> one raw batch (a dict of tensors). Pads where sizes differ."""
+        return torch.utils.data.default_collate(samples)
+
+    # ---- on the device, batched
+    def prepare(self, raw: Any, draw: Draw | None) -> Prepared:
+        """Raw batch -> what the model sees. ``draw=None``: no augmentation."""
+        return Prepared(raw["x"].float())
+
+    @abstractmethod
+    def tokenize(self, prepared: Prepared) -> Tokens:
+        """Cut into tokens; no parameters. Element validity becomes token validity."""
+
+    # ---- in the model
+    @abstractmethod
+    def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
+        """Make the parameters; called once by ``build``. What only the decoder needs goes under a child ``decoder``."""
+
+    @abstractmethod
+    def output_dim(self) -> int:
+        """O: values that the decoder's head predicts for one token."""
+
+    @abstractmethod
+    def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """Embed only the tokens ``index`` (R, V) -> (R, V, D)."""
+
+    @abstractmethod
+    def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
+        """(R, V) -> (R or 1, V, D of the role); ``role`` is "encoder" or "decoder"."""
+
+    @abstractmethod
+    def target(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """What the tokens ``index`` are compared with: (R, M, O) float32."""
+
+    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Loss per predicted token: (R, M, O) twice -> (R, M) float32. Default: mean squared error."""
+        return (pred.float() - target).square().mean(-1)
+
+    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+        """Undo the target's normalisation with the token's own statistics: (R, M, O) -> values like ``tokens.values``."""
+        return pred
+
+    def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor | None:
+        """Token values (R, M, ...) of the tokens ``index`` (all if None) -> signal (R, ...), NaN (or nothing) elsewhere.
+
+        None: there is no inverse.
+        """
+        return None
+
+    def draw(self, axes: Any, signal: Tensor) -> None:
+        """Draw one sample's signal, as :meth:`untokenize` gives it, on a matplotlib ``Axes``; NaN means hidden."""
+        raise MaemmError(f"{type(self).__name__} has no draw(); add one to get pictures")
+
+    def example(self, batch: int, draw: Draw) -> Prepared:
+        """A small random prepared batch: for tests and ``meta`` builds."""
+        raise MaemmError(f"{type(self).__name__} has no example(); add one to be checked and shown")
+
+
+class Masking(ABC):
+    """Draws a plan for every modality of a batch."""
+
+    guide: str | None = None  # "attention" or "features": what the encoder must tell first
+
+    @abstractmethod
+    def __call__(
+        self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None
+    ) -> dict[str, Plan]: ...
+
+
+class OneMasking(Masking):
+    """Masking that looks at one modality at a time."""
+
+    @abstractmethod
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan: ...
+
+    def __call__(self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
+        return {name: self.plan(name, one, draw) for name, one in tokens.items()}
+
+
+class Encoder(nn.Module, ABC):
+    """Tokens -> latents, of visible tokens only."""
+
+    dim: int  # D
+    norm: nn.Module  # the final norm, for pooling before it
+
+    @abstractmethod
+    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents: ...
+
+    def layer_of(self, name: str) -> int:
+        """Layer of one of its parameters, 0 (embedding) .. depth, for layer-wise learning rates; depth + 1: the rest."""
+        raise MaemmError(f"{type(self).__name__} does not say layer_of(); layer decay needs it")
+
+    def counts(self, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
+        """Counts of the terms born here, from the plans alone."""
+        return {}
+
+
+class Decoder(nn.Module, ABC):
+    """Latents + mask tokens -> predictions."""
+
+    dim: int
+
+    @abstractmethod
+    def forward(self, latents: Latents, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
+        """{modality: (R, M, O)} in the order of ``plan.predict``."""
+
+
+class Target(nn.Module, ABC):
+    """Replaces a modality's own target: features, HOG, latents of a moving average."""
+
+    @abstractmethod
+    def output_dim(self) -> int: ...
+
+    @abstractmethod
+    def forward(self, one: MaskedInput) -> Tensor:
+        """(R, M, O) float32, without gradient."""
+
+
+class Objective(nn.Module, ABC):
+    """Turns outputs into terms of the loss."""
+
+    coupled: bool = False  # True: samples see each other, so micro-batches do not add up exactly
+
+    @abstractmethod
+    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]: ...
+
+    @abstractmethod
+    def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
+        """The counts of its terms from the plans alone: the loop needs them before the first backward."""
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called after each optimiser step (moving averages)."""
+
+
+class Head(nn.Module, ABC):
+    """Turns the encoder of a fine-tuned model into logits."""
+
+    classes: int
+
+    @abstractmethod
+    def features(self, model: nn.Module, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+        """(B, F): the input of the last layer."""
+
+    @abstractmethod
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+        """(B, classes), or a dict where several streams answer."""
+
+
+class WeightsKind(ABC):
+    """A published checkpoint layout."""
+
+    name: str
+
+    @abstractmethod
+    def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        """Is this that layout? Prefixes of wrappers (``module.``) are already gone."""
+
+    @abstractmethod
+    def read(
+        self, state: dict[str, Tensor], **known: Any
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        """-> (recipe, state of our model, extras kept for an exact way back). ``known``: heads, norm_pix, ..."""
+
+    @abstractmethod
+    def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Our model -> state under the published names."""

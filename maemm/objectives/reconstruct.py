@@ -1,0 +1,34 @@
+"""The masked reconstruction loss."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from maemm.contract import Objective, Output, Plan, Term
+
+
+class Reconstruct(Objective):
+    """Mean of the loss over counted predicted tokens, one term per modality (MAE, section 3).
+
+    Options
+        weight: of all terms in the loss
+        weights: further factor by modality name
+    """
+
+    def __init__(self, name: str, *, weight: float = 1.0, weights: dict[str, float] | None = None):
+        super().__init__()
+        self.name, self.weight, self.weights = name, weight, weights or {}
+
+    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
+        counts = self.counts(out.plans)
+        return {
+            f"{self.name}.{name}": Term(
+                (loss * out.plans[name].counted).sum(),
+                counts[f"{self.name}.{name}"],
+                self.weight * self.weights.get(name, 1.0),
+            )
+            for name, loss in out.loss.items()
+        }
+
+    def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
+        return {f"{self.name}.{name}": plan.counted.sum() for name, plan in plans.items()}

@@ -1,0 +1,206 @@
+"""Read and write weights: our own files, and published ones through the kinds that plugins register."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from maemm import plugins
+from maemm.build import build_model
+from maemm.contract import WeightsKind
+from maemm.errors import MaemmError
+from maemm.model import Model
+
+_WRAPPERS = ("model", "state_dict", "module", "base_model", "model_state_dict")
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def load(what: str | Path | dict[str, Tensor], kind: str | None = None, **known: Any) -> Model:
+    """A model from weights: a file, a run or checkpoint folder, or a state dict; published or our own.
+
+    ``kind`` names the published layout where it cannot be told. ``known`` is what the weights do not tell:
+    ``heads``, ``decoder_heads``, ``norm_pix``, ``mask_ratio``... Every key and shape is checked: a partial match
+    is a :class:`MaemmError` that names the keys. Files are never unpickled freely.
+    """
+    if not isinstance(what, dict):
+        path = Path(what)
+        if path.is_dir():
+            return _load_own(find_checkpoint(path), known)
+        if recipe_of(path) is not None:
+            return _load_own(path, known)
+        what = read_state(path)
+    state = strip_wrappers(what)
+    found = _kind(kind, state)
+    accepted = [n for n, p in inspect.signature(found.read).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(known) - set(accepted))
+    if unknown:
+        raise MaemmError(f"{', '.join(unknown)} means nothing to weights {found.name!r}; known: {', '.join(accepted)}")
+    recipe, ours, extras = found.read(state, **known)
+    model = build_model(recipe)
+    fill(model, ours, f"weights {found.name!r}")
+    model.extras, model.kind = extras, found.name
+    return model.eval()
+
+
+def fill(model: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
+    """Load strictly; raises :class:`MaemmError` that names missing and unexpected keys and wrong shapes."""
+    own = model.state_dict()
+    problems = []
+    for title, keys in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys())):
+        if keys:
+            problems.append(f"{len(keys)} {title} ({_some(sorted(keys))})")
+    wrong = [
+        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
+        for k in own.keys() & state.keys()
+        if state[k].shape != own[k].shape
+    ]
+    if wrong:
+        problems.append(f"{len(wrong)} of another shape ({_some(sorted(wrong))})")
+    if problems:
+        raise MaemmError(f"{what} do not fit: {'; '.join(problems)}")
+    model.load_state_dict(state)
+
+
+def _some(names: list[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _kind(name: str | None, state: dict[str, Tensor]) -> WeightsKind:
+    if name is not None:
+        return plugins.find("weights", name)()
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+    kinds = [plugins.find("weights", one)() for one in plugins.names("weights")]
+    fitting = [one for one in kinds if one.match(set(shapes), shapes)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise MaemmError(f"the weights fit several kinds; give kind= one of {', '.join(k.name for k in fitting)}")
+    raise MaemmError(
+        f"the weights fit no known kind ({len(state)} tensors: {_some(sorted(state))}); "
+        f"known: {', '.join(k.name for k in kinds)}"
+    )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Tensors of a foreign file: safetensors, or a pickle of tensors and plain settings (``weights_only``)."""
+    if not path.exists():
+        raise MaemmError(f"no such weights: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals([argparse.Namespace, *_paths()]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise MaemmError(f"{path} holds more than tensors and is not unpickled ({reason})") from None
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise MaemmError(f"{path} cannot be read as weights ({reason})") from None
+
+
+def _paths() -> list[type]:
+    import pathlib
+
+    return [pathlib.PosixPath, pathlib.PurePosixPath, pathlib.WindowsPath, pathlib.PureWindowsPath]
+
+
+def strip_wrappers(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Take the tensors out of wrappers (``model``, ``module``...) and drop prefixes (``module.``, ``_orig_mod.``)."""
+    for _ in range(3):
+        inner = next((state[w] for w in _WRAPPERS if isinstance(state.get(w), dict)), None)
+        if inner is None:
+            break
+        state = inner
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise MaemmError("the weights hold no tensors")
+    again = True
+    while again:
+        again = False
+        for prefix in _PREFIXES:
+            if all(key.startswith(prefix) for key in tensors):
+                tensors, again = {key[len(prefix) :]: value for key, value in tensors.items()}, True
+    return tensors
+
+
+# --------------------------------------------------------------------------------------------- our own files
+def save(model: Model, path: str | Path) -> None:
+    """One safetensors file with the recipe in its header; :func:`load` reads it back exactly."""
+    header = {"maemm": json.dumps({"recipe": model.recipe, "kind": model.kind})}
+    state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+    state |= {f"extras/{key}": value.contiguous() for key, value in model.extras.items()}
+    save_file(_unshared(state), path, metadata=header)
+
+
+def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory (``same_as`` modalities): safetensors refuses those."""
+    seen: set[int] = set()
+    result = {}
+    for key, value in state.items():
+        result[key] = value.clone() if value.data_ptr() in seen else value
+        seen.add(value.data_ptr())
+    return result
+
+
+def recipe_of(path: Path) -> dict[str, Any] | None:
+    """The header of our own file, or None where the file is not ours."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            header = (file.metadata() or {}).get("maemm")
+    except (SafetensorError, OSError):
+        return None
+    return json.loads(header) if header else None
+
+
+def _load_own(path: Path, known: dict[str, Any]) -> Model:
+    if known:
+        raise MaemmError(f"{', '.join(sorted(known))} is already in the recipe of {path}; leave it out")
+    header = recipe_of(path)
+    if header is None:
+        raise MaemmError(f"{path} holds no recipe; it is not a model saved by maemm")
+    model = build_model(header["recipe"])
+    state = load_file(path)
+    extras = {key.removeprefix("extras/"): state.pop(key) for key in list(state) if key.startswith("extras/")}
+    fill(model, state, str(path))
+    model.extras, model.kind = extras, header.get("kind")
+    return model.eval()
+
+
+def find_checkpoint(folder: Path) -> Path:
+    """The model file of a checkpoint folder, or of the last checkpoint of a run folder."""
+    if (folder / "model.safetensors").is_file():
+        return folder / "model.safetensors"
+    steps = sorted((folder / "checkpoints").glob("step-*/model.safetensors"))
+    if not steps:
+        raise MaemmError(f"{folder} holds no checkpoint; give a run folder, a checkpoint folder or a weights file")
+    return steps[-1]
+
+
+def convert(
+    source: str | Path, out: str | Path, *, kind: str | None = None, to: str | None = None, **known: Any
+) -> str:
+    """Published weights -> our file, or with ``to`` back to a published layout. Returns a line to print."""
+    out = Path(out)
+    if out.exists():
+        raise MaemmError(f"{out} exists; choose another name or remove it")
+    model = load(source, kind, **known)
+    if to is None:
+        save(model, out)
+        return f"{source} ({model.kind or 'maemm'}) -> {out}: {len(model.state_dict())} tensors, maemm format"
+    state = plugins.find("weights", to)().write(model, model.extras)
+    if out.suffix == ".safetensors":
+        save_file(_unshared({k: v.detach().contiguous() for k, v in state.items()}), out)
+    else:
+        torch.save({"model": state}, out)
+    return f"{source} ({model.kind or 'maemm'}) -> {out}: {len(state)} tensors, layout {to!r}"

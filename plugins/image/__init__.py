@@ -1,0 +1,20 @@
+"""Images: folders, lists and arrays of them; MAE, Pixio and their weights."""
+
+from maemm.plugins import Plugin
+
+plugin = Plugin(
+    name="image",
+    version="0.1.0",
+    contract=1,
+    summary="images: MAE, Pixio",
+    modalities={"image": "modality:Image"},
+    sources={"image": "sources:open_images"},
+    weights={
+        "mae": "weights.mae:MAE",
+        "timm": "weights.mae:Timm",
+        "pixio": "weights.mae:Pixio",
+        "hf_vitmae": "weights.hf:HFViTMAE",
+    },
+    samples={"image": "samples:write"},
+    demo="image/mae_tiny_cpu",
+)
