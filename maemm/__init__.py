@@ -39,6 +39,7 @@ _HOME = {
     "Plugin": "maemm.plugins",
     "MaemmError": "maemm.errors",
 }
+_MODULES = ("config", "contract", "plugins")  # submodules that are used as ``maemm.config.load``
 __all__ = [
     "Draw",
     "MaemmError",
@@ -71,6 +72,8 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"maemm.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'maemm' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

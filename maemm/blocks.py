@@ -12,7 +12,7 @@ from torch import Tensor, nn
 def make_blocks(
     dim: int, depth: int, heads: int, *, mlp_ratio: float, qkv_bias: bool, eps: float, drop_path: float
 ) -> nn.ModuleList:
-    """``depth`` pre-norm blocks; drop path grows linearly from 0 to ``drop_path``. Linear layers as MAE: xavier, bias 0."""
+    """``depth`` pre-norm blocks; drop path grows linearly from 0 to ``drop_path``. Linear layers start as in MAE."""
     rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
     norm = partial(nn.LayerNorm, eps=eps)
     blocks = nn.ModuleList(

@@ -68,7 +68,7 @@ def build_model(recipe: dict[str, Any]) -> Model:
     targets = _targets(recipe)
     decoder = None
     if decoder_spec:
-        outputs = {n: (targets[n] if n in targets else m).output_dim() for n, m in modalities.items()}
+        outputs = {n: targets.get(n, m).output_dim() for n, m in modalities.items()}
         prefix = getattr(encoder, "prefix", None)
         prefix_count = 0 if prefix is None else prefix.shape[1]
         decoder = make("decoders", decoder_spec, outputs, encoder.dim, prefix_count, where="decoder")

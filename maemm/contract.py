@@ -75,8 +75,9 @@ class Tokens:
         return take_tokens(self.coords, index, self.rows)
 
     def everything(self) -> Tensor:
-        """(B, N) index of all tokens."""
-        return torch.arange(self.count, device=self.values.device).expand(self.batch, -1)
+        """(R, N) index of all tokens."""
+        rows = self.batch if self.rows is None else self.rows.shape[0]
+        return torch.arange(self.count, device=self.values.device).expand(rows, -1)
 
 
 def take_tokens(values: Tensor, index: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -312,11 +313,11 @@ class Modality(nn.Module, ABC):
         return (pred.float() - target).square().mean(-1)
 
     def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
-        """Undo the target's normalisation with the token's own statistics: (R, M, O) -> values like ``tokens.values``."""
+        """Undo the target's normalisation with the tokens' own statistics: (R, M, O) -> like ``tokens.values``."""
         return pred
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor | None:
-        """Token values (R, M, ...) of the tokens ``index`` (all if None) -> signal (R, ...), NaN (or nothing) elsewhere.
+        """Values (R, M, ...) of the tokens ``index`` (all if None) -> signal (R, ...), NaN (or nothing) elsewhere.
 
         None: there is no inverse.
         """
@@ -361,8 +362,12 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents: ...
 
+    def norm_of(self, name: str) -> nn.Module:
+        """The final norm of a modality's features; an encoder with a norm per stream says which."""
+        return self.norm
+
     def layer_of(self, name: str) -> int:
-        """Layer of one of its parameters, 0 (embedding) .. depth, for layer-wise learning rates; depth + 1: the rest."""
+        """Layer of a parameter for layer-wise learning rates: 0 (embedding) .. depth; depth + 1: the rest."""
         raise MaemmError(f"{type(self).__name__} does not say layer_of(); layer decay needs it")
 
     def counts(self, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:

@@ -91,10 +91,14 @@ class GridModality(Modality):
     def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
         self.embedding = nn.Linear(self.values_dim(), encoder_dim)
         nn.init.xavier_uniform_(self.embedding.weight)
-        self.positions = make_position(self.position_kinds["encoder"], encoder_dim, self.grid)
+        self.positions = self.make_positions(self.position_kinds["encoder"], encoder_dim)
         if decoder_dim is not None:
             self.decoder = nn.Module()
-            self.decoder.positions = make_position(self.position_kinds["decoder"], decoder_dim, self.grid)
+            self.decoder.positions = self.make_positions(self.position_kinds["decoder"], decoder_dim)
+
+    def make_positions(self, kind: str, dim: int) -> nn.Module:
+        """The positions of one role: (tokens, index (R, V)) -> (R, V, dim). Override it for kinds of your own."""
+        return make_position(kind, dim, self.grid)
 
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
         return self.embedding(tokens.take(index))

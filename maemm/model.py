@@ -186,7 +186,8 @@ class Model(nn.Module):
         if tokens:
             return latents.tokens
         return {
-            name: pool_and_norm(latents, name, one.plan, pool, norm, self.encoder.norm) for name, one in inputs.items()
+            name: pool_and_norm(latents, name, one.plan, pool, norm, self.encoder.norm_of(name))
+            for name, one in inputs.items()
         }
 
     def _tapped(self, latents: Latents, name: str, wanted: list[int]) -> Tensor:

@@ -22,7 +22,7 @@ from pydantic.errors import PydanticUserError
 from typing_extensions import NotRequired, Required, TypedDict
 
 from maemm.errors import MaemmError
-from maemm.nearest import advice
+from maemm.nearest import advice, nearest
 
 MISSING = inspect.Parameter.empty
 Origin = Callable[[str], str]  # dotted key -> where it was written, for messages; "" where unknown
@@ -43,7 +43,9 @@ class Option:
 
     @property
     def shown_default(self) -> str:
-        return "required" if self.default is MISSING else value_text(self.default)
+        if self.default is MISSING:
+            return "required"
+        return self.default if isinstance(self.default, str) else value_text(self.default)
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -195,7 +197,7 @@ def explain(
         key = next((name for name in _longest(known) if path == name or path.startswith(name + ".")), path)
         if one["type"] == "extra_forbidden":
             lines.setdefault(path, _unknown(path, where, known, origin, hint))
-        elif one["type"] == "missing":
+        elif one["type"] == "missing" and path == key:
             full, kind = join(where, key), known.get(key, ("", None))[0]
             lines.setdefault(key, f"{full} is missing{_in(origin(where))}; add {full}, {kind}")
         else:
@@ -222,10 +224,11 @@ def _longest(known: Mapping[str, Any]) -> list[str]:
 
 
 def _unknown(path: str, where: str, known: Mapping[str, Any], origin: Origin, hint: str) -> str:
-    full = join(where, path)
-    parent = path.rpartition(".")[0]
-    siblings = [join(where, name) for name in known if name.rpartition(".")[0] == parent]
-    return f"unknown key {full!r}{_in(origin(full))}; {advice(full, siblings, hint)}"
+    full, (parent, _, last) = join(where, path), path.rpartition(".")
+    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
+    like = nearest(last, siblings)
+    todo = f"did you mean {join(where, parent, like)!r}?" if like else advice(last, siblings, hint)
+    return f"unknown key {full!r}{_in(origin(full))}; {todo}"
 
 
 def _demand(message: str) -> str:
@@ -265,6 +268,8 @@ def type_text(hint: Any) -> str:
     if base is tuple:
         return f"[{', '.join(type_text(one) for one in args)}]"
     if base is not None and inspect.isclass(base) and issubclass(base, Mapping) and len(args) == 2:
+        if args[1] is Any:
+            return "{...}"
         return f"{{{type_text(args[0])}: {type_text(args[1])}}}"
     if base is not None and len(args) == 1:
         return f"[{type_text(args[0])}, ...]"

@@ -26,6 +26,7 @@ from maemm.nearest import advice
 
 CONTRACT = 1  # maemm.contract.CONTRACT_VERSION, which cannot be read here without importing torch
 GROUP = "maemm.plugins"
+HOME = "maemm_plugins"  # the package of the bundled plugins, to which local folders are added
 VARIABLE = "MAEMM_PLUGIN_PATH"
 ROLES = (
     "modalities",
@@ -44,6 +45,7 @@ SINGULAR = {role: role[:-1] for role in ROLES} | {
     "weights": "weights kind",
     "samples": "sample set",
 }
+PLURAL = {role: role for role in ROLES} | {"weights": "weights kinds", "samples": "sample sets"}
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -165,12 +167,11 @@ def _discovered(variable: str) -> tuple[Found, ...]:
 
 def _bundled() -> Iterator[Found]:
     try:
-        import maemm_plugins
+        home = importlib.import_module(HOME).__path__[0]
     except ModuleNotFoundError as error:
         raise MaemmError(f"the bundled plugins are not installed ({error}); run: pip install -e .") from None
-    home = maemm_plugins.__path__[0]
     for name in _packages_in(home):
-        yield _import(f"maemm_plugins.{name}", Path(home) / name, "bundled")
+        yield _import(f"{HOME}.{name}", Path(home) / name, "bundled")
 
 
 def _installed() -> Iterator[Found]:
@@ -190,17 +191,19 @@ def _installed() -> Iterator[Found]:
 def _folders(variable: str) -> Iterator[Found]:
     if not variable:
         return
-    import maemm_plugins
-
-    for entry in dict.fromkeys(os.path.abspath(one) for one in variable.split(os.pathsep) if one):
+    search = importlib.import_module(HOME).__path__
+    seen: set[Path] = set()
+    for entry in (os.path.abspath(one) for one in variable.split(os.pathsep) if one):
         folder = Path(entry)
         single = (folder / "__init__.py").is_file()
         parent = str(folder.parent if single else folder)
-        if parent not in maemm_plugins.__path__:
-            maemm_plugins.__path__.append(parent)
+        if parent not in search:
+            search.append(parent)
         for name in [folder.name] if single else _packages_in(parent):
             path = Path(parent) / name
-            yield _import(f"maemm_plugins.{name}", path, f"folder: {path}")
+            if path not in seen:  # a plugin and the folder that holds it may both be given
+                seen.add(path)
+                yield _import(f"{HOME}.{name}", path, f"folder: {path}")
 
 
 def _packages_in(folder: str) -> list[str]:
@@ -252,7 +255,7 @@ def find(role: str, name: str) -> Any:
         return getattr(importlib.import_module(f"{found.package}.{module}"), attribute)
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
-        if missing in {"maemm", "maemm_plugins", found.package.split(".")[0]}:
+        if missing in {"maemm", HOME, found.package.split(".")[0]}:
             raise MaemmError(f"{what} cannot be imported ({error}); mend the plugin ({found.origin})") from error
         raise MaemmError(f"{what} needs the package {missing!r}; run: pip install {missing}") from error
     except AttributeError as error:

@@ -36,10 +36,7 @@ class Block(OneMasking):
             index = ranked.gather(1, index.clamp(max=tokens.count - 1))
         coords = tokens.coords.expand(tokens.batch, -1, -1).float()
         difference = coords - coords.gather(1, index[..., None].expand(-1, 1, coords.shape[-1]))
-        if self.shape == "square":
-            distance = difference.abs().amax(-1)
-        else:
-            distance = difference.square().sum(-1)
+        distance = difference.abs().amax(-1) if self.shape == "square" else difference.square().sum(-1)
         ties = draw.rand(f"mask/{name}/ties", tokens.count).to(device)
         far_first = -(distance + ties * 1e-4)  # kept first = farthest first
         return plan_from_order(noise_order(far_first, tokens), tokens, self.ratio, self.count)

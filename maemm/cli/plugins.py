@@ -1,0 +1,97 @@
+"""``maemm plugins`` and ``maemm plugins show NAME``."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator
+
+from maemm import plugins
+from maemm.cli.parser import VERBS, split, verb_parser
+from maemm.errors import MaemmError
+from maemm.nearest import advice
+from maemm.plugins import Found
+
+WITH_OPTIONS = tuple(role for role in plugins.ROLES if role not in ("weights", "samples"))
+
+
+def run(argv: list[str], flags: Namespace) -> int:
+    """List the plugins, or show one plugin or one part with its options."""
+    words = verb_parser("plugins", "NAME is a plugin or a part.").parse_intermixed_args(argv).words
+    (action, name), overrides = split(words, 0, 2, f"plugins {VERBS['plugins'].words}")
+    if overrides:
+        raise MaemmError(f"plugins takes no {overrides[0]!r}; leave it out")
+    if action in (None, "ls") and name is None:
+        return _list(flags.json)
+    if action != "show":
+        raise MaemmError(f"unknown action {action!r}; {advice(str(action), ['show', 'ls'])}")
+    if name is None:
+        raise MaemmError(f"show needs a name; known: {', '.join(one.name for one in plugins.all())}")
+    return _show(name, flags.json)
+
+
+def _list(as_json: bool) -> int:
+    found = plugins.all()
+    if as_json:
+        print(json.dumps([_as_dict(one) for one in found], indent=2))
+        return 0
+    width = max(len(one.name) for one in found)
+    for one in found:
+        if one.plugin is None:
+            print(f"{one.name:<{width}}  broken   {one.error}\n{'':<{width}}           ({one.origin})")
+            continue
+        print(f"{one.name:<{width}}  {one.plugin.version:<7}  {one.plugin.summary}  ({one.origin})")
+        for role in plugins.ROLES:
+            if getattr(one.plugin, role):
+                print(f"{'':<{width}}           {role}: {', '.join(getattr(one.plugin, role))}")
+    print("\nOptions of a plugin's parts: maemm plugins show NAME")
+    return 0
+
+
+def _as_dict(one: Found) -> dict[str, object]:
+    parts = {role: list(getattr(one.plugin, role)) for role in plugins.ROLES} if one.plugin else {}
+    about = {"version": one.plugin.version, "summary": one.plugin.summary} if one.plugin else {}
+    return {"name": one.name, "origin": one.origin, "error": one.error, **about, "parts": parts}
+
+
+def _show(name: str, as_json: bool) -> int:
+    parts = [_described(role, part) for role, part in _chosen(name)]
+    if as_json:
+        print(json.dumps(parts, indent=2))
+        return 0
+    for one in parts:
+        print(f"{plugins.SINGULAR[one['role']]} {one['name']}  {one['summary']}")
+        if one["error"]:
+            print(f"    cannot be used: {one['error']}")
+        width = max((len(option["name"]) for option in one["options"]), default=0)
+        for option in one["options"]:
+            print(f"    {option['name']:<{width}}  {option['type']}  [{option['default']}]  {option['doc']}".rstrip())
+        print()
+    return 0
+
+
+def _chosen(name: str) -> Iterator[tuple[str, str]]:
+    """(role, part) of everything that a plugin brings, or of all parts of that name."""
+    found = plugins.all()
+    if any(one.name == name for one in found):
+        yield from ((role, part) for role, part, _ in plugins.get(name).plugin.parts())
+        return
+    owned = [(role, part) for one in found if one.plugin for role, part, _ in one.plugin.parts()]
+    if not any(part == name for _, part in owned):
+        known = {one.name for one in found} | {part for _, part in owned}
+        raise MaemmError(f"unknown plugin or part {name!r}; {advice(name, known)}")
+    yield from dict.fromkeys((role, part) for role, part in owned if part == name)
+
+
+def _described(role: str, name: str) -> dict[str, object]:
+    """A part in words; one that cannot be imported says why and leaves the others alone."""
+    from maemm.options import describe
+
+    try:
+        part = plugins.find(role, name)
+        options = describe(part) if role in WITH_OPTIONS else []
+    except MaemmError as error:
+        return {"role": role, "name": name, "summary": "", "error": str(error), "options": []}
+    summary = next(iter((part.__doc__ or "").strip().splitlines()), "")
+    rows = [{"name": one.name, "type": one.type, "default": one.shown_default, "doc": one.doc} for one in options]
+    return {"role": role, "name": name, "summary": summary, "error": None, "options": rows}

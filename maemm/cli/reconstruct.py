@@ -1,0 +1,44 @@
+"""``maemm reconstruct RUN_OR_WEIGHTS DATA [-o FILE]``."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+
+from maemm.cli.parser import VERBS, split, verb_parser
+from maemm.config import reader
+from maemm.errors import MaemmError
+
+EPILOG = """key=value: count=8 samples, seed=0 of the masks, and what weights do not tell: heads=12, decoder_heads=16,
+norm_pix=true, mask_ratio=0.75"""
+
+
+def run(argv: list[str], flags: Namespace) -> int:
+    """Draw what a model makes of somebody's own files."""
+    parser = verb_parser("reconstruct", EPILOG)
+    parser.add_argument("-o", "--out", metavar="FILE", help="picture to write (default: reconstruction.png)")
+    parser.add_argument("--kind", help="published layout of the weights, where it cannot be told")
+    args = parser.parse_intermixed_args(argv)
+    (what, data), overrides = split(args.words, 2, 2, f"reconstruct {VERBS['reconstruct'].words}")
+    known = values(overrides)
+    out = args.out or known.pop("out", None) or "reconstruction.png"
+    if args.kind is not None:
+        known["kind"] = args.kind
+    from maemm.options import check
+    from maemm.report import reconstruct
+
+    asked = {key: known.pop(key) for key in ("count", "seed") if key in known}
+    made = reconstruct(str(what), str(data), str(out), **check(reconstruct, asked, "reconstruct"), **known)
+    print(json.dumps({"file": str(made.path), "shown": made.shown, "skipped": made.skipped}) if flags.json else made)
+    return 0
+
+
+def values(overrides: list[str]) -> dict[str, object]:
+    """``["heads=12"]`` -> {"heads": 12}; the names are flat here."""
+    found = {}
+    for word in overrides:
+        key, _, text = word.partition("=")
+        if "." in key:
+            raise MaemmError(f"{key!r} means nothing here (override {word}); names have no dots")
+        found[key] = reader.value(text, key)
+    return found

@@ -1,0 +1,78 @@
+"""The keys below ``data`` and ``train``: their types, defaults and one line of help each."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from maemm.options import MISSING, Option, type_text
+
+
+class _Keys(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class DataConfig(_Keys):
+    """Where samples come from and how they are read. The defaults suit a folder on one machine."""
+
+    root: str | None = Field(None, description="folder or file that the source reads")
+    list: str | None = Field(None, description="list file that names the samples")
+    source: str | dict[str, Any] | None = Field(None, description="source part; null: the one of the modality's type")
+    workers: int = Field(2, ge=0, description="processes that read; 0: the main process reads")
+    prefetch: int = Field(2, ge=1, description="batches that each worker keeps ready")
+    timeout: float = Field(600.0, gt=0, description="seconds that one batch may take")
+    repeats: int = Field(1, ge=1, description="augmented views of each sample that is read; batch counts views")
+    max_bad_share: float = Field(0.05, ge=0, le=1, description="share of unreadable samples at which a run stops")
+
+
+class TrainConfig(_Keys):
+    """How to train. The defaults are those of the MAE pre-training recipe where it has them."""
+
+    epochs: int | None = Field(None, gt=0, description="passes over the data; or give steps")
+    steps: int | None = Field(None, gt=0, description="optimiser steps; or give epochs")
+    batch: int = Field(256, gt=0, description="samples of a step, over all processes")
+    micro_batch: int | None = Field(
+        None, gt=0, description="samples that one process takes at a time; null: all its own"
+    )
+    base_lr: float | None = Field(None, gt=0, description="learning rate for a batch of 256; default 1.5e-4 unless lr")
+    lr: float | None = Field(None, gt=0, description="learning rate, not scaled with the batch")
+    schedule: str | dict[str, Any] = Field("cosine", description="schedule part: cosine, constant or step")
+    lr_per: Literal["step", "epoch"] = Field("step", description="how often the learning rate changes")
+    warmup_epochs: float = Field(40.0, ge=0, description="epochs of linear warmup from 0")
+    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+    optimizer: str | dict[str, Any] = Field("adamw", description="optimiser part: adamw, adam, sgd or lars")
+    no_decay: list[str] = Field(["*.bias"], description="names of parameters without weight decay, as all of one axis")
+    layer_decay: float | None = Field(None, gt=0, le=1, description="factor of the learning rate per encoder layer")
+    clip_grad: float | None = Field(None, gt=0, description="largest L2 norm of the gradient")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
+    compile: bool = Field(False, description="torch.compile the forward pass")
+    seed: int = Field(0, ge=0, description="of weights, order, augmentation and masks")
+    max_nonfinite: int = Field(10, ge=0, description="steps in a row with a non-finite loss before the run stops")
+    save_every: int | None = Field(
+        None, gt=0, description="steps between checkpoints; null: whole epochs, at most 200 times"
+    )
+    keep: int | None = Field(2, gt=0, description="checkpoints to keep; null: all")
+    picture_every: int | None = Field(None, gt=0, description="steps between pictures; null: about 20 times")
+    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+    tensorboard: bool = Field(False, description="also write TensorBoard files")
+
+
+BASE_LR = 1.5e-4  # MAE, appendix A.1
+
+# Parts that stand below ``train`` and are looked up in the registries of maemm.train, not among plugins.
+TRAIN_PARTS = ("optimizer", "schedule")
+
+
+def keys_of(model: type[BaseModel]) -> list[Option]:
+    """The keys of ``data`` or ``train`` for help texts: name, type, default, one line."""
+    return [
+        Option(name, one.annotation, MISSING if one.is_required() else one.default, one.description or "")
+        for name, one in model.model_fields.items()
+    ]
+
+
+def known_of(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
+    """{key: (type in words, default)} for messages."""
+    return {one.name: (type_text(one.hint), one.default) for one in keys_of(model)}

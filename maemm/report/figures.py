@@ -1,0 +1,106 @@
+"""What a run folder says about a run. Tolerant: a page must come out of a run that broke, or has just begun."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Run:
+    """A run folder, read."""
+
+    folder: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl, one per step, ascending
+    recipe: dict[str, Any] = field(default_factory=dict)
+    recipe_text: str = ""
+    bad: int = 0  # bad samples, each named once in bad_samples.jsonl
+    pictures: list[Path] = field(default_factory=list)  # oldest first
+    unread: list[str] = field(default_factory=list)  # what could not be read, in words
+
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """(steps, values) of the rows that hold the number ``name``; not-finite values are NaN."""
+        found = [(row["step"], number(row.get(name))) for row in self.rows if row.get(name) is not None]
+        return [float(step) for step, _ in found], [value for _, value in found]
+
+    def last(self, name: str) -> float | None:
+        """The newest finite value of a column."""
+        values = [value for value in self.column(name)[1] if math.isfinite(value)]
+        return values[-1] if values else None
+
+    def terms(self) -> list[str]:
+        """Names of the loss's terms, in the order of the log."""
+        return list(dict.fromkeys(name for row in self.rows for name in row if name.startswith("terms.")))
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run folder; files that are missing, empty or cut off leave their part of the run empty."""
+    run = Run(Path(folder))
+    by_step = {}
+    for row in read_lines(run.folder / "metrics.jsonl", run.unread):
+        step = row.get("step")
+        if isinstance(step, int) and not isinstance(step, bool):
+            by_step[step] = _flat(row)  # a resumed run writes some steps again: the later line holds
+    run.rows = [by_step[step] for step in sorted(by_step)]
+    run.bad = len(read_lines(run.folder / "bad_samples.jsonl", run.unread))
+    run.pictures = sorted((run.folder / "pictures").glob("*.png"))
+    run.recipe_text, run.recipe = _recipe(run.folder / "recipe.yaml", run.unread)
+    return run
+
+
+def read_lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
+    """The whole objects of a JSON-lines file; a half-written last line is left out, other bad lines are reported."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError:
+        return []
+    rows, bad = [], 0
+    for number_of, line in enumerate(lines):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError:
+            bad += number_of < len(lines) - 1
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+        elif row is not None:
+            bad += 1
+    if bad:
+        unread.append(f"{bad} lines of {path.name} cannot be read")
+    return rows
+
+
+def number(value: Any) -> float:
+    """A logged value as a number; what is none is NaN."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return math.nan
+    return float(value) if math.isfinite(value) else math.nan
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"terms": {"a": 1}} -> {"terms.a": 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
+def _recipe(path: Path, unread: list[str]) -> tuple[str, dict[str, Any]]:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "", {}
+    try:
+        recipe = yaml.safe_load(text)
+    except yaml.YAMLError:
+        unread.append(f"{path.name} is not valid YAML")
+        return text, {}
+    return text, recipe if isinstance(recipe, dict) else {}

@@ -1,0 +1,190 @@
+"""Pictures of what a model sees and says: input, visible tokens, reconstruction. For any modality.
+
+A modality is asked for two things only: ``untokenize`` (token values -> signal) and ``draw`` (signal -> axes).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maemm.contract import Modality, Plan, Planned, Prepared, Tokens
+from maemm.draws import Draw
+from maemm.model import Model, as_prepared
+from maemm.report.files import write_whole
+
+INPUT = "input"
+OUTRIGHT = "reconstruction"
+TRUE = "reconstruction: uses each\nhidden patch's true mean and spread"
+NEAREST = "reconstruction: mean and spread\nof the nearest visible patch"
+
+
+@dataclass
+class Rows:
+    """Pictures of one modality: under each caption the signals of all samples, NaN where nothing is shown."""
+
+    columns: dict[str, Tensor] = field(default_factory=dict)  # caption -> (R, ...)
+    note: str = ""  # why there are no columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
+
+
+@torch.no_grad()
+def make_rows(model: Model, batch: Mapping[str, Prepared | Tensor], seed: int = 0, count: int = 4) -> dict[str, Rows]:
+    """Run the model on the first ``count`` samples in eval mode: {modality: Rows}. Needs a decoder."""
+    few = {name: _first(as_prepared(one), count) for name, one in batch.items()}
+    total = max(one.x.shape[0] for one in few.values())
+    was_training = model.training
+    model.eval()
+    try:
+        inputs = model.plan(few, Draw((seed, "pictures"), range(total), total))
+        pred = model(inputs).pred
+    finally:
+        model.train(was_training)
+    made = {}
+    for name, one in inputs.items():
+        if name in model.targets:
+            made[name] = Rows(note="no pictures: the model predicts features, not the signal")
+        else:
+            made[name] = _rows_of(model.modalities[name], one, pred[name].float(), count)
+    return made
+
+
+def _rows_of(modality: Modality, planned: Planned, pred: Tensor, count: int) -> Rows:
+    tokens, plan = _by_row(planned.tokens, planned.plan)
+    everything = tokens.everything()
+    given = tokens.values.float()
+    if modality.untokenize(given, tokens) is None:
+        return Rows(note="no pictures: this modality cannot be put together from its tokens")
+
+    def signal(*layers: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        """Put (values, index, valid) on top of each other and go back to the signal."""
+        whole = torch.full_like(given, math.nan)
+        for values, index, valid in layers:
+            whole = _put(whole, values, index, valid)
+        return modality.untokenize(whole, tokens)[:count].cpu()
+
+    seen = (tokens.take(plan.visible).float(), plan.visible, plan.visible_valid)
+    columns = {
+        INPUT: signal((given, everything, tokens.valid)),
+        f"visible to the encoder ({_share(tokens, plan)})": signal(seen),
+    }
+    own = modality.restore(pred, tokens, plan.predict)
+    if own.shape != tokens.take(plan.predict).shape:
+        return Rows(note="no pictures: what is predicted has another shape than the tokens")
+    if plan.predict.shape[1]:
+        lent = modality.restore(pred, _lend(tokens, plan), plan.predict)
+        guess = (plan.predict, plan.predict_valid)
+        if torch.equal(own.nan_to_num(), lent.nan_to_num()):  # nothing of the hidden signal was used
+            columns[OUTRIGHT] = signal(seen, (own, *guess))
+        else:
+            columns[TRUE] = signal(seen, (own, *guess))
+            columns[NEAREST] = signal(seen, (lent, *guess))
+    return Rows(columns)
+
+
+def _lend(tokens: Tokens, plan: Plan) -> Tokens:
+    """Tokens in which each hidden one is replaced by the nearest visible one: what can be known without peeking."""
+    if not plan.visible.shape[1]:
+        return replace(tokens, values=torch.zeros_like(tokens.values))
+    distance = torch.cdist(tokens.take_coords(plan.predict).float(), tokens.take_coords(plan.visible).float())
+    if plan.visible_valid is not None:
+        distance = distance.masked_fill(~plan.visible_valid[:, None], math.inf)
+    nearest = plan.visible.gather(1, distance.argmin(-1))
+    return replace(tokens, values=_put(tokens.values, tokens.take(nearest), plan.predict, plan.predict_valid))
+
+
+def _put(whole: Tensor, values: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
+    """A copy of (R, N, ...) with ``values`` (R, M, ...) at ``index`` (R, M); padding goes nowhere."""
+    spare = torch.cat([whole, whole[:, :1]], 1)  # padding is written behind the last token and cut off
+    if valid is not None:
+        index = index.masked_fill(~valid, whole.shape[1])
+    rows = torch.arange(len(index), device=index.device)[:, None]
+    spare[rows, index] = values.to(spare.dtype)
+    return spare[:, :-1]
+
+
+def _by_row(tokens: Tokens, plan: Plan) -> tuple[Tokens, Plan]:
+    """Several plans of one sample -> tokens repeated, so that row r of both belongs together."""
+    if plan.rows is None:
+        return tokens, plan
+    taken = {
+        name: value[plan.rows]
+        for name in ("values", "coords", "valid")
+        if (value := getattr(tokens, name)) is not None and value.shape[0] == tokens.batch
+    }
+    return replace(tokens, rows=None, **taken), replace(plan, rows=None)
+
+
+def _share(tokens: Tokens, plan: Plan) -> str:
+    seen = plan.visible.numel() if plan.visible_valid is None else int(plan.visible_valid.sum())
+    of = tokens.batch * tokens.count if tokens.valid is None else int(tokens.valid.sum())
+    return f"{100 * seen / max(1, of):.0f} %"
+
+
+def _first(one: Prepared, count: int) -> Prepared:
+    size = one.x.shape[0]
+
+    def cut(value: Any) -> Any:
+        return value[:count] if isinstance(value, Tensor) and value.ndim and value.shape[0] == size else value
+
+    return Prepared(one.x[:count], cut(one.valid), {key: cut(value) for key, value in one.info.items()})
+
+
+# ------------------------------------------------------------------------------------------------ drawing
+def save_pictures(
+    model: Model, batch: Mapping[str, Prepared | Tensor], path: str | os.PathLike, seed: int = 0, count: int = 4
+) -> Path:
+    """Write a PNG with a row per sample and columns input, visible, reconstruction; modalities below each other.
+
+    ``batch``: {modality: Prepared or bare tensor}. The model is back in its mode afterwards. The file appears
+    whole or not at all. Raises :class:`MaemmError` when the model has no decoder.
+    """
+    return draw_rows(model, make_rows(model, batch, seed, count), path)
+
+
+def draw_rows(model: Model, made: Mapping[str, Rows], path: str | os.PathLike) -> Path:
+    """Draw what :func:`make_rows` made to a PNG."""
+    from matplotlib.figure import Figure
+
+    heights = [max(0.5, 1.6 * len(rows) + 0.75) for rows in made.values()]
+    figure = Figure(figsize=(max(4.0, 2.15 * max(len(r.columns) for r in made.values())), sum(heights)), dpi=120)
+    for part, (name, rows) in zip(_parts(figure, heights), made.items(), strict=True):
+        _draw_one(part, model.modalities[name], name if len(made) > 1 else "", rows)
+
+    def write(file: Path) -> None:
+        figure.savefig(file, format="png", metadata={"Software": None})  # the same bytes for the same picture
+
+    return write_whole(Path(path), write, "the picture")
+
+
+def _parts(figure: Any, heights: list[float]) -> list[Any]:
+    return list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
+
+
+def _draw_one(part: Any, modality: Modality, title: str, rows: Rows) -> None:
+    """One modality on its part of the figure."""
+    if title:
+        part.suptitle(title, x=0.01, y=0.995, ha="left", va="top", fontsize=9, fontweight="bold")
+    if not rows.columns:
+        part.text(0.5, 0.4, rows.note, ha="center", va="center", fontsize=8)
+        return
+    height = 1.6 * len(rows) + 0.75
+    grid = part.subplots(len(rows), len(rows.columns), squeeze=False)
+    part.subplots_adjust(left=0.005, right=0.995, bottom=0.05 / height, top=1 - 0.7 / height, wspace=0.03, hspace=0.05)
+    for column, (caption, signals) in enumerate(rows.columns.items()):
+        grid[0, column].set_title(caption, fontsize=6.5)
+        for row, signal in enumerate(signals):
+            axes = grid[row, column]
+            axes.set_facecolor("0.6")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            modality.draw(axes, signal)

@@ -1,0 +1,17 @@
+"""The public conformance suite: rules that every part of a plugin keeps, checked on a tiny model on the CPU.
+
+With pytest::
+
+    from maemm.testing import parametrize_with_checks
+    from maemm_sonar import plugin
+
+    @parametrize_with_checks(plugin, expected_failures={})
+    def test_conformance(check):
+        check()
+
+Without: ``run_checks(plugin)``. Importing this module imports neither torch nor pytest.
+"""
+
+from maemm.testing.suite import Check, CheckFailed, DoesNotApply, Result, checks_of, parametrize_with_checks, run_checks
+
+__all__ = ["Check", "CheckFailed", "DoesNotApply", "Result", "checks_of", "parametrize_with_checks", "run_checks"]

@@ -1,0 +1,106 @@
+"""Rules of the manifest and of its parts as classes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+
+from maemm import contract, plugins
+from maemm.options import options_of
+from maemm.plugins import CONTRACT, Plugin
+from maemm.testing.case import Case, check
+from maemm.testing.suite import ALL, DoesNotApply
+
+BASES = {
+    "modalities": contract.Modality,
+    "maskings": contract.Masking,
+    "encoders": contract.Encoder,
+    "decoders": contract.Decoder,
+    "targets": contract.Target,
+    "objectives": contract.Objective,
+    "heads": contract.Head,
+    "weights": contract.WeightsKind,
+}
+HEAVY = ("torch", "torchvision", "timm", "matplotlib")
+PARTS = tuple(plugins.ROLES)
+
+
+@check(ALL)
+def manifest_is_complete(case: Case) -> None:
+    """A manifest has a version, a line of summary, the contract of this maemm, at least one part, its folder's name."""
+    one, change = case.plugin, "write it in Plugin(...) in the package's __init__.py"
+    case.require(isinstance(one, Plugin), "manifest", type(one).__name__, "a maemm.Plugin", change)
+    case.require(one.contract == CONTRACT, "manifest: contract", one.contract, CONTRACT, change)
+    for name in ("version", "summary"):
+        text = getattr(one, name)
+        good = text.strip() and "\n" not in text
+        case.require(good, f"manifest: {name}", repr(text), "one line of text", change)
+    case.require(list(one.parts()), "manifest: parts", "none", "at least one modality or other part", change)
+    home, _, folder = case.package.rpartition(".")
+    if home == "maemm_plugins":
+        case.require(one.name == folder, "manifest: name", repr(one.name), f"the folder's name {folder!r}", change)
+
+
+@check(ALL)
+def manifest_is_light(case: Case) -> None:
+    """Reading the manifest imports neither torch nor anything else that is slow."""
+    code = f"import sys, {case.package}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
+    rule, change = "reading the manifest is cheap", "import heavy modules in the parts' modules only"
+    reason = (done.stderr.strip().splitlines() or [""])[-1]
+    case.require(done.returncode == 0, rule, reason, f"{case.package} to import in a fresh process", change)
+    case.require(not done.stdout.strip(), rule, f"{done.stdout.strip()} imported", "no heavy import", change)
+
+
+@check(*PARTS)
+def part_can_be_imported(case: Case) -> None:
+    """Each name of the manifest leads to a class of its role, or to a function for sources and samples."""
+    target = getattr(case.plugin, case.role)[case.part]
+    part = plugins.find(case.role, case.part)
+    base, change = BASES.get(case.role), f"mend {target!r} in the manifest, or the class's base"
+    if base is None:
+        case.require(callable(part), f"{target} is a function", type(part).__name__, "a callable", change)
+        return
+    good = inspect.isclass(part) and issubclass(part, base)
+    case.require(good, f"{target} has its role's base", part, f"a subclass of maemm.contract.{base.__name__}", change)
+    missing = sorted(getattr(part, "__abstractmethods__", ()))
+    case.require(not missing, f"{target} is complete", f"no {', '.join(missing)}", "all abstract methods", change)
+
+
+@check(*(role for role in PARTS if role not in ("samples", "weights")))
+def options_are_documented(case: Case) -> None:
+    """Each keyword-only parameter has a type hint and a line below "Options" in the docstring."""
+    change = 'add "name: text" below a line "Options" in the docstring, and a type hint in the constructor'
+    known = options_of(plugins.find(case.role, case.part))
+    silent = [name for name, one in known.items() if not one.doc]
+    case.require(not silent, "options are described", f"no text for {', '.join(silent)}", "a line for each", change)
+    vague = [name for name, one in known.items() if one.type == "any"]
+    case.require(not vague, "options are typed", f"no type for {', '.join(vague)}", "a hint for each", change)
+
+
+@check("modalities")
+def worker_gets_it_cheaply(case: Case) -> None:
+    """Before connect() a modality has no parameters, and it can be sent to a worker process."""
+    modality = case.modality()
+    names = [name for name, _ in modality.named_parameters()]
+    rule = "no parameters before connect()"
+    case.require(not names, rule, ", ".join(names), "none", "make parameters in connect()")
+    try:
+        pickle.loads(pickle.dumps(modality))
+    except Exception as error:
+        case.require(False, "it can be pickled", error, "no error", "keep open files and lambdas out of the attributes")
+
+
+@check("heads")
+def head_answers(case: Case) -> None:
+    """A head gives (B, classes) logits."""
+    model = case.model()
+    logits = model.logits({case.signal: case.example()})
+    if isinstance(logits, dict):
+        raise DoesNotApply("several streams answer")
+    rule, change = "logits have one column per class", "return (B, classes) from forward()"
+    case.require(logits.shape == (3, model.head.classes), rule, tuple(logits.shape), (3, model.head.classes), change)

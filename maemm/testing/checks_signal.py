@@ -1,0 +1,124 @@
+"""Rules of the way back from tokens to a signal, of targets, losses and pictures."""
+
+from __future__ import annotations
+
+import torch
+
+from maemm.contract import Plan
+from maemm.errors import MaemmError
+from maemm.testing.case import Case, check
+from maemm.testing.suite import DoesNotApply
+
+
+@check("modalities")
+def untokenize_is_the_inverse(case: Case) -> None:
+    """untokenize(tokenize(x)) is x, and of some tokens it is x where they are and NaN elsewhere."""
+    modality, prepared = case.modality(), case.example()
+    tokens = modality.tokenize(prepared)
+    whole = modality.untokenize(tokens.values, tokens)
+    if whole is None:
+        raise DoesNotApply("untokenize() returns None: there is no inverse")
+    if tokens.grid is None and whole.shape != prepared.x.shape:
+        raise DoesNotApply("tokens stand on no grid, and untokenize() gives a signal of its own")
+    change = "mend untokenize(), or return None where there is no inverse"
+    case.equal(whole, prepared.x, "untokenize(tokenize(x)) is x", change, atol=1e-5)
+    if tokens.grid is None:
+        return
+    index = tokens.everything()[:, : max(tokens.count // 2, 1)]
+    part = modality.untokenize(tokens.take(index), tokens, index)
+    hidden = part.isnan()
+    filled = torch.where(hidden, prepared.x, part)
+    case.equal(filled, prepared.x, "untokenize() puts some tokens in their places", change, atol=1e-5)
+    some = hidden.any() or tokens.count == 1
+    case.require(some, "untokenize() of half the tokens", "a full signal", "NaN where no token is given", change)
+
+
+@check("modalities")
+def restore_undoes_the_target(case: Case) -> None:
+    """restore(target) is the tokens' values again, so that pictures show the signal."""
+    modality, tokens = case.modality(), case.modality().tokenize(case.example())
+    index = tokens.everything()
+    if modality.untokenize(tokens.values, tokens) is None:
+        raise DoesNotApply("untokenize() returns None: there are no pictures of predictions")
+    back = modality.restore(modality.target(tokens, index), tokens, index)
+    change = "undo in restore() what target() does, with the statistics of the token itself"
+    case.equal(back, tokens.values, "restore(target) is the tokens' values", change, atol=1e-3)
+
+
+@check("modalities")
+def target_fits_the_output(case: Case) -> None:
+    """The target is (R, M, output_dim()) float32, finite, without gradient."""
+    model = case.model()
+    one = case.planned(model)[case.signal]
+    modality = model.modalities[case.signal]
+    target = modality.target(one.tokens, one.plan.predict)
+    expected = (*one.plan.predict.shape, modality.output_dim())
+    change = "let output_dim() and target() tell the same O"
+    case.require(tuple(target.shape) == expected, "target's shape", tuple(target.shape), expected, change)
+    case.require(target.dtype == torch.float32, "target's dtype", target.dtype, "float32", "return target.float()")
+    case.require(target.isfinite().all(), "target is finite", "NaN or infinity", "finite values", "mend target()")
+    case.require(not target.requires_grad, "target has no gradient", "one", "none", "detach the target")
+
+
+@check("modalities")
+def target_of_some_is_part_of_all(case: Case) -> None:
+    """The target of the predicted tokens is that of all tokens, gathered."""
+    model = case.model()
+    one, modality = case.planned(model)[case.signal], model.modalities[case.signal]
+    every = modality.target(one.tokens, one.tokens.everything())
+    index = one.plan.predict[..., None].expand(-1, -1, every.shape[-1])
+    change = "compute each token's target from that token alone in target()"
+    some = modality.target(one.tokens, one.plan.predict)
+    case.equal(some, every.gather(1, index), "target of some tokens is part of the target of all", change, atol=1e-5)
+
+
+@check("modalities")
+def loss_is_per_token(case: Case) -> None:
+    """loss() gives (R, M) float32, finite."""
+    model = case.model()
+    out = model(case.planned(model))
+    loss, expected = out.loss[case.signal], tuple(out.plans[case.signal].predict.shape)
+    change = "return one float32 number per predicted token from loss()"
+    case.require(tuple(loss.shape) == expected, "loss per token", tuple(loss.shape), expected, change)
+    case.require(loss.dtype == torch.float32, "the loss's dtype", loss.dtype, "float32", change)
+    case.require(loss.isfinite().all(), "the loss is finite", "NaN or infinity", "finite values", "mend loss()")
+
+
+@check("modalities", "encoders", "decoders", "objectives")
+def nothing_predicted_is_legal(case: Case) -> None:
+    """A plan that hides nothing gives empty predictions, an empty target and a finite loss."""
+    model, prepared = case.model(), case.example()
+    plan = Plan.all_visible(model.modalities[case.signal].tokenize(prepared))
+    out = model({case.signal: prepared}, plans={case.signal: plan})
+    change = "let target(), loss() and position() take an index of width 0"
+    for what in ("pred", "target", "loss"):
+        shape = tuple(getattr(out, what)[case.signal].shape[:2])
+        expected = (plan.predict.shape[0], 0)
+        case.require(shape == expected, f"{what} of a plan that predicts nothing", shape, expected, change)
+    case.require(out.total.isfinite(), "the loss of a plan that predicts nothing", out.total, "a finite one", change)
+
+
+@check("modalities")
+def draw_works_without_a_screen(case: Case) -> None:
+    """draw() puts something on matplotlib axes, also where half of the signal is hidden."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    modality, prepared = case.modality(), case.example(1)
+    tokens = modality.tokenize(prepared)
+    index = tokens.everything()[:, : max(tokens.count // 2, 1)]
+    for values, where in ((tokens.values, None), (tokens.take(index), index)):
+        signal = modality.untokenize(values, tokens, where)
+        if signal is None:
+            raise DoesNotApply("untokenize() returns None: there is no signal to draw")
+        figure = Figure(figsize=(1, 1))
+        axes = figure.subplots()
+        try:
+            modality.draw(axes, signal[0])
+        except MaemmError as error:
+            case.require(False, "draw() works on axes", error, "a picture", "add draw(axes, signal)")
+        FigureCanvasAgg(figure).draw()
+        drawn = len(axes.images) + len(axes.lines) + len(axes.collections) + len(axes.patches) + len(axes.texts)
+        case.require(
+            drawn, "draw() draws", "empty axes", "something on them", "draw on the axes handed in, not on pyplot"
+        )

@@ -1,0 +1,134 @@
+"""Rules of examples, tokens and plans."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from maemm.contract import Prepared
+from maemm.errors import MaemmError
+from maemm.testing.case import ROWS, Case, check, take_rows
+
+
+@check("modalities")
+def example_is_repeatable(case: Case) -> None:
+    """example() gives finite floats, equal for equal draws and different for others."""
+    one, again, other = case.example(), case.example(), case.example(key=1)
+    change = "take every random number in example() from its draw"
+    case.require(one.x.shape[0] == ROWS, "example() has the batch asked for", one.x.shape[0], ROWS, change)
+    case.require(one.x.is_floating_point(), "example() is float", one.x.dtype, "a float dtype", "convert it")
+    case.require(one.x.isfinite().all(), "example() is finite", "NaN or infinity", "finite values", change)
+    case.equal(again.x, one.x, "equal draws give equal examples", change)
+    differ = other.x.shape != one.x.shape or not torch.equal(other.x, one.x)
+    case.require(differ, "other draws give other examples", "the same example", "another one", change)
+
+
+@check("modalities")
+def tokenize_keeps_its_input(case: Case) -> None:
+    """tokenize() leaves the prepared batch as it was, and gives the same tokens again."""
+    prepared, modality = case.example(), case.modality()
+    before = prepared.x.clone()
+    first = modality.tokenize(prepared).values.clone()
+    change = "copy before writing in place in tokenize()"
+    case.equal(prepared.x, before, "tokenize() does not modify its input", change)
+    case.equal(modality.tokenize(prepared).values, first, "the same signal gives the same tokens", change)
+
+
+@check("modalities")
+def tokens_agree(case: Case) -> None:
+    """Values (B, N, ...), coords (B or 1, N, A), validity (B, N) and the lattice agree in B and N; all is finite."""
+    tokens, change = case.modality().tokenize(case.example()), "mend tokenize()"
+    shape, coords = tuple(tokens.values.shape), tuple(tokens.coords.shape)
+    good = len(shape) >= 3 and shape[0] == ROWS and shape[1] > 0
+    case.require(good, "values are (B, N, ...)", shape, f"({ROWS}, N, ...)", change)
+    good = len(coords) == 3 and coords[0] in (1, ROWS) and coords[1] == shape[1]
+    case.require(good, "coords are (B or 1, N, A)", coords, f"(1 or {ROWS}, {shape[1]}, A)", change)
+    finite = tokens.values.isfinite().all() and tokens.coords.isfinite().all()
+    case.require(finite, "tokens are finite", "NaN or infinity", "finite values and coords", change)
+    if tokens.grid is not None:
+        product = math.prod(tokens.grid)
+        case.require(product == shape[1], "the grid's product is N", f"{tokens.grid} = {product}", shape[1], change)
+        axes = len(tokens.grid)
+        case.require(coords[2] == axes, "coords have an axis per grid axis", coords[2], axes, change)
+    if tokens.valid is not None:
+        kind = (tuple(tokens.valid.shape), tokens.valid.dtype)
+        case.require(kind == (shape[:2], torch.bool), "valid is (B, N) bool", kind, (shape[:2], torch.bool), change)
+
+
+@check("modalities", "maskings")
+def plan_is_legal(case: Case) -> None:
+    """A plan is sorted int64 in range with a row per sample; what is seen is not counted; random masking partitions."""
+    model = case.model()
+    one = case.planned(model)[case.signal]
+    plan, tokens = one.plan, one.tokens
+    change = "return sorted (R, V) and (R, M) indices; counted 0 where a token is visible or padding"
+    try:
+        plan.check(case.signal, tokens)
+    except MaemmError as error:
+        case.require(False, "a plan is legal", error, "sorted indices in range", change)
+    seen = torch.zeros(plan.visible.shape[0], tokens.count, dtype=torch.bool).scatter_(1, plan.visible, True)
+    cheating = (seen.gather(1, plan.predict) & (plan.counted > 0)).sum()
+    case.require(not cheating, "visible tokens are not counted", f"{cheating} counted", 0, change)
+    case.require((plan.counted >= 0).all(), "weights in the loss", "negative ones", "none below 0", change)
+    if case.role == "modalities" and tokens.valid is None:
+        both = torch.cat([plan.visible, plan.predict], 1).sort(1).values
+        expected = tokens.everything()
+        case.equal(both, expected, "random masking shows or hides each token once", "mend N in tokenize()")
+        count = int(tokens.count * 0.5)
+        case.require(plan.visible.shape[1] == count, "exact counts", plan.visible.shape[1], count, "mend tokenize()")
+
+
+@check("modalities", "maskings")
+def plan_is_repeatable(case: Case) -> None:
+    """Equal draws give equal plans, and a part of a batch gets the plans that the whole batch would give it."""
+    model, prepared = case.model(), case.example()
+    change = "take every random number of a masking from its draw, with draw.rand(purpose, ...)"
+    whole = model.plan({case.signal: prepared}, case.draw())[case.signal].plan
+    again = model.plan({case.signal: prepared}, case.draw())[case.signal].plan
+    for role in ("visible", "predict"):
+        case.equal(getattr(again, role), getattr(whole, role), f"equal draws give equal plans ({role})", change)
+    own = replace(case.draw(), rows=(1, 2))
+    part = model.plan({case.signal: take_rows(prepared, [1, 2])}, own)[case.signal].plan
+    for role in ("visible", "predict"):
+        expected = getattr(whole, role)[1:]
+        case.equal(getattr(part, role), expected, f"a part of a batch gets the batch's plans ({role})", change)
+
+
+@check("modalities", "maskings", "encoders", "decoders", "objectives", "targets")
+def draws_are_counted(case: Case) -> None:
+    """Examples, tokens, plans and evaluation leave the global random states of torch, NumPy and Python alone."""
+    model = case.model()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    inputs = case.planned(model)
+    model(inputs)
+    states = {
+        "torch": torch.equal(before[0], torch.get_rng_state()),
+        "numpy": bool((before[1] == np.random.get_state()[1]).all()),
+        "random": before[2] == random.getstate(),
+    }
+    moved = [name for name, same in states.items() if not same]
+    change = "use the draw that is handed in, or maemm.draws.seeded around foreign random code"
+    case.require(not moved, "no global random numbers", f"{', '.join(moved)} drawn from", "none", change)
+
+
+@check("modalities")
+def wrong_shape_is_named(case: Case) -> None:
+    """A batch with an axis too many or too few is a MaemmError that names the modality."""
+    modality, x = case.modality(), case.example().x
+    names = (type(modality).__name__.lower(), case.signal.lower())
+    change = "compare x.shape in tokenize() and raise MaemmError with the modality, the received and the expected shape"
+    for what, wrong in (("too many", x[..., None]), ("too few", x[0])):
+        rule = f"{tuple(wrong.shape)}, an axis {what}, is refused"
+        try:
+            modality.tokenize(Prepared(wrong))
+        except MaemmError as error:
+            named = any(name in str(error).lower() for name in names)
+            case.require(named, rule, error, f"a text that names {names[0]!r}", change)
+        except Exception as error:
+            case.require(False, rule, f"{type(error).__name__}: {error}", "a MaemmError", change)
+        else:
+            case.require(False, rule, "tokens", "a MaemmError", change)

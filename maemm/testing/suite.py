@@ -1,0 +1,179 @@
+"""Which checks run on which part of a plugin, with pytest or without. Imports no torch until checks are asked for."""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from maemm import plugins
+from maemm.errors import MaemmError
+from maemm.nearest import advice
+from maemm.plugins import SINGULAR, Found, Plugin
+
+Options = Mapping[str, Mapping[str, Any]]
+ALL = "plugin"  # the pseudo role of checks that look at the manifest as a whole
+
+
+class CheckFailed(AssertionError):
+    """A rule is not kept; the text says which, what came, what was expected and what to change."""
+
+
+class DoesNotApply(unittest.SkipTest):
+    """The rule says nothing about this part; pytest shows it as skipped."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one check on one part."""
+
+    check: str
+    plugin: str
+    part: str  # "modality 'sonar'"; "" where the manifest as a whole is checked
+    passed: bool
+    message: str = ""  # why it failed, or why it does not apply
+
+
+@dataclass(frozen=True)
+class Check:
+    """One rule on one part; call it. Raises :class:`CheckFailed`, or :class:`DoesNotApply`."""
+
+    name: str
+    rule: Callable[[Any], None]
+    plugin: Plugin
+    package: str
+    role: str
+    part: str
+    options: Options
+
+    @property
+    def where(self) -> str:
+        return "" if self.role == ALL else f"{SINGULAR[self.role]} {self.part!r}"
+
+    @property
+    def id(self) -> str:
+        """The name that pytest shows: ``no_leak[sonar]``."""
+        return f"{self.name}[{self.part}]"
+
+    def __call__(self) -> None:
+        from maemm.testing.case import Case
+
+        with offered(self.plugin, self.package):
+            try:
+                self.rule(Case(self.plugin, self.package, self.role, self.part, self.options))
+            except (CheckFailed, DoesNotApply):
+                raise
+            except Exception as error:
+                text = " ".join(str(error).split())
+                place = ", ".join(filter(None, (f"plugin {self.plugin.name!r}", self.where)))
+                promise = " ".join((self.rule.__doc__ or "").split())
+                raise CheckFailed(
+                    f"{place}: {self.name}: {promise} Received {type(error).__name__}: {text}; expected no error; "
+                    f"change the code that raised it, or give the options of the part, or declare the check expected"
+                ) from error
+
+
+def checks_of(plugin: Plugin, options: Options | None = None, package: str | None = None) -> list[Check]:
+    """All checks that concern a plugin, part by part.
+
+    ``options``: constructor options by modality name, or by "role.name" for other parts; ``package``: the import
+    name of the manifest's package, where the plugin is not one that ``maemm plugins`` finds.
+    Raises :class:`MaemmError` for a plugin that is not found and for options of a part that it does not bring.
+    """
+    from maemm.testing.checks import CHECKS
+
+    package = package or _package_of(plugin)
+    parts = [(ALL, plugin.name), *((role, name) for role, name, _ in plugin.parts())]
+    known = [name if role == "modalities" else f"{role}.{name}" for role, name in parts[1:]]
+    for key in options or {}:
+        if key not in known:
+            raise MaemmError(
+                f"options are given for {key!r}, which {plugin.name!r} does not bring; {advice(key, known)}"
+            )
+    return [
+        Check(name, rule, plugin, package, role, part, options or {})
+        for role, part in parts
+        for name, (roles, rule) in CHECKS.items()
+        if role in roles
+    ]
+
+
+def _package_of(plugin: Plugin) -> str:
+    for one in plugins.all():
+        if one.plugin == plugin:
+            return one.package
+    raise MaemmError(
+        f"plugin {plugin.name!r} is not among those found; install it, add its folder with --plugin, "
+        "or give package= the import name of its manifest's package"
+    )
+
+
+def run_checks(plugin: Plugin, options: Options | None = None, package: str | None = None) -> list[Result]:
+    """Run all checks without pytest; never raises for what a plugin does wrong."""
+    return [_result(check) for check in checks_of(plugin, options, package)]
+
+
+def _result(check: Check) -> Result:
+    passed, message = True, ""
+    try:
+        check()
+    except DoesNotApply as reason:
+        message = f"does not apply: {reason}"
+    except CheckFailed as failure:
+        passed, message = False, str(failure)
+    return Result(check.name, check.plugin.name, check.where, passed, message)
+
+
+def parametrize_with_checks(
+    plugin: Plugin,
+    expected_failures: Mapping[str, str] | None = None,
+    options: Options | None = None,
+    package: str | None = None,
+) -> Callable[[Any], Any]:
+    """A pytest decorator: one test per check and part.
+
+    ``expected_failures``: {"check" or "check[part]": reason}; such a check must fail, one that passes is an error.
+    Raises :class:`MaemmError` for an unknown name there. See :func:`checks_of` for the rest.
+    """
+    import pytest
+
+    checks, expected = checks_of(plugin, options, package), dict(expected_failures or {})
+    known = sorted({one.name for one in checks} | {one.id for one in checks})
+    for name in expected:
+        if name not in known:
+            raise MaemmError(f"expected_failures names an unknown check {name!r}; {advice(name, known)}")
+
+    def param(check: Check) -> Any:
+        reason = expected.get(check.id, expected.get(check.name))
+        marks = () if reason is None else (pytest.mark.xfail(reason=reason, strict=True, raises=CheckFailed),)
+        label = check.id if check.role in (ALL, "modalities") else f"{check.name}[{check.role}.{check.part}]"
+        return pytest.param(check, marks=marks, id=label)
+
+    return pytest.mark.parametrize("check", [param(one) for one in checks])
+
+
+@contextmanager
+def offered(plugin: Plugin, package: str) -> Iterator[None]:
+    """While inside, the plugin and the suite's own toy are found by name, also where they are not installed."""
+    from maemm.testing.toy import TOY
+
+    usual = plugins._discovered
+    here = {one.name for one in plugins.all()}
+    more = [
+        Found(one.name, home, f"checked: {home}", one)
+        for one, home in ((plugin, package), (TOY, "maemm.testing"))
+        if one.name not in here
+    ]
+    more = list({one.name: one for one in more}.values())
+
+    def extended(variable: str) -> tuple[Found, ...]:
+        return (*usual(variable), *more)
+
+    extended.cache_clear = usual.cache_clear  # type: ignore[attr-defined]  # for plugins.forget()
+    plugins._discovered = extended
+    try:
+        yield
+    finally:
+        plugins._discovered = usual

@@ -1,0 +1,12 @@
+"""A small plugin that keeps every rule: the signal on which parts that are no modality are checked. No torch here."""
+
+from maemm.plugins import Plugin
+
+SIGNAL = "conformance_signal"
+TOY = Plugin(
+    name="conformance",
+    version="1",
+    contract=1,
+    summary="a small map with two channels, for checks of other parts",
+    modalities={SIGNAL: "toy_signal:Signal"},
+)

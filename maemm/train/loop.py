@@ -1,0 +1,291 @@
+"""Pre-training: the loop, from the recipe to the last checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maemm.contract import Source
+from maemm.data.bad_samples import BadSampleLog
+from maemm.data.order import Slots
+from maemm.errors import MaemmError
+from maemm.train import checkpoint, distributed
+from maemm.train.checkpoint import Checkpoint
+from maemm.train.distributed import Team
+from maemm.train.log import Clock, Console, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
+from maemm.train.optim import set_lr
+from maemm.train.run import RunFolder, locked
+from maemm.train.schedules import learning_rate
+from maemm.train.show import Pictures, first_line, page, versions
+from maemm.train.signals import Interrupted, Interrupts, listening
+from maemm.train.start import make_learner, make_loader, make_order, open_source
+from maemm.train.step import Result, Work, prepare, take_step
+from maemm.train.watch import Watch
+
+SAVES, PICTURES = 200, 20  # about how many of each a run makes where the recipe does not say
+
+
+def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = print) -> Path:
+    """Train a resolved recipe in its run folder ``recipe["out"]`` and return that folder; called again, go on.
+
+    ``echo`` takes the lines for people. Started by ``torchrun`` it trains in all its processes. Raises
+    :class:`MaemmError` for what a user can mend, and :class:`~maemm.train.signals.Interrupted` after SIGINT,
+    SIGTERM or SIGUSR1, once a checkpoint has been saved.
+    """
+    if not recipe.get("out"):
+        raise MaemmError("the recipe has no out; add out=runs/NAME, the folder of the run")
+    team = distributed.start()
+    console = Console(echo, team.lead)
+    folder = RunFolder(recipe["out"])
+    with ExitStack() as stack:
+        stack.push(team.leave)
+        interrupts = stack.enter_context(listening())
+        team.lead_does(lambda: _open(stack, folder, recipe, console.say))
+        source = team.share(lambda: open_source(recipe))
+        order = team.share(lambda: make_order(recipe, len(source), team))
+        steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
+        found = team.lead_does(lambda: _found(folder, source, console.say))
+        if found is not None and found.step >= steps:
+            console.say(
+                f"{folder.path} is finished ({found.step} steps); more train.epochs go on, another out= starts anew"
+            )
+            return folder.path
+        stack.callback(console.end)
+        stack.enter_context(_matmul_precision(team.device))
+        run = team.share(lambda: Run(recipe, folder, team, console, source, order, steps, found))
+        run.go(interrupts)
+    return folder.path
+
+
+def _open(stack: ExitStack, folder: RunFolder, recipe: dict[str, Any], say: Callable[[str], Any]) -> None:
+    folder.create()
+    stack.enter_context(locked(folder.path, say))
+    folder.take(recipe, say)
+
+
+def _found(folder: RunFolder, source: Source, say: Callable[[str], Any]) -> Checkpoint | None:
+    """The checkpoint to go on from. Raises :class:`MaemmError` where the data are other ones by now."""
+    found = checkpoint.latest(folder.checkpoints, say)
+    if found is None:
+        folder.bad.unlink(missing_ok=True)
+        return None
+    old, new = found.meta.get("data"), source.fingerprint()
+    if old != new:
+        raise MaemmError(
+            f"the data of {folder.path} have changed since step {found.step} ({old} -> {new}); "
+            "bring the old data back, or choose another out="
+        )
+    return found
+
+
+@contextmanager
+def _matmul_precision(device: torch.device) -> Iterator[None]:
+    """TF32 for what stays in fp32 on a GPU."""
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class Run:
+    """One start of a run: built fresh or from a checkpoint, then stepped to the end."""
+
+    def __init__(
+        self,
+        recipe: dict[str, Any],
+        folder: RunFolder,
+        team: Team,
+        console: Console,
+        source: Source,
+        order: Slots,
+        steps: int,
+        found: Checkpoint | None,
+    ):
+        self.recipe, self.folder, self.team, self.console = recipe, folder, team, console
+        self.source, self.order, self.steps = source, order, steps
+        self.train: Mapping[str, Any] = recipe["train"]
+        self.lr = learning_rate(self.train, order.steps_per_epoch, steps)
+        self.loader = make_loader(recipe, source, order)
+        self.bad_samples = BadSampleLog(folder.bad, recipe["data"]["max_bad_share"], len(source))
+        self.metrics = MetricsFile(folder.metrics)
+        self.means = Means(team.device)
+        self.watch = Watch(team, self.train["max_nonfinite"], console.say)
+        self.step, self.saved = 0, -1
+        self.save_every = self.train.get("save_every") or order.steps_per_epoch * _round_up(self.epochs, SAVES)
+        self.picture_every = self.train.get("picture_every") or self.save_every * _round_up(
+            steps / self.save_every, PICTURES
+        )
+        self.tensorboard: Any = None
+        self.learner = make_learner(recipe, steps, order.accumulation, team)
+        self.parameters = sum(one.numel() for one in self.learner.model.parameters())
+        self.pictures = Pictures(self.learner, self.loader, folder.pictures, console.say)
+        self._restore(found)
+
+    @property
+    def epochs(self) -> int:
+        return -(-self.steps // self.order.steps_per_epoch)
+
+    def _restore(self, found: Checkpoint | None) -> None:
+        state: Mapping[str, Any] = {}
+        if found is not None:
+            learner = self.learner
+            state = checkpoint.read(found, learner.model, learner.ema and learner.ema.model)
+            learner.optimizer.load_state_dict(state["optimizer"])
+            self.means.load_state_dict(state["means"])
+            self.watch.skipped = state["skipped"]
+            self.step = self.saved = found.step
+        if self.team.lead:
+            self.metrics.rewind(self.step)
+            checkpoint.prune(self.folder.checkpoints, self.train.get("keep"))
+            if self.train.get("tensorboard"):
+                self.tensorboard = tensorboard(self.folder.path / "tensorboard", self.step)
+        self.clock = Clock(self.train["batch"], state.get("seconds", 0.0))
+
+    # ------------------------------------------------------------------------------------------ the loop
+    def go(self, interrupts: Interrupts) -> None:
+        """Step until the end, or until an interrupt or an error, before which what has been learned is saved."""
+        self.learner.net = self.team.wrap(self.learner.model)
+        self.console.say(first_line(self))
+        if self.step:
+            self.console.say(f"going on from step {self.step}")
+        self.console.begin(self.step, self.steps)
+        batches = self.loader.steps(self.step, self.steps)
+        try:
+            while self.step < self.steps:
+                self._one(self._next(batches, interrupts))
+        except Interrupted as stopped:
+            where = self._stop()
+            raise Interrupted(stopped.signum, f"Stopped at step {self.step}; saved to {where}.") from None
+        finally:
+            batches.close()
+        self._finish()
+
+    def _next(self, batches: Iterator[tuple[int, list[Any]]], interrupts: Interrupts) -> Work:
+        try:
+            return self.team.share(lambda: self._fetch(batches), stop=interrupts)
+        except Interrupted:
+            raise
+        except Exception:
+            self._keep()
+            raise
+
+    def _fetch(self, batches: Iterator[tuple[int, list[Any]]]) -> Work:
+        """The next step's micro-batches, with plans: all that can fail in one process only."""
+        began = time.monotonic()
+        step, found = next(batches)
+        self.clock.step(time.monotonic() - began)
+        for batch in found:
+            self.bad_samples.add(batch.bad)
+        return prepare(self.learner, step, found)
+
+    def _one(self, work: Work) -> None:
+        done = work.step + 1
+        logs = done % self.train["log_every"] == 0 or done == self.steps
+        set_lr(self.learner.optimizer, self.lr(work.step))
+        with self.team.together():
+            result = take_step(self.learner, work, baseline=logs)
+        self.step = done
+        figures = {"loss": result.total, "grad_norm": result.grad_norm}
+        self.means.add(figures | {f"terms.{name}": value for name, value in result.terms.items()}, result.bad)
+        self.watch.add(work.step, result, work.ids)
+        self.console.step()
+        if logs:
+            self._log(result, self.lr(work.step))
+        if done % self.save_every == 0 and done < self.steps:
+            self._save()
+        if done % self.picture_every == 0 and done < self.steps:
+            self.team.lead_does(lambda: self.pictures.make(done))
+
+    # -------------------------------------------------------------------------------------- what it leaves
+    def _log(self, result: Result, lr: float) -> None:
+        means = self.means.take()
+        row = {
+            "step": self.step,
+            "steps": self.steps,
+            "epoch": self.step / self.order.steps_per_epoch,
+            "loss": means.pop("loss"),
+            "grad_norm": means.pop("grad_norm"),
+            "terms": {name.removeprefix("terms."): value for name, value in means.items()},
+            **_baseline(result),
+            "lr": lr,
+            "batch": self.train["batch"],
+            "skipped": self.watch.skipped,
+            "parameters": self.parameters,
+            "memory": memory_bytes(self.team.device),
+            **self.clock.take(),
+        }
+
+        def write() -> None:
+            self.metrics.write(row)
+            if self.tensorboard is not None:
+                to_tensorboard(self.tensorboard, row)
+            self.console.row(row, self.epochs)
+
+        self.team.lead_does(write)
+
+    def _save(self) -> Path:
+        """Write a checkpoint in the first process, while the others wait."""
+        self.watch.look()
+        return self.team.lead_does(self._write)
+
+    def _write(self) -> Path:
+        learner, path = self.learner, self.folder.checkpoints / f"step-{self.step:06d}"
+        if self.saved == self.step:
+            return path
+        state = {
+            "optimizer": learner.optimizer.state_dict(),
+            "means": self.means.state_dict(),
+            "skipped": self.watch.skipped,
+            "seconds": self.clock.seconds,
+        }
+        meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **versions()}
+        average = None if learner.ema is None else learner.ema.model
+        checkpoint.write(self.folder.checkpoints, self.step, learner.model, state, meta, average)
+        self.saved = self.step
+        checkpoint.prune(self.folder.checkpoints, self.train.get("keep"))
+        return path
+
+    def _keep(self) -> None:
+        """Save what there is after an error that struck between two steps; the error itself matters more."""
+        if self.team.lead and self.step > self.saved:
+            with suppress(MaemmError):
+                self._write()
+
+    def _stop(self) -> Path:
+        where = self._save()
+        self.console.end()
+        self.console.say(f"Stopped at step {self.step}; saved to {where}. The same command continues.")
+        return where
+
+    def _finish(self) -> None:
+        self._save()
+        self.team.lead_does(lambda: self.pictures.make(self.step))
+        self.console.end()
+        shown = self.team.lead_does(lambda: page(self.folder, self.console.say))
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        where = f"; open {shown}" if shown else ""
+        self.console.say(f"Finished {self.steps} steps in {self.folder.path}{where}")
+
+
+def _round_up(value: float, by: int) -> int:
+    return max(1, math.ceil(value / by))
+
+
+def _baseline(result: Result) -> dict[str, Any]:
+    """Loss of predicting the mean: by modality, and in all where every term is one of a modality."""
+    found = {name: value.item() for name, value in result.baselines.items()}
+    names = {term: term.rpartition(".")[2] for term in result.terms}
+    if not found or any(name not in found for name in names.values()):
+        return {"baselines": found}
+    total = sum(result.weights[term] * found[name] for term, name in names.items())
+    return {"baseline": total, "baselines": found}

@@ -1,0 +1,187 @@
+"""Optimisers by name, parameter groups, and a step that leaves no trace when its gradient is not finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from maemm.errors import MaemmError
+from maemm.options import check
+
+NO_DECAY = ("*.bias",)
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    no_decay: Sequence[str] = NO_DECAY,
+    lr_scale: Callable[[str], float] | None = None,
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: one for each weight decay and learning rate scale.
+
+    Parameters with at most one axis, and those whose name matches a pattern of ``no_decay``, are not decayed.
+    Frozen parameters stand in no group. ``lr_scale`` gives a factor of the learning rate by parameter name.
+    Each group also holds the ``names`` of its parameters.
+    """
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in no_decay)
+        key = (0.0 if plain else weight_decay, 1.0 if lr_scale is None else lr_scale(name))
+        group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": key[0], "lr_scale": key[1]})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise MaemmError("the model has nothing to train: all its parameters are frozen")
+    return list(groups.values())
+
+
+def layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
+    """Learning rate scales ``decay ** (top - layer)`` from the encoder's ``layer_of``; 1 behind the encoder.
+
+    What modalities embed with counts as layer 0; top is the layer of the encoder's final norm (MAE's lr_decay).
+    """
+    inside = {f"encoder.{name}": model.encoder.layer_of(name) for name, _ in model.encoder.named_parameters()}
+    top = max(inside.values())
+
+    def scale(name: str) -> float:
+        embeds = name.startswith("modalities.") and ".decoder." not in name
+        return decay ** (top - inside.get(name, 0 if embeds else top))
+
+    return scale
+
+
+# ---------------------------------------------------------------------------------------------- optimisers
+def adamw(
+    groups: list[dict[str, Any]],
+    *,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-8,
+    weight_decay: float = 0.05,
+) -> Optimizer:
+    """AdamW; the defaults are those of the MAE recipe.
+
+    Options
+        betas: decay of the moments
+        eps: added to the root of the second moment
+        weight_decay: decoupled, times the learning rate
+    """
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=_fused(groups))
+
+
+def adam(
+    groups: list[dict[str, Any]],
+    *,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+) -> Optimizer:
+    """Adam, where weight decay is added to the gradient.
+
+    Options
+        betas: decay of the moments
+        eps: added to the root of the second moment
+        weight_decay: L2 penalty
+    """
+    return torch.optim.Adam(groups, betas=betas, eps=eps, fused=_fused(groups))
+
+
+def sgd(
+    groups: list[dict[str, Any]], *, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
+) -> Optimizer:
+    """Stochastic gradient descent.
+
+    Options
+        momentum: of the gradient
+        nesterov: Nesterov's momentum
+        weight_decay: L2 penalty
+    """
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=_fused(groups))
+
+
+def lars(
+    groups: list[dict[str, Any]], *, momentum: float = 0.9, trust: float = 0.001, weight_decay: float = 0.0
+) -> Optimizer:
+    """LARS as in MoCo v3 and MAE's linear probe: matrices are adapted, parameters of one axis are not.
+
+    Options
+        momentum: of the adapted gradient
+        trust: the trust coefficient
+        weight_decay: L2 penalty
+    """
+    from timm.optim import Lars
+
+    adapted = [part for group in groups for part in _by_axes(group)]
+    return Lars(adapted, lr=0.0, momentum=momentum, trust_coeff=trust, eps=0.0)
+
+
+def _by_axes(group: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """timm's Lars skips adaptation where the weight decay is 0 unless told otherwise by group."""
+    for adapt in (True, False):
+        kept = [i for i, one in enumerate(group["params"]) if (one.ndim > 1) == adapt]
+        if kept:
+            chosen = {key: [group[key][i] for i in kept] for key in ("params", "names")}
+            yield group | chosen | {"always_adapt": adapt}
+
+
+def _fused(groups: list[dict[str, Any]]) -> bool:
+    """One kernel for all parameters, where torch has one; it can also skip a step without asking the device."""
+    parameters = [one for group in groups for one in group["params"]]
+    return all(one.device.type in ("cuda", "cpu") and one.is_floating_point() for one in parameters)
+
+
+OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adam": adam, "sgd": sgd, "lars": lars}
+
+
+def make_optimizer(model: nn.Module, train: Mapping[str, Any]) -> Optimizer:
+    """The optimiser of a recipe's ``train`` part: ``optimizer`` (a part; ``adamw``), ``no_decay``, ``layer_decay``."""
+    part = train.get("optimizer") or "adamw"
+    options = {"type": part} if isinstance(part, str) else dict(part)
+    name = options.pop("type", "adamw")
+    if name not in OPTIMIZERS:
+        raise MaemmError(f"unknown optimiser {name!r} (train.optimizer); choose {', '.join(OPTIMIZERS)}")
+    make = OPTIMIZERS[name]
+    options = check(make, options, "train.optimizer")
+    decay = options.get("weight_decay")
+    decay = make.__kwdefaults__["weight_decay"] if decay is None else decay
+    no_decay = train.get("no_decay")
+    lr_scale = layer_scales(model, train["layer_decay"]) if train.get("layer_decay") else None
+    return make(parameter_groups(model, decay, NO_DECAY if no_decay is None else no_decay, lr_scale), **options)
+
+
+# ------------------------------------------------------------------------------------------------- stepping
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups, each times its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def grad_norm(optimizer: Optimizer, clip: float | None) -> Tensor:
+    """The L2 norm of the whole gradient, a scalar on the device, which is then clipped to ``clip``."""
+    parameters = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+    norm = torch.nn.utils.get_total_norm([one.grad for one in parameters])
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    return norm
+
+
+def step_unless(optimizer: Optimizer, bad: Tensor) -> None:
+    """An optimiser step, or nothing at all where the scalar ``bad`` is true: no parameter, moment or count moves.
+
+    Fused optimisers look at ``found_inf`` on the device, as torch's GradScaler has them do, so that the host
+    need not wait; for the others it waits.
+    """
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.grad_scale, optimizer.found_inf
+    elif not bad.item():
+        optimizer.step()

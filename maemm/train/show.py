@@ -1,0 +1,107 @@
+"""What people see of a run besides its figures: the first line, pictures, the page; and which versions made it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import maemm
+from maemm import plugins
+from maemm.data.bad_samples import reason_of
+from maemm.data.loader import Loader
+from maemm.train.run import RunFolder
+from maemm.train.start import Spread
+from maemm.train.step import Learner
+
+if TYPE_CHECKING:
+    from maemm.train.loop import Run
+
+PICTURE_ROWS = 6
+
+
+class Pictures:
+    """Pictures of the same few samples again and again. Whatever goes wrong costs a line, never the run."""
+
+    def __init__(self, learner: Learner, loader: Loader, folder: Path, say: Callable[[str], Any]):
+        self.learner, self.folder, self.say = learner, folder, say
+        reader, order = loader.reader, Spread(loader.order.samples, PICTURE_ROWS)
+        self._loader = Loader(
+            reader.source, reader.modalities, order, seed=reader.seed, workers=0, augment=False, pin=False
+        )
+        self._batch: dict[str, Any] | None = None
+
+    def make(self, step: int) -> None:
+        """Write ``step-NNNNNN.png``."""
+        from maemm.report import save_pictures
+
+        try:
+            if self._batch is None:
+                raw = next(self._loader.batches(0, 1)).to(self.learner.team.device).raw
+                self._batch = self.learner.model.prepare(raw, None)
+            with torch.compiler.set_stance("force_eager"):  # another shape would be compiled anew
+                path = self.folder / f"step-{step:06d}.png"
+                save_pictures(self.learner.model, self._batch, path, seed=self.learner.seed, count=PICTURE_ROWS)
+        except Exception as error:
+            self.say(f"no pictures of step {step} ({reason_of(error)})")
+
+
+def page(folder: RunFolder, say: Callable[[str], Any]) -> Path | None:
+    """Write the report; None, and a line, where that fails."""
+    from maemm.report import write_page
+
+    try:
+        return write_page(folder.path)
+    except Exception as error:
+        say(f"no report ({reason_of(error)})")
+        return None
+
+
+def first_line(run: Run) -> str:
+    """What is going to run, where, and how large it is."""
+    model, team = run.learner.model, run.team
+    inside = sum(one.numel() for one in model.encoder.parameters())
+    one = "GPU" if team.device.type == "cuda" else "CPU process"
+    devices = f"{team.world} {one}{'s' if team.world > 1 and one == 'GPU' else 'es' if team.world > 1 else ''}"
+    precision = "bf16" if run.learner.bf16 else "fp32"
+    micro = f" in {run.order.accumulation} micro-batches" if run.order.accumulation > 1 else ""
+    return (
+        f"{run.folder.path}   {count(run.parameters)} parameters (encoder {count(inside)})   {devices}, {precision}   "
+        f"{len(run.source):,} samples, batch {run.order.batch}{micro}   "
+        f"{run.order.steps_per_epoch} steps/epoch, {run.steps:,} steps"
+    )
+
+
+def count(number: int) -> str:
+    """111907840 -> "111.9 M"."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.1f}{unit}"
+    return str(number)
+
+
+def versions() -> dict[str, Any]:
+    """Versions of what made a checkpoint, and the commit of the code where it is known."""
+    found = {one.name: one.plugin.version for one in plugins.all() if one.plugin is not None}
+    return {
+        "versions": {"maemm": maemm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "plugins": {name: version for name, version in found.items() if name != "core"},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of a checkout; None where maemm is installed as a package, or without git."""
+    home = Path(maemm.__file__).resolve().parent.parent
+    if not (home / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(home), "rev-parse", "HEAD"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,171 @@
+"""One training step: plans and counts of all micro-batches, forward and backward of each, one update or none.
+
+The loss is ``sum over terms of weight * sum / count``, where the count is that of the whole global batch. As it is
+known before the first backward, micro-batches and processes of unequal counts add up to one big batch exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from maemm.contract import Output, Planned
+from maemm.data.loader import Batch
+from maemm.draws import Draw, seeded
+from maemm.errors import MaemmError
+from maemm.model import Model
+from maemm.train.distributed import Team
+from maemm.train.ema import Ema
+from maemm.train.optim import grad_norm, step_unless
+
+_RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@dataclass
+class Learner:
+    """What a step works on."""
+
+    model: Model
+    net: nn.Module  # the same model as DDP sees it
+    optimizer: Optimizer
+    team: Team
+    seed: int
+    batch: int  # global
+    steps: int  # of the whole training
+    bf16: bool = False
+    clip: float | None = None
+    ema: Ema | None = None
+
+
+@dataclass
+class Work:
+    """The micro-batches of one process and step, ready for the model."""
+
+    step: int
+    inputs: list[dict[str, Planned]]
+    counts: dict[str, Tensor]  # by term, of these micro-batches
+    ids: list[list[str]]
+
+
+@dataclass
+class Result:
+    """What came out of a step. Tensors are scalars on the device, over all processes and micro-batches."""
+
+    terms: dict[str, Tensor]  # mean of each term, before its weight
+    total: Tensor
+    grad_norm: Tensor
+    bad: Tensor  # bool: loss or gradient was not finite, and nothing has been updated
+    bad_micro: Tensor  # (micro-batches,) bool: whose loss was not finite, in this process
+    baselines: dict[str, Tensor] = field(default_factory=dict)  # by modality: loss of predicting the mean target
+    weights: dict[str, float] = field(default_factory=dict)  # of each term
+
+
+def prepare(learner: Learner, step: int, batches: list[Batch]) -> Work:
+    """Raw micro-batches -> prepared, tokenised, planned and counted. No gradient, outside any compiled graph."""
+    inputs, counts = [], {}
+    for batch in batches:
+        draw = Draw((learner.seed, step), batch.rows, learner.batch, step / learner.steps)
+        prepared = learner.model.prepare(batch.to(learner.team.device).raw, draw)
+        planned = learner.model.plan(prepared, draw)
+        for name, count in learner.model.counts(planned).items():
+            counts[name] = counts.get(name, 0) + count.float()
+        inputs.append(planned)
+    return Work(step, inputs, counts, [batch.ids for batch in batches])
+
+
+@dataclass
+class _Sums:
+    """What the micro-batches of one process add up to."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    baselines: dict[str, Tensor] = field(default_factory=dict)  # (sum, count) by modality
+    weights: dict[str, float] = field(default_factory=dict)
+    finite: list[Tensor] = field(default_factory=list)  # by micro-batch
+
+
+def take_step(learner: Learner, work: Work, *, baseline: bool = False) -> Result:
+    """Forward, backward, update. ``baseline=True`` also tells the loss of predicting the mean target.
+
+    Where the loss or the gradient is not finite, parameters, moments, averages and BatchNorm statistics stay as
+    they are, without the host having to know. ``Objective.after_step`` is called all the same.
+    """
+    team, running = learner.team, _running(learner.model)
+    counts = _over_processes(team, work.counts)
+    with seeded(learner.seed, work.step, "forward", team.rank):
+        local = _backward(learner, work, counts, baseline)
+    norm = grad_norm(learner.optimizer, learner.clip)
+    sums, base = _over_processes(team, local.terms), _over_processes(team, local.baselines)
+    terms = {name: value / counts[name].clamp(min=1e-12) for name, value in sums.items()}
+    total = sum((local.weights[name] * value for name, value in terms.items()), torch.zeros_like(norm))
+    bad = ~(torch.isfinite(norm) & torch.isfinite(total))
+    for now, old in running:
+        now.copy_(torch.where(bad, old, now))
+    step_unless(learner.optimizer, bad)
+    learner.optimizer.zero_grad(set_to_none=True)
+    if learner.ema is not None:
+        learner.ema.update(bad)
+    for objective in learner.model.objectives.values():
+        objective.after_step(learner.model, work.step)
+    baselines = {name: value[0] / value[1].clamp(min=1e-12) for name, value in base.items()}
+    return Result(terms, total, norm, bad, ~torch.stack(local.finite), baselines, local.weights)
+
+
+def _backward(learner: Learner, work: Work, counts: Mapping[str, Tensor], baseline: bool) -> _Sums:
+    """Gradients of all micro-batches of this process."""
+    team, sums = learner.team, _Sums()
+    for number, inputs in enumerate(work.inputs):
+        with team.quiet(learner.net, number == len(work.inputs) - 1):
+            with torch.autocast(team.device.type, torch.bfloat16, enabled=learner.bf16):
+                out = learner.net(inputs)
+            loss = _loss(out, counts)
+            (loss * team.world).backward()  # DDP averages over processes
+        sums.finite.append(torch.isfinite(loss.detach()))
+        for name, term in out.parts.items():
+            sums.weights[name] = term.weight
+            sums.terms[name] = sums.terms.get(name, 0) + term.sum.detach().float()
+        if baseline:
+            _add_baselines(sums.baselines, out, learner.model)
+    return sums
+
+
+def _loss(out: Output, counts: Mapping[str, Tensor]) -> Tensor:
+    """The part of this micro-batch and process in the loss of the global batch."""
+    unknown = sorted(set(out.parts) - set(counts))
+    if unknown:
+        raise MaemmError(f"the loss has terms that counts() does not know ({', '.join(unknown)}); mend the objective")
+    parts = [term.weight * term.sum / counts[name].clamp(min=1e-12) for name, term in out.parts.items()]
+    if not parts:
+        raise MaemmError("the model has no term to minimise (objectives); add one, such as reconstruct")
+    return sum(parts[1:], parts[0])
+
+
+def _over_processes(team: Team, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with every tensor summed over processes, in one message."""
+    if team.world == 1 or not values:
+        return values
+    names = sorted(values)
+    flat = team.add(torch.cat([values[name].reshape(-1) for name in names]))
+    pieces = flat.split([values[name].numel() for name in names])
+    return {name: piece.reshape(values[name].shape) for name, piece in zip(names, pieces, strict=True)}
+
+
+@torch.no_grad()
+def _add_baselines(into: dict[str, Tensor], out: Output, model: Model) -> None:
+    """Add (sum, count) of the loss of predicting, for every token of this micro-batch, the mean of their targets."""
+    for name, target in out.target.items():
+        counted = out.plans[name].counted
+        if not target.numel():
+            continue
+        mean = (target * counted[..., None]).sum((0, 1)) / counted.sum().clamp(min=1e-12)
+        loss = model.modalities[name].loss(mean.expand_as(target), target)
+        found = torch.stack([(loss * counted).sum(), counted.sum()])
+        into[name] = into.get(name, 0) + found
+
+
+def _running(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Statistics that a forward pass moves (BatchNorm), each with a copy of what they are now."""
+    return [(one, one.clone()) for name, one in model.named_buffers() if name.rpartition(".")[2] in _RUNNING]

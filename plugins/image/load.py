@@ -1,0 +1,180 @@
+"""Image files -> arrays: what the worker does before any crop.
+
+Every reader returns (H, W, C) uint8 or uint16, where the type's largest number is white, or float32 taken as it is.
+What a file *is* decides, not its name. A file that cannot be read whole is an exception, never a half grey picture.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from torchvision.io import decode_jpeg
+
+# Pillow's other readers start foreign programs (EPS), or know only headers.
+_KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".npy"),
+)
+
+_ORIENTATION = 0x0112
+_GREY = ("L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+
+def read_image(path: str | bytes | Path, background: int = 255) -> np.ndarray:
+    """Decode one file to (H, W, C), writable.
+
+    EXIF orientation is applied. Grey stays one channel, 16-bit grey stays 16 bits, 1-bit becomes 0 and 255; palettes,
+    CMYK and YCbCr become RGB. Transparency is laid on grey ``background`` (255: white). Of animations the first
+    frame is taken. The pages of a TIFF with equal grey pages are its channels. 16-bit RGB becomes 8-bit (Pillow
+    knows no more); keep such images as ``.npy``. Raises ValueError or OSError with a short reason.
+    """
+    data = _bytes(path)
+    if data[:6] == b"\x93NUMPY":
+        return read_array(path)
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # some packages set it when they are imported
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # odd EXIF, many pixels; what matters is an error besides
+        try:
+            with Image.open(io.BytesIO(data), formats=_kinds()) as image:
+                fast = _plain_jpeg(image, data)
+                return _decode(image, background) if fast is None else fast
+        except UnidentifiedImageError:
+            raise ValueError(f"not a readable image (starts with {data[:8]!r})") from None
+
+
+def read_array(path: str | bytes | Path) -> np.ndarray:
+    """One image in a ``.npy`` file: (H, W), (H, W, C) or (C, H, W), told apart by :func:`channels_first`."""
+    # Mapped, so that a header which promises more than the file holds is noticed.
+    stored = np.load(os.fsdecode(path), mmap_mode="r", allow_pickle=False)
+    if stored.ndim not in (2, 3):
+        raise ValueError(f"an image has 2 or 3 dimensions, this array has {stored.ndim}")
+    if not stored.size:
+        raise ValueError(f"no pixels (shape {stored.shape})")
+    if stored.ndim == 3 and channels_first(stored.shape):
+        stored = np.moveaxis(stored, 0, -1)
+    return plain_pixels(stored.reshape(*stored.shape[:2], -1))
+
+
+def channels_first(shape: tuple[int, ...]) -> bool:
+    """Of the last three dimensions, are channels the first? They are the smaller of first and last; else the last."""
+    return shape[-3] < shape[-1]
+
+
+def plain_pixels(array: np.ndarray) -> np.ndarray:
+    """A writable copy as uint8, uint16 or float32, native byte order. Raises ValueError for types without a scale."""
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize <= 2:
+        return array.astype(array.dtype.newbyteorder("="))
+    if array.dtype.kind != "f":
+        raise ValueError(f"pixels are {array.dtype}, which does not say what white is; store uint8, uint16 or float32")
+    pixels = array.astype(np.float32)
+    if not np.isfinite(pixels).all():
+        raise ValueError(f"{int((~np.isfinite(pixels)).sum())} pixels are not finite numbers")
+    return pixels
+
+
+def _kinds() -> list[str]:
+    if not _found:
+        Image.init()
+        _found.extend(kind for kind in _KINDS if kind in Image.OPEN)
+    return _found
+
+
+_found: list[str] = []  # the kinds that this build of Pillow can read
+
+
+def _bytes(path: str | bytes | Path) -> bytes:
+    with open(path, "rb", opener=_open_without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("not an ordinary file")
+        data = file.read()
+    if not data:
+        raise ValueError("empty file (0 bytes)")
+    return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer for ever
+
+
+def _plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """The pixels of an ordinary JPEG by torchvision's decoder, which takes two thirds of the time and gives the same
+    ones; None where Pillow has to look: other modes, orientation, damage.
+    """
+    if image.format != "JPEG" or image.mode not in ("L", "RGB") or "exif" in image.info or "xmp" in image.info:
+        return None
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)).permute(1, 2, 0).numpy()
+    except RuntimeError:
+        return None
+
+
+def _decode(image: Image.Image, background: int) -> np.ndarray:
+    if image.format == "TIFF" and getattr(image, "n_frames", 1) > 1:
+        pages = _pages(image, background)
+    else:
+        pages = [_one(image, background)]
+    array = pages[0] if len(pages) == 1 else np.concatenate(pages, axis=-1)
+    if not array.size:
+        raise ValueError(f"no pixels (shape {array.shape})")
+    return array
+
+
+def _pages(image: Image.Image, background: int) -> list[np.ndarray]:
+    """The pages of a TIFF if they are grey and equal in size and type, otherwise the first."""
+    count, size, mode = image.n_frames, image.size, image.mode
+    if mode not in _GREY:
+        return [_one(image, background)]
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit and count * size[0] * size[1] > 2 * limit:
+        raise ValueError(f"{count} pages of {size[0]} x {size[1]} are too many pixels")
+    pages = []
+    for number in range(count):
+        image.seek(number)
+        if (image.size, image.mode) != (size, mode):  # a thumbnail or a pyramid
+            return pages[:1]
+        pages.append(_one(image, background))
+    return pages
+
+
+def _one(image: Image.Image, background: int) -> np.ndarray:
+    """The frame at hand -> (H, W, C)."""
+    image.load()
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = _opaque(image, background)
+    elif image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    array = np.array(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _deep(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits: uint16, or float32 as it is."""
+    array = np.array(image)[..., None]
+    if image.mode == "I":
+        if array.min() < 0 or array.max() > 65535:
+            raise ValueError(f"32-bit grey from {array.min()} to {array.max()} has no scale; store 16 bits or float32")
+        array = array.astype(np.uint16)
+    return plain_pixels(array)
+
+
+def _opaque(image: Image.Image, background: int) -> Image.Image:
+    grey = image.mode in ("L", "LA", "La")
+    image = image.convert("RGBA")
+    below = Image.new("RGBA", image.size, (background, background, background, 255))
+    return Image.alpha_composite(below, image).convert("L" if grey else "RGB")

@@ -1,0 +1,254 @@
+"""The image modality: crops in the worker, flips and normalisation on the device, patches from the grid modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torch.utils.data import default_collate
+
+from maemm.contract import Prepared
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+from maemm.grid import GridModality
+
+from . import prepare as on_device
+from .prepare import Box
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
+
+
+class RandomCrop(BaseModel):
+    """A random box, resized to the model's size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+
+
+MAE_CROP = RandomCrop()  # the published pre-training recipe
+
+
+class Image(GridModality):
+    """Pictures (B, channels, height, width) of any number of channels.
+
+    In training a sample is cropped and resized (antialiased, on uint8) in the worker; flip and normalisation are
+    batched on the device. In evaluation, ``load`` and ``prepare`` with ``draw=None``, the picture is resized and
+    cropped in the centre, as the published evaluation does; a picture that has the model's size already is left as
+    it is. Grey pictures fill any number of channels; RGB becomes grey (BT.601) for one channel; another number of
+    channels than the model's is an error. 16-bit and float pictures are handled in float32.
+
+    Options
+        size: height and width of the picture that the model sees, one number or two
+        patch: height and width of a patch, one number or two
+        channels: channels of the picture
+        crop: {scale, ratio}: a random box (share of the area, width / height) resized to size; center: as in
+            evaluation; null: the whole picture resized, whatever its shape
+        flip: mirror half of the pictures
+        mean: subtracted from pixels of 0 .. 1, a number per channel; null: ImageNet's for 3 channels, else 0.5
+        std: then divided by, a number per channel; null: ImageNet's for 3 channels, else 0.5
+        interpolation: bicubic or bilinear
+        device_crop: crop batches on the device instead of pictures in the worker; all must have one size then
+        center: share of the short side that a centre crop keeps; null: 0.875 up to size 224, else 1
+    """
+
+    axes = 2
+
+    def __init__(
+        self,
+        *,
+        size: int | Sequence[int] = 224,
+        patch: int | Sequence[int] = 16,
+        channels: int = 3,
+        crop: RandomCrop | Literal["center"] | None = MAE_CROP,
+        flip: bool = True,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        device_crop: bool = False,
+        center: float | None = None,
+        **grid: Any,
+    ):
+        super().__init__(size=size, patch=patch, channels=channels, **grid)
+        if len(self.size) != 2 or len(self.patch) != 2:
+            raise MaemmError(
+                f"an image has two axes, got size {self.size} and patch {self.patch}; give one number or two"
+            )
+        self.crop = _checked_crop(RandomCrop(**crop) if isinstance(crop, Mapping) else crop)
+        self.center = _checked_center(center, self.size)
+        self.flip, self.interpolation, self.device_crop = flip, interpolation, device_crop
+        self.scaled = mean is not None or std is not None  # the user knows the range of the pixels
+        imagenet = channels == 3
+        self.mean = _per_channel(mean, IMAGENET_MEAN if imagenet else (0.5,) * channels, channels, "mean")
+        self.std = _per_channel(std, IMAGENET_STD if imagenet else (0.5,) * channels, channels, "std")
+        if min(self.std) <= 0:
+            raise MaemmError(f"std is {list(self.std)} (modalities.image.std); all numbers must be above 0")
+
+    # ---- in the worker
+    def load(self, raw: np.ndarray, draw: Draw | None) -> dict[str, Tensor]:
+        """(H, W, C) uint8, uint16 or float -> {"x": (channels, *size)} uint8, or float32 0 .. 1.
+
+        With ``device_crop`` the picture keeps its size. ``draw=None``: the crop of the evaluation.
+        """
+        self._check_range(raw)
+        if self.device_crop:
+            return {"x": self._with_channels(_tensor(raw))}
+        height, width = raw.shape[:2]
+        if draw is not None and isinstance(self.crop, RandomCrop):
+            box = self._random_box(draw.rand("crop", on_device.DRAWS)[0].tolist(), height, width)
+            x = self._resized(_tensor(_cut(raw, box)), self.size)
+        elif (height, width) == self.size:
+            x = _tensor(raw)
+        elif self.crop is None:
+            x = self._resized(_tensor(raw), self.size)
+        else:
+            whole, (top, left) = self._around_center(height, width)
+            x = self._resized(_tensor(raw), whole)[:, top : top + self.size[0], left : left + self.size[1]]
+        return {"x": self._with_channels(x)}
+
+    def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Stack; where 8-bit pictures meet deeper ones, all become float."""
+        shapes = {tuple(one["x"].shape) for one in samples}
+        if len(shapes) > 1:
+            sizes = ", ".join(sorted(f"{h} x {w}" for _, h, w in shapes)[:3])
+            raise MaemmError(
+                f"pictures differ in size ({sizes}, ...; modalities.image.device_crop); set device_crop to false"
+            )
+        if len({one["x"].dtype for one in samples}) > 1:
+            samples = [{"x": on_device.as_float(one["x"])} for one in samples]
+        return default_collate(samples)
+
+    # ---- on the device
+    def prepare(self, raw: Mapping[str, Tensor], draw: Draw | None) -> Prepared:
+        """{"x": (B, C, H, W)} -> float32, cropped if ``device_crop``, flipped, minus mean, divided by std."""
+        x = raw["x"]
+        if self.device_crop:
+            cut = self._cropped(on_device.as_float(x), draw)
+            x = cut if self.scaled and x.dtype != torch.uint8 else cut.clamp(0, 1)  # bicubic kernels overshoot
+        if self.flip and draw is not None:
+            x = on_device.flip(x, draw.rand("flip"))
+        mean, std = self._statistics_of_data(x.device)
+        return Prepared((on_device.as_float(x) - mean) / std)
+
+    def _cropped(self, x: Tensor, draw: Draw | None) -> Tensor:
+        """A crop of a batch (B, C, H, W) float, which makes what :meth:`load` would have made of each picture."""
+        height, width = x.shape[-2:]
+        if draw is not None and isinstance(self.crop, RandomCrop):
+            uniform = draw.rand("crop", on_device.DRAWS).tolist()
+            boxes = torch.tensor([self._random_box(one, height, width) for one in uniform])
+            return on_device.crop_resize(x, boxes, self.size, self.interpolation)
+        if (height, width) == self.size:
+            return x
+        whole, (top, left) = (self.size, (0, 0)) if self.crop is None else self._around_center(height, width)
+        boxes = torch.tensor([[0, 0, height, width]]).expand(len(x), -1)
+        x = on_device.crop_resize(x, boxes, whole, self.interpolation)
+        return x[..., top : top + self.size[0], left : left + self.size[1]]
+
+    # ---- pictures
+    def denormalize(self, signal: Tensor) -> Tensor:
+        """(..., C, H, W) as the model sees it -> pixels 0 .. 1; NaN stays."""
+        mean, std = self._statistics_of_data(signal.device)
+        return signal.float() * std + mean
+
+    def draw(self, axes: Any, signal: Tensor) -> None:
+        """One picture (C, H, W) in its own colours: RGB of the first three channels, or grey of the first."""
+        pixels = self.denormalize(signal.detach()).cpu()
+        pixels = pixels[: 3 if len(pixels) >= 3 else 1]
+        hidden = pixels.isnan().any(0)
+        pixels = pixels.clamp(0, 1).nan_to_num(0).expand(3, -1, -1)
+        axes.set_axis_off()
+        axes.imshow(torch.where(hidden, 0.6, pixels).permute(1, 2, 0).numpy(), interpolation="nearest")
+
+    # ---- pieces
+    def _random_box(self, uniform: Sequence[float], height: int, width: int) -> Box:
+        return on_device.random_box(uniform, height, width, self.crop.scale, self.crop.ratio)
+
+    def _around_center(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Size to resize to, and top and left of the model's size in it."""
+        # int, as torchvision's Resize(256) truncates the longer side; what is added undoes rounding of quotients.
+        cover = [int(side / self.center + 1e-6) for side in self.size]
+        factor = max(cover[0] / height, cover[1] / width)
+        whole = tuple(
+            max(want, int(have * factor + 1e-6)) for have, want in zip((height, width), self.size, strict=True)
+        )
+        return whole, tuple(round((have - want) / 2) for have, want in zip(whole, self.size, strict=True))
+
+    def _resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        if tuple(x.shape[1:]) == size:
+            return x
+        out = interpolate(x[None], size, mode=self.interpolation, antialias=True)[0]
+        return out if x.dtype == torch.uint8 or self.scaled else out.clamp(0, 1)
+
+    def _with_channels(self, x: Tensor) -> Tensor:
+        have = x.shape[0]
+        if have == self.channels:
+            return x
+        if have == 1:
+            return x.expand(self.channels, -1, -1)
+        if have == 3 and self.channels == 1:
+            grey = torch.einsum("chw,c->hw", x.float(), torch.tensor(_LUMA))[None]
+            return grey.round().to(torch.uint8) if x.dtype == torch.uint8 else grey
+        raise ValueError(f"has {have} channels, the model takes {self.channels} (modalities.image.channels)")
+
+    def _check_range(self, raw: np.ndarray) -> None:
+        """Floats are taken as they are; without a given mean and std they must be 0 .. 1."""
+        if raw.dtype.kind == "f" and not self.scaled and (raw.min() < -0.01 or raw.max() > 1.01):
+            raise ValueError(
+                f"float pixels from {raw.min():.4g} to {raw.max():.4g} are not 0 to 1; "
+                "set mean and std of the modality, or store uint8 or uint16"
+            )
+
+    def _statistics_of_data(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Mean and std (C, 1, 1); no buffers, so that they are neither stored with the weights nor lost on ``meta``."""
+        cache = self.__dict__.setdefault("_on_device", {})
+        if device not in cache:
+            cache[device] = tuple(torch.tensor(one, device=device)[:, None, None] for one in (self.mean, self.std))
+        return cache[device]
+
+
+def _cut(raw: np.ndarray, box: Box) -> np.ndarray:
+    top, left, height, width = box
+    return raw[top : top + height, left : left + width]
+
+
+def _tensor(raw: np.ndarray) -> Tensor:
+    """(H, W, C) -> (C, H, W); 16 bits -> float32 0 .. 1."""
+    if raw.dtype == np.uint16:
+        raw = raw.astype(np.float32) / 65535
+    return torch.from_numpy(raw).permute(2, 0, 1)
+
+
+def _per_channel(
+    given: Sequence[float] | None, default: Sequence[float], channels: int, name: str
+) -> tuple[float, ...]:
+    values = tuple(float(one) for one in (default if given is None else given))
+    if len(values) != channels:
+        raise MaemmError(
+            f"{name} has {len(values)} numbers for {channels} channels (modalities.image.{name}); give {channels}"
+        )
+    return values
+
+
+def _checked_crop(crop: RandomCrop | str | None) -> RandomCrop | str | None:
+    if isinstance(crop, RandomCrop):
+        if not 0 < crop.scale[0] <= crop.scale[1] <= 1:
+            raise MaemmError(f"crop.scale is {list(crop.scale)} (modalities.image.crop); give 0 < low <= high <= 1")
+        if not 0 < crop.ratio[0] <= crop.ratio[1]:
+            raise MaemmError(f"crop.ratio is {list(crop.ratio)} (modalities.image.crop); give 0 < low <= high")
+    elif crop not in ("center", None):
+        raise MaemmError(f"crop is {crop!r} (modalities.image.crop); give {{scale, ratio}}, center or null")
+    return crop
+
+
+def _checked_center(center: float | None, size: Sequence[int]) -> float:
+    if center is None:
+        return 0.875 if max(size) <= 224 else 1.0
+    if not 0 < center <= 1:
+        raise MaemmError(f"center is {center} (modalities.image.center); give a share above 0, up to 1")
+    return center

@@ -1,0 +1,56 @@
+"""What all tests share: skipping without a GPU, and plugins that live for one test."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` are skipped where there is none; torch is only asked when there are such tests."""
+    marked = [one for one in items if one.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for one in marked:
+            one.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """``make_plugin("toy", **{"__init__.py": text, ...})`` writes a plugin folder and adds it, for one test."""
+    import maemm_plugins
+    from maemm import plugins
+
+    monkeypatch.setenv(plugins.VARIABLE, os.environ.get(plugins.VARIABLE, ""))
+    monkeypatch.setattr(maemm_plugins, "__path__", list(maemm_plugins.__path__))
+    before = set(sys.modules)
+    plugins.forget()
+
+    def make(name: str, add: bool = True, above: str = "plugins", **files: str) -> Path:
+        folder = tmp_path / above / name
+        for file, text in files.items():
+            path = folder / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(dedent(text))
+        if add:
+            plugins.add_path(folder)
+            plugins.forget()
+        return folder
+
+    yield make
+    for name in set(sys.modules) - before:
+        if name.startswith("maemm_plugins."):
+            monkeypatch.delattr(maemm_plugins, name.split(".")[1], raising=False)
+            del sys.modules[name]
+    monkeypatch.undo()
+    plugins.forget()

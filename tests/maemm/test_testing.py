@@ -1,0 +1,111 @@
+"""The conformance suite: good plugins pass, and every check catches the plugin that breaks its rule."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maemm import MaemmError, Plugin, plugins
+from maemm.testing import CheckFailed, DoesNotApply, checks_of, parametrize_with_checks, run_checks
+from maemm.testing.broken import BROKEN, HOME
+from maemm.testing.broken_modalities import MODALITIES
+from maemm.testing.checks import CHECKS
+from maemm.testing.toy import SIGNAL, TOY
+
+RAISES = {"float64_works"}  # its rule is that nothing raises
+
+
+def test_a_good_plugin_passes_all():
+    results = run_checks(TOY, package=HOME)
+    assert [one.message for one in results if not one.passed] == []
+    assert [one.check for one in results if one.message] == []
+    assert {one.plugin for one in results} == {"conformance"}
+
+
+def test_the_core_passes_its_own_rules():
+    results = run_checks(plugins.CORE)
+    assert [one.message for one in results if not one.passed] == []
+    assert {one.part for one in results} >= {"encoder 'vit'", "decoder 'full'", "masking 'random'", "head 'linear'"}
+
+
+@pytest.mark.parametrize("name", sorted(CHECKS))
+def test_each_check_catches_its_broken_plugin(name):
+    plugin, package = BROKEN[name]
+    (check,) = (one for one in checks_of(plugin, package=package) if one.name == name)
+    with pytest.raises(CheckFailed) as caught:
+        check()
+    text = str(caught.value)
+    assert "\n" not in text and plugin.name in text and "expected" in text and "eceived" in text
+    assert (name in RAISES) == (caught.value.__cause__ is not None), text
+
+
+def test_a_broken_modality_breaks_little_else():
+    """A check that fails for everything would be as idle as one that fails for nothing."""
+    failures = {}
+    for name in ("restore_undoes_the_target", "draw_works_without_a_screen", "every_parameter_learns"):
+        plugin, package = BROKEN[name]
+        failures[name] = [one.check for one in run_checks(plugin, package=package) if not one.passed]
+    assert all(found == [name] for name, found in failures.items()), failures
+
+
+def test_nothing_is_left_registered():
+    before = plugins.names("modalities")
+    run_checks(TOY, package=HOME)
+    assert plugins.names("modalities") == before and SIGNAL not in before
+
+
+def test_results_name_what_does_not_apply():
+    plugin, package = BROKEN["head_answers"]  # no modality: rules of signals are not among its checks
+    assert not any(one.role == "modalities" for one in checks_of(plugin, package=package))
+    one_way = Plugin(name="one_way", version="1", contract=1, summary="s", modalities={"one_way": "broken:OneWay"})
+    results = {one.check: one for one in run_checks(one_way, package=HOME)}
+    assert all(one.passed for one in results.values())
+    for name in ("untokenize_is_the_inverse", "restore_undoes_the_target", "draw_works_without_a_screen"):
+        assert results[name].message.startswith("does not apply: untokenize() returns None")
+    with pytest.raises(DoesNotApply):
+        next(one for one in checks_of(one_way, package=HOME) if one.name == "untokenize_is_the_inverse")()
+
+
+def test_options_reach_the_part():
+    results = run_checks(TOY, {SIGNAL: {"size": 4}}, package=HOME)
+    assert all(one.passed for one in results)
+    wrong = run_checks(TOY, {SIGNAL: {"size": 3}}, package=HOME)
+    assert any("not a multiple" in one.message for one in wrong if not one.passed)
+
+
+def test_mistakes_of_the_author_are_named():
+    with pytest.raises(MaemmError, match="unknown check 'hidden_tokens_do_not_leek'.*hidden_tokens_do_not_leak"):
+        parametrize_with_checks(TOY, {"hidden_tokens_do_not_leek": "?"}, package=HOME)
+    with pytest.raises(MaemmError, match="package="):
+        run_checks(TOY)
+    with pytest.raises(MaemmError, match="does not bring"):
+        run_checks(TOY, {"sonar": {}}, package=HOME)
+
+
+def test_expected_failures_are_strict():
+    plugin, package = BROKEN["draw_works_without_a_screen"]
+    expected = {
+        "draw_works_without_a_screen": "known",
+        f"tokens_agree[{plugin.name}]": "by part",
+    }
+    params = parametrize_with_checks(plugin, expected, package=package).args[1]
+    marked = {one.values[0].name: one.marks[0] for one in params if one.marks}
+    assert set(marked) == {"draw_works_without_a_screen", "tokens_agree"}
+    for mark in marked.values():
+        assert mark.name == "xfail" and mark.kwargs["strict"] and mark.kwargs["raises"] is CheckFailed
+    assert len({one.id for one in params}) == len(params)
+
+
+def test_importing_the_suite_is_cheap():
+    code = "import sys, maemm.testing; print([m for m in ('torch', 'pytest', 'matplotlib') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+
+
+def test_checks_and_broken_plugins_are_small():
+    assert set(BROKEN) == set(CHECKS) and set(MODALITIES) < set(BROKEN)
+    for name, (_, rule) in CHECKS.items():
+        assert len(inspect.getsource(rule).splitlines()) < 42 and rule.__doc__, name
+    for file in Path(inspect.getfile(parametrize_with_checks)).parent.glob("*.py"):
+        assert len(file.read_text().splitlines()) < 300, file

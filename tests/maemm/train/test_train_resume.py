@@ -1,0 +1,117 @@
+"""Whatever ends a run, the same command goes on as if nothing had been: bit for bit."""
+
+import os
+import random
+import signal
+
+import pytest
+import torch
+
+from maemm.train import Interrupted
+
+HARD = {  # everything that could carry hidden state from one step to the next
+    "encoder__drop_path": 0.3,
+    "modalities__toy__norm": True,
+    "train__ema": 0.9,
+    "train__micro_batch": 8,
+    "train__log_every": 2,
+    "train__save_every": 3,
+    "train__clip_grad": 1.0,
+}
+
+
+def equal_runs(toys, one, other):
+    assert toys.metrics(one) == toys.metrics(other)
+    for name in ("model.safetensors", "ema.safetensors"):
+        ours, theirs = toys.weights(one, name), toys.weights(other, name)
+        assert ours.keys() == theirs.keys()
+        assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
+
+
+def test_killed_at_random_steps(toys):
+    whole = toys.train(toys.recipe(toys.out / "whole", **HARD))
+    rows = toys.metrics(whole)
+    assert len(rows) == 16 and len({row["loss"] for row in rows}) == 16
+    broken = toys.recipe(toys.out / "broken", **HARD, data__source__delay=0.002)
+    for start in (0, 12):
+        at = random.SystemRandom().randrange(start + 4, start + 14, 2)
+        other = toys.start(broken)
+        other.until(f"step {at} ")
+        other.kill()
+        print("killed after step", at)
+    last = toys.start(broken)
+    assert last.wait() == 0, last.said()
+    assert "going on from step" in last.said()
+    equal_runs(toys, whole, toys.out / "broken")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_saves_and_the_same_command_continues(toys, monkeypatch, name):
+    whole = toys.train(toys.recipe(toys.out / "whole", **HARD))
+    recipe = toys.recipe(toys.out / "broken", **HARD)
+
+    def at_seven(self, *rest):
+        if self.step == 7:
+            os.kill(os.getpid(), getattr(signal, name))
+        return original(self, *rest)
+
+    from maemm.train.loop import Run
+
+    original, before = Run._next, signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr(Run, "_next", at_seven)
+    with pytest.raises(Interrupted) as stopped:
+        toys.train(recipe)
+    assert stopped.value.status == 128 + getattr(signal, name)
+    where = toys.out / "broken/checkpoints/step-000007"
+    assert toys.lines[-1] == f"Stopped at step 7; saved to {where}. The same command continues."
+    assert signal.getsignal(getattr(signal, name)) is before
+    monkeypatch.setattr(Run, "_next", original)
+    toys.train(recipe)
+    assert "going on from step 7" in toys.lines
+    equal_runs(toys, whole, toys.out / "broken")
+
+
+def test_a_second_interrupt_ends_at_once(toys):
+    other = toys.start(toys.recipe(data__source__delay=1.5, train__batch=2))
+    other.until("steps/epoch")
+    other.process.join(0.3)
+    os.kill(other.pid, signal.SIGINT)
+    other.process.join(1.2)
+    os.kill(other.pid, signal.SIGINT)
+    assert other.wait(20) != 0
+    assert "KeyboardInterrupt" in other.said()
+    assert not list((toys.out / "checkpoints").glob("*"))
+
+
+def test_workers_change_nothing_and_stop_with_the_run(toys):
+    alone = toys.train(toys.recipe(toys.out / "alone", **HARD))
+    other = toys.start(toys.recipe(toys.out / "workers", **HARD, data__workers=2))
+    other.until("step 10 ")
+    os.kill(other.pid, signal.SIGTERM)
+    assert other.wait() == 143, other.said()
+    toys.train(toys.recipe(toys.out / "workers", **HARD, data__workers=1))
+    equal_runs(toys, alone, toys.out / "workers")
+
+
+def test_two_processes_killed_go_on_as_two(toys):
+    slow = {"train__save_every": 3, "data__source__delay": 0.002}
+    assert [one.wait() for one in toys.start(toys.recipe(toys.out / "whole", **slow), 2)] == [0, 0]
+    first, second = toys.start(toys.recipe(toys.out / "broken", **slow), 2)
+    first.until("step 5 ")
+    first.kill()
+    second.wait()
+    pair = toys.start(toys.recipe(toys.out / "broken", **slow), 2)
+    assert [one.wait() for one in pair] == [0, 0], pair[0].said()
+    assert "going on from step 3" in pair[0].said()
+    assert toys.metrics(toys.out / "whole") == toys.metrics(toys.out / "broken")
+
+
+def test_a_run_of_two_processes_goes_on_in_one(toys):
+    whole = toys.train(toys.recipe(toys.out / "whole"))
+    pair = toys.start(toys.recipe(toys.out / "broken", train__save_every=3, data__source__delay=0.002), 2)
+    pair[0].until("step 5 ")
+    os.kill(pair[0].pid, signal.SIGTERM)
+    assert [one.wait() for one in pair] == [143, 143]
+    toys.train(toys.recipe(toys.out / "broken", data__source__delay=0.002))
+    for row, other in zip(toys.metrics(whole), toys.metrics(toys.out / "broken"), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=2e-5)

@@ -1,0 +1,105 @@
+"""The toy modality, its source and an objective that couples samples."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from maemm.contract import Prepared, Sample, Source
+from maemm.draws import Draw
+from maemm.grid import GridModality
+from maemm.objectives.reconstruct import Reconstruct
+
+
+class Toy(GridModality):
+    """Noise is added in the worker, and each picture is turned over or not on the device.
+
+    Options
+        size: sides
+        patch: sides of a patch
+        norm: a batch norm in front, whose running statistics move
+    """
+
+    def __init__(self, *, size: int = 8, patch: int = 2, norm: bool = False, **rest: Any):
+        super().__init__(size=size, patch=patch, channels=1, **rest)
+        self.norm = torch.nn.BatchNorm1d(patch * patch) if norm else None
+
+    def load(self, raw: np.ndarray, draw: Draw | None) -> dict:
+        x = torch.from_numpy(raw)
+        if draw is not None:
+            x = x + 0.1 * torch.from_numpy(draw.numpy("noise").standard_normal(x.shape).astype("float32"))
+        return {"x": x}
+
+    def prepare(self, raw: dict, draw: Draw | None) -> Prepared:
+        x = raw["x"].float()
+        if draw is not None:
+            turned = draw.rand("turn").to(x.device)[:, None, None, None] < 0.5
+            x = torch.where(turned, x.flip(-1), x)
+        return Prepared(x)
+
+    def embed(self, tokens: Any, index: torch.Tensor) -> torch.Tensor:
+        embedded = super().embed(tokens, index)
+        if self.norm is not None:
+            self.norm(tokens.values.flatten(0, 1))
+        return embedded
+
+
+class Toys(Source):
+    """Waves of a direction and length that follow from the index."""
+
+    def __init__(self, samples: int, bad: Sequence[int], nan: Sequence[int], delay: float, salt: int):
+        self.samples, self.bad, self.nan, self.delay, self.salt = samples, set(bad), set(nan), delay, salt
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def name(self, index: int) -> str:
+        return f"toy-{index}"
+
+    def fingerprint(self) -> str:
+        return f"toys:{self.samples}:{self.salt}"
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        time.sleep(self.delay)
+        if index in self.bad:
+            raise ValueError("broken on purpose")
+        angle = index * 0.37
+        y, x = np.mgrid[0:8, 0:8].astype(np.float32)
+        wave = np.sin(0.8 * (np.cos(angle) * x + np.sin(angle) * y) + index)[None].astype(np.float32)
+        return Sample({"toy": np.full_like(wave, np.nan) if index in self.nan else wave}, self.name(index))
+
+
+def open_toys(
+    root: str | None,
+    list: str | None = None,
+    *,
+    samples: int = 64,
+    bad: Sequence[int] = (),
+    nan: Sequence[int] = (),
+    delay: float = 0.0,
+    salt: int = 0,
+) -> Source:
+    """Options
+    samples: how many
+    bad: indices that cannot be read
+    nan: indices that are not finite
+    delay: seconds that one takes
+    salt: changes the fingerprint
+    """
+    return Toys(samples, bad, nan, delay, salt)
+
+
+class Coupled(Reconstruct):
+    """Claims to compare samples with each other.
+
+    Options
+        per_micro_batch: allow micro-batches
+    """
+
+    coupled = True
+
+    def __init__(self, name: str, *, per_micro_batch: bool = False, **rest: Any):
+        super().__init__(name, **rest)
+        self.per_micro_batch = per_micro_batch
