@@ -86,8 +86,13 @@ def _constructors(part: Any) -> list[Callable[..., Any]]:
 
 
 def _hints(part: Any, function: Callable[..., Any]) -> dict[str, Any]:
+    """Hints of the keyword-only parameters; other hints may name what is imported for type checkers alone."""
+    function = inspect.unwrap(function)
+    kinds = inspect.signature(function).parameters
+    wanted = {name: one.annotation for name, one in kinds.items() if one.kind is one.KEYWORD_ONLY}
+    given = types.SimpleNamespace(__annotations__={name: one for name, one in wanted.items() if one is not MISSING})
     try:
-        return typing.get_type_hints(function, include_extras=True)
+        return typing.get_type_hints(given, function.__globals__, include_extras=True)
     except Exception as error:
         raise MaemmError(f"a type hint of {_name(part)} cannot be resolved ({error}); mend the plugin") from error
 

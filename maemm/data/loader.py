@@ -5,30 +5,24 @@ What a batch holds depends on its requests alone, never on the number of workers
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
-import os
-import signal
-import threading
-import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import groupby
-from multiprocessing import connection
+from functools import partial
+from itertools import groupby, islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from maemm.contract import Modality, Source
+from maemm.contract import Modality, Sample, Source
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.order import Order, Request
+from maemm.data.workers import Failure, Workers
 from maemm.draws import Draw, derive
 from maemm.errors import MaemmError
 
-POLL_S = 1.0  # how often a waiting loader looks whether its workers live
+Task = tuple[int, int]  # step, micro-batch
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; torch's loader calls this."""
+        """The same batch in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
@@ -60,9 +54,9 @@ class Loader:
     """Reads, loads and collates the requests of an order.
 
     ``source``: where samples come from. ``modalities``: {name: unconnected modality without parameters}. ``order``:
-    :class:`~maemm.data.order.Slots` or ``Once``. ``timeout``: seconds that one batch may take. ``augment=False``
-    calls ``Modality.load(raw, None)``. ``substitute=False`` leaves bad samples out instead of replacing them, so
-    that evaluation counts nothing twice. ``pin``: page-locked batches; None: where there is CUDA.
+    :class:`~maemm.data.order.Slots` or ``Once``. ``timeout``: seconds that a batch from a worker is waited for.
+    ``augment=False`` calls ``Modality.load(raw, None)``. ``substitute=False`` leaves bad samples out instead of
+    replacing them, so that evaluation counts nothing twice. ``pin``: page-locked batches; None: where there is CUDA.
 
     Any exception in ``read`` or ``load`` except MemoryError makes a sample bad. The ``tries`` replacements of a bad
     sample depend on its index and the seed alone. :class:`MaemmError` is raised when they all fail, when a worker
@@ -86,7 +80,7 @@ class Loader:
     ):
         self.order, self.workers, self.timeout, self.prefetch = order, workers, timeout, prefetch
         self.pin = torch.cuda.is_available() if pin is None else pin
-        self.reader = _Reader(source, dict(modalities), seed, augment, substitute, tries, workers)
+        self.reader = _Reader(source, dict(modalities), order, seed, augment, substitute, tries)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The micro-batches of the steps ``start_step`` .. ``stop_step`` - 1, in order.
@@ -99,77 +93,76 @@ class Loader:
 
     def steps(self, start_step: int, stop_step: int) -> Iterator[tuple[int, list[Batch]]]:
         """(step, its micro-batches), for a loop that needs all of a step before its first backward."""
-        for step, batches in groupby(self.batches(start_step, stop_step), key=lambda batch: batch.step):
-            yield step, list(batches)
+        with closing(self.batches(start_step, stop_step)) as batches:
+            for step in range(start_step, stop_step):
+                yield step, list(islice(batches, len(self.order.micro_batches(step))))
 
     def _alone(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        for work in _Work(self.order, start_step, stop_step):
-            batch = _whole(self.reader[work])
-            yield batch.pin_memory() if self.pin else batch
+        for task in self._tasks(start_step, stop_step):
+            yield self._pinned(self.reader(task))
 
     def _with_workers(self, start_step: int, stop_step: int) -> Iterator[Batch]:
-        pool = _Pool(self, _Work(self.order, start_step, stop_step))
+        workers = Workers(
+            self.reader,
+            self._tasks(start_step, stop_step),
+            self.workers,
+            prefetch=self.prefetch,
+            timeout=self.timeout,
+            name_of=partial(name_of, self.reader.source),
+        )
         try:
-            while (batch := pool.next()) is not None:
-                yield _whole(batch)
+            while (batch := workers.next()) is not None:
+                if isinstance(batch, Failure):
+                    raise MaemmError(batch.text)
+                yield self._pinned(batch)
         finally:
-            pool.close()
+            workers.close()
 
+    def _tasks(self, start_step: int, stop_step: int) -> Iterator[Task]:
+        for step in range(start_step, stop_step):
+            for micro in range(len(self.order.micro_batches(step))):
+                yield step, micro
 
-class _Work:
-    """(step, micro, requests) of a range of steps, as the sampler of torch's loader."""
-
-    def __init__(self, order: Order, start_step: int, stop_step: int):
-        self.order, self.steps = order, range(start_step, stop_step)
-
-    def __iter__(self) -> Iterator[tuple[int, int, list[Request]]]:
-        for step in self.steps:
-            for micro, requests in enumerate(self.order.micro_batches(step)):
-                yield step, micro, requests
+    def _pinned(self, batch: Batch) -> Batch:
+        return batch.pin_memory() if self.pin else batch
 
 
 # ------------------------------------------------------------------------------------------ reading, in the worker
-@dataclass(frozen=True)
-class _Failure:
-    """An error on its way from a worker: exceptions themselves would arrive with the worker's traceback as text."""
-
-    text: str
-
-
 class _Unreadable(Exception):
     """A bad sample, which is recorded by then."""
 
 
-class _Reader(Dataset):
-    """Turns one piece of work into a batch; the data set that torch's loader sees."""
+class _Reader:
+    """Turns a task into a batch."""
 
     def __init__(
         self,
         source: Source,
         modalities: dict[str, Modality],
+        order: Order,
         seed: int,
         augment: bool,
         substitute: bool,
         tries: int,
-        workers: int,
     ):
-        self.source, self.modalities, self.seed = source, modalities, seed
+        self.source, self.modalities, self.order, self.seed = source, modalities, order, seed
         self.augment, self.substitute, self.tries = augment, substitute, tries
-        # (workers, 2) process id and index being read, -1: none. In shared memory, so that it outlives its worker.
-        self.board = torch.full((max(workers, 1), 2), -1, dtype=torch.int64).share_memory_()
-        self.worker = 0
+        self._step: tuple[int, list[list[Request]]] | None = None  # the last one asked of the order
+        self.at = torch.tensor(-1)  # index of the sample being read; a worker has it in shared memory
 
-    def __getitem__(self, work: tuple[int, int, list[Request]]) -> Batch | _Failure:
-        step, micro, requests = work
+    def __call__(self, task: Task) -> Batch:
+        step, micro = task
         try:
-            return self._batch(step, micro, requests)
-        except MaemmError as error:
-            return _Failure(str(error))
-        except MemoryError:
-            where = name_of(self.source, int(self.board[self.worker, 1]))
-            return _Failure(f"out of memory while reading {where}; use fewer data.workers or a smaller batch")
+            if self._step is None or self._step[0] != step:
+                self._step = step, self.order.micro_batches(step)
+            return self._batch(step, micro, self._step[1][micro])
+        except MemoryError as error:
+            where = name_of(self.source, int(self.at))
+            raise MaemmError(
+                f"out of memory while reading {where}; use fewer data.workers or a smaller batch"
+            ) from error
         finally:
-            self.board[self.worker, 1] = -1
+            self.at.fill_(-1)
 
     def _batch(self, step: int, micro: int, requests: list[Request]) -> Batch:
         bad: list[BadSample] = []
@@ -198,7 +191,7 @@ class _Reader(Dataset):
         except Exception as error:
             raise MaemmError(f"samples do not make a batch ({reason_of(error)}); give them equal sizes") from error
 
-    def _readable(self, group: list[Request], bad: list[BadSample]) -> tuple[Any, list[dict[str, dict]]]:
+    def _readable(self, group: list[Request], bad: list[BadSample]) -> tuple[Sample, list[dict[str, dict]]]:
         """A sample and its views; where the one asked for is bad, the first of its substitutes that is not."""
         wanted = group[0].index
         index = wanted
@@ -218,8 +211,8 @@ class _Reader(Dataset):
             f"to {last.id} ({last.reason}); fix the data"
         )
 
-    def _read(self, index: int, group: list[Request]) -> tuple[Any, list[dict[str, dict]]]:
-        self.board[self.worker, 1] = index
+    def _read(self, index: int, group: list[Request]) -> tuple[Sample, list[dict[str, dict]]]:
+        self.at.fill_(index)
         epoch = group[0].epoch
         # Read once for all repeats, under the first one's key.
         sample = self.source.read(index, Draw((self.seed, epoch, index, group[0].repeat)))
@@ -234,14 +227,6 @@ class _Reader(Dataset):
             raise ValueError(f"the sample has no {name!r}, only {', '.join(map(repr, raw)) or 'nothing'}")
         return self.modalities[name].load(raw[name], draw.under(name) if self.augment else None)
 
-    def start_worker(self, worker: int) -> None:
-        """Called in each new worker process. An interrupt is for the main process, which saves and ends its workers."""
-        self.worker = worker
-        self.board[worker, 0] = os.getpid()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # batch systems send it to all processes of a job
-        torch.set_num_threads(1)
-
 
 def name_of(source: Source, index: int) -> str:
     """What messages call a sample that could not be read: ``source.name(index)`` where there is one."""
@@ -249,125 +234,6 @@ def name_of(source: Source, index: int) -> str:
         return "no sample yet"
     name = getattr(source, "name", None)
     return printable(name(index)) if callable(name) else f"sample {index}"
-
-
-# ------------------------------------------------------------------------------------------ workers, from outside
-class _Pool:
-    """One pass of torch's loader over some work, with worker deaths and timeouts turned into one-line errors."""
-
-    def __init__(self, loader: Loader, work: _Work):
-        self.timeout, self.reader = loader.timeout, loader.reader
-        self.reader.board.fill_(-1)
-        before = set(multiprocessing.active_children())
-        handler = signal.getsignal(signal.SIGCHLD)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # more workers than cores: the user's choice
-            self.batches = iter(_torch_loader(loader, work))
-        self.flag = self.batches._workers_done_event._cond._lock
-        mark = self.batches._mark_worker_as_unavailable
-        self.batches._mark_worker_as_unavailable = lambda *args, **named: (self._free(), mark(*args, **named))
-        # torch's handler would raise RuntimeError anywhere in the main program, even while a checkpoint is written.
-        # Here a dead worker is noticed by looking, when a batch is waited for.
-        if threading.current_thread() is threading.main_thread() and handler is not None:
-            signal.signal(signal.SIGCHLD, handler)
-        self.processes = set(multiprocessing.active_children()) - before
-        self.failed = False
-        atexit.register(self.kill)
-
-    def next(self) -> Batch | _Failure | None:
-        """The next batch; None at the end."""
-        start = time.monotonic()
-        while True:
-            try:
-                return next(self.batches, None)
-            except Exception as error:
-                text = self._explain(error, time.monotonic() - start)
-                if text is not None:
-                    self.failed = True
-                    raise MaemmError(text) from error
-
-    def _explain(self, error: Exception, waited: float) -> str | None:
-        """The message for an error of torch's loader; None where it is only time for another look."""
-        if isinstance(error, OSError | EOFError):  # a broken connection is a moment ahead of the news of the death
-            dead = connection.wait([process.sentinel for process in self.processes], timeout=2)
-            for process in self.processes:
-                if process.sentinel in dead:
-                    process.join(timeout=2)
-        for process in self.processes:
-            if process.exitcode is not None:  # workers end only when the work does, and then nobody waits for them
-                return self._death_text(process)
-        if not str(error).startswith("DataLoader timed out"):
-            return f"reading data failed ({reason_of(error)}); try data.workers=0"
-        return self._timeout_text() if waited >= self.timeout else None
-
-    def _death_text(self, process: Any) -> str:
-        code = process.exitcode
-        how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-        board = self.reader.board.tolist()
-        index = next((index for pid, index in board if pid == process.pid), -1)
-        where = f"while reading {self._sample(index)}" if index >= 0 else "between two samples"
-        return f"a data worker died of {how} {where}; {_ADVICE.get(how, 'look at that sample, or try data.workers=0')}"
-
-    def _timeout_text(self) -> str:
-        names = [self._sample(index) for _, index in self.reader.board.tolist() if index >= 0]
-        where = f"workers are at {', '.join(names)}" if names else "workers are between two samples"
-        return f"no data for {self.timeout:g} s ({where}); look at the storage, or raise data.timeout"
-
-    def _sample(self, index: int) -> str:
-        name = name_of(self.reader.source, index)
-        return name if name == f"sample {index}" else f"{name} (sample {index})"
-
-    def _free(self) -> None:
-        """Give back the lock of torch's end-of-work flag where a killed worker took it along: torch would hang."""
-        self.flag.acquire(timeout=1)
-        self.flag.release()
-
-    def kill(self) -> None:
-        """End the workers at once, stuck ones too: they ignore gentler signals."""
-        for process in self.processes:
-            process.kill()
-
-    def close(self) -> None:
-        if self.failed:
-            self.kill()
-            self._free()
-        del self.batches._mark_worker_as_unavailable  # ours: it closes a circle, and the end would wait for gc
-        del self.batches  # torch asks them to finish and waits for 5 s
-        self.kill()
-        for process in self.processes:
-            process.join(timeout=5)
-        atexit.unregister(self.kill)
-
-
-_ADVICE = {
-    "SIGKILL": "if memory ran out, use fewer data.workers; else look at that sample",
-    "SIGBUS": "shared memory (/dev/shm) may be full: enlarge it, or use fewer data.workers",
-}
-
-
-def _torch_loader(loader: Loader, work: _Work) -> DataLoader:
-    return DataLoader(
-        loader.reader,
-        sampler=work,
-        batch_size=None,  # the reader collates
-        collate_fn=_as_is,
-        num_workers=loader.workers,
-        prefetch_factor=loader.prefetch,
-        timeout=min(POLL_S, loader.timeout),
-        pin_memory=loader.pin,
-        worker_init_fn=loader.reader.start_worker,
-        generator=torch.Generator(),  # otherwise torch draws a seed from the global stream
-    )
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _whole(batch: Batch | _Failure) -> Batch:
-    if isinstance(batch, _Failure):
-        raise MaemmError(batch.text)
-    return batch
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

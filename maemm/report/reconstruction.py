@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maemm import plugins
-from maemm.build import part_of
 from maemm.contract import Prepared, Source
 from maemm.draws import Draw
 from maemm.errors import MaemmError
@@ -65,10 +63,11 @@ def _model(what: str | os.PathLike | Model, known: dict[str, Any]) -> Model:
 
 
 def open_source(recipe: dict[str, Any], data: str | os.PathLike) -> Source:
-    """The recipe's source, or the one of its first modality's type, on other data."""
-    name, spec = next(iter(recipe["modalities"].items()))
-    kind, options = part_of((recipe.get("data") or {}).get("source"), default=(spec or {}).get("type", name))
-    return plugins.find("sources", kind)(str(data), None, **options)
+    """The recipe's source, or the one of its modality's type, on other data."""
+    from maemm.train.start import open_source as open_one
+
+    source = (recipe.get("data") or {}).get("source")
+    return open_one({**recipe, "data": {"root": os.fspath(data), "list": None, "source": source}})
 
 
 def _samples(model: Model, source: Source, count: int) -> tuple[list[dict[str, Any]], list[str], list[str]]:

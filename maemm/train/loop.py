@@ -28,7 +28,7 @@ from maemm.train.start import make_learner, make_loader, make_order, open_source
 from maemm.train.step import Result, Work, prepare, take_step
 from maemm.train.watch import Watch
 
-SAVES, PICTURES = 200, 20  # about how many of each a run makes where the recipe does not say
+SAVES, PICTURES = 200, 10  # about how many of each a run makes where the recipe does not say
 
 
 def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = print) -> Path:

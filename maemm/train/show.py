@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,11 +44,16 @@ class Pictures:
             if self._batch is None:
                 raw = next(self._loader.batches(0, 1)).to(self.learner.team.device).raw
                 self._batch = self.learner.model.prepare(raw, None)
-            with torch.compiler.set_stance("force_eager"):  # another shape would be compiled anew
+            with _eager(self.learner.compiled):
                 path = self.folder / f"step-{step:06d}.png"
                 save_pictures(self.learner.model, self._batch, path, seed=self.learner.seed, count=PICTURE_ROWS)
         except Exception as error:
             self.say(f"no pictures of step {step} ({reason_of(error)})")
+
+
+def _eager(compiled: bool) -> AbstractContextManager[Any]:
+    """Another shape would be compiled anew. Asking torch for this is slow, so only where it matters."""
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def page(folder: RunFolder, say: Callable[[str], Any]) -> Path | None:

@@ -94,6 +94,7 @@ def make_learner(recipe: dict[str, Any], steps: int, accumulation: int, team: Te
         train["batch"],
         steps,
         bf16=use_bf16(train.get("precision", "auto"), team.device),
+        compiled=bool(train.get("compile")),
         clip=train.get("clip_grad"),
         ema=ema,
     )

@@ -37,6 +37,7 @@ class Learner:
     batch: int  # global
     steps: int  # of the whole training
     bf16: bool = False
+    compiled: bool = False
     clip: float | None = None
     ema: Ema | None = None
 

@@ -8,7 +8,7 @@ plugin = Plugin(
     contract=1,
     summary="images: MAE, Pixio",
     modalities={"image": "modality:Image"},
-    sources={"image": "sources:open_images"},
+    sources={"image": "sources:open_images", "image_samples": "samples:open_samples"},
     weights={
         "mae": "weights.mae:MAE",
         "timm": "weights.mae:Timm",

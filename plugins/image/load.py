@@ -13,9 +13,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
-from torchvision.io import decode_jpeg
 
 # Pillow's other readers start foreign programs (EPS), or know only headers.
 _KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
@@ -44,8 +42,7 @@ def read_image(path: str | bytes | Path, background: int = 255) -> np.ndarray:
         warnings.simplefilter("ignore")  # odd EXIF, many pixels; what matters is an error besides
         try:
             with Image.open(io.BytesIO(data), formats=_kinds()) as image:
-                fast = _plain_jpeg(image, data)
-                return _decode(image, background) if fast is None else fast
+                return _decode(image, background)
         except UnidentifiedImageError:
             raise ValueError(f"not a readable image (starts with {data[:8]!r})") from None
 
@@ -104,18 +101,6 @@ def _bytes(path: str | bytes | Path) -> bytes:
 
 def _open_without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer for ever
-
-
-def _plain_jpeg(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """The pixels of an ordinary JPEG by torchvision's decoder, which takes two thirds of the time and gives the same
-    ones; None where Pillow has to look: other modes, orientation, damage.
-    """
-    if image.format != "JPEG" or image.mode not in ("L", "RGB") or "exif" in image.info or "xmp" in image.info:
-        return None
-    try:
-        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8)).permute(1, 2, 0).numpy()
-    except RuntimeError:
-        return None
 
 
 def _decode(image: Image.Image, background: int) -> np.ndarray:

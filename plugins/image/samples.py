@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from maemm.contract import Source
+
 from .._objects.objects import COUNT, SHAPES, make_objects
 from .._objects.render import render
 from .._objects.store import write_once
+from .sources import open_images
 
+HOME = Path("runs/samples/image")  # below the working directory, beside the runs
 PIXELS = 64
 VERSION = 1  # raise it whenever a pixel changes: an old folder is then refused instead of mixed up
 
@@ -21,6 +25,20 @@ def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
     """
     what = {"kind": "image", "version": VERSION, "count": count, "seed": seed, "pixels": PIXELS}
     write_once(root, what, lambda folder: _fill(folder, count, seed))
+
+
+def open_samples(root: str | None, list: str | None = None, *, name: str = "image") -> Source:
+    """The source of recipes that work without data: without ``data.root`` the sample set, written on first use.
+
+    With ``data.root`` or ``data.list`` it is the ordinary image source. Raises :class:`MaemmError`.
+
+    Options
+        name: the modality that the images are for
+    """
+    if not root and not list:
+        write(HOME)
+        root = str(HOME)
+    return open_images(root, list, name=name)
 
 
 def _fill(folder: Path, count: int, seed: int) -> None:

@@ -133,6 +133,13 @@ def test_a_part_with_unreadable_hints_is_the_plugins_mistake():
         check(Bad, {}, "here")
 
 
+def test_hints_that_are_no_options_may_be_for_type_checkers_alone():
+    def opener(root: Nowhere, *, size: int = 1) -> Nowhere:  # noqa: F821
+        pass
+
+    assert check(opener, {"size": 2}, "here") == {"size": 2}
+
+
 def test_plain_values():
     assert plain({"a": (1, Path("x") / "y"), "b": None}, "w") == {"a": [1, str(Path("x", "y"))], "b": None}
     with pytest.raises(MaemmError, match=re.escape("w.a.b is inf")):

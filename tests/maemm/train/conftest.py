@@ -34,7 +34,10 @@ except Interrupted as stopped:
 """
 # A server that has imported torch once forks faster than interpreters start.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["maemm.train.loop", "maemm.encoders.vit", "maemm.decoders.full", "maemm.grid"])
+SERVER.set_forkserver_preload(
+    ["maemm.train.loop", "maemm.encoders.vit", "maemm.decoders.full", "maemm.grid", "maemm.report.pictures",
+     "maemm.report.page", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo"]
+)  # fmt: skip
 
 
 class Other:
@@ -90,7 +93,15 @@ class Toys:
             "encoder": {"type": "vit", "dim": 16, "depth": 2, "heads": 2},
             "decoder": {"type": "full", "dim": 16, "depth": 1, "heads": 2},
             "data": {"workers": 0, "source": {"type": "toy"}},
-            "train": {"epochs": 8, "batch": 16, "lr": 1e-3, "warmup_epochs": 1, "log_every": 1, "save_every": 1000},
+            "train": {
+                "epochs": 8,
+                "batch": 16,
+                "lr": 1e-3,
+                "warmup_epochs": 1,
+                "log_every": 1,
+                "save_every": 1000,
+                "picture_every": 1000,
+            },
             "out": str(out or self.out),
         }
         return config.load(base, {k.replace("__", "."): v for k, v in overrides.items()}, training=True)
@@ -151,6 +162,7 @@ def toys(tmp_path, monkeypatch):
 
     monkeypatch.setenv(plugins.VARIABLE, str(PLUGIN))
     plugins.forget()
+    monkeypatch.setattr("maemm.report.save_pictures", lambda model, batch, path, **rest: path, raising=False)
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the order of one thread: the same bits in every process
     toys = Toys(tmp_path)

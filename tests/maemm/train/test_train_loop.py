@@ -8,6 +8,7 @@ import torch
 import yaml
 
 from maemm.errors import MaemmError
+from maemm.report.pictures import save_pictures
 from maemm.train.run import locked
 
 
@@ -32,7 +33,8 @@ def close(rows, others, tolerance):
             assert row[key] == pytest.approx(other[key], abs=tolerance), (row["step"], key)
 
 
-def test_a_run_learns_and_leaves_its_folder(toys):
+def test_a_run_learns_and_leaves_its_folder(toys, monkeypatch):
+    monkeypatch.setattr("maemm.report.save_pictures", save_pictures)
     out = toys.train(train__epochs=10, train__lr=1e-2)
     rows = toys.metrics()
     assert [row["step"] for row in rows] == list(range(1, 41))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from maemm.train import Interrupted
+from maemm.train.loop import Run
 
 HARD = {  # everything that could carry hidden state from one step to the next
     "encoder__drop_path": 0.3,
@@ -45,29 +46,28 @@ def test_killed_at_random_steps(toys):
     equal_runs(toys, whole, toys.out / "broken")
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
-def test_a_signal_saves_and_the_same_command_continues(toys, monkeypatch, name):
+def test_a_signal_saves_and_the_same_command_continues(toys, monkeypatch):
     whole = toys.train(toys.recipe(toys.out / "whole", **HARD))
     recipe = toys.recipe(toys.out / "broken", **HARD)
+    signals = {7: signal.SIGINT, 14: signal.SIGTERM, 15: signal.SIGUSR1}
+    handlers = [signal.getsignal(number) for number in signals.values()]
+    original = Run._next
 
-    def at_seven(self, *rest):
-        if self.step == 7:
-            os.kill(os.getpid(), getattr(signal, name))
+    def interrupted(self, *rest):
+        if self.step in signals:
+            os.kill(os.getpid(), signals.pop(self.step))
         return original(self, *rest)
 
-    from maemm.train.loop import Run
-
-    original, before = Run._next, signal.getsignal(getattr(signal, name))
-    monkeypatch.setattr(Run, "_next", at_seven)
-    with pytest.raises(Interrupted) as stopped:
-        toys.train(recipe)
-    assert stopped.value.status == 128 + getattr(signal, name)
-    where = toys.out / "broken/checkpoints/step-000007"
-    assert toys.lines[-1] == f"Stopped at step 7; saved to {where}. The same command continues."
-    assert signal.getsignal(getattr(signal, name)) is before
-    monkeypatch.setattr(Run, "_next", original)
+    monkeypatch.setattr(Run, "_next", interrupted)
+    for step, number in list(signals.items()):
+        with pytest.raises(Interrupted) as stopped:
+            toys.train(recipe)
+        assert stopped.value.status == 128 + number
+        where = toys.out / f"broken/checkpoints/step-{step:06d}"
+        assert toys.lines[-1] == f"Stopped at step {step}; saved to {where}. The same command continues."
     toys.train(recipe)
-    assert "going on from step 7" in toys.lines
+    assert "going on from step 15" in toys.lines
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     equal_runs(toys, whole, toys.out / "broken")
 
 

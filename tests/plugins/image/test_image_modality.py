@@ -207,7 +207,6 @@ def test_device_crops_differ_between_rows_and_not_between_splits():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_prepare_on_a_gpu_equals_the_cpu():
     image = Image(size=32, patch=8, device_crop=True)
     x = torch.stack([chw(picture(50, 70, seed=i)) for i in range(6)])

@@ -1,17 +1,19 @@
 """The image sample set: ordinary files, written once, the same every time."""
 
+import functools
 import hashlib
 import json
 import subprocess
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from maemm import MaemmError, plugins
+from maemm import Draw, MaemmError, plugins
 from maemm_plugins._objects.geometry import mesh, rotation_matrix
 from maemm_plugins._objects.objects import COUNT, SHAPES, make_object, make_objects
 from maemm_plugins._objects.render import render
@@ -107,9 +109,19 @@ def test_two_processes_at_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
 
-def test_no_torch_is_needed():
-    code = "import sys, maemm_plugins.image.samples; assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_recipes_without_data_find_the_sample_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine", count=6)
+    few = functools.partial(write, count=12)  # 600 take seconds
+    monkeypatch.setattr("maemm_plugins.image.samples.write", few)
+    opened = plugins.find("sources", "image_samples")
+    assert len(opened(str(tmp_path / "mine"), None, name="image")) == 6
+    source = opened(None, None)
+    assert (
+        len(list(Path("runs/samples/image").glob("*/*.png"))) == len(source) == 12 and tuple(source.classes) == SHAPES
+    )
+    sample = source.read(1, Draw((0,)))
+    assert sample.raw["image"].shape == (64, 64, 3) and source.classes[sample.label] in sample.id
 
 
 @pytest.mark.parametrize("shape", SHAPES)

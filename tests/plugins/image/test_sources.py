@@ -13,7 +13,6 @@ from maemm.data.loader import Loader
 from maemm.data.order import Once
 from maemm.draws import Draw
 from maemm.errors import MaemmError
-from maemm_plugins.image import load
 from maemm_plugins.image.load import read_image
 from maemm_plugins.image.modality import Image as ImageModality
 from maemm_plugins.image.sources import open_images
@@ -50,17 +49,6 @@ def test_content_decides_not_the_name(tmp_path):
     np.save(tmp_path / "b.npy", picture())
     (tmp_path / "b.npy").rename(tmp_path / "b.png")
     assert np.array_equal(read_image(tmp_path / "b.png"), picture())
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("options", [{}, {"quality": 30}, {"progressive": True}, {"subsampling": 0}])
-def test_the_fast_way_with_jpegs_gives_pillows_pixels(tmp_path, channels, options):
-    if channels == 1:
-        options = {key: value for key, value in options.items() if key != "subsampling"}
-    path = save(tmp_path / "a.jpg", picture(37, 53, channels), **options)
-    with Image.open(path) as image:
-        assert load._plain_jpeg(image, path.read_bytes()) is not None
-        assert np.array_equal(read_image(path), np.array(image).reshape(37, 53, channels))
 
 
 def test_sixteen_bits_stay(tmp_path):

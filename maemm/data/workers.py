@@ -1,0 +1,216 @@
+"""Worker processes that read batches ahead, in order.
+
+Why not torch's DataLoader: its workers share one queue. A worker that is killed while it writes to the queue, or
+while it holds one of the locks, leaves the main process waiting for ever, which torch answers with a SIGCHLD handler
+that raises anywhere in the main program, even while a checkpoint is written. Here every worker has a pipe of its
+own: its death closes the pipe, and is noticed where data are waited for and nowhere else.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+import torch
+import torch.multiprocessing  # teaches pipes to pass tensors through shared memory
+from torch import Tensor
+
+from maemm.data.bad_samples import reason_of
+from maemm.errors import MaemmError
+
+
+class Reader(Protocol):
+    """What runs in a worker. It is sent there, so it must be picklable where processes are not forked."""
+
+    at: Tensor  # () int64 in shared memory: the index of the sample being read, -1: none
+
+    def __call__(self, task: Any) -> Any:
+        """Do one task; the result travels back."""
+        ...
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error on its way from a worker, as the one line that the user sees."""
+
+    text: str
+
+
+class Workers:
+    """``count`` processes that do ``tasks`` (small picklable things), ``prefetch`` ahead each.
+
+    ``name_of(index)`` is what messages call a sample. ``timeout``: seconds that :meth:`next` waits at most.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        tasks: Iterable[Any],
+        count: int,
+        *,
+        prefetch: int,
+        timeout: float,
+        name_of: Callable[[int], str],
+    ):
+        self.tasks, self.timeout, self.name_of = iter(tasks), timeout, name_of
+        self.board = torch.full((count,), -1, dtype=torch.int64).share_memory_()  # outlives the workers
+        self.processes: list[Any] = []
+        self.pipes: list[Connection] = []
+        self.due: deque[int] = deque()  # the worker of each task that is under way, in order
+        atexit.register(self.kill)
+        for number in range(count):
+            self._start(reader, number)
+        for number in list(range(count)) * prefetch:
+            self._give(number)
+
+    def next(self) -> Any:
+        """The result of the next task; None when all are done. Raises :class:`MaemmError`."""
+        if not self.due:
+            return None
+        number = self.due[0]
+        pipe = self.pipes[number]
+        ready = wait([pipe, *(one.sentinel for one in self.processes)], self.timeout)
+        if not ready:
+            raise MaemmError(self._timeout_text())
+        if ready != [pipe]:
+            self._raise_death()
+        try:
+            result = pipe.recv()
+        except Exception as error:  # the worker dies while it sends; or too many open files
+            self._raise_death(wait_s=2)
+            raise MaemmError(f"reading data failed ({reason_of(error)}); try data.workers=0") from error
+        self.due.popleft()
+        self._give(number)
+        return result
+
+    def close(self) -> None:
+        """End the workers: those that are busy for another second, or stuck, are killed."""
+        for pipe in self.pipes:
+            try:
+                pipe.send(None)
+            except OSError:  # dead already
+                continue
+        wait_until = time.monotonic() + 1
+        for process in self.processes:
+            process.join(timeout=max(0.0, wait_until - time.monotonic()))
+        self.kill()
+        for process, pipe in zip(self.processes, self.pipes, strict=True):
+            process.join(timeout=5)
+            pipe.close()
+        atexit.unregister(self.kill)
+
+    def kill(self) -> None:
+        """End the workers at once. They ignore gentler signals."""
+        for process in self.processes:
+            process.kill()
+
+    # ---- pieces
+    def _start(self, reader: Reader, number: int) -> None:
+        context = torch.multiprocessing.get_context()
+        ours, theirs = context.Pipe()
+        arguments = (theirs, reader, self.board[number], os.getpid())
+        process = context.Process(target=_serve, args=arguments, name=f"data worker {number}", daemon=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: threads do not survive a fork
+            process.start()
+        theirs.close()  # now the worker holds the only one, and its death closes the pipe
+        self.processes.append(process)
+        self.pipes.append(ours)
+
+    def _give(self, number: int) -> None:
+        task = next(self.tasks, None)
+        if task is None:
+            return
+        self.due.append(number)
+        try:
+            self.pipes[number].send(task)
+        except OSError:  # its death is reported when its result is due, or before
+            return
+
+    def _raise_death(self, wait_s: float = 0.1) -> None:
+        """Raise an error that names the sample of a dead worker, if there is one."""
+        dead = wait([process.sentinel for process in self.processes], wait_s)
+        for number, process in enumerate(self.processes):
+            if process.sentinel in dead:
+                process.join(timeout=2)  # the sentinel is a moment ahead of the exit status
+                raise MaemmError(self._death_text(number, process.exitcode))
+
+    def _death_text(self, number: int, code: int | None) -> str:
+        how = _NAMES.get(-code, f"signal {-code}") if code and code < 0 else f"exit status {code}"
+        index = int(self.board[number])
+        where = f"while reading {self._sample(index)}" if index >= 0 else "between two samples"
+        return f"a data worker died of {how} {where}; {_ADVICE.get(how, 'look at that sample, or try data.workers=0')}"
+
+    def _timeout_text(self) -> str:
+        names = [self._sample(index) for index in self.board.tolist() if index >= 0]
+        where = f"workers are at {', '.join(names)}" if names else "workers are between two samples"
+        return f"no data for {self.timeout:g} s ({where}); look at the storage, or raise data.timeout"
+
+    def _sample(self, index: int) -> str:
+        name = self.name_of(index)
+        return name if name == f"sample {index}" else f"{name} (sample {index})"
+
+
+_NAMES = {one.value: one.name for one in signal.Signals}
+_ADVICE = {
+    "SIGKILL": "if memory ran out, use fewer data.workers; else look at that sample",
+    "SIGBUS": "shared memory (/dev/shm) may be full: enlarge it, or use fewer data.workers",
+}
+
+
+# ---------------------------------------------------------------------------------------------- in the worker
+def _serve(pipe: Connection, reader: Reader, at: Tensor, parent: int) -> None:
+    """The life of a worker: do tasks until there is None, or the main process is gone."""
+    # An interrupt is for the main process, which saves and then ends its workers; batch systems send SIGTERM to all.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(), parent), daemon=True).start()
+    torch.set_num_threads(1)
+    reader.at = at
+    try:
+        while (task := pipe.recv()) is not None:
+            _send(pipe, _done(reader, task))
+    except (EOFError, OSError):  # the main process is gone
+        return
+
+
+def _send(pipe: Connection, result: Any) -> None:
+    try:
+        pipe.send(result)
+    except OSError:
+        raise
+    except Exception as error:  # something in it cannot travel, or shared memory is full
+        pipe.send(Failure(f"a batch cannot be handed over ({reason_of(error)}); try data.workers=0"))
+
+
+def _done(reader: Reader, task: Any) -> Any:
+    try:
+        return reader(task)
+    except MaemmError as error:
+        return Failure(str(error))
+    except Exception as error:
+        return Failure(f"reading data failed ({reason_of(error)}); try data.workers=0 and --traceback")
+
+
+def _end_with(parent: int, main: int) -> None:
+    """End this process soon after its parent. Other forks may keep the pipe open, so that its end is no sign."""
+    while os.getppid() == parent and _exists(main):
+        time.sleep(2)
+    os._exit(1)
+
+
+def _exists(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True

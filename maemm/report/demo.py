@@ -1,0 +1,131 @@
+"""``maemm demo``: every modality learns a little from its sample set, offline, and one page shows it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from maemm import plugins
+from maemm.errors import MaemmError
+from maemm.report.figures import Run, read_run
+from maemm.report.page import commands, document, name_of, section, write_html
+
+SIGN_OF_LIFE = 15.0  # seconds between two lines where no bar is shown
+_BAR = 20
+
+
+@dataclass(frozen=True)
+class Show:
+    """What one plugin brings to the demo."""
+
+    name: str  # of the plugin
+    recipe: str
+    samples: str  # name of its sample set
+
+
+def demo(
+    out: str | os.PathLike = "runs/demo",
+    *,
+    overrides: Sequence[str] = (),
+    say: Callable[[str], Any] = print,
+) -> Path:
+    """Train the demo recipe of every plugin below ``out`` and write ``out/report.html``; returns its path.
+
+    The sample sets go to ``out/data/NAME``, the runs to ``out/NAME``. Called again it goes on where it stopped, and
+    a finished one only writes its page anew. ``overrides`` change the recipes (``train.steps=4``). What one plugin
+    cannot do costs a line, and :class:`MaemmError` is raised only when none succeeds.
+    """
+    out, began = Path(out), time.monotonic()
+    shows = _shows()
+    if not shows:
+        raise MaemmError("no plugin has a demo; see: maemm plugins")
+    modalities = "1 modality" if len(shows) == 1 else f"{len(shows)} modalities"
+    say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; one to two minutes on two cores")
+    runs: dict[str, Run] = {}
+    failed: dict[str, str] = {}
+    for show in shows:
+        try:
+            runs[show.name] = _train(show, out, list(overrides), say)
+        except MaemmError as error:
+            failed[show.name] = str(error)
+            say(f"{show.name:<12}left out: {error}")
+    if not runs:
+        raise MaemmError(next(iter(failed.values())))
+    page = write_html(out / "report.html", _page(runs, failed))
+    say(
+        f"Done in {time.monotonic() - began:.0f} s. Open {page}: input | visible | reconstruction for every modality, "
+        "the curves, and the commands to go on."
+    )
+    return page
+
+
+def _shows() -> list[Show]:
+    found = []
+    for one in plugins.all():
+        if one.plugin and one.plugin.demo and one.plugin.samples:
+            sets = one.plugin.samples
+            found.append(Show(one.name, one.plugin.demo, one.name if one.name in sets else next(iter(sets))))
+    return found
+
+
+def _train(show: Show, out: Path, overrides: list[str], say: Callable[[str], Any]) -> Run:
+    """Sample set, training, and the line that sums it up."""
+    from maemm import config
+    from maemm.train import pretrain
+
+    data, folder = out / "data" / show.name, out / show.name
+    recipe = config.load(show.recipe, overrides, training=True)
+    if not data.exists():
+        say(f"{show.name:<12}writing the sample set to {data}")
+    plugins.find("samples", show.samples)(data)
+    recipe["data"]["root"], recipe["out"] = str(data), str(folder)
+    before = read_run(folder).last("seconds") or 0.0
+    pretrain(recipe, echo=_Sparse(show.name, say))
+    run = read_run(folder)
+    say(summary(show.name, run, before))
+    return run
+
+
+class _Sparse:
+    """Of the lines of a training, a sign of life now and then, and whatever is neither progress nor routine."""
+
+    def __init__(self, name: str, say: Callable[[str], Any]):
+        self.name, self.say, self.last = name, say, time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if line.startswith("no "):  # no pictures, no report: the page would lack them without a word
+            self.say(f"{self.name:<12}{line}")
+        elif line.startswith("epoch ") and time.monotonic() - self.last > SIGN_OF_LIFE:
+            self.last = time.monotonic()
+            self.say(f"{self.name:<12}{line}")
+
+
+def summary(name: str, run: Run, before: float = 0.0) -> str:
+    """One line: a bar, steps, loss beside the baseline, seconds of this start."""
+    step, steps = (run.rows[-1]["step"], run.last("steps") or 0) if run.rows else (0, 0)
+    loss, baseline = run.last("loss"), run.last("baseline")
+    filled = round(_BAR * step / steps) if steps else 0
+    beside = "" if baseline is None else f" (predicting the mean: {baseline:.3f})"
+    learned = "no loss yet" if loss is None else f"loss {loss:.3f}{beside}"
+    seconds = (run.last("seconds") or 0.0) - before
+    spent = f"{seconds:.0f} s" if seconds >= 0.5 else "finished before"
+    return f"{name:<12}{'█' * filled}{'░' * (_BAR - filled)}  {step}/{steps:.0f}  {learned}   {spent}"
+
+
+def _page(runs: dict[str, Run], failed: dict[str, str]) -> str:
+    lead = (
+        "Small masked autoencoders, each trained for about a minute on made-up objects. "
+        "They show that everything works here, not what the method can do with more data and time."
+    )
+    parts = []
+    for name, run in runs.items():
+        told = f"Recipe {name_of(run)}, run folder {run.folder}."
+        parts.append(f'<h2>{escape(name)}</h2><p class="lead">{escape(told)}</p>{section(run)}{commands(run)}')
+    for name, reason in failed.items():
+        parts.append(f'<h2>{escape(name)}</h2><p class="note warn">Left out: {escape(reason)}</p>')
+    return document("maemm demo", lead, parts)
