@@ -70,6 +70,8 @@ def _message(error: BaseException) -> tuple[str, int]:
     text: Any = " ".join(str(error).split())
     if isinstance(error, MaemmError):
         return str(error), USER_ERROR
+    if isinstance(getattr(error, "status", None), int):  # an interrupted run, which has said so itself
+        return "", error.status
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
         return f"{error.strerror}{place}; check the path, the rights and the free space", USER_ERROR

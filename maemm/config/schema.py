@@ -54,7 +54,7 @@ class TrainConfig(_Keys):
         None, gt=0, description="steps between checkpoints; null: whole epochs, at most 200 times"
     )
     keep: int = Field(2, gt=0, description="newest checkpoints to keep")
-    picture_every: int | None = Field(None, gt=0, description="steps between pictures; null: about 20 times")
+    picture_every: int | None = Field(None, gt=0, description="steps between pictures; null: about 10 times")
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard files")
 

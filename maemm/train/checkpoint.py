@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -185,7 +186,13 @@ def read(checkpoint: Checkpoint, model: nn.Module, ema: nn.Module | None = None)
     _fill(model, checkpoint.path / MODEL)
     if ema is not None:
         _fill(ema, checkpoint.path / EMA)
-    return torch.load(checkpoint.path / OPTIMIZER, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(checkpoint.path / OPTIMIZER, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError) as error:
+        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _reason(error)
+        raise MaemmError(
+            f"{checkpoint.path / OPTIMIZER} cannot be read ({reason}); remove that checkpoint to use an older one"
+        ) from error
 
 
 def _fill(model: nn.Module, path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maemm.errors import MaemmError
 
-WAIT_SHARE = 0.1  # from here on a hint about the loader is worth a line
+WAIT_SHARE, HINT_AFTER_S = 0.1, 60.0  # from here on a hint about the loader is worth a line
 
 
 # ------------------------------------------------------------------------------------------------- measuring
@@ -56,6 +56,7 @@ class Clock:
     def __init__(self, batch: int, seconds: float = 0.0):
         self.batch, self._before, self._begin = batch, seconds, time.monotonic()
         self._since, self._waited, self._steps = self._begin, 0.0, 0
+        self._all_waited, self._hinted = 0.0, False
 
     @property
     def seconds(self) -> float:
@@ -65,6 +66,7 @@ class Clock:
     def step(self, waited: float) -> None:
         self._steps += 1
         self._waited += waited
+        self._all_waited += waited
 
     def take(self) -> dict[str, float]:
         now = time.monotonic()
@@ -76,6 +78,15 @@ class Clock:
         }
         self._since, self._waited, self._steps = now, 0.0, 0
         return found
+
+    def hint(self, workers: int) -> str | None:
+        """Once, after a minute that was spent to a good part on waiting: what to do about it."""
+        passed = time.monotonic() - self._begin
+        if self._hinted or passed < HINT_AFTER_S or self._all_waited < WAIT_SHARE * passed:
+            return None
+        self._hinted = True
+        share = f"{100 * self._all_waited / passed:.0f} %"
+        return f"waiting for data takes {share} of the time; raise data.workers (now {workers}) or use faster storage"
 
 
 def memory_bytes(device: torch.device) -> int:

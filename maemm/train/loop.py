@@ -145,7 +145,7 @@ class Run:
             self.step = self.saved = found.step
         if self.team.lead:
             self.metrics.rewind(self.step)
-            checkpoint.prune(self.folder.checkpoints, self.train.get("keep"))
+            checkpoint.prune(self.folder.checkpoints, self.train["keep"])
             if self.train.get("tensorboard"):
                 self.tensorboard = tensorboard(self.folder.path / "tensorboard", self.step)
         self.clock = Clock(self.train["batch"], state.get("seconds", 0.0))
@@ -229,6 +229,8 @@ class Run:
             if self.tensorboard is not None:
                 to_tensorboard(self.tensorboard, row)
             self.console.row(row, self.epochs)
+            if hint := self.clock.hint(self.recipe["data"]["workers"]):
+                self.console.say(hint)
 
         self.team.lead_does(write)
 
@@ -251,7 +253,7 @@ class Run:
         average = None if learner.ema is None else learner.ema.model
         checkpoint.write(self.folder.checkpoints, self.step, learner.model, state, meta, average)
         self.saved = self.step
-        checkpoint.prune(self.folder.checkpoints, self.train.get("keep"))
+        checkpoint.prune(self.folder.checkpoints, self.train["keep"])
         return path
 
     def _keep(self) -> None:

@@ -142,7 +142,8 @@ class Toys:
         """Of the last checkpoint."""
         from safetensors.torch import load_file
 
-        return load_file(sorted((Path(out or self.out) / "checkpoints").glob("step-*"))[-1] / name)
+        last = sorted((Path(out or self.out) / "checkpoints").glob("step-*"))[-1]
+        return {key: value.clone() for key, value in load_file(last / name).items()}  # not a view of the file
 
     def end(self):
         for one in self._started:
