@@ -6,6 +6,7 @@ several processes; without it there is one, and every function here is a plain l
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -114,7 +115,11 @@ class Team:
         """``model`` with gradients averaged over processes (DDP), or itself where there is one process."""
         if self.world == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=False, broadcast_buffers=False)
+        ddp = nn.parallel.DistributedDataParallel
+        # The core's layers keep their statistics equal themselves. The option has another name from torch 2.13 on.
+        names = inspect.signature(ddp).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        return ddp(model, find_unused_parameters=False, **{name: False})
 
     def quiet(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """For all micro-batches but the last: keep gradients here."""

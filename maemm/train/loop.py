@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ from maemm.train.watch import Watch
 SAVES, PICTURES = 200, 10  # about how many of each a run makes where the recipe does not say
 
 
-def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = print) -> Path:
+_print = partial(print, flush=True)  # lines must not wait in a buffer when the output goes to a file
+
+
+def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = _print) -> Path:
     """Train a resolved recipe in its run folder ``recipe["out"]`` and return that folder; called again, go on.
 
     ``echo`` takes the lines for people. Started by ``torchrun`` it trains in all its processes. Raises
@@ -116,6 +120,7 @@ class Run:
         self.lr = learning_rate(self.train, order.steps_per_epoch, steps)
         self.loader = make_loader(recipe, source, order)
         self.bad_samples = BadSampleLog(folder.bad, recipe["data"]["max_bad_share"], len(source))
+        self.bad_samples.check()  # a run that stopped over them stops again, until the data or the share change
         self.metrics = MetricsFile(folder.metrics)
         self.means = Means(team.device)
         self.watch = Watch(team, self.train["max_nonfinite"], console.say)
@@ -163,8 +168,7 @@ class Run:
             while self.step < self.steps:
                 self._one(self._next(batches, interrupts))
         except Interrupted as stopped:
-            where = self._stop()
-            raise Interrupted(stopped.signum, f"Stopped at step {self.step}; saved to {where}.") from None
+            raise Interrupted(stopped.signum, self._stop()) from None
         finally:
             batches.close()
         self._finish()
@@ -258,15 +262,17 @@ class Run:
 
     def _keep(self) -> None:
         """Save what there is after an error that struck between two steps; the error itself matters more."""
-        if self.team.lead and self.step > self.saved:
+        if self.team.lead and self.step > max(self.saved, 0):
             with suppress(MaemmError):
                 self._write()
 
-    def _stop(self) -> Path:
-        where = self._save()
+    def _stop(self) -> str:
+        # Before the first step there is nothing to keep, and the next start may bring another recipe.
+        where = f"saved to {self._save()}. The same command continues." if self.step else "there is nothing to save."
+        text = f"Stopped at step {self.step}; {where}"
         self.console.end()
-        self.console.say(f"Stopped at step {self.step}; saved to {where}. The same command continues.")
-        return where
+        self.console.say(text)
+        return text
 
     def _finish(self) -> None:
         self._save()

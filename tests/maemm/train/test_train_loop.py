@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import signal
 
 import pytest
@@ -9,6 +10,7 @@ import yaml
 
 from maemm.errors import MaemmError
 from maemm.report.pictures import save_pictures
+from maemm.train import loop
 from maemm.train.run import locked
 
 
@@ -132,6 +134,18 @@ def test_a_process_that_dies_ends_the_others(toys):
     assert "error: another process ended without a word" in first.said()
 
 
+def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(toys):
+    nan = {"data__source__nan": [5], "train__epochs": 2}
+    pair = toys.start(toys.recipe(toys.out / "two", **nan), 2)
+    toys.train(toys.recipe(toys.out / "one", **nan))
+    assert [one.wait() for one in pair] == [0, 0], pair[0].said()
+    assert len(re.findall(r"skipped: loss not finite .*\btoy-5\b", pair[0].said())) == 2
+    ours, theirs = toys.metrics(toys.out / "one"), toys.metrics(toys.out / "two")
+    for row, other in zip(ours, theirs, strict=True):
+        assert row["loss"] == (None if other["loss"] is None else pytest.approx(other["loss"], abs=2e-5))
+    assert sum(row["loss"] is None for row in ours) == 2
+
+
 def test_an_interrupt_of_one_process_stops_all_at_one_step(toys):
     first, second = toys.start(toys.recipe(data__source__delay=0.02, train__epochs=100), 2)
     first.until("step 2 ")
@@ -175,10 +189,28 @@ def test_too_many_non_finite_steps_end_the_run(toys):
         toys.train(data__source__nan=list(range(64)), train__max_nonfinite=3)
 
 
-def test_too_many_bad_samples_end_the_run(toys):
-    with pytest.raises(MaemmError, match="samples are unreadable"):
-        toys.train(data__source__bad=list(range(0, 64, 8)), data__max_bad_share=0.05)
-    assert (toys.out / "bad_samples.jsonl").is_file()
+def test_too_many_bad_samples_end_the_run_and_the_next_start(toys):
+    bad = {"data__source__bad": list(range(0, 64, 8)), "data__max_bad_share": 0.07}
+    for _ in range(2):
+        with pytest.raises(MaemmError, match=r"\d of 64 samples are unreadable"):
+            toys.train(**bad)
+        assert [path.name for path in (toys.out / "checkpoints").iterdir()] == [
+            f"step-{toys.metrics()[-1]['step']:06d}"
+        ]
+    toys.train(**bad | {"data__max_bad_share": 0.2})
+    assert len((toys.out / "bad_samples.jsonl").read_text().splitlines()) == 8
+
+
+def test_an_interrupt_before_the_first_step_keeps_nothing(toys, monkeypatch):
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return make_loader(*args)
+
+    make_loader = loop.make_loader
+    monkeypatch.setattr(loop, "make_loader", interrupted)
+    with pytest.raises(loop.Interrupted, match="Stopped at step 0; there is nothing to save"):
+        toys.train()
+    assert not (toys.out / "checkpoints").exists()
 
 
 def test_a_moving_average_follows_the_weights(toys):
@@ -212,3 +244,11 @@ def test_the_mean_predictor_is_the_loss_of_the_mean(toys):
     toys.train(train__epochs=2)
     assert all(row["baseline"] == pytest.approx(0.75, abs=0.02) for row in toys.metrics())
     assert all(math.isfinite(row["grad_norm"]) for row in toys.metrics())
+
+
+@pytest.mark.slow  # the compiler takes a minute
+def test_compiled_equals_eager(toys):
+    eager = toys.train(toys.recipe(toys.out / "eager"))
+    compiled = toys.train(toys.recipe(toys.out / "compiled", train__compile=True))
+    close(toys.metrics(eager), toys.metrics(compiled), 2e-5)
+    same(toys.weights(eager), toys.weights(compiled), 2e-4)

@@ -84,17 +84,18 @@ def test_a_second_interrupt_ends_at_once(toys):
 
 
 def test_workers_change_nothing_and_stop_with_the_run(toys):
-    alone = toys.train(toys.recipe(toys.out / "alone", **HARD))
-    other = toys.start(toys.recipe(toys.out / "workers", **HARD, data__workers=2))
-    other.until("step 10 ")
+    hard = {**HARD, "train__epochs": 4}
+    alone = toys.train(toys.recipe(toys.out / "alone", **hard))
+    other = toys.start(toys.recipe(toys.out / "workers", **hard, data__workers=2, data__source__delay=0.005))
+    other.until("step 6 ")
     os.kill(other.pid, signal.SIGTERM)
     assert other.wait() == 143, other.said()
-    toys.train(toys.recipe(toys.out / "workers", **HARD, data__workers=1))
+    toys.train(toys.recipe(toys.out / "workers", **hard, data__workers=1, data__source__delay=0.005))
     equal_runs(toys, alone, toys.out / "workers")
 
 
 def test_two_processes_killed_go_on_as_two(toys):
-    slow = {"train__save_every": 3, "data__source__delay": 0.002}
+    slow = {"train__save_every": 3, "train__epochs": 3, "data__source__delay": 0.002}
     assert [one.wait() for one in toys.start(toys.recipe(toys.out / "whole", **slow), 2)] == [0, 0]
     first, second = toys.start(toys.recipe(toys.out / "broken", **slow), 2)
     first.until("step 5 ")
