@@ -261,6 +261,10 @@ class Source(ABC):
     def read(self, index: int, draw: Draw) -> Sample:
         """Read one sample. Whatever is wrong with it is an exception, whose text becomes the reason in the log."""
 
+    def name(self, index: int) -> str:
+        """What messages and logs call a sample that could not be read: a path, ``file#index``. Reads nothing."""
+        return f"sample {index}"
+
     def fingerprint(self) -> str:
         """Changes when the data change: guards exact resume. By default the number of samples."""
         return f"{type(self).__name__}:{len(self)}"
@@ -270,8 +274,11 @@ class Modality(nn.Module, ABC):
     """A kind of signal. Without :meth:`connect` it has no parameters, so that workers get it cheaply."""
 
     # ---- in the worker, one sample
-    def load(self, raw: Any, draw: Draw) -> dict[str, Any]:
-        """What a source read -> tensors and numbers of one sample (uint8 where it can be)."""
+    def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
+        """What a source read -> tensors and numbers of one sample (uint8 where it can be).
+
+        ``draw=None``: no augmentation; where the signal is longer than a sample, a fixed part of it.
+        """
         return {"x": torch.as_tensor(raw)}
 
     def collate(self, samples: list[dict[str, Any]]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import pickle
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from maemm import plugins
+from maemm import options, plugins
 from maemm.build import build_model
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
@@ -40,10 +39,7 @@ def load(what: str | Path | dict[str, Tensor], kind: str | None = None, **known:
         what = read_state(path)
     state = strip_wrappers(what)
     found = _kind(kind, state)
-    accepted = [n for n, p in inspect.signature(found.read).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    unknown = sorted(set(known) - set(accepted))
-    if unknown:
-        raise MaemmError(f"{', '.join(unknown)} means nothing to weights {found.name!r}; known: {', '.join(accepted)}")
+    known = options.check(found.read, known, found.name)
     recipe, ours, extras = found.read(state, **known)
     model = build_model(recipe)
     fill(model, ours, f"weights {found.name!r}")
@@ -194,11 +190,12 @@ def convert(
     out = Path(out)
     if out.exists():
         raise MaemmError(f"{out} exists; choose another name or remove it")
+    layout = None if to is None else plugins.find("weights", to)()  # a wrong name is told before minutes of reading
     model = load(source, kind, **known)
-    if to is None:
+    if layout is None:
         save(model, out)
         return f"{source} ({model.kind or 'maemm'}) -> {out}: {len(model.state_dict())} tensors, maemm format"
-    state = plugins.find("weights", to)().write(model, model.extras)
+    state = layout.write(model, model.extras)
     if out.suffix == ".safetensors":
         save_file(_unshared({k: v.detach().contiguous() for k, v in state.items()}), out)
     else:

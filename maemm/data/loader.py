@@ -229,11 +229,8 @@ class _Reader:
 
 
 def name_of(source: Source, index: int) -> str:
-    """What messages call a sample that could not be read: ``source.name(index)`` where there is one."""
-    if index < 0:
-        return "no sample yet"
-    name = getattr(source, "name", None)
-    return printable(name(index)) if callable(name) else f"sample {index}"
+    """What messages call a sample that could not be read, on one line."""
+    return "no sample yet" if index < 0 else printable(source.name(index))
 
 
 def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -90,7 +90,7 @@ def _samples(model: Model, source: Source, count: int) -> tuple[list[dict[str, A
             except (MemoryError, MaemmError):
                 raise
             except Exception as error:  # whatever a broken file does
-                skipped.append(f"{_name(source, index)}: {' '.join(str(error).split()) or type(error).__name__}")
+                skipped.append(f"{source.name(index)}: {' '.join(str(error).split()) or type(error).__name__}")
                 continue
             shown.append(sample.id)
             break
@@ -103,8 +103,3 @@ def _samples(model: Model, source: Source, count: int) -> tuple[list[dict[str, A
 def _batch(model: Model, loaded: list[dict[str, Any]]) -> dict[str, Prepared]:
     raw = {name: one.collate([views[name] for views in loaded]) for name, one in model.modalities.items()}
     return model.prepare(raw, None)
-
-
-def _name(source: Source, index: int) -> str:
-    name = getattr(source, "name", None)
-    return str(name(index)) if callable(name) else f"sample {index}"

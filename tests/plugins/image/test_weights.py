@@ -155,7 +155,7 @@ def without(key):
         ({**without(""), "norm.weight": torch.ones(7)}, TINY, "another shape .*norm.weight"),
         (without(""), {}, "heads="),
         (without(""), {"heads": 4}, "decoder_heads="),
-        (without(""), {**TINY, "hats": 1}, "hats means nothing"),
+        (without(""), {**TINY, "hats": 1}, "mae.hats.*did you mean"),
         (without("blocks.0.mlp.fc1.weight"), TINY, "mlp.fc1.weight is missing"),
         (without(""), {**TINY, "heads": 5}, "multiple of 5 heads"),
         (state_of("mae_finetune"), {"heads": 4}, "pool="),
