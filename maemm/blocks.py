@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -10,10 +11,21 @@ from torch import Tensor, nn
 
 
 def make_blocks(
-    dim: int, depth: int, heads: int, *, mlp_ratio: float, qkv_bias: bool, eps: float, drop_path: float
+    dim: int,
+    depth: int,
+    heads: int,
+    *,
+    mlp_ratio: float,
+    qkv_bias: bool,
+    eps: float,
+    drop_path: float | Sequence[float],
 ) -> nn.ModuleList:
-    """``depth`` pre-norm blocks; drop path grows linearly from 0 to ``drop_path``. Linear layers start as in MAE."""
-    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+    """``depth`` pre-norm blocks. Linear layers start as in MAE.
+
+    ``drop_path``: the last block's rate, to which it grows linearly from 0, or the rate of every block.
+    """
+    grows = isinstance(drop_path, float | int)
+    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)] if grows else drop_path
     norm = partial(nn.LayerNorm, eps=eps)
     blocks = nn.ModuleList(
         Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate, norm_layer=norm) for rate in rates

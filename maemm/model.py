@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maemm import contract_checks
 from maemm.contract import (
     Decoder,
     Encoder,
@@ -26,7 +27,7 @@ from maemm.contract import (
 )
 from maemm.draws import Draw
 from maemm.errors import MaemmError
-from maemm.pooling import pool_and_norm
+from maemm.pooling import mean_of_tokens, pool_and_norm
 
 
 class Model(nn.Module):
@@ -62,7 +63,7 @@ class Model(nn.Module):
     def prepare(self, raw: dict[str, Any], draw: Draw | None = None) -> dict[str, Prepared]:
         """Raw batches as collated -> prepared ones on the raw batch's device. ``draw=None``: no augmentation."""
         return {
-            name: self._modality(name).prepare(one, None if draw is None else draw.under(name))
+            name: contract_checks.prepared(self._modality(name), one, None if draw is None else draw.under(name))
             for name, one in raw.items()
         }
 
@@ -76,7 +77,7 @@ class Model(nn.Module):
         return {name: Planned(tokens[name], plans[name], prepared[name]) for name in prepared}
 
     def _tokenize(self, prepared: dict[str, Prepared]) -> dict[str, Tokens]:
-        return {name: self._modality(name).tokenize(one) for name, one in prepared.items()}
+        return {name: contract_checks.tokenized(self._modality(name), one) for name, one in prepared.items()}
 
     def _guides(self, prepared: dict[str, Prepared], tokens: dict[str, Tokens]) -> dict[str, Any]:
         guide = getattr(self.encoder, "guide", None)
@@ -104,6 +105,13 @@ class Model(nn.Module):
         ``batch`` is what :meth:`plan` returned, or a batch with ``plans`` made by hand (which are checked), or a
         batch with a ``draw``.
         """
+        out = self.predict(batch, plans, draw)
+        for objective in self.objectives.values():
+            out.parts |= objective(out, self)
+        return out
+
+    def predict(self, batch: dict[str, Any], plans: dict[str, Plan] | None = None, draw: Draw | None = None) -> Output:
+        """The forward pass without the objectives, which may need the other processes: for pictures and scores."""
         inputs = self._inputs(batch, plans, draw)
         if self.decoder is None:
             raise MaemmError("this model has no decoder (encoder-only weights); use embed, or load a file with one")
@@ -112,8 +120,6 @@ class Model(nn.Module):
         pred = self.decoder(latents, masked)
         out = self._compare(masked, latents, pred)
         out.parts |= latents.terms
-        for objective in self.objectives.values():
-            out.parts |= objective(out, self)
         return out
 
     def _compare(self, masked: dict[str, MaskedInput], latents: Latents, pred: dict[str, Tensor]) -> Output:
@@ -149,12 +155,16 @@ class Model(nn.Module):
         planned = {n: Planned(tokens[n], Plan.all_visible(tokens[n]), prepared[n]) for n in prepared}
         return self._masked(planned)
 
+    def everything(self, batch: dict[str, Any]) -> dict[str, MaskedInput]:
+        """The batch with nothing hidden: what the encoder gets for feature extraction."""
+        prepared = {name: as_prepared(one) for name, one in batch.items()}
+        return self._everything(prepared, self._tokenize(prepared))
+
     def encode(
         self, batch: dict[str, Any], *, taps: Iterable[int] = (), norm: bool = True
     ) -> tuple[dict[str, MaskedInput], Latents]:
         """The encoder on all tokens, nothing hidden."""
-        prepared = {name: as_prepared(one) for name, one in batch.items()}
-        inputs = self._everything(prepared, self._tokenize(prepared))
+        inputs = self.everything(batch)
         return inputs, self.encoder(inputs, taps=taps, norm=norm)
 
     def embed(
@@ -164,14 +174,18 @@ class Model(nn.Module):
         norm: str | None = None,
         layers: Iterable[int] | None = None,
         tokens: bool = False,
+        stream: str | None = None,
     ) -> dict[str, Tensor]:
         """Features, nothing hidden: {modality: (B, D)}, or (B, N, D) with ``tokens=True``.
 
         ``pool`` mean, cls, max, cls+max; ``norm`` before (default), after or none: where the encoder's final norm
         stands relative to the pool. ``layers``: features of these blocks, concatenated along D, without a norm.
         Without arguments a fine-tuned model answers with the input of its head. Token order is the modality's;
-        in ragged batches the tokens that are padding come last and hold no meaning.
+        in ragged batches the tokens that are padding come last and hold no meaning. ``stream``: mean of that pass
+        of the encoder alone, {stream: (B, D)}; without it each modality's own stream counts, where it has one.
         """
+        if stream is not None:
+            return {stream: self._stream(batch, stream)}
         if self.head is not None and pool is None and norm is None and layers is None and not tokens:
             features = self.head.features(self, batch)
             return features if isinstance(features, dict) else {next(iter(batch)): features}
@@ -189,6 +203,13 @@ class Model(nn.Module):
             name: pool_and_norm(latents, name, one.plan, pool, norm, self.encoder.norm_of(name))
             for name, one in inputs.items()
         }
+
+    def _stream(self, batch: dict[str, Any], stream: str) -> Tensor:
+        inputs, latents = self.encode(batch)
+        if stream not in latents.streams:
+            known = ", ".join(latents.streams) or "none"
+            raise MaemmError(f"the encoder gives no stream {stream!r} for this batch; it gives {known}")
+        return mean_of_tokens(latents.streams[stream], [inputs[name].plan for name in stream.split("+")])
 
     def _tapped(self, latents: Latents, name: str, wanted: list[int]) -> Tensor:
         missing = [layer for layer in wanted if layer not in latents.taps]

@@ -73,6 +73,7 @@ class Plugin:
     weights: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, str] = field(default_factory=dict)
     demo: str | None = None  # the recipe that ``maemm demo`` runs
+    files: Mapping[str, str] = field(default_factory=dict)  # {recipe: ".ply .xyz"}: what show takes for such files
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -87,8 +88,15 @@ class Plugin:
                 raise MaemmError(f"plugin {self.name!r}: {one.name} must be a text")
         if self.demo is not None and not isinstance(self.demo, str):
             raise MaemmError(f"plugin {self.name!r}: demo must be the name of a recipe")
+        self._check_files()
         for role in ROLES:
             self._check_role(role, getattr(self, role))
+
+    def _check_files(self) -> None:
+        good = isinstance(self.files, Mapping)  # all() is this module's own
+        good = good and not any(not isinstance(one, str) for pair in self.files.items() for one in pair)
+        if not good or any(one[0] != "." or one.lower() != one for text in self.files.values() for one in text.split()):
+            raise MaemmError(f"plugin {self.name!r}: files must be a dict of recipe: '.ending .ending', in lower case")
 
     def _check_role(self, role: str, parts: Any) -> None:
         if not isinstance(parts, Mapping):
@@ -122,10 +130,18 @@ CORE = Plugin(
     version=str(CONTRACT),
     contract=CONTRACT,
     summary="parts that fit any modality",
-    maskings={"random": "masking.random:Random", "block": "masking.block:Block"},
-    encoders={"vit": "encoders.vit:ViT"},
+    maskings={
+        "random": "masking.random:Random",
+        "block": "masking.block:Block",
+        "inverse_block": "masking.block:InverseBlock",
+        "several": "masking.several:Several",
+    },
+    encoders={"vit": "encoders.vit:ViT", "streams": "encoders.streams:Streams"},
     decoders={"full": "decoders.full:Full"},
-    objectives={"reconstruct": "objectives.reconstruct:Reconstruct"},
+    objectives={
+        "reconstruct": "objectives.reconstruct:Reconstruct",
+        "contrastive": "objectives.contrastive:Contrastive",
+    },
     heads={"linear": "heads:Linear"},
 )
 
@@ -134,17 +150,18 @@ CORE = Plugin(
 def all() -> list[Found]:
     """Every plugin in order of discovery, the core first. Broken ones are listed with the reason.
 
-    Raises :class:`MaemmError` when two plugins claim one name.
+    Of two plugins with one name neither can be used, since nobody knows which is meant; the others can.
     """
     found = list(_discovered(os.environ.get(VARIABLE, "")))
-    by_name: dict[str, Found] = {}
+    origins: dict[str, list[str]] = {}
     for one in found:
-        other = by_name.setdefault(one.name, one)
-        if other is not one:
-            raise MaemmError(
-                f"two plugins are called {one.name!r} ({other.origin} and {one.origin}); remove or rename one"
-            )
-    return found
+        origins.setdefault(one.name, []).append(one.origin)
+    return [one if len(origins[one.name]) == 1 or one is found[0] else _twin(one, origins[one.name]) for one in found]
+
+
+def _twin(one: Found, origins: list[str]) -> Found:
+    error = f"two plugins are called {one.name!r} ({' and '.join(origins)}); remove or rename one"
+    return Found(one.name, one.package, one.origin, None, error)
 
 
 def add_path(path: str | Path) -> None:
@@ -288,7 +305,7 @@ def names(role: str) -> list[str]:
 
 def get(name: str) -> Found:
     """The plugin called ``name``; raises :class:`MaemmError` when there is none or when it is broken."""
-    known = {one.name: one for one in all()}
+    known = {one.name: one for one in reversed(all())}  # the core before one that has its name
     if name not in known:
         raise MaemmError(f"unknown plugin {name!r}; {advice(name, known)}")
     if known[name].plugin is None:

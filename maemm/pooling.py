@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -20,10 +22,7 @@ def pool_tokens(latents: Latents, name: str, plan: Plan, how: str) -> Tensor:
         raise MaemmError(f"unknown pool {how!r}; choose one of {', '.join(POOLS)}")
     tokens, valid = latents.tokens[name], plan.visible_valid
     if how == "mean":
-        if valid is None:
-            return tokens.mean(1)
-        share = valid.to(tokens.dtype)[..., None]
-        return (tokens * share).sum(1) / share.sum(1).clamp(min=1)
+        return mean_of_tokens(tokens, [plan])
     if how == "max":
         return _max(tokens, valid)
     prefix = latents.prefix.get(name, latents.prefix.get("joint"))
@@ -31,6 +30,18 @@ def pool_tokens(latents: Latents, name: str, plan: Plan, how: str) -> Tensor:
         raise MaemmError(f"pool {how!r} needs a class token, and this encoder has none; use mean or max")
     cls = prefix.mean(1)
     return cls if how == "cls" else torch.cat([cls, _max(tokens, valid)], -1)
+
+
+def mean_of_tokens(tokens: Tensor, plans: Sequence[Plan]) -> Tensor:
+    """Visible tokens of one modality, or of several side by side -> (R, D). Padding is left out."""
+    if all(plan.visible_valid is None for plan in plans):
+        return tokens.mean(1)
+    parts = [
+        torch.ones_like(plan.visible, dtype=torch.bool) if plan.visible_valid is None else plan.visible_valid
+        for plan in plans
+    ]
+    share = torch.cat(parts, 1).to(tokens.dtype)[..., None]
+    return (tokens * share).sum(1) / share.sum(1).clamp(min=1)
 
 
 def _max(tokens: Tensor, valid: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ A modality is asked for two things only: ``untokenize`` (token values -> signal)
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from maemm.contract import Modality, Plan, Planned, Prepared, Tokens
 from maemm.draws import Draw
 from maemm.model import Model, as_prepared
 from maemm.report.files import write_whole
+from maemm.report.views import save_views
 
 INPUT = "input"
 OUTRIGHT = "reconstruction"
@@ -32,6 +34,7 @@ class Rows:
 
     columns: dict[str, Tensor] = field(default_factory=dict)  # caption -> (R, ...)
     note: str = ""  # why there are no columns
+    names: list[str] = field(default_factory=list)  # written into the first picture of each row
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values()), ()))
@@ -46,7 +49,7 @@ def make_rows(model: Model, batch: Mapping[str, Prepared | Tensor], seed: int = 
     model.eval()
     try:
         inputs = model.plan(few, Draw((seed, "pictures"), range(total), total))
-        pred = model(inputs).pred
+        pred = model.predict(inputs).pred
     finally:
         model.train(was_training)
     made = {}
@@ -58,24 +61,31 @@ def make_rows(model: Model, batch: Mapping[str, Prepared | Tensor], seed: int = 
     return made
 
 
+Layer = tuple[Tensor, Tensor, Tensor | None]  # values (R, M, ...), index (R, M), where that is no padding (R, M)
+
+
+def put_together(modality: Modality, tokens: Tokens, *layers: Layer) -> Tensor:
+    """The signal (R, ...) of tokens laid on top of each other, on the CPU; NaN where there is none."""
+    whole = torch.full_like(tokens.values, math.nan, dtype=torch.float32)
+    for values, index, valid in layers:
+        whole = _put(whole, values, index, valid)
+    return modality.untokenize(whole, tokens).cpu()
+
+
 def _rows_of(modality: Modality, planned: Planned, pred: Tensor, count: int) -> Rows:
-    tokens, plan = _by_row(planned.tokens, planned.plan)
+    tokens, plan = by_row(planned.tokens, planned.plan)
     everything = tokens.everything()
     given = tokens.values.float()
     if modality.untokenize(given, tokens) is None:
         return Rows(note="no pictures: this modality cannot be put together from its tokens")
 
-    def signal(*layers: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
-        """Put (values, index, valid) on top of each other and go back to the signal."""
-        whole = torch.full_like(given, math.nan)
-        for values, index, valid in layers:
-            whole = _put(whole, values, index, valid)
-        return modality.untokenize(whole, tokens)[:count].cpu()
+    def signal(*layers: Layer) -> Tensor:
+        return put_together(modality, tokens, *layers)[:count]
 
     seen = (tokens.take(plan.visible).float(), plan.visible, plan.visible_valid)
     columns = {
         INPUT: signal((given, everything, tokens.valid)),
-        f"visible to the encoder ({_share(tokens, plan)})": signal(seen),
+        f"visible to the encoder ({share(tokens, plan)})": signal(seen),
     }
     own = modality.restore(pred, tokens, plan.predict)
     if own.shape != tokens.take(plan.predict).shape:
@@ -112,7 +122,7 @@ def _put(whole: Tensor, values: Tensor, index: Tensor, valid: Tensor | None) -> 
     return spare[:, :-1]
 
 
-def _by_row(tokens: Tokens, plan: Plan) -> tuple[Tokens, Plan]:
+def by_row(tokens: Tokens, plan: Plan) -> tuple[Tokens, Plan]:
     """Several plans of one sample -> tokens repeated, so that row r of both belongs together."""
     if plan.rows is None:
         return tokens, plan
@@ -124,7 +134,8 @@ def _by_row(tokens: Tokens, plan: Plan) -> tuple[Tokens, Plan]:
     return replace(tokens, rows=None, **taken), replace(plan, rows=None)
 
 
-def _share(tokens: Tokens, plan: Plan) -> str:
+def share(tokens: Tokens, plan: Plan) -> str:
+    """How much of the tokens is visible, padding aside."""
     seen = plan.visible.numel() if plan.visible_valid is None else int(plan.visible_valid.sum())
     of = tokens.batch * tokens.count if tokens.valid is None else int(tokens.valid.sum())
     return f"{100 * seen / max(1, of):.0f} %"
@@ -141,29 +152,60 @@ def _first(one: Prepared, count: int) -> Prepared:
 
 # ------------------------------------------------------------------------------------------------ drawing
 def save_pictures(
-    model: Model, batch: Mapping[str, Prepared | Tensor], path: str | os.PathLike, seed: int = 0, count: int = 4
+    model: Model,
+    batch: Mapping[str, Prepared | Tensor],
+    path: str | os.PathLike,
+    seed: int = 0,
+    count: int = 4,
+    views: bool = False,
 ) -> Path:
     """Write a PNG with a row per sample and columns input, visible, reconstruction; modalities below each other.
 
     ``batch``: {modality: Prepared or bare tensor}. The model is back in its mode afterwards. The file appears
-    whole or not at all. Raises :class:`MaemmError` when the model has no decoder.
+    whole or not at all. ``views``: what can be turned or played goes to an HTML piece beside it, see
+    :func:`~maemm.report.views.save_views`. Raises :class:`MaemmError` when the model has no decoder.
     """
-    return draw_rows(model, make_rows(model, batch, seed, count), path)
+    made = make_rows(model, batch, seed, count)
+    if views:
+        save_views(model.modalities, made, Path(path).with_suffix(".html"))
+    return draw_rows(model.modalities, made, path)
 
 
-def draw_rows(model: Model, made: Mapping[str, Rows], path: str | os.PathLike) -> Path:
-    """Draw what :func:`make_rows` made to a PNG."""
+def draw_rows(modalities: Mapping[str, Modality], made: Mapping[str, Rows], path: str | os.PathLike) -> Path:
+    """Draw rows of pictures, such as :func:`make_rows` makes, to a PNG."""
+    data = png(modalities, made)
+    return write_whole(Path(path), lambda file: file.write_bytes(data), "the picture")
+
+
+def png(modalities: Mapping[str, Modality], made: Mapping[str, Rows]) -> bytes:
+    """The same as bytes."""
     from matplotlib.figure import Figure
 
     heights = [max(0.5, 1.6 * len(rows) + 0.75) for rows in made.values()]
     figure = Figure(figsize=(max(4.0, 2.15 * max(len(r.columns) for r in made.values())), sum(heights)), dpi=120)
     for part, (name, rows) in zip(_parts(figure, heights), made.items(), strict=True):
-        _draw_one(part, model.modalities[name], name if len(made) > 1 else "", rows)
+        _draw_one(part, modalities[name], name if len(made) > 1 else "", rows)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})  # the same bytes for the same picture
+    return file.getvalue()
 
-    def write(file: Path) -> None:
-        figure.savefig(file, format="png", metadata={"Software": None})  # the same bytes for the same picture
 
-    return write_whole(Path(path), write, "the picture")
+def cell(modality: Modality, signal: Tensor) -> bytes:
+    """One signal as a PNG without margins."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.2, 2.2), dpi=110)
+    _draw_signal(figure.add_axes((0, 0, 1, 1)), modality, signal)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})
+    return file.getvalue()
+
+
+def _draw_signal(axes: Any, modality: Modality, signal: Tensor) -> None:
+    axes.set_facecolor("0.6")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    modality.draw(axes, signal)
 
 
 def _parts(figure: Any, heights: list[float]) -> list[Any]:
@@ -183,8 +225,10 @@ def _draw_one(part: Any, modality: Modality, title: str, rows: Rows) -> None:
     for column, (caption, signals) in enumerate(rows.columns.items()):
         grid[0, column].set_title(caption, fontsize=6.5)
         for row, signal in enumerate(signals):
-            axes = grid[row, column]
-            axes.set_facecolor("0.6")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            modality.draw(axes, signal)
+            _draw_signal(grid[row, column], modality, signal)
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1.5}
+    for row, name in enumerate(rows.names):
+        axes = grid[row, 0]
+        axes.text(
+            0.02, 0.98, name, transform=axes.transAxes, ha="left", va="top", fontsize=5.5, color="black", bbox=box
+        )

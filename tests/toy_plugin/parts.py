@@ -47,7 +47,7 @@ class Toy(GridModality):
 
 
 class Toys(Source):
-    """Waves of a direction and length that follow from the index."""
+    """Waves of a direction and length that follow from the index; ``other`` is the same wave turned by 90 degrees."""
 
     def __init__(self, samples: int, bad: Sequence[int], nan: Sequence[int], delay: float, salt: int):
         self.samples, self.bad, self.nan, self.delay, self.salt = samples, set(bad), set(nan), delay, salt
@@ -68,7 +68,8 @@ class Toys(Source):
         angle = index * 0.37
         y, x = np.mgrid[0:8, 0:8].astype(np.float32)
         wave = np.sin(0.8 * (np.cos(angle) * x + np.sin(angle) * y) + index)[None].astype(np.float32)
-        return Sample({"toy": np.full_like(wave, np.nan) if index in self.nan else wave}, self.name(index))
+        toy = np.full_like(wave, np.nan) if index in self.nan else wave
+        return Sample({"toy": toy, "other": np.rot90(wave, axes=(1, 2)).copy()}, self.name(index))
 
 
 def open_toys(

@@ -8,7 +8,5 @@ plugin = Plugin(
     contract=1,
     summary="tries the contract on two modalities that see each other",
     modalities={"contract_spectrogram": "parts:Spectrogram", "contract_picture": "parts:GridModality"},
-    encoders={"contract_trunks": "encoder:Trunks"},
-    objectives={"contract_contrastive": "parts:Contrastive"},
     weights={"contract_cavmae": "weights:CAVMAE"},
 )

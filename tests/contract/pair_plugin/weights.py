@@ -77,8 +77,9 @@ class CAVMAE(WeightsKind):
         recipe = {
             "modalities": self._modalities(state, {None: None, True: "patch", False: "none"}[norm_pix]),
             "encoder": {
-                "type": "contract_trunks", "dim": width, "depth": depth(state, "blocks_a."), "joint_depth": joint,
-                "heads": heads, "mlp_ratio": ratio(state, "blocks_a."), "chain_streams": False,
+                "type": "streams", "dim": width, "depth": depth(state, "blocks_a."), "joint_depth": joint,
+                "heads": heads, "mlp_ratio": ratio(state, "blocks_a."),
+                "eps": 1e-5, "streams": ["audio", "image"], "chain_streams": False,
             },
             "decoder": {
                 "type": "full", "dim": decoder_width, "depth": depth(state, "decoder_blocks."), "heads": decoder_heads,
@@ -86,7 +87,7 @@ class CAVMAE(WeightsKind):
             },
             "objectives": {
                 "reconstruct": {},
-                "contrastive": {"type": "contract_contrastive", "pair": ["audio", "image"], "weight": 0.01},
+                "contrastive": {"pair": ["audio", "image"], "weight": 0.01},
             },
         }  # fmt: skip
         return recipe, ours, extras

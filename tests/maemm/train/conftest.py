@@ -136,7 +136,7 @@ class Toys:
 
     def metrics(self, out=None):
         rows = [json.loads(line) for line in (Path(out or self.out) / "metrics.jsonl").read_text().splitlines()]
-        return [{key: row[key] for key in FIGURES} for row in rows]
+        return [{key: row.get(key) for key in FIGURES} for row in rows]
 
     def weights(self, out=None, name="model.safetensors"):
         """Of the last checkpoint."""

@@ -1,0 +1,59 @@
+"""The classifier of fine-tuned CAV-MAE: one layer, asked in five ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from maemm.contract import Head, MaskedInput
+from maemm.encoders.streams import Streams, Tower
+from maemm.errors import MaemmError
+from maemm.pooling import mean_of_tokens
+
+#: modality -> what the published code calls answers from it alone
+MODES = {"audio": "audioonly", "image": "videoonly"}
+
+
+class StreamHead(Head):
+    """Mean of the tokens of a pass, norm, linear (CAV-MAE, fine-tuning code).
+
+    ``multimodal`` is the joint pass. ``audioonly`` and ``videoonly`` are the own streams. ``missingaudioonly`` and
+    ``missingvideoonly`` are for samples without the other modality: the mean of the own stream and of the joint
+    blocks with their shared norms.
+
+    Options
+        classes: outputs
+        eps: of the norm
+    """
+
+    def __init__(self, encoder_dim: int, *, classes: int, eps: float = 1e-5):
+        super().__init__()
+        self.classes = classes
+        self.norm = nn.LayerNorm(encoder_dim, eps=eps)
+        self.linear = nn.Linear(encoder_dim, classes)
+
+    def features(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """{way of asking: (B, D)}, as many as the modalities of the batch allow."""
+        encoder = model.encoder
+        if not isinstance(encoder, Streams):
+            raise MaemmError(f"head cav needs encoder streams, not {type(encoder).__name__} (encoder.type)")
+        inputs = model.everything(batch)
+        towers = {name: encoder.tower(one) for name, one in inputs.items()}
+        found = {}
+        for name, mode in MODES.items():
+            if name in towers:
+                own = _mean(encoder.join([towers[name]], name), [inputs[name]])
+                shared = _mean(encoder.join([towers[name]]), [inputs[name]])
+                found |= {mode: own, f"missing{mode}": (own + shared) / 2}
+        if len(towers) > 1:
+            ordered: list[Tower] = list(towers.values())
+            found = {"multimodal": _mean(encoder.join(ordered), list(inputs.values())), **found}
+        return found
+
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return {mode: self.linear(self.norm(pooled)) for mode, pooled in self.features(model, batch).items()}
+
+
+def _mean(tokens: Tensor, inputs: list[MaskedInput]) -> Tensor:
+    return mean_of_tokens(tokens, [one.plan for one in inputs])

@@ -1,0 +1,154 @@
+"""CAV-MAE (Gong et al. 2023): pre-training and fine-tuned files."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maemm.contract import WeightsKind
+from maemm.errors import MaemmError
+from maemm.patches import conv_to_linear, linear_to_conv
+
+LETTERS = {"a": "audio", "v": "image"}
+#: every published block carries the norms of all passes; those of trunks and decoder blocks are never used
+UNUSED = re.compile(r"(blocks_[av]|decoder_blocks)\.\d+\.norm[12]_[av]\.")
+VECTOR = re.compile(r"(decoder_)?modality_[av]")
+EPS = 1e-5
+MELS = 128  # the published code takes no other
+NEEDED = ("modality_a", "modality_v", "patch_embed_a.proj.weight", "blocks_u.0.norm1_a.weight", "norm_a.weight")
+
+
+class CAVMAE(WeightsKind):
+    """Layout of the published CAV-MAE files.
+
+    Audio tokens run along time first (``order: mel_major``), tables are stored, single streams do not chain over
+    several joint blocks in pre-training, as published; feature extraction always chains.
+    """
+
+    name = "cavmae"
+
+    def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        return set(NEEDED) <= keys
+
+    def read(
+        self,
+        state: dict[str, Tensor],
+        *,
+        heads: int = 12,
+        decoder_heads: int = 16,
+        norm_pix: bool | None = None,
+        mask_ratio: float = 0.75,
+        contrastive_weight: float = 0.01,
+        temperature: float = 0.05,
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        missing = [key for key in NEEDED if key not in state]
+        if missing:
+            raise MaemmError(f"weights are not of kind {self.name!r}: missing {', '.join(missing)}")
+        extras = {key: value for key, value in state.items() if UNUSED.match(key)}
+        ours = self._ours({key: value for key, value in state.items() if key not in extras})
+        normalize = {None: None, True: "patch", False: "none"}[norm_pix]
+        tuned = "mlp_head.1.weight" in state
+        recipe: dict[str, Any] = {
+            "modalities": {name: self._modality(state, letter, tuned) for letter, name in LETTERS.items()},
+            "encoder": {
+                "type": "streams", "dim": state["norm.weight"].numel(), "depth": _depth(state, "blocks_a."),
+                "joint_depth": _depth(state, "blocks_u."), "heads": heads, "mlp_ratio": _ratio(state, "blocks_u."),
+                "eps": EPS, "streams": list(LETTERS.values()), "chain_streams": False,
+            },
+        }  # fmt: skip
+        for one in recipe["modalities"].values():
+            one |= {"normalize": normalize, "masking": {"type": "random", "ratio": mask_ratio}}
+        if tuned:
+            recipe["head"] = {"type": "cav", "classes": state["mlp_head.1.weight"].shape[0], "eps": EPS}
+        if "decoder_embed.weight" in state:
+            recipe["decoder"] = {
+                "type": "full", "dim": state["decoder_norm.weight"].numel(), "depth": _depth(state, "decoder_blocks."),
+                "heads": decoder_heads, "mlp_ratio": _ratio(state, "decoder_blocks."), "eps": EPS, "prefix": "none",
+            }  # fmt: skip
+            pair = {"pair": list(LETTERS.values()), "weight": contrastive_weight, "temperature": temperature}
+            recipe["objectives"] = {"reconstruct": {}, "contrastive": pair}
+        return recipe, ours, extras
+
+    def _modality(self, state: dict[str, Tensor], letter: str, tuned: bool) -> dict[str, Any]:
+        channels, high, wide = state[f"patch_embed_{letter}.proj.weight"].shape[1:]
+        count = state[f"pos_embed_{letter}"].shape[1]
+        position = "learned" if tuned else "fixed"
+        if letter == "a":
+            if MELS % high or count % (MELS // high):
+                raise MaemmError(f"weights 'cavmae': {count} audio tokens of {high} mels do not fill {MELS} mels")
+            size = [count // (MELS // high) * wide, MELS]
+            published = {"order": "mel_major", "constants": "cavmae", "pad": "seen", "crop": "head"}
+            return {"type": "audio", "size": size, "patch": [wide, high], "position": position, **published}
+        side = math.isqrt(count)
+        if side * side != count:
+            raise MaemmError(f"weights 'cavmae': {count} image tokens are no square")
+        size, patch = [side * high, side * wide], [high, wide]
+        return {"type": "image", "size": size, "patch": patch, "channels": channels, "position": position}
+
+    def _ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        table, found = _names(_depth(state, "blocks_u.")), {}
+        for key, value in state.items():
+            if re.fullmatch(r"patch_embed_.\.proj\.weight", key):
+                value = conv_to_linear(value)
+            found[_rename(key, table)] = value.flatten() if VECTOR.fullmatch(key) else value
+        return found
+
+    def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not hasattr(model.encoder, "joint") or set(model.modalities) != set(LETTERS.values()):
+            raise MaemmError("layout 'cavmae' takes encoder streams over audio and image, nothing else")
+        back = {ours: published for published, ours in _names(len(model.encoder.joint)).items()}
+        state = {_rename(key, back): value for key, value in model.state_dict().items()}
+        for letter, name in LETTERS.items():
+            kernel, one = f"patch_embed_{letter}.proj.weight", model.modalities[name]
+            state[kernel] = linear_to_conv(state[kernel], one.channels, one.patch)
+            for key in (f"modality_{letter}", f"decoder_modality_{letter}"):
+                if key in state:
+                    state[key] = state[key][None, None]
+        return {**state, **extras}
+
+
+def _names(joint: int) -> dict[str, str]:
+    """Published prefix -> ours, the special before the general."""
+    found = {}
+    for letter, name in LETTERS.items():
+        found |= {
+            f"blocks_u.{i}.norm{n}_{letter}.": f"encoder.own.{name}.{i}.norm{n}." for i in range(joint) for n in (1, 2)
+        }
+        found |= {
+            f"blocks_{letter}.": f"encoder.trunks.{name}.",
+            f"norm_{letter}.": f"encoder.own_norm.{name}.",
+            f"modality_{letter}": f"encoder.vectors.{name}",
+            f"decoder_modality_{letter}": f"decoder.vectors.{name}",
+            f"patch_embed_{letter}.proj.": f"modalities.{name}.embedding.",
+            f"pos_embed_{letter}": f"modalities.{name}.positions.values",
+            f"decoder_pos_embed_{letter}": f"modalities.{name}.decoder.positions.values",
+            f"decoder_pred_{letter}.": f"decoder.heads.{name}.",
+        }
+    return found | {
+        "blocks_u.": "encoder.joint.",
+        "norm.": "encoder.norm.",
+        "decoder_embed.": "decoder.project.",
+        "decoder_blocks.": "decoder.blocks.",
+        "decoder_norm.": "decoder.norm.",
+        "mask_token": "decoder.mask_token",
+        "mlp_head.0.": "head.norm.",
+        "mlp_head.1.": "head.linear.",
+    }
+
+
+def _rename(key: str, table: Mapping[str, str]) -> str:
+    return next((new + key.removeprefix(old) for old, new in table.items() if key.startswith(old)), key)
+
+
+def _depth(state: dict[str, Tensor], prefix: str) -> int:
+    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _ratio(state: dict[str, Tensor], blocks: str) -> float:
+    hidden, width = state[f"{blocks}0.mlp.fc1.weight"].shape
+    return hidden / width
