@@ -1,0 +1,37 @@
+"""``maemm retrieve RUN_OR_WEIGHTS [DATA] [--pair A,B]``."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from contextlib import ExitStack
+
+from maemm.cli.parser import VERBS, split, verb_parser
+from maemm.cli.subject import EPILOG, data_words
+
+
+def run(argv: list[str], flags: Namespace) -> int:
+    """Find the partners of one modality in another, both ways."""
+    parser = verb_parser("retrieve", EPILOG)
+    parser.add_argument("--pair", metavar="A,B", help="the two modalities (default: the first two)")
+    parser.add_argument("--baselines", action="store_true", help="also the untrained network")
+    parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
+    args = parser.parse_intermixed_args(argv)
+    (what, data), overrides = split(args.words, 1, 2, f"retrieve {VERBS['retrieve'].words}")
+    from maemm.evaluate.progress import progress
+    from maemm.evaluate.retrieve import retrieve
+
+    with ExitStack() as stack:
+        found = retrieve(
+            str(what),
+            data,
+            pair=args.pair.split(",") if args.pair else None,
+            batch=args.batch,
+            baselines=args.baselines,
+            show=lambda kind: stack.enter_context(progress(f"embed, {kind}")),
+            **data_words(overrides),
+        )
+    print(json.dumps(found.record()) if flags.json else found)
+    if found.skipped and not flags.json:
+        print(f"{len(found.skipped):,} samples left out (first: {found.skipped[0]})")
+    return 0

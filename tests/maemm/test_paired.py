@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from maemm import Draw, MaemmError
+from maemm.data.paired import open_paired
+
+DRAW = Draw((0,))
+
+
+def sounds_and_pictures(root: Path, sounds, pictures):
+    from PIL import Image
+
+    for name in sounds:
+        path = root / "signal" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.random.default_rng(len(name)).standard_normal((2, 64)).astype(np.float32))
+    for name in pictures:
+        path = root / "image" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (10, 20, 30)).save(path)
+
+
+PARTS = {"signal": {}, "image": {}}
+
+
+def test_names_without_their_endings_are_matched(tmp_path):
+    names = ["cat/1", "cat/2", "dog/1"]
+    sounds_and_pictures(tmp_path, names, names)
+    source = open_paired(str(tmp_path), parts=PARTS)
+    assert [source.name(i) for i in range(len(source))] == names
+    sample = source.read(2, DRAW)
+    assert set(sample.raw) == {"signal", "image"} and sample.id == "dog/1"
+    assert source.classes[sample.label] == "dog"
+    assert source.fingerprint() == open_paired(str(tmp_path), parts=PARTS).fingerprint()
+
+
+def test_a_sample_without_a_partner_is_refused_or_skipped(tmp_path):
+    sounds_and_pictures(tmp_path, ["a/1", "a/2"], ["a/1"])
+    with pytest.raises(MaemmError, match="image lacks 1 of 2 samples .*a/2.*missing=skip"):
+        open_paired(str(tmp_path), parts=PARTS)
+    assert len(open_paired(str(tmp_path), parts=PARTS, missing="skip")) == 1
+
+
+def test_stems_match_across_folders(tmp_path):
+    sounds_and_pictures(tmp_path, ["left/1"], ["right/1"])
+    with pytest.raises(MaemmError, match="no name is in all.*by=stem"):
+        open_paired(str(tmp_path), parts=PARTS)
+    assert len(open_paired(str(tmp_path), parts=PARTS, by="stem")) == 1
+    sounds_and_pictures(tmp_path, ["other/1"], [])
+    with pytest.raises(MaemmError, match="signal has two samples called '1'"):
+        open_paired(str(tmp_path), parts=PARTS, by="stem")
+
+
+def test_a_broken_half_makes_the_sample_bad_and_says_which(tmp_path):
+    sounds_and_pictures(tmp_path, ["a/1"], ["a/1"])
+    (tmp_path / "image" / "a" / "1.png").write_bytes(b"no picture")
+    source = open_paired(str(tmp_path), parts=PARTS)
+    with pytest.raises(ValueError, match="^image: "):
+        source.read(0, DRAW)
+
+
+@pytest.mark.parametrize(
+    "parts, what",
+    [
+        ({"image": {}}, "at least two"),
+        ({"image": {}, "signal": {"sort": 1}}, "unknown key.*data.source.parts.signal.sort"),
+        ({"image": {}, "picture": {}}, "unknown source 'picture'"),
+    ],
+)
+def test_impossible_pairs_are_refused(tmp_path, parts, what):
+    sounds_and_pictures(tmp_path, ["a/1"], ["a/1"])
+    with pytest.raises(MaemmError, match=what):
+        open_paired(str(tmp_path), parts=parts)
