@@ -54,7 +54,7 @@ RECIPE = {
     "objectives": {"contrastive": {"pair": ["toy", "other"], "weight": 1.0, "temperature": 0.5, "both": True}},
     "data": {"source": {"type": "toy", "samples": 48}, "workers": 0},
     "train": {
-        "epochs": 100,
+        "epochs": 160,
         "batch": 48,
         "lr": 5e-3,
         "warmup_epochs": 1,
