@@ -40,6 +40,7 @@ ROWS = [
     Row("image/mae_large", 256),
     Row("image/mae_huge", 128),
     Row("image/pixio_base", 256),
+    Row("audio/audiomae_base", 128),
 ]
 
 

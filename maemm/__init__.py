@@ -13,7 +13,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from maemm.api import convert, pretrain, reconstruct
+    from maemm.api import (
+        convert,
+        data_check,
+        data_stats,
+        embed,
+        evaluate,
+        finetune,
+        knn,
+        pretrain,
+        probe,
+        reconstruct,
+        score,
+        show,
+    )
     from maemm.build import build
     from maemm.contract import Output, Plan, Planned, Prepared, Tokens
     from maemm.draws import Draw
@@ -28,7 +41,17 @@ _HOME = {
     "build": "maemm.build",
     "pretrain": "maemm.api",
     "reconstruct": "maemm.api",
+    "retrieve": "maemm.api",
     "convert": "maemm.api",
+    "probe": "maemm.api",
+    "knn": "maemm.api",
+    "finetune": "maemm.api",
+    "evaluate": "maemm.api",
+    "embed": "maemm.api",
+    "show": "maemm.api",
+    "data_check": "maemm.api",
+    "data_stats": "maemm.api",
+    "score": "maemm.api",
     "Model": "maemm.model",
     "Plan": "maemm.contract",
     "Planned": "maemm.contract",
@@ -53,10 +76,20 @@ __all__ = [
     "__version__",
     "build",
     "convert",
+    "data_check",
+    "data_stats",
+    "embed",
+    "evaluate",
+    "finetune",
+    "knn",
     "load",
     "pretrain",
+    "probe",
     "reconstruct",
+    "retrieve",
     "save",
+    "score",
+    "show",
 ]
 
 

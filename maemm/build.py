@@ -6,6 +6,7 @@ from typing import Any
 
 from maemm import plugins
 from maemm.contract import Masking, Modality, Objective, Target
+from maemm.contract_checks import missing_methods
 from maemm.errors import MaemmError
 from maemm.masking.each import Each
 from maemm.model import Model
@@ -28,6 +29,8 @@ def make(role: str, spec: Any, *positional: Any, default: str | None = None, whe
     """Find the class of a part and construct it; a wrong option is a :class:`MaemmError` that names the part."""
     name, options = part_of(spec, default)
     found = plugins.find(role, name)
+    if lacking := missing_methods(found):
+        raise MaemmError(f"{lacking} ({where or role}: {name}); add it to the class")
     try:
         return found(*positional, **options)
     except TypeError as error:

@@ -58,10 +58,12 @@ class Tokens:
 
     @property
     def batch(self) -> int:
+        """B: samples."""
         return self.values.shape[0]
 
     @property
     def count(self) -> int:
+        """N: tokens of a sample, padding included."""
         return self.values.shape[1]
 
     def take(self, index: Tensor) -> Tensor:
@@ -122,6 +124,7 @@ class Plan:
         return counted.float()
 
     def to(self, device: torch.device | str) -> Plan:
+        """The same plan on another device; the copy may be asynchronous."""
         moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if isinstance(v, Tensor)}
         return replace(self, **moved)
 
@@ -142,7 +145,7 @@ class Plan:
 
     @classmethod
     def all_visible(cls, tokens: Tokens) -> Plan:
-        """Nothing hidden, nothing predicted: the plan of feature extraction."""
+        """Nothing hidden, nothing predicted: visible (R, N), predict (R, 0), the plan of feature extraction."""
         every = tokens.everything()
         if tokens.valid is None:
             return cls(every, every[:, :0])
@@ -221,6 +224,7 @@ class Term:
 
     @property
     def mean(self) -> Tensor:
+        """sum / count, a scalar; 0 where nothing was counted."""
         return self.sum / self.count.clamp(min=1e-12)
 
 
@@ -236,6 +240,9 @@ class Output:
     prefix: dict[str, Tensor]  # (R, P, D)
     streams: dict[str, Tensor]
     parts: dict[str, Term] = field(default_factory=dict)  # by term name
+    inputs: dict[str, Planned] = field(default_factory=dict)  # what the forward pass was given
+    labels: Tensor | None = None  # (B,) int64, or (B, classes) float where samples were mixed
+    logits: Tensor | dict[str, Tensor] | None = None  # (B, classes), where an objective asked the head
 
     @property
     def terms(self) -> dict[str, Tensor]:
@@ -255,7 +262,8 @@ class Source(ABC):
     classes: Sequence[str] | None = None  # names of the labels, where there are labels
 
     @abstractmethod
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Number of samples."""
 
     @abstractmethod
     def read(self, index: int, draw: Draw) -> Sample:
@@ -271,7 +279,11 @@ class Source(ABC):
 
 
 class Modality(nn.Module, ABC):
-    """A kind of signal. Without :meth:`connect` it has no parameters, so that workers get it cheaply."""
+    """A kind of signal. Without :meth:`connect` it has no parameters, so that workers get it cheaply.
+
+    Batch normalisation goes through :class:`maemm.batchnorm.BatchNorm`. It couples samples, so that a batch cannot
+    be split into micro-batches unless the modality has the option ``per_micro_batch`` and it is true.
+    """
 
     # ---- in the worker, one sample
     def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
@@ -287,12 +299,12 @@ class Modality(nn.Module, ABC):
 
     # ---- on the device, batched
     def prepare(self, raw: Any, draw: Draw | None) -> Prepared:
-        """Raw batch -> what the model sees. ``draw=None``: no augmentation."""
+        """Raw batch -> what the model sees, x (B, ...) float. ``draw=None``: no augmentation."""
         return Prepared(raw["x"].float())
 
     @abstractmethod
     def tokenize(self, prepared: Prepared) -> Tokens:
-        """Cut into tokens; no parameters. Element validity becomes token validity."""
+        """Cut x (B, ...) into tokens (B, N, ...); no parameters. Element validity becomes token validity (B, N)."""
 
     # ---- in the model
     @abstractmethod
@@ -334,9 +346,41 @@ class Modality(nn.Module, ABC):
         """Draw one sample's signal, as :meth:`untokenize` gives it, on a matplotlib ``Axes``; NaN means hidden."""
         raise MaemmError(f"{type(self).__name__} has no draw(); add one to get pictures")
 
+    def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
+        """A piece of HTML for the report page that does more than a picture: plays a sound, turns a shape.
+
+        ``columns``: what :meth:`draw` draws, all samples at once: caption -> (R, ...). The piece stands in a page that
+        has no network, perhaps beside others of its kind; some hundred kB at most. None: pictures are enough.
+        """
+        return None
+
     def example(self, batch: int, draw: Draw) -> Prepared:
-        """A small random prepared batch: for tests and ``meta`` builds."""
+        """A small random prepared batch, x (B, ...): for tests and ``meta`` builds."""
         raise MaemmError(f"{type(self).__name__} has no example(); add one to be checked and shown")
+
+    # ---- what ``maemm show`` and ``maemm data`` tell about data
+    def describe(self, raw: Any) -> dict[str, Any]:
+        """Facts about what a source read, by name: numbers are summed up as ranges, texts counted.
+
+        By default shape and type of its arrays. Say what a person would ask for: height, seconds, rate, channels.
+        """
+        facts: dict[str, Any] = {}
+        for key, one in raw.items() if isinstance(raw, Mapping) else [("", raw)]:
+            if hasattr(one, "shape") and hasattr(one, "dtype"):
+                facts[f"{key} shape".strip()] = " x ".join(map(str, one.shape)) or "one number"
+                facts[f"{key} type".strip()] = str(one.dtype).removeprefix("torch.")
+        return facts
+
+    def denormalize(self, signal: Tensor) -> Tensor:
+        """Undo the options ``mean`` and ``std``: (..., C, *size) as prepared -> the unit in which they are given."""
+        return signal
+
+    def by_channel(self, prepared: Prepared) -> Tensor | None:
+        """(C, n) values of each channel before ``mean`` and ``std``, NaN where padded: what statistics are taken of.
+
+        None: there is nothing to normalise by channels.
+        """
+        return None
 
 
 class Masking(ABC):
@@ -345,18 +389,22 @@ class Masking(ABC):
     guide: str | None = None  # "attention" or "features": what the encoder must tell first
 
     @abstractmethod
-    def __call__(
-        self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None
-    ) -> dict[str, Plan]: ...
+    def __call__(self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
+        """{modality: Tokens} -> {modality: Plan}, visible (R, V) and predict (R, M); all chance comes from ``draw``.
+
+        ``guides``: {modality: what the encoder told}, where ``guide`` asks for it.
+        """
 
 
 class OneMasking(Masking):
     """Masking that looks at one modality at a time."""
 
     @abstractmethod
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan: ...
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        """Tokens (B, N, ...) of the modality ``name`` -> visible (R, V) and predict (R, M), rows sorted ascending."""
 
     def __call__(self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
+        """:meth:`plan` of each modality: visible (R, V) and predict (R, M)."""
         return {name: self.plan(name, one, draw) for name, one in tokens.items()}
 
 
@@ -367,7 +415,11 @@ class Encoder(nn.Module, ABC):
     norm: nn.Module  # the final norm, for pooling before it
 
     @abstractmethod
-    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents: ...
+    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents:
+        """Embed and encode ``plan.visible`` of each modality: ``Latents.tokens`` (R, V, D) each, in that order.
+
+        ``taps``: blocks whose outputs are wanted too; ``norm=False``: without the final norm.
+        """
 
     def norm_of(self, name: str) -> nn.Module:
         """The final norm of a modality's features; an encoder with a norm per stream says which."""
@@ -378,7 +430,7 @@ class Encoder(nn.Module, ABC):
         raise MaemmError(f"{type(self).__name__} does not say layer_of(); layer decay needs it")
 
     def counts(self, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
-        """Counts of the terms born here, from the plans alone."""
+        """Counts of the terms born here, a scalar each, from the plans alone."""
         return {}
 
 
@@ -396,7 +448,8 @@ class Target(nn.Module, ABC):
     """Replaces a modality's own target: features, HOG, latents of a moving average."""
 
     @abstractmethod
-    def output_dim(self) -> int: ...
+    def output_dim(self) -> int:
+        """O: values of one token's target."""
 
     @abstractmethod
     def forward(self, one: MaskedInput) -> Tensor:
@@ -407,13 +460,25 @@ class Objective(nn.Module, ABC):
     """Turns outputs into terms of the loss."""
 
     coupled: bool = False  # True: samples see each other, so micro-batches do not add up exactly
+    masked: bool = True  # False: it needs no masked forward pass; where that holds for all, nothing is hidden
 
     @abstractmethod
-    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]: ...
+    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
+        """{term name: sum and count, scalars in float32}; a term of one modality is called ``OBJECTIVE.MODALITY``."""
+
+    def batch(
+        self, prepared: dict[str, Prepared], labels: Tensor | None, draw: Draw, model: nn.Module
+    ) -> tuple[dict[str, Prepared], Tensor | None]:
+        """Change a training batch and its labels, (B,) int64 with -1 for none, before it is tokenised: mixing."""
+        return prepared, labels
+
+    def figures(self, out: Output) -> dict[str, Term]:
+        """Figures for a validation that are no part of the loss: accuracy."""
+        return {}
 
     @abstractmethod
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
-        """The counts of its terms from the plans alone: the loop needs them before the first backward."""
+        """The counts of its terms, scalars, from the plans alone: the loop needs them before the first backward."""
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after each optimiser step (moving averages)."""

@@ -60,6 +60,29 @@ class GridModality(Modality):
         self.position_kinds = {"encoder": position, "decoder": decoder_position or position}
         self.normalize, self.normalize_eps = normalize, normalize_eps
 
+    # ---- in the worker
+    def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
+        """An array (channels, *sides), or (*sides) for one channel -> {"x": (channels, *size)}, a part of it.
+
+        The part is a random one, or the middle with ``draw=None``. Raises ValueError, which counts as an unreadable
+        sample: another number of axes or channels, a side shorter than ``size``, values that are not finite.
+        """
+        x = torch.as_tensor(raw)
+        if x.ndim == len(self.size) and self.channels == 1:
+            x = x[None]
+        wanted = (self.channels, *self.size)
+        if x.ndim != len(wanted) or len(x) != self.channels or any(a < b for a, b in zip(x.shape, wanted, strict=True)):
+            raise ValueError(f"has shape {tuple(x.shape)}, the model takes {wanted} or longer sides")
+        spare = [have - want for have, want in zip(x.shape[1:], self.size, strict=True)]
+        if any(spare):
+            seat = [0.5] * len(spare) if draw is None else draw.rand("crop", len(spare))[0].tolist()
+            starts = [int(one * (room + 1)) for one, room in zip(seat, spare, strict=True)]
+            for axis, (start, side) in enumerate(zip(starts, self.size, strict=True), start=1):
+                x = x.narrow(axis, start, side)
+        if not x.isfinite().all():
+            raise ValueError("holds NaN or infinity")
+        return {"x": x}
+
     # ---- tokens
     def tokenize(self, prepared: Prepared) -> Tokens:
         """(B, C, *size) -> patches; a patch is valid where all its elements are."""
@@ -127,7 +150,17 @@ class GridModality(Modality):
         mean = values.mean(-1, keepdim=True)
         return mean, (values.var(-1, keepdim=True) + self.normalize_eps).sqrt()
 
-    # ---- pictures and tests
+    # ---- pictures, statistics and tests
+    def by_channel(self, prepared: Prepared) -> Tensor:
+        """Of ``x`` (B, C, *size), or (B, *size) for one channel, with ``valid`` (B, *size) or (B, C, *size)."""
+        x, valid = self.denormalize(prepared.x), prepared.valid
+        if x.ndim == len(self.patch) + 1:
+            x = x.unsqueeze(1)
+        if valid is not None:
+            valid = valid if valid.ndim == x.ndim else valid.unsqueeze(1)
+            x = x.masked_fill(~valid, float("nan"))
+        return x.movedim(1, 0).flatten(1)
+
     def example(self, batch: int, draw: Draw) -> Prepared:
         uniform = draw.rand("example", batch, self.channels, *self.size)[0]
         return Prepared((uniform - 0.5) * 12**0.5)

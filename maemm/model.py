@@ -58,6 +58,11 @@ class Model(nn.Module):
         self.extras: dict[str, Tensor] = {}  # tensors of a published file that have no use here
         self.kind: str | None = None  # the weights kind it came from
 
+    @property
+    def masked(self) -> bool:
+        """Whether any objective needs the masked forward pass; a model without objectives has it too."""
+        return not self.objectives or any(one.masked for one in self.objectives.values())
+
     # ------------------------------------------------------------------------------- before the graph
     @torch.no_grad()
     def prepare(self, raw: dict[str, Any], draw: Draw | None = None) -> dict[str, Prepared]:
@@ -72,6 +77,8 @@ class Model(nn.Module):
         """Tokenise and draw plans: no gradient, outside the compiled graph."""
         prepared = {name: as_prepared(one) for name, one in batch.items()}
         tokens = self._tokenize(prepared)
+        if not self.masked:
+            return {n: Planned(tokens[n], Plan.all_visible(tokens[n]), prepared[n]) for n in prepared}
         guides = self._guides(prepared, tokens) if self.masking.guide else None
         plans = self.masking(tokens, draw, guides)
         return {name: Planned(tokens[name], plans[name], prepared[name]) for name in prepared}
@@ -93,19 +100,30 @@ class Model(nn.Module):
     def counts(self, inputs: dict[str, Planned]) -> dict[str, Tensor]:
         """Counts of all terms from the plans alone: the loop needs them before the first backward."""
         plans = {name: one.plan for name, one in inputs.items()}
-        found = dict(self.encoder.counts(self._masked(inputs)))
+        found = dict(self.encoder.counts(self._masked(inputs))) if self.masked else {}
         for objective in self.objectives.values():
             found |= objective.counts(plans)
         return found
 
     # --------------------------------------------------------------------------------------- the graph
-    def forward(self, batch: dict[str, Any], plans: dict[str, Plan] | None = None, draw: Draw | None = None) -> Output:
-        """One masked forward pass.
+    def forward(
+        self,
+        batch: dict[str, Any],
+        plans: dict[str, Plan] | None = None,
+        draw: Draw | None = None,
+        labels: Tensor | None = None,
+    ) -> Output:
+        """One forward pass, masked where an objective needs it, and the terms of all objectives.
 
         ``batch`` is what :meth:`plan` returned, or a batch with ``plans`` made by hand (which are checked), or a
-        batch with a ``draw``.
+        batch with a ``draw``. ``labels``: of the samples, for objectives that want them.
         """
-        out = self.predict(batch, plans, draw)
+        inputs = self._inputs(batch, plans, draw)
+        if self.masked:
+            out = self.predict(inputs)
+        else:
+            out = Output({name: one.plan for name, one in inputs.items()}, {}, {}, {}, {}, {}, {})
+        out.inputs, out.labels = inputs, labels
         for objective in self.objectives.values():
             out.parts |= objective(out, self)
         return out
@@ -158,7 +176,9 @@ class Model(nn.Module):
     def everything(self, batch: dict[str, Any]) -> dict[str, MaskedInput]:
         """The batch with nothing hidden: what the encoder gets for feature extraction."""
         prepared = {name: as_prepared(one) for name, one in batch.items()}
-        return self._everything(prepared, self._tokenize(prepared))
+        tokens = {name: one.tokens for name, one in batch.items() if isinstance(one, Planned)}
+        tokens |= self._tokenize({name: one for name, one in prepared.items() if name not in tokens})
+        return self._everything(prepared, tokens)
 
     def encode(
         self, batch: dict[str, Any], *, taps: Iterable[int] = (), norm: bool = True

@@ -150,7 +150,7 @@ def problems(
         adapter = _adapter(part)
     except PydanticUserError as error:
         raise MaemmError(
-            f"a type hint of {_name(part)} cannot be checked ({error.message}); mend the plugin"
+            f"a type hint of {_name(part)} cannot be checked ({error.message.split('. ')[0]}); mend the plugin"
         ) from error
     types_of = {name: (one.type, one.default) for name, one in known.items()}
     return validate(adapter.validate_json, options, where, types_of, origin, hint)

@@ -130,6 +130,7 @@ CORE = Plugin(
     version=str(CONTRACT),
     contract=CONTRACT,
     summary="parts that fit any modality",
+    sources={"paired": "data.paired:open_paired"},
     maskings={
         "random": "masking.random:Random",
         "block": "masking.block:Block",
@@ -139,6 +140,7 @@ CORE = Plugin(
     encoders={"vit": "encoders.vit:ViT", "streams": "encoders.streams:Streams"},
     decoders={"full": "decoders.full:Full"},
     objectives={
+        "classify": "objectives.classify:Classify",
         "reconstruct": "objectives.reconstruct:Reconstruct",
         "contrastive": "objectives.contrastive:Contrastive",
     },

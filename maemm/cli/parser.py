@@ -23,9 +23,20 @@ class Verb:
 VERBS = {
     "demo": Verb("[out=FOLDER]", "pre-train a small model on a sample set, offline, and write a page of pictures"),
     "config": Verb("ls | show RECIPE [key=value ...] | cat RECIPE", "list recipes, show one resolved, print its file"),
-    "plugins": Verb("[show NAME]", "list plugins, or show the parts of one and their options"),
+    "plugins": Verb(
+        "[show NAME | new NAME | check NAME]", "list plugins; show the options of one, write a new one, check one"
+    ),
+    "show": Verb("FILE_OR_FOLDER [--recipe R] [-o FILE]", "draw samples as the model gets them, with tokens and masks"),
+    "data": Verb("check | stats DATA [--recipe R]", "find broken and repeated files, sizes, labels, mean and spread"),
     "pretrain": Verb("RECIPE [DATA] [key=value ...]", "train a recipe; the same command again continues"),
     "reconstruct": Verb("RUN_OR_WEIGHTS DATA [-o FILE]", "draw input, visible part and reconstruction"),
+    "embed": Verb("RUN_OR_WEIGHTS [DATA] -o FILE", "features of every sample in one file, with ids and labels"),
+    "knn": Verb("RUN_OR_WEIGHTS [DATA] [--test DATA]", "classify by the nearest neighbours of frozen features"),
+    "probe": Verb("RUN_OR_WEIGHTS [DATA] [--test DATA]", "fit linear or attentive classifiers on frozen features"),
+    "finetune": Verb("RUN_OR_WEIGHTS_OR_RECIPE [DATA] [key=value ...]", "train a classifier from what was pre-trained"),
+    "evaluate": Verb("RUN_OR_WEIGHTS [DATA]", "ask a fine-tuned model about labelled data"),
+    "retrieve": Verb("RUN_OR_WEIGHTS [DATA] [--pair A,B]", "find the partners of one modality in another"),
+    "score": Verb("RUN_OR_WEIGHTS [DATA] -o FILE", "reconstruction error of every sample, to find odd ones"),
     "convert": Verb("WEIGHTS OUT [--to KIND]", "turn published weights into maemm's format, or back"),
 }
 FLAGS = {

@@ -1,4 +1,4 @@
-"""``maemm plugins`` and ``maemm plugins show NAME``."""
+"""``maemm plugins``, ``maemm plugins show NAME``, ``new NAME`` and ``check NAME``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,40 @@ from maemm.plugins import Found
 WITH_OPTIONS = tuple(role for role in plugins.ROLES if role not in ("weights", "samples"))
 
 
+ACTIONS = ("ls", "show", "new", "check")
+EPILOG = """show: NAME is a plugin or a part
+new: writes the package maemm-NAME, which works as it is
+check: NAME is a plugin, or the folder of one; options of its parts: sonar.size=64, or maskings.NAME.ratio=0.5"""
+
+
 def run(argv: list[str], flags: Namespace) -> int:
-    """List the plugins, or show one plugin or one part with its options."""
-    words = verb_parser("plugins", "NAME is a plugin or a part.").parse_intermixed_args(argv).words
-    (action, name), overrides = split(words, 0, 2, f"plugins {VERBS['plugins'].words}")
-    if overrides:
+    """List the plugins, show one plugin or one part with its options, write a new one, or check one."""
+    parser = verb_parser("plugins", EPILOG)
+    parser.add_argument("--axes", type=int, metavar="N", help="new: a grid of 1, 2 or 3 axes (default: 2)")
+    parser.add_argument("--set", action="store_true", dest="as_set", help="new: a set of elements with coordinates")
+    parser.add_argument("--into", metavar="DIR", help="new: the folder to write the package in (default: this one)")
+    args = parser.parse_intermixed_args(argv)
+    (action, name), overrides = split(args.words, 0, 2, f"plugins {VERBS['plugins'].words}")
+    if overrides and action != "check":
         raise MaemmError(f"plugins takes no {overrides[0]!r}; leave it out")
+    if action != "new" and (args.axes is not None or args.as_set or args.into is not None):
+        raise MaemmError("--axes, --set and --into belong to: maemm plugins new NAME")
     if action in (None, "ls") and name is None:
         return _list(flags.json)
-    if action != "show":
-        raise MaemmError(f"unknown action {action!r}; {advice(str(action), ['show', 'ls'])}")
+    if action not in ACTIONS[1:]:
+        raise MaemmError(f"unknown action {action!r}; {advice(str(action), ACTIONS)}")
     if name is None:
-        raise MaemmError(f"show needs a name; known: {', '.join(one.name for one in plugins.all())}")
-    return _show(name, flags.json)
+        known = "" if action == "new" else f"; known: {', '.join(one.name for one in plugins.all())}"
+        raise MaemmError(f"{action} needs a name{known or '; write: maemm plugins new NAME'}")
+    if action == "show":
+        return _show(name, flags.json)
+    if action == "new":
+        from maemm.cli import plugins_new
+
+        return plugins_new.run(name, args, flags)
+    from maemm.cli import plugins_check
+
+    return plugins_check.run(name, overrides, flags)
 
 
 def _list(as_json: bool) -> int:

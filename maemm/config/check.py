@@ -12,7 +12,7 @@ from maemm.errors import MaemmError
 from maemm.nearest import advice
 from maemm.options import join, problems, validate, value_text
 
-KEYS = ("modalities", "masking", "encoder", "decoder", "objectives", "head", "data", "train", "out", "name")
+KEYS = ("modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "out", "name")
 OWN = ("type", "masking", "target")  # keys of a modality that are not options of its class
 
 
@@ -37,6 +37,7 @@ class _Check:
             "decoder": self.part("decoders", self.given.get("decoder"), "decoder"),
             "objectives": self._objectives(),
             "head": self.part("heads", self.given.get("head"), "head"),
+            "init": self._init(),
             "data": self._data(),
             "train": self._train(),
             "out": self._out(),
@@ -44,8 +45,9 @@ class _Check:
         }
         if self.wrong:
             raise MaemmError("\n".join(self.wrong))
-        if found["masking"] is None:
-            del found["masking"]
+        for key in ("masking", "init"):
+            if found[key] is None:
+                del found[key]
         return found
 
     # ---------------------------------------------------------------------------------------------- helpers
@@ -196,6 +198,12 @@ class _Check:
         found, wrong = validate(model.model_validate_json, values, key, known_of(model), self.layer.origin, hint)
         self.wrong += wrong
         return model().model_dump() if wrong else found.model_dump(mode="json")
+
+    def _init(self) -> str | None:
+        init = self.given.get("init")
+        if init is not None and not (isinstance(init, str) and init):
+            self.add(f"init must be a run or a weights file, got {value_text(init)}", "init", "write init: runs/NAME")
+        return init
 
     def _out(self) -> str | None:
         out = self.given.get("out")

@@ -8,6 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from maemm.options import MISSING, Option, type_text
 
+_Names = list[str]  # a key below is called ``list``
+
 
 class _Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -23,6 +25,12 @@ class DataConfig(_Keys):
     prefetch: int = Field(2, ge=1, description="batches that each worker keeps ready")
     timeout: float = Field(600.0, gt=0, description="seconds that one batch may take")
     repeats: int = Field(1, ge=1, description="augmented views of each sample that is read; batch counts views")
+    classes: _Names | int | None = Field(
+        None, description="names of the labels, in order, or their number; samples without one of them are unreadable"
+    )
+    validation: float | str | None = Field(
+        None, description="share of the samples that is held out to validate with, or other data"
+    )
     max_bad_share: float = Field(0.05, ge=0, le=1, description="share of unreadable samples at which a run stops")
 
 
@@ -38,12 +46,21 @@ class TrainConfig(_Keys):
     base_lr: float | None = Field(None, gt=0, description="learning rate for a batch of 256; default 1.5e-4 unless lr")
     lr: float | None = Field(None, gt=0, description="learning rate, not scaled with the batch")
     schedule: str | dict[str, Any] = Field("cosine", description="schedule part: cosine, constant or step")
-    lr_per: Literal["step", "epoch"] = Field("step", description="how often the learning rate changes")
-    warmup_epochs: float = Field(40.0, ge=0, description="epochs of linear warmup from 0")
+    lr_per: Literal["step", "epoch", "epoch_before"] = Field(
+        "step", description="how often the learning rate changes; epoch_before: each epoch has that of the one before"
+    )
+    warmup_epochs: float = Field(40.0, ge=0, description="epochs of linear warmup")
+    warmup_lr: float = Field(0.0, ge=0, description="learning rate at the beginning of the warmup")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
     optimizer: str | dict[str, Any] = Field("adamw", description="optimiser part: adamw, adam, sgd or lars")
     no_decay: list[str] = Field(["*.bias"], description="names of parameters without weight decay, as all of one axis")
     layer_decay: float | None = Field(None, gt=0, le=1, description="factor of the learning rate per encoder layer")
+    head_lr: float | None = Field(None, gt=0, description="factor of the learning rate of the head")
+    trainable: str | None = Field(
+        None,
+        pattern=r"^(all|head|half_block|last_[1-9][0-9]*_blocks?)$",
+        description="what is trained: all (null), head, half_block (MLP of the last block), last_2_blocks",
+    )
     clip_grad: float | None = Field(None, gt=0, description="largest L2 norm of the gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
@@ -54,6 +71,8 @@ class TrainConfig(_Keys):
         None, gt=0, description="steps between checkpoints; null: whole epochs, at most 200 times"
     )
     keep: int = Field(2, gt=0, description="newest checkpoints to keep")
+    validate_every: int | None = Field(None, gt=0, description="steps between validations; null: one epoch")
+    patience: int | None = Field(None, gt=0, description="validations without a better figure before a run ends")
     picture_every: int | None = Field(None, gt=0, description="steps between pictures; null: about 10 times")
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard files")

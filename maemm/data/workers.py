@@ -38,6 +38,14 @@ class Reader(Protocol):
         ...
 
 
+class WorkerLost(MaemmError):
+    """A worker died, or took too long, over one sample: ``index``, -1 where it was between two, and the reason."""
+
+    def __init__(self, text: str, index: int, reason: str):
+        super().__init__(text)
+        self.index, self.reason = index, reason
+
+
 @dataclass(frozen=True)
 class Failure:
     """An error on its way from a worker, as the one line that the user sees."""
@@ -80,7 +88,8 @@ class Workers:
         pipe = self.pipes[number]
         ready = wait([pipe, *(one.sentinel for one in self.processes)], self.timeout)
         if not ready:
-            raise MaemmError(self._timeout_text())
+            reason = f"takes longer than {self.timeout:g} s"
+            raise WorkerLost(self._timeout_text(), int(self.board[number]), reason)
         if ready != [pipe]:
             self._raise_death()
         try:
@@ -142,10 +151,10 @@ class Workers:
         for number, process in enumerate(self.processes):
             if process.sentinel in dead:
                 process.join(timeout=2)  # the sentinel is a moment ahead of the exit status
-                raise MaemmError(self._death_text(number, process.exitcode))
+                how = _death(process.exitcode)
+                raise WorkerLost(self._death_text(number, how), int(self.board[number]), f"killed its reader ({how})")
 
-    def _death_text(self, number: int, code: int | None) -> str:
-        how = _NAMES.get(-code, f"signal {-code}") if code and code < 0 else f"exit status {code}"
+    def _death_text(self, number: int, how: str) -> str:
         index = int(self.board[number])
         where = f"while reading {self._sample(index)}" if index >= 0 else "between two samples"
         return f"a data worker died of {how} {where}; {_ADVICE.get(how, 'look at that sample, or try data.workers=0')}"
@@ -158,6 +167,10 @@ class Workers:
     def _sample(self, index: int) -> str:
         name = self.name_of(index)
         return name if name == f"sample {index}" else f"{name} (sample {index})"
+
+
+def _death(code: int | None) -> str:
+    return _NAMES.get(-code, f"signal {-code}") if code and code < 0 else f"exit status {code}"
 
 
 _NAMES = {one.value: one.name for one in signal.Signals}

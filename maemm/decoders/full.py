@@ -25,6 +25,7 @@ class Full(Decoder):
         mlp_ratio: hidden width of the MLP over the width
         qkv_bias: bias of queries, keys and values
         eps: of the layer norms
+        norm_eps: of the last norm; null: like eps (transformers' VideoMAE differs)
         prefix: from_encoder: the encoder's class tokens, projected; own: learned ones; none
         prefix_position: position of the class tokens: none, fixed (stored, not trained) or learned
         project: linear, linear without bias ("no_bias"), or none where the widths are equal
@@ -44,6 +45,7 @@ class Full(Decoder):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         eps: float = 1e-6,
+        norm_eps: float | None = None,
         prefix: Literal["from_encoder", "own", "none"] = "from_encoder",
         prefix_position: Literal["none", "fixed", "learned"] = "none",
         project: Literal["linear", "no_bias", "none"] = "linear",
@@ -58,7 +60,7 @@ class Full(Decoder):
         self.blocks = make_blocks(
             dim, depth, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, drop_path=drop_path
         )
-        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.norm = nn.LayerNorm(dim, eps=eps if norm_eps is None else norm_eps)
         self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
         self.heads.apply(init_linear)
         self.project.apply(init_linear)

@@ -1,14 +1,18 @@
-"""Block masking: hide one coherent region."""
+"""Block masking: hide one coherent region, or show it alone."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from maemm.contract import OneMasking, Plan, Tokens
 from maemm.draws import Draw
+from maemm.errors import MaemmError
 from maemm.masking.counts import Count, check_ratio, noise_order, plan_from_order
+
+Shape = Literal["round", "square"]
 
 
 class Block(OneMasking):
@@ -20,23 +24,48 @@ class Block(OneMasking):
         count: how the ratio becomes a number
     """
 
-    def __init__(
-        self, *, ratio: float = 0.5, shape: Literal["round", "square"] = "round", count: Count = "floor_hidden"
-    ):
+    def __init__(self, *, ratio: float = 0.5, shape: Shape = "round", count: Count = "floor_hidden"):
         check_ratio(ratio)
         self.ratio, self.shape, self.count = ratio, shape, count
 
     def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
-        device = tokens.values.device
-        seat = draw.rand(f"mask/{name}/centre").to(device)
-        among = tokens.count if tokens.valid is None else tokens.valid.sum(1)
-        index = (seat * among).long()[:, None]
-        if tokens.valid is not None:  # the seat-th VALID token
-            ranked = torch.where(tokens.valid, 0, 1).argsort(stable=True, dim=1)
-            index = ranked.gather(1, index.clamp(max=tokens.count - 1))
-        coords = tokens.coords.expand(tokens.batch, -1, -1).float()
-        difference = coords - coords.gather(1, index[..., None].expand(-1, 1, coords.shape[-1]))
-        distance = difference.abs().amax(-1) if self.shape == "square" else difference.square().sum(-1)
-        ties = draw.rand(f"mask/{name}/ties", tokens.count).to(device)
-        far_first = -(distance + ties * 1e-4)  # kept first = farthest first
+        far_first = -distance_to_random(name, tokens, draw, 1, self.shape)  # kept first = farthest first
         return plan_from_order(noise_order(far_first, tokens), tokens, self.ratio, self.count)
+
+
+class InverseBlock(OneMasking):
+    """Show the tokens nearest to random ones, hide the rest; exact counts (data2vec 2.0, section 3.3).
+
+    Options
+        ratio: share of the tokens that is hidden
+        blocks: regions that are shown; they grow evenly until together they have their share
+        shape: round: Euclidean distance between coordinates; square: the largest difference along an axis
+        count: how the ratio becomes a number
+    """
+
+    def __init__(self, *, ratio: float = 0.8, blocks: int = 1, shape: Shape = "square", count: Count = "floor_visible"):
+        check_ratio(ratio)
+        if blocks < 1:
+            raise MaemmError(f"blocks is {blocks} (masking.blocks); show 1 region or more")
+        self.ratio, self.blocks, self.shape, self.count = ratio, blocks, shape, count
+
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        near_first = distance_to_random(name, tokens, draw, self.blocks, self.shape)
+        return plan_from_order(noise_order(near_first, tokens), tokens, self.ratio, self.count)
+
+
+def distance_to_random(name: str, tokens: Tokens, draw: Draw, centres: int, shape: Shape) -> Tensor:
+    """(B, N) distance of every token to the nearest of ``centres`` random valid ones, ties broken at random."""
+    device = tokens.values.device
+    seat = draw.rand(f"mask/{name}/centre", *(() if centres == 1 else (centres,))).to(device).view(-1, centres)
+    among = tokens.count if tokens.valid is None else tokens.valid.sum(1, keepdim=True)
+    index = (seat * among).long()
+    if tokens.valid is not None:  # the seat-th VALID token
+        ranked = torch.where(tokens.valid, 0, 1).argsort(stable=True, dim=1)
+        index = ranked.gather(1, index.clamp(max=tokens.count - 1))
+    coords = tokens.coords.expand(tokens.batch, -1, -1).float()
+    centre = coords.gather(1, index[..., None].expand(-1, -1, coords.shape[-1]))
+    difference = coords[:, :, None] - centre[:, None]  # (B, N, centres, A)
+    distance = difference.abs().amax(-1) if shape == "square" else difference.square().sum(-1)
+    ties = draw.rand(f"mask/{name}/ties", tokens.count).to(device)
+    return distance.amin(-1) + ties * 1e-4

@@ -40,6 +40,21 @@ def plan_from_order(order: Tensor, tokens: Tokens, ratio: float, count: Count) -
     return _ragged(order, tokens, ratio, count, keep)
 
 
+def plan_from_hidden(hidden: Tensor, tokens: Tokens, visible: int, predict: int) -> Plan:
+    """``hidden`` (R, N) bool -> plan, for maskings that choose the tokens themselves.
+
+    ``visible`` and ``predict`` are the counts of every row where all tokens are valid, and otherwise the most that a
+    row can have, so that shapes do not depend on the data. Tokens that are not valid are neither.
+    """
+    place = torch.arange(tokens.count, device=hidden.device).expand_as(hidden)
+    if tokens.valid is None:
+        shown = torch.where(hidden, tokens.count, place).sort(1).values[:, :visible]
+        return Plan(shown, torch.where(hidden, place, tokens.count).sort(1).values[:, :predict])
+    shown, shown_valid = _pack(place, tokens.valid & ~hidden, visible)
+    guessed, guessed_valid = _pack(place, tokens.valid & hidden, predict)
+    return Plan(shown, guessed, visible_valid=shown_valid, predict_valid=guessed_valid)
+
+
 def _ragged(order: Tensor, tokens: Tokens, ratio: float, count: Count, keep: int) -> Plan:
     table = torch.tensor([visible_count(n, ratio, count) for n in range(tokens.count + 1)], device=order.device)
     valid = tokens.valid.sum(1, keepdim=True)

@@ -13,7 +13,7 @@ from typing import Any
 from maemm import plugins
 from maemm.errors import MaemmError
 from maemm.report.figures import Run, read_run
-from maemm.report.page import commands, document, name_of, section, write_html
+from maemm.report.page import brief, commands, document, name_of, write_html
 
 SIGN_OF_LIFE = 15.0  # seconds between two lines where no bar is shown
 _BAR = 20
@@ -122,10 +122,13 @@ def _page(runs: dict[str, Run], failed: dict[str, str]) -> str:
         "Small masked autoencoders, each trained for about a minute on made-up objects. "
         "They show that everything works here, not what the method can do with more data and time."
     )
-    parts = []
+    links = "".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in runs)
+    parts = [f'<nav class="jump">{links}<a href="#go-on">go on</a></nav>' if len(runs) > 1 else ""]
     for name, run in runs.items():
         told = f"Recipe {name_of(run)}, run folder {run.folder}."
-        parts.append(f'<h2>{escape(name)}</h2><p class="lead">{escape(told)}</p>{section(run)}{commands(run)}')
+        parts.append(f'<h2 id="{escape(name)}">{escape(name)}</h2><p class="lead">{escape(told)}</p>{brief(run)}')
     for name, reason in failed.items():
         parts.append(f'<h2>{escape(name)}</h2><p class="note warn">Left out: {escape(reason)}</p>')
+    ways = "".join(f"<h3>{escape(name)}</h3>{commands(run, heading=False)}" for name, run in runs.items())
+    parts.append(f'<h2 id="go-on">Go on</h2>{ways}')
     return document("maemm demo", lead, parts)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs no network, no script and no other file."""
+"""The report of a run: one HTML file that needs no network and no other file; scripts only to turn or to play."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from maemm.report.curves import Line, charts
 from maemm.report.figures import Run, read_run
 from maemm.report.files import write_whole
 from maemm.report.style import CSS
+from maemm.report.views import view_beside
 
 _EARLIER = 5  # pictures of earlier steps that the page shows besides the last one
 _LARGEST = 8 * 2**20  # bytes of one picture; larger ones are named, not embedded
@@ -65,6 +66,13 @@ def section(run: Run) -> str:
     """Figures, curves, pictures and recipe of one run."""
     unread = "".join(f'<p class="note warn">{escape(text)}</p>' for text in run.unread)
     return unread + _tiles(run) + _loss(run) + _pictures(run) + _speed(run) + _details(run)
+
+
+def brief(run: Run) -> str:
+    """The same with the pictures first and the rest folded away: one of several on a page."""
+    unread = "".join(f'<p class="note warn">{escape(text)}</p>' for text in run.unread)
+    more = f"<details><summary>Speed, figures, recipe</summary>{_speed(run)}{_details(run)}</details>"
+    return unread + _tiles(run) + _pictures(run) + _loss(run) + more
 
 
 # ------------------------------------------------------------------------------------------------ figures
@@ -152,7 +160,7 @@ def _pictures(run: Run) -> str:
         "Input, what the encoder sees, and what the model makes of it. A column says when it uses the true mean and "
         "spread of hidden patches, which a model that predicts normalised patches does not know."
     )
-    last = _figure(run.pictures[-1], caption)
+    last = view_beside(run.pictures[-1]) + _figure(run.pictures[-1], caption)
     earlier = _spread(run.pictures[:-1], _EARLIER)
     if not earlier:
         return f"<h3>What it sees and says</h3>{last}"
@@ -181,7 +189,7 @@ def _spread(items: Sequence[Path], count: int) -> list[Path]:
     return [items[round(k * (len(items) - 1) / (count - 1))] for k in range(count)]
 
 
-def commands(run: Run) -> str:
+def commands(run: Run, heading: bool = True) -> str:
     """What to type next."""
     recipe, folder = name_of(run), run.folder
     text = (
@@ -192,4 +200,4 @@ def commands(run: Run) -> str:
         f"# the encoder from Python:\n"
         f'import maemm\nmodel = maemm.load("{folder}")\nfeatures = model.embed(batch)   # {{name: (B, D)}}'
     )
-    return f"<h3>Go on</h3><pre>{escape(text)}</pre>"
+    return f"{'<h3>Go on</h3>' if heading else ''}<pre>{escape(text)}</pre>"

@@ -12,6 +12,10 @@ main { max-width: 1180px; margin: 0 auto; padding: 28px 20px 60px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 44px 0 10px; padding-top: 18px; border-top: 1px solid var(--rule); }
 h3 { font-size: 1rem; margin: 22px 0 8px; }
+.jump { position: sticky; top: 0; z-index: 1; display: flex; flex-wrap: wrap; gap: 6px 18px; padding: 10px 0;
+  background: var(--back); border-bottom: 1px solid var(--rule); }
+.jump a { color: var(--main); text-decoration: none; font-weight: 600; }
+h2 { scroll-margin-top: 44px; }
 .lead, .note { color: var(--soft); margin: 0 0 14px; max-width: 76ch; }
 .note { font-size: .9rem; }
 .warn { color: var(--baseline); }
@@ -21,10 +25,15 @@ h3 { font-size: 1rem; margin: 22px 0 8px; }
 .tile b { display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums; font-weight: 600; }
 .tile span { color: var(--soft); font-size: .82rem; }
 figure { margin: 0 0 14px; padding: 12px; }
-figure img { display: block; width: 100%; height: auto; margin: 0 auto; border-radius: 4px; background: #fff; }
+figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 4px; background: #fff; }
 figcaption { color: var(--soft); font-size: .86rem; margin-top: 8px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 14px; }
 .over { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 14px; }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(46%, 185px), 1fr)); gap: 10px;
+  margin-bottom: 10px; align-items: end; }
+.strip span { display: block; color: var(--soft); font-size: .8rem; margin-bottom: 3px; }
+figure h3 { margin: 0 0 8px; overflow-wrap: anywhere; }
+.wide td { white-space: nowrap; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: .93rem; }
 td { padding: 5px 10px 5px 0; border-bottom: 1px solid var(--rule); vertical-align: top; overflow-wrap: anywhere; }
 td:first-child { color: var(--soft); width: 45%; }

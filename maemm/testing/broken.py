@@ -5,16 +5,35 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Modality, Objective, OneMasking, Output, Plan, Term, Tokens
+from maemm.contract import (
+    Latents,
+    MaskedInput,
+    Modality,
+    Objective,
+    OneMasking,
+    Output,
+    Plan,
+    Term,
+    Tokens,
+    WeightsKind,
+)
 from maemm.draws import Draw
+from maemm.encoders.vit import ViT
 from maemm.heads import Linear
+from maemm.objectives.reconstruct import Reconstruct
 from maemm.plugins import Plugin
+from maemm.testing import broken_recipe
 from maemm.testing.broken_modalities import MODALITIES
+from maemm.testing.broken_sources import SOURCES
+from maemm.testing.toy import SIGNAL
 from maemm.testing.toy_signal import Signal
 
 
@@ -79,6 +98,63 @@ class Flat(Linear):
         return self.features(model, batch)
 
 
+class Untyped(OneMasking):
+    """Its default is none of the values that its type allows.
+
+    Options
+        ratio: share that is hidden
+    """
+
+    def __init__(self, *, ratio: float = "half"):  # type: ignore[assignment]
+        self.ratio = ratio
+
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        return Plan.all_visible(tokens)
+
+
+class Counting(Reconstruct):
+    """Weighs its loss by the steps that it has seen, which no checkpoint knows."""
+
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.steps = 0
+
+    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
+        weight = 1.0 + self.steps
+        return {name: replace(one, sum=one.sum * weight) for name, one in super().forward(out, model).items()}
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        self.steps += 1
+
+
+class Partial(ViT):
+    """Treats one modality better than others, by its name."""
+
+    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents:
+        latents = super().forward(inputs, taps=taps, norm=norm)
+        latents.tokens = {name: one * (2.0 if name == SIGNAL else 1.0) for name, one in latents.tokens.items()}
+        return latents
+
+
+class Lossy(WeightsKind):
+    """Forgets the bias on the way in, and writes zeros for it on the way out."""
+
+    name = "lossy"
+
+    def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        return "recipe" in keys
+
+    def read(
+        self, state: dict[str, Tensor], **known: Any
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        recipe = json.loads(bytes(state.pop("recipe").tolist()))
+        return recipe, {key: torch.zeros_like(one) if key.endswith("bias") else one for key, one in state.items()}, {}
+
+    def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        text = torch.tensor(list(json.dumps(model.recipe).encode()), dtype=torch.uint8)
+        return {"recipe": text, **{key: one + 0.5 for key, one in model.state_dict().items()}}
+
+
 def _plugin(check: str, role: str, target: str) -> Plugin:
     name = f"breaks_{check}"
     return Plugin(name=name, version="1", contract=1, summary=f"breaks {check}", **{role: {name: target}})
@@ -87,13 +163,27 @@ def _plugin(check: str, role: str, target: str) -> Plugin:
 HOME = "maemm.testing"
 BROKEN: dict[str, tuple[Plugin, str]] = {
     "manifest_is_complete": (Plugin(name="breaks_manifest", version="1", contract=1), HOME),
-    "manifest_is_light": (_plugin("manifest_is_light", "modalities", "toy_signal:Signal"), f"{HOME}.broken"),
+    "manifest_is_light": (_plugin("manifest_is_light", "modalities", "none:None_"), f"{HOME}.broken_manifest"),
     "part_can_be_imported": (_plugin("part_can_be_imported", "modalities", "broken:Incomplete"), HOME),
     "options_are_documented": (_plugin("options_are_documented", "maskings", "broken:Undocumented"), HOME),
     "plan_is_legal": (_plugin("plan_is_legal", "maskings", "broken:Overlaps"), HOME),
     "plan_is_repeatable": (_plugin("plan_is_repeatable", "maskings", "broken:Streamed"), HOME),
     "counts_are_known_before": (_plugin("counts_are_known_before", "objectives", "broken:Miscounts"), HOME),
     "head_answers": (_plugin("head_answers", "heads", "broken:Flat"), HOME),
+}
+BROKEN |= {
+    "defaults_fit_their_types": (_plugin("defaults_fit_their_types", "maskings", "broken:Untyped"), HOME),
+    "training_goes_on_exactly": (_plugin("training_goes_on_exactly", "objectives", "broken:Counting"), HOME),
+    "names_are_free": (_plugin("names_are_free", "encoders", "broken:Partial"), HOME),
+    "weights_go_round": (_plugin("weights_go_round", "weights", "broken:Lossy"), HOME),
+    "recipes_are_sound": (broken_recipe.plugin, f"{HOME}.broken_recipe"),
+}
+BROKEN |= {
+    check: (
+        replace(_plugin(check, "sources", f"broken_sources:{one}"), samples={f"breaks_{check}": "toy_signal:write"}),
+        HOME,
+    )
+    for check, one in SOURCES.items()
 }
 BROKEN |= {
     check: (_plugin(check, "modalities", f"broken_modalities:{one.__name__}"), HOME)

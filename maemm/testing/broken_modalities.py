@@ -224,6 +224,21 @@ class MovingTarget(Signal):
         return torch.randn(*index.shape, self.output_dim())
 
 
+class Asking(Signal):
+    """Looks at values in the middle of the forward pass."""
+
+    def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
+        x = super().embed(tokens, index)
+        return x if float(x.abs().max()) < 1e6 else x * 0
+
+
+class WholeOnly(Signal):
+    """Restores all tokens or none."""
+
+    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+        return super().restore(pred, tokens, tokens.everything())
+
+
 MODALITIES: dict[str, type[Signal]] = {
     "example_is_repeatable": Restless,
     "tokenize_keeps_its_input": InPlace,
@@ -252,4 +267,6 @@ MODALITIES: dict[str, type[Signal]] = {
     "equal_seeds_give_equal_models": OwnSeed,
     "every_parameter_learns": Lonely,
     "one_batch_is_learned": MovingTarget,
+    "forward_waits_for_nothing": Asking,
+    "pictures_are_written": WholeOnly,
 }

@@ -16,7 +16,7 @@ from maemm.draws import Draw, seeded
 from maemm.model import Model
 from maemm.options import MISSING, options_of
 from maemm.plugins import SINGULAR, Plugin
-from maemm.testing.suite import ALL, CheckFailed
+from maemm.testing.suite import ALL, CheckFailed, DoesNotApply
 from maemm.testing.toy import SIGNAL
 
 ROWS = 3
@@ -50,7 +50,7 @@ class Case:
         if not bool(holds):
             where = "" if self.role == ALL else f", {SINGULAR[self.role]} {self.part!r}"
             raise CheckFailed(
-                f"plugin {self.plugin.name!r}{where}: {rule}: received {received}, expected {expected}; {change}"
+                f"plugin {self.plugin.name!r}{where}: {rule}: received {received}, expected {expected}", change
             )
 
     def equal(self, received: Tensor, expected: Tensor, rule: str, change: str, atol: float = 0.0) -> None:
@@ -75,17 +75,22 @@ class Case:
         elif self.role in ("encoders", "decoders", "heads"):
             recipe[SINGULAR[self.role]] = self._spec()
         elif self.role == "objectives":
-            recipe["objectives"] = {self.part: self._spec()}
+            recipe["objectives"] = {"reconstruct": {}, self.part: self._spec()}
         return recipe
 
     def _spec(self) -> dict[str, Any]:
         """The part with the given options, and small where it has the usual options of width and depth."""
         part = plugins.find(self.role, self.part)
-        known = options_of(part)
+        known, given = options_of(part), self.given.get(f"{self.role}.{self.part}", {})
+        asked = [name for name, one in known.items() if one.default is MISSING and name not in {**_TINY, **given}]
+        if asked:
+            raise DoesNotApply(f"it must be told {', '.join(asked)}; give options for {self.role}.{self.part}")
+        if not getattr(part, "masked", True):
+            raise DoesNotApply("it learns from labels with nothing hidden")
         small = {name: value for name, value in _TINY.items() if name in known}
         if "heads" in known and known["heads"].default is not MISSING and "dim" not in known:
             small.pop("heads")
-        return {"type": self.part, **small, **self.given.get(f"{self.role}.{self.part}", {})}
+        return {"type": self.part, **small, **given}
 
     def model(self, seed: int = 0) -> Model:
         """A fresh model in evaluation mode; equal for equal seeds."""

@@ -8,8 +8,10 @@ import pickle
 import subprocess
 import sys
 
+from pydantic import BaseModel
+
 from maemm import contract, plugins
-from maemm.options import options_of
+from maemm.options import MISSING, options_of, problems
 from maemm.plugins import CONTRACT, Plugin
 from maemm.testing.case import Case, check
 from maemm.testing.suite import ALL, DoesNotApply
@@ -41,7 +43,8 @@ def manifest_is_complete(case: Case) -> None:
     case.require(list(one.parts()), "manifest: parts", "none", "at least one modality or other part", change)
     home, _, folder = case.package.rpartition(".")
     if home == "maemm_plugins":
-        case.require(one.name == folder, "manifest: name", repr(one.name), f"the folder's name {folder!r}", change)
+        good = folder in (one.name, f"maemm_{one.name}")
+        case.require(good, "manifest: name", repr(one.name), f"the folder's name {folder!r}", change)
 
 
 @check(ALL)
@@ -80,6 +83,18 @@ def options_are_documented(case: Case) -> None:
     case.require(not silent, "options are described", f"no text for {', '.join(silent)}", "a line for each", change)
     vague = [name for name, one in known.items() if one.type == "any"]
     case.require(not vague, "options are typed", f"no type for {', '.join(vague)}", "a hint for each", change)
+
+
+@check(*(role for role in PARTS if role not in ("samples", "weights")))
+def defaults_fit_their_types(case: Case) -> None:
+    """The default of each option is a value that a recipe may give for it."""
+    part = plugins.find(case.role, case.part)
+    for name, one in options_of(part).items():
+        if one.default is MISSING:
+            continue
+        default = one.default.model_dump() if isinstance(one.default, BaseModel) else one.default
+        wrong = [line for line in problems(part, {name: default}, "option")[1] if line.startswith(f"option.{name} ")]
+        case.require(not wrong, f"default of {name}", "".join(wrong[:1]), one.type, "mend the type hint or the default")
 
 
 @check("modalities")

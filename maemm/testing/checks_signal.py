@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import torch
 
 from maemm.contract import Plan
@@ -122,3 +125,21 @@ def draw_works_without_a_screen(case: Case) -> None:
         case.require(
             drawn, "draw() draws", "empty axes", "something on them", "draw on the axes handed in, not on pyplot"
         )
+
+
+@check("modalities")
+def pictures_are_written(case: Case) -> None:
+    """Input, visible tokens and reconstruction of a batch become a picture file."""
+    from maemm.report import save_pictures
+
+    model, prepared = case.model(), case.example(2)
+    tokens = model.modalities[case.signal].tokenize(prepared)
+    if model.modalities[case.signal].untokenize(tokens.values, tokens) is None:
+        raise DoesNotApply("untokenize() returns None: there is no signal to draw")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pictures.png"
+        save_pictures(model, {case.signal: prepared}, path, count=2)
+        size = path.stat().st_size if path.exists() else 0
+    case.require(
+        size > 1000, "pictures of a batch", f"{size} bytes", "a picture", "mend restore(), untokenize() or draw()"
+    )

@@ -18,7 +18,11 @@ ALL = "plugin"  # the pseudo role of checks that look at the manifest as a whole
 
 
 class CheckFailed(AssertionError):
-    """A rule is not kept; the text says which, what came, what was expected and what to change."""
+    """A rule is not kept; the text says which, what came, what was expected and, behind ``change``, what to change."""
+
+    def __init__(self, found: str, change: str):
+        super().__init__(f"{found}; {change}")
+        self.found, self.change = found, change
 
 
 class DoesNotApply(unittest.SkipTest):
@@ -34,6 +38,9 @@ class Result:
     part: str  # "modality 'sonar'"; "" where the manifest as a whole is checked
     passed: bool
     message: str = ""  # why it failed, or why it does not apply
+    applies: bool = True
+    rule: str = ""  # the sentence of the contract that is checked
+    change: str = ""  # what to change where it failed
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,11 @@ class Check:
         return "" if self.role == ALL else f"{SINGULAR[self.role]} {self.part!r}"
 
     @property
+    def promise(self) -> str:
+        """The sentence of the contract that is checked."""
+        return " ".join((self.rule.__doc__ or "").split())
+
+    @property
     def id(self) -> str:
         """The name that pytest shows: ``no_leak[sonar]``."""
         return f"{self.name}[{self.part}]"
@@ -68,10 +80,9 @@ class Check:
             except Exception as error:
                 text = " ".join(str(error).split())
                 place = ", ".join(filter(None, (f"plugin {self.plugin.name!r}", self.where)))
-                promise = " ".join((self.rule.__doc__ or "").split())
                 raise CheckFailed(
-                    f"{place}: {self.name}: {promise} Received {type(error).__name__}: {text}; expected no error; "
-                    f"change the code that raised it, or give the options of the part, or declare the check expected"
+                    f"{place}: {self.name}: {self.promise} Received {type(error).__name__}: {text}; expected no error",
+                    "change the code that raised it, or give the options of the part, or declare the check expected",
                 ) from error
 
 
@@ -112,18 +123,19 @@ def _package_of(plugin: Plugin) -> str:
 
 def run_checks(plugin: Plugin, options: Options | None = None, package: str | None = None) -> list[Result]:
     """Run all checks without pytest; never raises for what a plugin does wrong."""
-    return [_result(check) for check in checks_of(plugin, options, package)]
+    return [result_of(check) for check in checks_of(plugin, options, package)]
 
 
-def _result(check: Check) -> Result:
-    passed, message = True, ""
+def result_of(check: Check) -> Result:
+    """Run one check."""
+    about = {"check": check.name, "plugin": check.plugin.name, "part": check.where, "rule": check.promise}
     try:
         check()
     except DoesNotApply as reason:
-        message = f"does not apply: {reason}"
+        return Result(**about, passed=True, applies=False, message=f"does not apply: {reason}")
     except CheckFailed as failure:
-        passed, message = False, str(failure)
-    return Result(check.name, check.plugin.name, check.where, passed, message)
+        return Result(**about, passed=False, message=str(failure), change=failure.change)
+    return Result(**about, passed=True)
 
 
 def parametrize_with_checks(

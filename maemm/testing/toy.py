@@ -9,4 +9,6 @@ TOY = Plugin(
     contract=1,
     summary="a small map with two channels, for checks of other parts",
     modalities={SIGNAL: "toy_signal:Signal"},
+    sources={SIGNAL: "toy_signal:open_signals"},
+    samples={SIGNAL: "toy_signal:write"},
 )

@@ -1,8 +1,15 @@
-"""The modality of the suite's own toy plugin."""
+"""The modality of the suite's own toy plugin, its source and its sample set."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
+from maemm.contract import Source
+from maemm.data.arrays import open_arrays
 from maemm.grid import GridModality
+from maemm.testing.toy import SIGNAL
 
 
 class Signal(GridModality):
@@ -15,3 +22,20 @@ class Signal(GridModality):
 
     def __init__(self, *, size: int = 8, patch: int = 2):
         super().__init__(size=size, patch=patch, channels=2)
+
+
+def open_signals(root: str | None, list: str | None = None, *, name: str = SIGNAL) -> Source:
+    """Maps in .npy files.
+
+    Options
+        name: the modality that the samples are for
+    """
+    return open_arrays(root, list, name)
+
+
+def write(root: Path) -> None:
+    """Write twelve maps in two classes."""
+    for index in range(12):
+        folder = Path(root) / ("even", "odd")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{index:02d}.npy", np.random.default_rng(index).normal(size=(2, 8, 8)).astype(np.float32))

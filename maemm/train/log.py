@@ -210,8 +210,9 @@ def figures(row: Mapping[str, Any]) -> str:
     """Loss, baseline, speed and data wait of a line."""
     baseline = row.get("baseline")
     beside = "" if baseline is None else f" (mean-predictor {baseline:.3f})"
+    found = "".join(f"  validation {name} {value:.4g}" for name, value in row.get("validation", {}).items())
     return (
-        f"loss {row['loss']:.4g}{beside}  {row['samples_per_second']:,.0f} samples/s  "
+        f"loss {row['loss']:.4g}{beside}{found}  {row['samples_per_second']:,.0f} samples/s  "
         f"data-wait {100 * row['data_wait']:.0f} %"
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from maemm.contract import Source
+from maemm.contract_checks import first_batch
 from maemm.data.bad_samples import BadSampleLog
 from maemm.data.order import Slots
 from maemm.errors import MaemmError
@@ -25,8 +26,9 @@ from maemm.train.run import RunFolder, locked
 from maemm.train.schedules import learning_rate
 from maemm.train.show import Pictures, first_line, page, versions
 from maemm.train.signals import Interrupted, Interrupts, listening
-from maemm.train.start import make_learner, make_loader, make_order, open_source
+from maemm.train.start import make_learner, make_loader, make_order, open_parts
 from maemm.train.step import Result, Work, prepare, take_step
+from maemm.train.validation import BEST, Validation
 from maemm.train.watch import Watch
 
 SAVES, PICTURES = 200, 10  # about how many of each a run makes where the recipe does not say
@@ -51,7 +53,7 @@ def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = _print) -> 
         stack.push(team.leave)
         interrupts = stack.enter_context(listening())
         team.lead_does(lambda: _open(stack, folder, recipe, console.say))
-        source = team.share(lambda: open_source(recipe))
+        source, held_out = team.share(lambda: open_parts(recipe))
         order = team.share(lambda: make_order(recipe, len(source), team))
         steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
         found = team.lead_does(lambda: _found(folder, source, console.say))
@@ -62,7 +64,7 @@ def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = _print) -> 
             return folder.path
         stack.callback(console.end)
         stack.enter_context(_matmul_precision(team.device))
-        run = team.share(lambda: Run(recipe, folder, team, console, source, order, steps, found))
+        run = team.share(lambda: Run(recipe, folder, team, console, source, order, steps, found, held_out))
         run.go(interrupts)
     return folder.path
 
@@ -113,6 +115,7 @@ class Run:
         order: Slots,
         steps: int,
         found: Checkpoint | None,
+        held_out: Source | None = None,
     ):
         self.recipe, self.folder, self.team, self.console = recipe, folder, team, console
         self.source, self.order, self.steps = source, order, steps
@@ -124,13 +127,16 @@ class Run:
         self.metrics = MetricsFile(folder.metrics)
         self.means = Means(team.device)
         self.watch = Watch(team, self.train["max_nonfinite"], console.say)
-        self.step, self.saved = 0, -1
+        self.step, self.saved, self.checked = 0, -1, False
         self.save_every = self.train.get("save_every") or order.steps_per_epoch * _round_up(self.epochs, SAVES)
         self.picture_every = self.train.get("picture_every") or self.save_every * _round_up(
             steps / self.save_every, PICTURES
         )
         self.tensorboard: Any = None
-        self.learner = make_learner(recipe, steps, order.accumulation, team)
+        self.learner = make_learner(recipe, steps, order.accumulation, team, fresh=found is None)
+        self.validation = Validation.of(
+            recipe, held_out, order.steps_per_epoch, folder.path / BEST, self.learner.model, team.world
+        )
         self.parameters = sum(one.numel() for one in self.learner.model.parameters())
         self.pictures = Pictures(self.learner, self.loader, folder.pictures, console.say)
         self._restore(found)
@@ -147,6 +153,7 @@ class Run:
             learner.optimizer.load_state_dict(state["optimizer"])
             self.means.load_state_dict(state["means"])
             self.watch.skipped = state["skipped"]
+            self.validation.load_state_dict(state.get("validation", {}))
             self.step = self.saved = found.step
         if self.team.lead:
             self.metrics.rewind(self.step)
@@ -165,7 +172,7 @@ class Run:
         self.console.begin(self.step, self.steps)
         batches = self.loader.steps(self.step, self.steps)
         try:
-            while self.step < self.steps:
+            while self.step < self.steps and not self.validation.stopped:
                 self._one(self._next(batches, interrupts))
         except Interrupted as stopped:
             raise Interrupted(stopped.signum, self._stop()) from None
@@ -189,11 +196,16 @@ class Run:
         self.clock.step(time.monotonic() - began)
         for batch in found:
             self.bad_samples.add(batch.bad)
-        return prepare(self.learner, step, found)
+        work = prepare(self.learner, step, found)
+        if not self.checked:
+            self.checked = True
+            first_batch(self.learner.model, work.inputs[0])
+        return work
 
     def _one(self, work: Work) -> None:
         done = work.step + 1
-        logs = done % self.train["log_every"] == 0 or done == self.steps
+        validates = self.validation.due(done, self.steps)
+        logs = done % self.train["log_every"] == 0 or done == self.steps or validates
         set_lr(self.learner.optimizer, self.lr(work.step))
         with self.team.together():
             result = take_step(self.learner, work, baseline=logs)
@@ -202,15 +214,17 @@ class Run:
         self.means.add(figures | {f"terms.{name}": value for name, value in result.terms.items()}, result.bad)
         self.watch.add(work.step, result, work.ids)
         self.console.step()
+        measured = self.team.lead_does(lambda: self.validation.measure(self.learner, done)) if validates else None
+        self.validation.take(measured)
         if logs:
-            self._log(result, self.lr(work.step))
+            self._log(result, self.lr(work.step), measured)
         if done % self.save_every == 0 and done < self.steps:
             self._save()
         if done % self.picture_every == 0 and done < self.steps:
             self.team.lead_does(lambda: self.pictures.make(done))
 
     # -------------------------------------------------------------------------------------- what it leaves
-    def _log(self, result: Result, lr: float) -> None:
+    def _log(self, result: Result, lr: float, validation: dict[str, float] | None = None) -> None:
         means = self.means.take()
         row = {
             "step": self.step,
@@ -227,6 +241,8 @@ class Run:
             "memory": memory_bytes(self.team.device),
             **self.clock.take(),
         }
+        if validation is not None:
+            row["validation"] = validation
 
         def write() -> None:
             self.metrics.write(row)
@@ -252,6 +268,7 @@ class Run:
             "means": self.means.state_dict(),
             "skipped": self.watch.skipped,
             "seconds": self.clock.seconds,
+            "validation": self.validation.state_dict(),
         }
         meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **versions()}
         average = None if learner.ema is None else learner.ema.model
@@ -282,7 +299,7 @@ class Run:
         if self.tensorboard is not None:
             self.tensorboard.close()
         where = f"; open {shown}" if shown else ""
-        self.console.say(f"Finished {self.steps} steps in {self.folder.path}{where}")
+        self.console.say(f"Finished {self.step} steps in {self.folder.path}{self.validation.told}{where}")
 
 
 def _round_up(value: float, by: int) -> int:

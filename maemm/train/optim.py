@@ -42,19 +42,53 @@ def parameter_groups(
     return list(groups.values())
 
 
-def layer_scales(model: nn.Module, decay: float) -> Callable[[str], float]:
-    """Learning rate scales ``decay ** (top - layer)`` from the encoder's ``layer_of``; 1 behind the encoder.
+def layer_of(model: nn.Module) -> tuple[Callable[[str], int], int]:
+    """(layer of a parameter by name, the top layer: that of the final norm, whether it is there, and of the head).
 
-    What modalities embed with counts as layer 0; top is the layer of the encoder's final norm (MAE's lr_decay).
+    From the encoder's ``layer_of``; what modalities embed with counts as layer 0.
     """
-    inside = {f"encoder.{name}": model.encoder.layer_of(name) for name, _ in model.encoder.named_parameters()}
-    top = max(inside.values())
+    top = model.encoder.layer_of("norm.weight")
 
-    def scale(name: str) -> float:
-        embeds = name.startswith("modalities.") and ".decoder." not in name
-        return decay ** (top - inside.get(name, 0 if embeds else top))
+    def layer(name: str) -> int:
+        if name.startswith("encoder."):
+            return model.encoder.layer_of(name.removeprefix("encoder."))
+        return 0 if name.startswith("modalities.") and ".decoder." not in name else top
 
-    return scale
+    return layer, top
+
+
+def layer_scales(model: nn.Module, decay: float, head: float = 1.0) -> Callable[[str], float]:
+    """Learning rate scales ``decay ** (top - layer)``, see :func:`layer_of` (MAE's lr_decay); ``head``: of the head."""
+    layer, top = layer_of(model)
+    return lambda name: head if name.startswith("head.") else decay ** (top - layer(name))
+
+
+HALF = ("*.norm2.*", "*.mlp.*")  # the second half of a block, by the names that timm gives
+
+
+def freeze(model: nn.Module, trainable: str) -> None:
+    """Leave only a part to be trained (MAE, section 5, partial fine-tuning).
+
+    ``all``; ``head``; ``last_2_blocks``: the last blocks, the final norm and the head; ``half_block``: the MLP of the
+    last block, the final norm and the head.
+    """
+    if trainable == "all":
+        return
+    layer, top = layer_of(model)
+    blocks = int(trainable.split("_")[1]) if trainable.startswith("last_") else 0
+    if blocks >= top:
+        raise MaemmError(f"train.trainable is {trainable}, the encoder has {top - 1} blocks; use all")
+
+    def trains(name: str) -> bool:
+        if name.startswith("head."):
+            return True
+        if trainable == "head" or not name.startswith("encoder."):
+            return False
+        half = layer(name) == top - 1 and any(fnmatchcase(name, pattern) for pattern in HALF)
+        return layer(name) > top - 1 - blocks or (trainable == "half_block" and half)
+
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and trains(name))
 
 
 # ---------------------------------------------------------------------------------------------- optimisers
@@ -151,7 +185,8 @@ def make_optimizer(model: nn.Module, train: Mapping[str, Any]) -> Optimizer:
     decay = options.get("weight_decay")
     decay = make.__kwdefaults__["weight_decay"] if decay is None else decay
     no_decay = train.get("no_decay")
-    lr_scale = layer_scales(model, train["layer_decay"]) if train.get("layer_decay") else None
+    layers, head = train.get("layer_decay") or 1.0, train.get("head_lr") or 1.0
+    lr_scale = layer_scales(model, layers, head) if layers != 1 or head != 1 else None
     return make(parameter_groups(model, decay, NO_DECAY if no_decay is None else no_decay, lr_scale), **options)
 
 

@@ -12,14 +12,25 @@ from maemm.options import check
 Curve = Callable[[float], float]  # epoch as a fraction -> learning rate
 
 
-def cosine(peak: float, warmup: float, epochs: float, *, min_lr: float = 0.0) -> Curve:
+def cosine(
+    peak: float,
+    warmup: float,
+    epochs: float,
+    *,
+    min_lr: float = 0.0,
+    over: float | None = None,
+    from_start: bool = False,
+) -> Curve:
     """Half a cosine from ``peak`` at the end of the warmup down to ``min_lr`` at ``epochs`` (MAE's lr_sched).
 
     Options
         min_lr: learning rate at the end
+        over: epochs over which it is laid out; null: those of the training
+        from_start: it begins at epoch 0, and the warmup hides its beginning (timm without warmup prefix)
     """
-    span = max(epochs - warmup, 1e-12)
-    return lambda e: min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(math.pi * (e - warmup) / span))
+    first, last = 0.0 if from_start else warmup, epochs if over is None else over
+    span = max(last - first, 1e-12)
+    return lambda e: min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(math.pi * (min(e, last) - first) / span))
 
 
 def constant(peak: float, warmup: float, epochs: float) -> Curve:
@@ -41,11 +52,13 @@ SCHEDULES: dict[str, Callable[..., Curve]] = {"cosine": cosine, "constant": cons
 
 
 def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) -> Callable[[int], float]:
-    """The learning rate set before each step, counted from 0: linear warmup from 0, then the schedule.
+    """The learning rate set before each step, counted from 0: linear warmup, then the schedule.
 
     ``train`` is that part of a recipe: ``schedule`` (a part; ``cosine``), ``lr`` or ``base_lr`` (times
-    ``batch`` / 256), ``warmup_epochs``, ``min_lr``, ``lr_per`` ("step", or "epoch": constant within one).
-    The formula is that of facebookresearch/mae, ``util/lr_sched.py``. Raises :class:`MaemmError`.
+    ``batch`` / 256), ``warmup_epochs``, ``warmup_lr`` (where it begins; 0), ``min_lr``, ``lr_per`` ("step";
+    "epoch": constant within one; "epoch_before": that of the epoch before, as code has it that steps its scheduler
+    behind each epoch with the epoch's number). The formula is that of facebookresearch/mae, ``util/lr_sched.py``.
+    Raises :class:`MaemmError`.
     """
     epochs, warmup = steps / steps_per_epoch, float(train.get("warmup_epochs") or 0.0)
     if warmup >= epochs > 0:
@@ -55,11 +68,13 @@ def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) ->
         )
     peak = peak_lr(train)
     curve = _curve(train, peak, warmup, epochs)
-    whole_epochs = train.get("lr_per", "step") == "epoch"
+    per, first = train.get("lr_per", "step"), float(train.get("warmup_lr") or 0.0)
 
     def at(number: int) -> float:
-        e = number // steps_per_epoch if whole_epochs else number / steps_per_epoch
-        return peak * e / warmup if e < warmup else curve(e)
+        e = number / steps_per_epoch
+        if per != "step":
+            e = max(0, number // steps_per_epoch - (per == "epoch_before"))
+        return first + (peak - first) * e / warmup if e < warmup else curve(e)
 
     return at
 

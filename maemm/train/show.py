@@ -38,6 +38,8 @@ class Pictures:
 
     def make(self, step: int) -> None:
         """Write ``step-NNNNNN.png``."""
+        if not self.learner.model.masked:  # nothing is hidden, so there is no reconstruction to show
+            return
         from maemm.report import save_pictures
 
         try:
@@ -46,7 +48,8 @@ class Pictures:
                 self._batch = self.learner.model.prepare(raw, None)
             with _eager(self.learner.compiled):
                 path = self.folder / f"step-{step:06d}.png"
-                save_pictures(self.learner.model, self._batch, path, seed=self.learner.seed, count=PICTURE_ROWS)
+                seed = self.learner.seed
+                save_pictures(self.learner.model, self._batch, path, seed=seed, count=PICTURE_ROWS, views=True)
         except Exception as error:
             self.say(f"no pictures of step {step} ({reason_of(error)})")
 

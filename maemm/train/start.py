@@ -5,19 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from maemm import plugins
 from maemm.build import build_modalities, build_model, part_of
 from maemm.contract import Source
+from maemm.data.labels import Labelled
 from maemm.data.loader import Loader
 from maemm.data.order import Request, Slots
-from maemm.draws import seeded
+from maemm.data.subset import Subset
+from maemm.draws import derive, seeded
 from maemm.errors import MaemmError
 from maemm.options import options_of
 from maemm.train.distributed import Team
 from maemm.train.ema import Ema
-from maemm.train.optim import make_optimizer
+from maemm.train.initial import begin_with
+from maemm.train.optim import freeze, make_optimizer
 from maemm.train.step import Learner
 
 
@@ -36,7 +42,26 @@ def open_source(recipe: Mapping[str, Any]) -> Source:
     opener = plugins.find("sources", kind)
     if len(recipe["modalities"]) == 1 and "name" in options_of(opener):
         options.setdefault("name", name)  # a source told so gives its samples under the recipe's own name
-    return opener(data.get("root"), data.get("list"), **options)
+    source = opener(data.get("root"), data.get("list"), **options)
+    classes = data.get("classes")
+    return source if classes is None else Labelled(source, classes)
+
+
+def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
+    """The samples to learn from, and those to validate with: a share of the same, or other data (data.validation)."""
+    source, validation = open_source(recipe), recipe["data"].get("validation")
+    if validation is None:
+        return source, None
+    if isinstance(validation, str):
+        return source, open_source({**recipe, "data": {**recipe["data"], "root": validation, "list": None}})
+    held = round(validation * len(source))
+    if not 0 < validation < 1 or not 0 < held < len(source):
+        raise MaemmError(
+            f"data.validation {validation:g} holds out {held} of {len(source):,} samples; give a share between 0 and 1 "
+            "that leaves some on either side"
+        )
+    order = np.random.default_rng(derive(recipe["train"]["seed"], "validation")).permutation(len(source))
+    return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
 
 
 def make_order(recipe: Mapping[str, Any], samples: int, team: Team) -> Slots:
@@ -67,19 +92,23 @@ def make_loader(recipe: Mapping[str, Any], source: Source, order: Any) -> Loader
     )
 
 
-def make_learner(recipe: dict[str, Any], steps: int, accumulation: int, team: Team) -> Learner:
+def make_learner(recipe: dict[str, Any], steps: int, accumulation: int, team: Team, *, fresh: bool = True) -> Learner:
     """A fresh model, its optimiser and average, on the team's device, not yet wrapped for several processes.
 
-    Weights follow from ``train.seed`` alone. Raises :class:`MaemmError` for objectives that micro-batches break.
+    Weights follow from ``train.seed`` and, in a ``fresh`` run, from the weights of ``init``. Raises
+    :class:`MaemmError` for objectives that micro-batches break.
     """
     train = recipe["train"]
     with seeded(train["seed"], "weights"):
         model = build_model(recipe)
-    if model.decoder is None:
+    if model.masked and model.decoder is None:
         raise MaemmError(
             "the recipe has no decoder, so there is nothing to pre-train (decoder); add decoder: {type: full}"
         )
-    _refuse_micro_batches(model, train, accumulation)
+    _refuse_micro_batches(model, accumulation)
+    if fresh and recipe.get("init"):
+        begin_with(model, recipe["init"])
+    freeze(model, train.get("trainable") or "all")
     model.to(team.device).train()
     optimizer = make_optimizer(model, train)
     ema = None if train.get("ema") is None else Ema(model, train["ema"])
@@ -100,13 +129,25 @@ def make_learner(recipe: dict[str, Any], steps: int, accumulation: int, team: Te
     )
 
 
-def _refuse_micro_batches(model: Any, train: Mapping[str, Any], accumulation: int) -> None:
-    for name, objective in model.objectives.items():
-        if accumulation > 1 and objective.coupled and not getattr(objective, "per_micro_batch", False):
-            raise MaemmError(
-                f"objective {name!r} compares samples with each other: {accumulation} micro-batches are not one batch "
-                f"(train.micro_batch); raise it, or set objectives.{name}.per_micro_batch=true"
-            )
+def _refuse_micro_batches(model: nn.Module, accumulation: int) -> None:
+    """Whatever ``coupled`` says that samples see each other: objectives, batch normalisation anywhere in a part.
+
+    A part around it that says ``per_micro_batch`` lets each micro-batch be its own.
+    """
+    if accumulation == 1:
+        return
+    for name, module in model.named_modules():
+        if not (getattr(module, "coupled", False) or isinstance(module, _BatchNorm)):
+            continue
+        pieces = name.split(".")
+        around = [model.get_submodule(".".join(pieces[:count])) for count in range(1, len(pieces) + 1)]
+        if any(getattr(one, "per_micro_batch", False) for one in around):
+            continue
+        owner = ".".join(pieces[:2] if pieces[0] in ("modalities", "objectives", "targets") else pieces[:1])
+        raise MaemmError(
+            f"{owner} compares samples with each other ({type(module).__name__}): {accumulation} micro-batches are not one "
+            f"batch (train.micro_batch); raise it, or set {owner}.per_micro_batch=true"
+        )
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

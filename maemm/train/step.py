@@ -50,6 +50,7 @@ class Work:
     inputs: list[dict[str, Planned]]
     counts: dict[str, Tensor]  # by term, of these micro-batches
     ids: list[list[str]]
+    labels: list[Tensor | None] = field(default_factory=list)  # of each micro-batch
 
 
 @dataclass
@@ -67,15 +68,19 @@ class Result:
 
 def prepare(learner: Learner, step: int, batches: list[Batch]) -> Work:
     """Raw micro-batches -> prepared, tokenised, planned and counted. No gradient, outside any compiled graph."""
-    inputs, counts = [], {}
+    inputs, counts, labels = [], {}, []
     for batch in batches:
         draw = Draw((learner.seed, step), batch.rows, learner.batch, step / learner.steps)
         prepared = learner.model.prepare(batch.to(learner.team.device).raw, draw)
+        known = batch.labels
+        for name, objective in learner.model.objectives.items():
+            prepared, known = objective.batch(prepared, known, draw.under(name), learner.model)
+        labels.append(None if known is None else known.to(learner.team.device, non_blocking=True))
         planned = learner.model.plan(prepared, draw)
         for name, count in learner.model.counts(planned).items():
             counts[name] = counts.get(name, 0) + count.float()
         inputs.append(planned)
-    return Work(step, inputs, counts, [batch.ids for batch in batches])
+    return Work(step, inputs, counts, [batch.ids for batch in batches], labels)
 
 
 @dataclass
@@ -118,10 +123,11 @@ def take_step(learner: Learner, work: Work, *, baseline: bool = False) -> Result
 def _backward(learner: Learner, work: Work, counts: Mapping[str, Tensor], baseline: bool) -> _Sums:
     """Gradients of all micro-batches of this process."""
     team, sums = learner.team, _Sums()
+    labels = work.labels or [None] * len(work.inputs)
     for number, inputs in enumerate(work.inputs):
         with team.quiet(learner.net, number == len(work.inputs) - 1):
             with torch.autocast(team.device.type, torch.bfloat16, enabled=learner.bf16):
-                out = learner.net(inputs)
+                out = learner.net(inputs, labels=labels[number])
             loss = _loss(out, counts)
             (loss * team.world).backward()  # DDP averages over processes
         sums.finite.append(torch.isfinite(loss.detach()))

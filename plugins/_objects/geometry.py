@@ -34,6 +34,18 @@ def mesh(shape: str) -> Mesh:
     return made[shape]()
 
 
+def on_surface(shape: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` points uniform over a shape's surface (count, 3), and the face (count,) that each lies on."""
+    corners = mesh(shape).corners
+    halves = np.concatenate([corners[:, [0, 1, 2]], corners[:, [0, 2, 3]]])  # a quadrilateral is two triangles
+    area = np.linalg.norm(np.cross(halves[:, 1] - halves[:, 0], halves[:, 2] - halves[:, 0]), axis=1)
+    half = rng.choice(len(halves), count, p=area / area.sum())
+    u, v = rng.random((2, count, 1))
+    u, v = np.where(u + v > 1, 1 - u, u), np.where(u + v > 1, 1 - v, v)  # folded back into the triangle
+    a, b, c = halves[half].swapaxes(0, 1)
+    return a + u * (b - a) + v * (c - a), half % len(corners)
+
+
 def rotation_matrix(turn: float, tilt: float, roll: float) -> np.ndarray:
     """(3, 3): turn about y, then tilt about x, then roll about z."""
     cy, sy, cx, sx, cz, sz = (f(a) for a in (turn, tilt, roll) for f in (math.cos, math.sin))

@@ -59,14 +59,14 @@ def _paint(draw: ImageDraw.ImageDraw, thing: Object, corners: np.ndarray, light:
     half /= np.linalg.norm(half, axis=1, keepdims=True)
     diffuse = np.clip((normals[order] @ light), 0, None)[:, None]
     gloss = {"shiny": 0.75}.get(thing.material, 0.12) * np.clip((normals[order] * half).sum(1), 0, None)[:, None] ** 24
-    base = np.asarray(COLOURS[thing.colour]) * _pattern(thing.material, mesh(thing.shape).surface[order])[:, None]
+    base = np.asarray(COLOURS[thing.colour]) * pattern(thing.material, mesh(thing.shape).surface[order])[:, None]
     colours = _bytes(base * (0.34 + 0.72 * diffuse) + gloss)
     flat = _project(corners[order], fine).reshape(len(order), 8)
     for points, colour in zip(flat.tolist(), colours.tolist(), strict=True):
         draw.polygon(points, fill=tuple(colour))
 
 
-def _pattern(material: str, surface: np.ndarray) -> np.ndarray:
+def pattern(material: str, surface: np.ndarray) -> np.ndarray:
     """(F, 2) pattern coordinates -> (F,) brightness."""
     a, b = np.floor(surface).T
     if material == "striped":

@@ -1,4 +1,4 @@
-"""Pictures with sound: CAV-MAE's weights, its classifier, its recipes. What they are made of are parts of the core."""
+"""Pictures with sound: CAV-MAE's weights, lists and classifier. What its model is made of are parts of the core."""
 
 from maemm.plugins import Plugin
 
@@ -7,6 +7,7 @@ plugin = Plugin(
     version="0.1.0",
     contract=1,
     summary="images with sound: CAV-MAE",
+    sources={"frames": "sources:open_frames", "clips": "sources:open_clips"},
     heads={"cav": "heads:StreamHead"},
     weights={"cavmae": "weights:CAVMAE"},
 )

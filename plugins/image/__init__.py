@@ -17,4 +17,8 @@ plugin = Plugin(
     },
     samples={"image": "samples:write"},
     demo="image/mae_tiny_cpu",
+    files={
+        "image/mae_base": ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .jp2 .j2k .avif "
+        ".npy .npz"
+    },
 )

@@ -22,6 +22,7 @@ EXTENSIONS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".npy"),
 )
 
+_STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n": "PNG", b"GIF8": "GIF", b"RIFF": "WebP", b"BM": "BMP"}
 _ORIENTATION = 0x0112
 _GREY = ("L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
@@ -44,6 +45,9 @@ def read_image(path: str | bytes | Path, background: int = 255) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=_kinds()) as image:
                 return _decode(image, background)
         except UnidentifiedImageError:
+            kind = next((name for start, name in _STARTS.items() if data.startswith(start)), None)
+            if kind is not None:
+                raise ValueError(f"a damaged {kind} file ({len(data):,} bytes)") from None
             raise ValueError(f"not a readable image (starts with {data[:8]!r})") from None
 
 

@@ -150,7 +150,12 @@ class Image(GridModality):
         x = on_device.crop_resize(x, boxes, whole, self.interpolation)
         return x[..., top : top + self.size[0], left : left + self.size[1]]
 
-    # ---- pictures
+    # ---- pictures and statistics
+    def describe(self, raw: np.ndarray) -> dict[str, Any]:
+        """Height and width in pixels, channels, type of the numbers."""
+        height, width, channels = raw.shape
+        return {"height": height, "width": width, "channels": channels, "type": str(raw.dtype)}
+
     def denormalize(self, signal: Tensor) -> Tensor:
         """(..., C, H, W) as the model sees it -> pixels 0 .. 1; NaN stays."""
         mean, std = self._statistics_of_data(signal.device)

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maemm.contract import Sample, Source
+from maemm.data import files
+from maemm.data.files import endings, existing, fingerprint, whole_labels
+from maemm.data.lists import Labels, class_labels, find_files, read_list
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 
-from .lists import Labels, class_labels, find_images, read_list
 from .load import EXTENSIONS, channels_first, plain_pixels, read_image
 
 _ARRAYS = (".npy", ".npz")
 _LISTS = (".txt", ".csv", ".tsv")
 _PIXEL_KEYS = ("x", "images", "image", "data", "x_train")
+_PATH_COLUMNS = ("image", "image_path", "img")  # of a list, besides the usual ones
 _LABEL_KEYS = ("y", "labels", "label", "targets", "y_train")
 
 
@@ -36,7 +37,8 @@ def open_images(
 
     A folder is searched through; where images lie in folders of exactly one level, those are the classes. A list
     (``data.list``, or a .txt, .csv or .tsv file as root) names paths and labels. A .npy or .npz file holds pixels
-    (N, H, W), (N, H, W, C) or (N, C, H, W). Raises :class:`MaemmError` where there is nothing to read.
+    (N, H, W), (N, H, W, C) or (N, C, H, W). Any other image file as root is one sample. Raises :class:`MaemmError`
+    where there is nothing to read.
 
     Options
         name: the modality that the images are for
@@ -48,61 +50,41 @@ def open_images(
         raise MaemmError(f"background is {background} (data.source.background); give 0 to 255")
     if not root and not list:
         raise MaemmError("no images are given; set data.root to a folder, or to a .npy, .npz, .txt, .csv or .tsv file")
-    folder = None if not root else _existing(root, "data.root")
+    folder = None if not root else existing(root, "data.root")
     if list:
         if folder is not None and not folder.is_dir():
             raise MaemmError(f"data.root is no folder ({root}); with data.list it is what the paths are relative to")
-        return _open_list(_existing(list, "data.list"), folder, name, background)
+        return _open_list(existing(list, "data.list"), folder, name, background)
     if folder.is_dir():
-        return _open_folder(folder, name, background, _endings(extensions))
+        return _open_folder(folder, name, background, endings(extensions, EXTENSIONS))
     suffix = folder.suffix.lower()
     if suffix in _ARRAYS:
         return Arrays(folder, name, channels_first)
     if suffix in _LISTS:
         return _open_list(folder, None, name, background)
+    if suffix in endings(extensions, EXTENSIONS):
+        return Files(folder.parent, [folder.name], None, None, name=name, background=background)
     raise MaemmError(
-        f"data.root is a file of no known kind ({root}); give a folder of images, or a "
+        f"data.root is a file of no known kind ({root}); give an image, a folder of images, or a "
         f"{', '.join(_ARRAYS + _LISTS[:-1])} or {_LISTS[-1]} file"
     )
 
 
-def _existing(path: str, key: str) -> Path:
-    found = Path(path).expanduser()
-    try:
-        found.stat()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise MaemmError(f"{key} cannot be opened ({path}: {why}); check the path") from error
-    return found
-
-
-def _endings(extensions: Iterable[str] | None) -> tuple[str, ...]:
-    if extensions is None:
-        return EXTENSIONS
-    if isinstance(extensions, str):
-        extensions = [extensions]
-    return tuple("." + one.lower().lstrip(".") for one in extensions)
-
-
-def _open_folder(folder: Path, name: str, background: int, endings: tuple[str, ...]) -> Files:
-    paths = find_images(folder, endings)
+def _open_folder(folder: Path, name: str, background: int, taken: tuple[str, ...]) -> Files:
+    paths = find_files(folder, taken)
     if not paths:
-        raise MaemmError(f"no image below the folder ({folder}); looked for files that end in {' '.join(endings)}")
+        raise MaemmError(f"no image below the folder ({folder}); looked for files that end in {' '.join(taken)}")
     return Files(folder, paths, *class_labels(paths), name=name, background=background)
 
 
 def _open_list(path: Path, root: Path | None, name: str, background: int) -> Source:
     if path.suffix.lower() in _ARRAYS or path.is_dir():
         raise MaemmError(f"data.list is no list of paths ({path}); give it as data.root")
-    return Files(*read_list(path, root), name=name, background=background)
+    return Files(*read_list(path, root, EXTENSIONS, _PATH_COLUMNS), name=name, background=background)
 
 
-class Files(Source):
-    """Image files below a folder.
-
-    Paths are kept in one block of bytes: a million Python strings would be copied into every worker sooner or later,
-    since counting references writes to their pages.
-    """
+class Files(files.Files):
+    """Image files below a folder."""
 
     def __init__(
         self,
@@ -114,32 +96,11 @@ class Files(Source):
         name: str = "image",
         background: int = 255,
     ):
-        self.folder, self.modality, self.background, self.classes = os.fsencode(folder), name, background, classes
-        encoded = [os.fsencode(path) for path in paths]
-        self._paths = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
-        self._labels = None if labels is None else np.array([-1 if one is None else one for one in labels], np.int64)
+        super().__init__(folder, paths, labels, classes, name=name)
+        self.background = background
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def path(self, index: int) -> bytes:
-        """Path below the folder."""
-        start = self._ends[index - 1] if index else 0
-        return self._paths[start : self._ends[index]].tobytes()
-
-    def name(self, index: int) -> str:
-        """What messages call the sample: its path below the folder."""
-        return self.path(index).decode("utf-8", "backslashreplace")
-
-    def read(self, index: int, draw: Draw) -> Sample:
-        pixels = read_image(os.path.join(self.folder, self.path(index)), self.background)
-        label = -1 if self._labels is None else int(self._labels[index])
-        return Sample({self.modality: pixels}, self.name(index), None if label < 0 else label)
-
-    def fingerprint(self) -> str:
-        """The paths below the folder and the labels; moving the folder changes nothing."""
-        return _fingerprint("files", len(self), self._paths, self._ends, self._labels)
+    def open(self, path: bytes, draw: Draw) -> np.ndarray:
+        return read_image(path, self.background)
 
 
 class Arrays(Source):
@@ -161,7 +122,7 @@ class Arrays(Source):
 
     def name(self, index: int) -> str:
         """What messages call the sample: ``file#index``."""
-        return f"{os.fsencode(self.file.name).decode('utf-8', 'backslashreplace')}#{index}"
+        return f"{files.printable_name(self.file.name)}#{index}"
 
     def read(self, index: int, draw: Draw) -> Sample:
         pixels = self._pixels[index]
@@ -174,7 +135,7 @@ class Arrays(Source):
     def fingerprint(self) -> str:
         """Shape, type, labels and some of the pixels."""
         some = np.ascontiguousarray(self._pixels[:: max(1, len(self) // 16)])
-        return _fingerprint("arrays", self._pixels.shape, self._pixels.dtype, some, self._labels)
+        return fingerprint("arrays", self._pixels.shape, self._pixels.dtype, some, self._labels)
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key not in ("_pixels", "_labels")}
@@ -199,7 +160,7 @@ class Arrays(Source):
                 why = "it holds Python objects, which may run code"
             raise MaemmError(f"cannot read the array ({self.file}: {why}); save plain numbers with numpy") from error
         _check_pixels(pixels, self.file)
-        self._pixels, self._labels = pixels, _check_labels(labels, len(pixels), self.file)
+        self._pixels, self._labels = pixels, whole_labels(labels, len(pixels), self.file)
 
 
 def _members(archive: Any, file: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -228,23 +189,3 @@ def _check_pixels(pixels: np.ndarray, file: Path) -> None:
         plain_pixels(np.zeros(1, pixels.dtype))
     except ValueError as error:
         raise MaemmError(f"{error} ({file})") from error
-
-
-def _check_labels(labels: np.ndarray | None, count: int, file: Path) -> np.ndarray | None:
-    if labels is None:
-        return None
-    labels = labels.reshape(-1) if labels.shape in ((count, 1), (1, count)) else labels
-    if labels.shape != (count,) or labels.dtype.kind not in "iub":
-        raise MaemmError(
-            f"labels have shape {labels.shape} and type {labels.dtype} for {count} images ({file}); "
-            "store one whole number for each"
-        )
-    return labels.astype(np.int64)
-
-
-def _fingerprint(kind: str, *parts: Any) -> str:
-    digest = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
-        digest.update(b"\x1f")
-    return f"{kind}:{digest.hexdigest()}"

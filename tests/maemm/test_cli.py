@@ -68,7 +68,7 @@ def test_alone_prints_one_screen(capsys):
     assert main([]) == 0
     screen = capsys.readouterr().out
     assert main(["--help"]) == 0 and capsys.readouterr().out == screen
-    assert len(screen.splitlines()) <= 24 and all(len(line) <= 100 for line in screen.splitlines())
+    assert len(screen.splitlines()) <= 30 and all(len(line) <= 100 for line in screen.splitlines())
     assert [line.split()[0] for line in screen.splitlines()[4 : 4 + len(VERBS)]] == list(VERBS)
     assert "Start with:  maemm demo" in screen
 

@@ -106,12 +106,23 @@ def test_a_broken_plugin_breaks_only_itself(make_plugin, capsys, kind):
     assert reason in capsys.readouterr().err
 
 
-def test_two_plugins_of_one_name_are_an_error_that_names_both(make_plugin, capsys):
+def test_of_two_plugins_with_one_name_neither_can_be_used(make_plugin, capsys):
     first = make_plugin("toy", **toy())
     second = make_plugin("toy", above="elsewhere", **toy())
-    assert main(["plugins"]) == 2
-    error = capsys.readouterr().err
-    assert "two plugins are called 'toy'" in error and str(first) in error and str(second) in error
+    make_plugin("sound", **toy("sound", "sound_part"))
+    both = f"two plugins are called 'toy' (folder: {first} and folder: {second}); remove or rename one"
+    assert main(["plugins"]) == 0 and both in capsys.readouterr().out
+    assert plugins.find("encoders", "sound_part") and "image" in names()
+    assert main(["plugins", "show", "toy"]) == 2
+    assert both in capsys.readouterr().err
+    with pytest.raises(MaemmError, match="broken plugins: toy, toy; see maemm plugins"):
+        plugins.find("encoders", "toy_part")
+
+
+def test_nothing_takes_the_place_of_the_core(make_plugin):
+    make_plugin("core", **toy("core"))
+    assert plugins.get("core").plugin is plugins.CORE and plugins.find("encoders", "vit")
+    assert "two plugins are called 'core' (maemm and folder" in plugins.all()[-1].error
 
 
 def test_a_part_claimed_twice_fails_when_it_is_used(make_plugin):

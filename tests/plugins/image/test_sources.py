@@ -381,7 +381,7 @@ def test_what_cannot_be_opened(tmp_path):
         (None, str(tmp_path / "no.txt")): "data.list cannot be opened",
         (str(tmp_path), str(tmp_path / "wide.npy")): "give it as data.root",
         (str(tmp_path / "wide.npy"), write("l.txt", b"a.png\n")): "data.root is no folder",
-        (write("empty.txt", b"\n# nothing\n"),): "names no image",
+        (write("empty.txt", b"\n# nothing\n"),): "names no file",
         (write("binary.txt", b"\xff\xd8\0\0"),): "no text",
         (write("mixed.csv", b"a.png,1\nb.png,cat\n"),): "both numbers and words",
         (write("odd.csv", b"foo,bar\na.png,1\n"),): "no column of paths",

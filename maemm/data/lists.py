@@ -1,4 +1,4 @@
-"""Where the image files are: folders searched through, and list files."""
+"""Where the files of a data set are: folders searched through, and list files. For sources of any plugin."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from pathlib import Path
 
 from maemm.errors import MaemmError
 
-from .load import EXTENSIONS
-
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img")
+_PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path")
 _LABEL_COLUMNS = ("label", "class", "target", "category", "y", "label_id", "class_id", "class_name")
 
 Labels = list[int | None]
 
 
-def find_images(root: Path, extensions: Iterable[str]) -> list[str]:
-    """Paths relative to ``root``, sorted, in all its folders.
+def find_files(root: Path, extensions: Iterable[str]) -> list[str]:
+    """Paths of files with these endings (lower case) relative to ``root``, sorted, in all its folders.
 
     Hidden files and folders are left out. Links to folders are followed, each folder is entered once. Links that lead
     nowhere are listed, so that they are counted as unreadable.
@@ -43,7 +41,7 @@ def find_images(root: Path, extensions: Iterable[str]) -> list[str]:
 
 
 def _scan(root: Path, folder: str, endings: tuple[str, ...], found: list[str]) -> list[str]:
-    """Add the images of one folder to ``found``; -> its folders."""
+    """Add the files of one folder to ``found``; -> its folders."""
     folders = []
     with os.scandir(root / folder) as entries:
         for entry in entries:
@@ -66,7 +64,7 @@ def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
 
 
 def class_labels(paths: list[str]) -> tuple[Labels | None, list[str] | None]:
-    """(labels, classes) if all images lie in folders of exactly one level, two of them at least; else (None, None)."""
+    """(labels, classes) if all files lie in folders of exactly one level, two of them at least; else (None, None)."""
     folders = [os.path.dirname(path) for path in paths]
     classes = sorted(set(folders))
     if len(classes) < 2 or any(not name or os.sep in name for name in classes):
@@ -76,8 +74,13 @@ def class_labels(paths: list[str]) -> tuple[Labels | None, list[str] | None]:
 
 
 # --------------------------------------------------------------------------------------------------- list files
-def read_list(path: Path, root: Path | None) -> tuple[Path, list[str], Labels | None, list[str] | None]:
+def read_list(
+    path: Path, root: Path | None, extensions: Iterable[str], columns: Iterable[str] = ()
+) -> tuple[Path, list[str], Labels | None, list[str] | None]:
     """A list file -> (folder of its relative paths, paths, labels, classes).
+
+    ``extensions``: endings of the files that it names, lower case, by which a path is told from a header or a label.
+    ``columns``: more names that the column of paths may have.
 
     ``.csv``: cells between commas, ``.tsv``: between tabs; with a header, the columns are found by name, otherwise
     they are path and label. ``.txt``: a path a line, then possibly a tab, comma or blank and a label; blanks inside a
@@ -85,10 +88,11 @@ def read_list(path: Path, root: Path | None) -> tuple[Path, list[str], Labels | 
     relative to ``root`` if the first one is found there, otherwise to the folder of the list. Labels are numbers from
     0, or words, which are numbered in alphabetical order.
     """
-    lines = _lines(path)
-    rows = list(_text_rows(lines) if path.suffix.lower() not in (".csv", ".tsv") else _table_rows(path, lines))
+    lines, endings, names = _lines(path), tuple(extensions), {*_PATH_COLUMNS, *columns}
+    table = path.suffix.lower() in (".csv", ".tsv")
+    rows = list(_table_rows(path, lines, endings, names) if table else _text_rows(lines, endings, names))
     if not rows:
-        raise MaemmError(f"the list names no image ({path}); write one path a line")
+        raise MaemmError(f"the list names no file ({path}); write one path a line")
     paths = [row[0] for row in rows]
     labels, classes = _labels([row[1] for row in rows], path)
     home = path.parent
@@ -108,32 +112,32 @@ def _lines(path: Path) -> list[str]:
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _is_image(text: str) -> bool:
-    return text.strip().lower().endswith(EXTENSIONS)
+def _is_file(text: str, endings: tuple[str, ...]) -> bool:
+    return text.strip().lower().endswith(endings)
 
 
-def _text_rows(lines: list[str]) -> Iterator[tuple[str, str]]:
+def _text_rows(lines: list[str], endings: tuple[str, ...], names: set[str]) -> Iterator[tuple[str, str]]:
     for number, line in enumerate(lines):
-        path, label = _split(line.strip())
-        if number or _is_image(path) or path.lower() not in _PATH_COLUMNS:  # otherwise it is a header
+        path, label = _split(line.strip(), endings)
+        if number or _is_file(path, endings) or path.lower() not in names:  # otherwise it is a header
             yield path, label
 
 
-def _split(line: str) -> tuple[str, str]:
+def _split(line: str, endings: tuple[str, ...]) -> tuple[str, str]:
     """One line of a .txt list -> (path, label or "")."""
     if line[0] in "\"'" and (end := line.find(line[0], 1)) > 0:
         return line[1:end], line[end + 1 :].strip(" \t,")
-    if _is_image(line):
+    if _is_file(line, endings):
         return line, ""
     for separator in ("\t", ",", " "):
         path, found, label = line.rpartition(separator)
-        if found and _is_image(path):
+        if found and _is_file(path, endings):
             return path.strip(), label.strip()
     path, found, label = line.partition("\t")
     return (path.strip(), label.strip()) if found else (line, "")
 
 
-def _table_rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
+def _table_rows(path: Path, lines: list[str], endings: tuple[str, ...], names: set[str]) -> Iterator[tuple[str, str]]:
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
@@ -141,18 +145,18 @@ def _table_rows(path: Path, lines: list[str]) -> Iterator[tuple[str, str]]:
         raise MaemmError(f"the list is no table ({path}: {error}); write path{separator}label lines") from error
     rows = [row for row in rows if any(row)]
     at_path, at_label = 0, 1
-    if rows and not any(_is_image(cell) for cell in rows[0]):
-        at_path, at_label = _columns(path, rows.pop(0))
+    if rows and not any(_is_file(cell, endings) for cell in rows[0]):
+        at_path, at_label = _columns(path, rows.pop(0), names)
     for row in rows:
         if at_path >= len(row) or not row[at_path]:
             raise MaemmError(f"a line of the list has no path ({path}: {separator.join(row)}); add it or drop the line")
         yield row[at_path], row[at_label] if 0 <= at_label < len(row) else ""
 
 
-def _columns(path: Path, header: list[str]) -> tuple[int, int]:
+def _columns(path: Path, header: list[str], known: set[str]) -> tuple[int, int]:
     """Where path and label stand, by the names in a header; -1: there is no label."""
     names = [cell.lower() for cell in header]
-    at_path = next((i for i, name in enumerate(names) if name in _PATH_COLUMNS), None)
+    at_path = next((i for i, name in enumerate(names) if name in known), None)
     if at_path is None:
         raise MaemmError(f"the list has no column of paths ({path}: {', '.join(header)}); call one of them 'path'")
     return at_path, next((i for i, name in enumerate(names) if name in _LABEL_COLUMNS), -1)

@@ -1,0 +1,33 @@
+"""``maemm embed RUN_OR_WEIGHTS [DATA] -o FILE``."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+
+from maemm.cli.parser import VERBS, split, verb_parser
+from maemm.cli.subject import EPILOG, add_subject_flags, subject
+from maemm.errors import MaemmError
+
+
+def run(argv: list[str], flags: Namespace) -> int:
+    """Write the features of a data set to a file."""
+    parser = verb_parser("embed", EPILOG)
+    parser.add_argument("-o", "--out", metavar="FILE", help="file to write: .npz, .safetensors or .parquet")
+    parser.add_argument("--tokens", action="store_true", help="features of every token")
+    add_subject_flags(parser)
+    args = parser.parse_intermixed_args(argv)
+    (what, data), overrides = split(args.words, 1, 2, f"embed {VERBS['embed'].words}")
+    if args.out is None:
+        raise MaemmError("no file to write is given; add -o features.npz (or .safetensors, .parquet)")
+    from maemm.evaluate.embed import embed
+    from maemm.evaluate.progress import progress
+
+    options = {**subject(args, overrides), "tokens": args.tokens}
+    with progress("embed") as show:
+        made = embed(str(what), data, args.out, on_progress=show, **options)
+    shapes = {name: list(shape) for name, shape in made.shapes.items()}
+    skipped = len(made.skipped)
+    about = {"file": str(made.path), "embeddings": made.count, "features": shapes, "skipped": skipped}
+    print(json.dumps(about) if flags.json else made)
+    return 0

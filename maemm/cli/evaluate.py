@@ -1,0 +1,30 @@
+"""``maemm evaluate RUN_OR_WEIGHTS [DATA]``."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+
+from maemm.cli.parser import VERBS, split, verb_parser
+from maemm.cli.subject import EPILOG, words
+
+
+def run(argv: list[str], flags: Namespace) -> int:
+    """Ask a fine-tuned model about labelled data."""
+    parser = verb_parser("evaluate", EPILOG)
+    parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
+    parser.add_argument("--per-class", action="store_true", help="also figures of every class, and confusions")
+    parser.add_argument("-o", "--out", metavar="FILE", help="figures as JSON (default: evaluate/ in the run's folder)")
+    parser.add_argument("--kind", help="published layout of the weights, where it cannot be told")
+    args = parser.parse_intermixed_args(argv)
+    (what, data), overrides = split(args.words, 1, 2, f"evaluate {VERBS['evaluate'].words}")
+    options = words(overrides, "classes") | ({} if args.kind is None else {"kind": args.kind})
+    from maemm.evaluate.evaluate import evaluate
+    from maemm.evaluate.progress import progress
+
+    with progress("evaluate") as show:
+        found = evaluate(str(what), data, batch=args.batch, out=args.out, on_progress=show, **options)
+    print(json.dumps(found.record()) if flags.json else found)
+    if args.per_class and not flags.json:
+        print(f"\n{found.details()}")
+    return 0

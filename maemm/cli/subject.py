@@ -1,0 +1,63 @@
+"""What the verbs of evaluation share: how a model is embedded, and the words ``data.KEY=value`` and ``KEY=value``."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from maemm.cli.parser import Parser
+from maemm.config import reader
+from maemm.errors import MaemmError
+
+EPILOG = """Without DATA, the data of the run's recipe. key=value: data.source=NAME, data.list=FILE, data.workers=N in
+place of the recipe's, and what published weights do not tell: heads=12, size=224"""
+_DATA = ("list", "source", "workers")
+
+
+def add_subject_flags(parser: Parser) -> None:
+    """Flags that say how a model is embedded."""
+    parser.add_argument("--pool", help="mean, cls, max or cls+max (default: mean; of fine-tuned models their own)")
+    parser.add_argument(
+        "--norm", help="where the encoder's final norm stands: before (default) or after the pool, none"
+    )
+    parser.add_argument("--layers", metavar="I,J", help="features of these blocks, counted from 0, without a norm")
+    parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
+    parser.add_argument("--kind", help="published layout of the weights, where it cannot be told")
+
+
+def subject(args: Namespace, overrides: list[str]) -> dict[str, Any]:
+    """Flags and words -> keyword arguments of the verb's function."""
+    if args.batch < 1:
+        raise MaemmError(f"--batch is {args.batch}; give 1 or more")
+    found = {"pool": args.pool, "norm": args.norm, "batch": args.batch}
+    if args.layers is not None:
+        found["layers"] = numbers(args.layers, "--layers")
+    if args.kind is not None:
+        found["kind"] = args.kind
+    return {**found, **data_words(overrides)}
+
+
+def data_words(overrides: list[str]) -> dict[str, Any]:
+    """The words ``data.KEY=value`` and ``KEY=value`` -> {KEY: value}."""
+    found = {}
+    return found | words(overrides)
+
+
+def words(overrides: list[str], *more: str) -> dict[str, Any]:
+    """``data.KEY=value`` of the known keys and ``more``, and ``KEY=value`` for :func:`maemm.load`."""
+    known, found = (*_DATA, *more), {}
+    for word in overrides:
+        key, _, text = word.partition("=")
+        name = key.removeprefix("data.")
+        if (key != name and name not in known) or "." in name:
+            raise MaemmError(f"{key!r} means nothing here (override {word}); known: data.{', data.'.join(known)}")
+        found[name] = reader.value(text, key)
+    return found
+
+
+def numbers(text: str, flag: str) -> list[int]:
+    """ "3,5" -> [3, 5]."""
+    try:
+        return [int(one) for one in text.split(",")]
+    except ValueError:
+        raise MaemmError(f"{flag} is {text!r}; give whole numbers with commas between them, such as 3,5") from None

@@ -1,0 +1,199 @@
+"""Sources of arrays for any modality: one .npy or .npz file of samples, or a folder or a list of files of one each.
+
+A plugin's own source is often no more than::
+
+    def open_sonar(root, list=None, *, name: str = "sonar") -> Source:
+        return open_arrays(root, list, name)
+
+and with ``read=`` (a function path -> array) and ``endings=`` the same for files of any other kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maemm.contract import Sample, Source
+from maemm.data.lists import Labels, class_labels, find_files, read_list
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+
+ENDINGS = (".npy", ".npz")
+_LABELS = ("y", "labels", "label", "targets", "y_train")
+Read = Callable[[Path], np.ndarray]
+
+
+def read_array(path: Path) -> np.ndarray:
+    """The array of a .npy file, or the one called "x" (or the only one) of a .npz file.
+
+    Raises ValueError for anything but plain numbers: Python objects are never unpickled.
+    """
+    found = np.load(path, allow_pickle=False)
+    if not isinstance(found, np.ndarray):
+        with found:
+            found = found[_key_of(found)]
+    return plain(_numbers(found))
+
+
+def plain(array: np.ndarray) -> np.ndarray:
+    """uint8 as it is, all other numbers in float32: what tensors take, whatever the bytes' order in the file."""
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused by name when it is loaded
+        return array if array.dtype == np.uint8 else array.astype(np.float32)
+
+
+def open_arrays(
+    root: str | None, list: str | None, name: str, *, read: Read = read_array, endings: Sequence[str] = ENDINGS
+) -> Source:
+    """The source for ``data.root`` and ``data.list``; which kind it is follows from what is there.
+
+    A folder is searched through, a file is a sample; files in folders of exactly one level have those as classes. A
+    list (.txt, .csv, .tsv) names files and labels. A .npy file holds samples along its first axis; a .npz file holds
+    them as "x" (or its only array), and labels as "y". ``name``: the modality that the samples are for. ``read`` and
+    ``endings``: how to read a sample's file, and which files those are. Raises :class:`MaemmError` where there is
+    nothing to read.
+    """
+    if not root and not list:
+        raise MaemmError(
+            f"no data are given; set data.root to a folder of {' or '.join(endings)} files, or to one file"
+        )
+    home = None if not root else _existing(root, "data.root")
+    if list:
+        folder, paths, labels, classes = read_list(_existing(list, "data.list"), home, endings)
+        return ArrayFiles(folder, paths, labels, classes, name=name, read=read)
+    if home.is_dir():
+        paths = find_files(home, endings)
+        if not paths:
+            raise MaemmError(f"no file below the folder ({root}) ends in {' or '.join(endings)}; check data.root")
+        return ArrayFiles(home, paths, *class_labels(paths), name=name, read=read)
+    if home.suffix.lower() in ENDINGS:
+        return ArrayFile(home, name)
+    raise MaemmError(f"data.root is a file of no known kind ({root}); give a folder, a .npy or a .npz file")
+
+
+def _existing(path: str, key: str) -> Path:
+    found = Path(path).expanduser()
+    try:
+        found.stat()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise MaemmError(f"{key} cannot be opened ({path}: {why}); check the path") from None
+    return found
+
+
+class ArrayFiles(Source):
+    """Files with one sample each, below a folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        paths: Sequence[str],
+        labels: Labels | None,
+        classes: Sequence[str] | None,
+        *,
+        name: str,
+        read: Read = read_array,
+    ):
+        self.folder, self.modality, self.classes, self._read = Path(folder), name, classes, read
+        # One block of bytes: a million Python strings would be copied into every worker sooner or later.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self._labels = None if labels is None else np.array([-1 if one is None else one for one in labels], np.int64)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, index: int) -> Path:
+        """Path of a sample's file."""
+        return self.folder / os.fsdecode(self._paths[index])
+
+    def name(self, index: int) -> str:
+        return self._paths[index].decode("utf-8", "backslashreplace")
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        label = -1 if self._labels is None else int(self._labels[index])
+        return Sample({self.modality: self._read(self.path(index))}, self.name(index), None if label < 0 else label)
+
+    def fingerprint(self) -> str:
+        """The paths below the folder and the labels; moving the folder changes nothing."""
+        return _fingerprint("files", self._paths, self._labels)
+
+
+class ArrayFile(Source):
+    """Samples along the first axis of one array. A .npy file is mapped, so it may be larger than memory."""
+
+    def __init__(self, path: Path, name: str):
+        self.file, self.modality = Path(path), name
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def name(self, index: int) -> str:
+        return f"{os.fsencode(self.file.name).decode('utf-8', 'backslashreplace')}#{index}"
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        label = -1 if self._labels is None else int(self._labels[index])
+        values = plain(self._values[index]).copy()  # the file is mapped for reading alone
+        return Sample({self.modality: values}, self.name(index), None if label < 0 else label)
+
+    def fingerprint(self) -> str:
+        """Shape, type, labels and some of the values."""
+        some = np.ascontiguousarray(self._values[:: max(1, len(self) // 16)])
+        return _fingerprint("array", self._values.shape, self._values.dtype, some, self._labels)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_values", "_labels")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._open()  # a mapped array would otherwise be copied into the message to the worker
+
+    def _open(self) -> None:
+        try:
+            found = np.load(self.file, mmap_mode="r", allow_pickle=False)
+            labels = None
+            if not isinstance(found, np.ndarray):
+                with found:
+                    labels = next((found[key] for key in _LABELS if key in found.files), None)
+                    found = found[_key_of(found)]
+            self._values = _numbers(found)
+        except Exception as error:  # zipfile, zlib and NumPy have many
+            why = " ".join(str(error).split())
+            raise MaemmError(f"cannot read the array ({self.file}: {why}); save plain numbers with numpy") from error
+        if found.ndim < 2 or not found.size:
+            raise MaemmError(f"the array has shape {found.shape} ({self.file}); its first axis must be the samples")
+        self._labels = None if labels is None else _checked_labels(labels, len(found), self.file)
+
+
+def _key_of(archive: Any) -> str:
+    others = [key for key in archive.files if key not in _LABELS]
+    if "x" in others or len(others) == 1:
+        return "x" if "x" in others else others[0]
+    raise ValueError(f"cannot tell which array is meant of {', '.join(archive.files) or 'none'}: call it x")
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"it holds {array.dtype}, not plain numbers")
+    return array
+
+
+def _checked_labels(labels: np.ndarray, count: int, file: Path) -> np.ndarray:
+    if labels.size != count or labels.dtype.kind not in "iub":
+        raise MaemmError(
+            f"labels have shape {labels.shape} and type {labels.dtype} for {count} samples ({file}); "
+            "store one whole number for each"
+        )
+    return labels.reshape(-1).astype(np.int64)
+
+
+def _fingerprint(kind: str, *parts: Any) -> str:
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
+        digest.update(b"\x1f")
+    return f"{kind}:{digest.hexdigest()}"

@@ -1,0 +1,116 @@
+"""What sources of files have in common: a list of paths that workers share, and checks of what the user gave."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maemm.contract import Sample, Source
+from maemm.data.lists import Labels
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+
+
+class Files(Source):
+    """A sample per file below a folder; subclasses say how one is opened.
+
+    Paths are kept in one block of bytes: a million Python strings would be copied into every worker sooner or later,
+    since counting references writes to their pages.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        paths: Sequence[str],
+        labels: Labels | None = None,
+        classes: Sequence[str] | None = None,
+        *,
+        name: str,
+    ):
+        self.folder, self.modality, self.classes = os.fsencode(folder), name, classes
+        encoded = [os.fsencode(path) for path in paths]
+        self._paths = np.frombuffer(b"".join(encoded), np.uint8)
+        self._ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
+        self._labels = None if labels is None else np.array([-1 if one is None else one for one in labels], np.int64)
+
+    @abstractmethod
+    def open(self, path: bytes, draw: Draw) -> Any:
+        """The file ``path`` -> what the modality's ``load`` takes. Whatever is wrong with it is an exception."""
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def path(self, index: int) -> bytes:
+        """Path below the folder."""
+        start = self._ends[index - 1] if index else 0
+        return self._paths[start : self._ends[index]].tobytes()
+
+    def name(self, index: int) -> str:
+        """What messages call the sample: its path below the folder."""
+        return printable_name(self.path(index))
+
+    def label(self, index: int) -> int | None:
+        """The label, None where there is none."""
+        label = -1 if self._labels is None else int(self._labels[index])
+        return None if label < 0 else label
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        raw = self.open(os.path.join(self.folder, self.path(index)), draw)
+        return Sample({self.modality: raw}, self.name(index), self.label(index))
+
+    def fingerprint(self) -> str:
+        """The paths below the folder and the labels; moving the folder changes nothing."""
+        return fingerprint("files", len(self), self._paths, self._ends, self._labels)
+
+
+def existing(path: str, key: str) -> Path:
+    """The path, with ``~`` expanded. Raises :class:`MaemmError` that names ``key`` where nothing is there."""
+    found = Path(path).expanduser()
+    try:
+        found.stat()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise MaemmError(f"{key} cannot be opened ({path}: {why}); check the path") from error
+    return found
+
+
+def endings(given: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
+    """Endings of file names, lower case with a dot: those given, or all that are known."""
+    if given is None:
+        return tuple(known)
+    if isinstance(given, str):
+        given = [given]
+    return tuple("." + one.lower().lstrip(".") for one in given)
+
+
+def whole_labels(labels: np.ndarray | None, count: int, file: Path) -> np.ndarray | None:
+    """(count,) int64 of an array of labels. Raises :class:`MaemmError` for another shape or type."""
+    if labels is None:
+        return None
+    labels = labels.reshape(-1) if labels.shape in ((count, 1), (1, count)) else labels
+    if labels.shape != (count,) or labels.dtype.kind not in "iub":
+        raise MaemmError(
+            f"labels have shape {labels.shape} and type {labels.dtype} for {count} samples ({file}); "
+            "store one whole number for each"
+        )
+    return labels.astype(np.int64)
+
+
+def fingerprint(kind: str, *parts: Any) -> str:
+    """A short text that changes with the parts: arrays by their bytes, others by their text."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        digest.update(part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
+        digest.update(b"\x1f")
+    return f"{kind}:{digest.hexdigest()}"
+
+
+def printable_name(path: str | bytes) -> str:
+    """A path as text that every terminal takes: file names need not be valid text."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,0 +1,32 @@
+"""A part of a source, as a source."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from maemm.contract import Sample, Source
+from maemm.draws import Draw
+
+
+class Subset(Source):
+    """The samples ``rows`` of ``source``, in that order: folds, few labels, the rest of an interrupted pass."""
+
+    def __init__(self, source: Source, rows: Sequence[int] | np.ndarray):
+        self.source, self.rows = source, np.asarray(rows, np.int64)
+        self.classes = source.classes
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        return self.source.name(int(self.rows[index]))
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        return self.source.read(int(self.rows[index]), draw)
+
+    def fingerprint(self) -> str:
+        rows = hashlib.blake2b(self.rows.tobytes(), digest_size=8).hexdigest()
+        return f"{self.source.fingerprint()}[{len(self)}:{rows}]"

@@ -1,0 +1,216 @@
+"""The figures of a comparison: a table with spread, confusions, a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maemm.errors import MaemmError
+from maemm.evaluate.features import Features
+from maemm.evaluate.splits import copies, overlap
+
+FEW_CLASSES = 20  # so many still fit on a screen
+
+
+@dataclass
+class Cell:
+    """One kind of features under one protocol with one number of labels."""
+
+    features: str
+    protocol: str
+    shots: str
+    values: list[list[float]] = field(default_factory=list)  # accuracy by seed and fold
+    confusion: np.ndarray | None = None  # (classes, classes) counts of the first seed: truth down, answer across
+    classes: tuple[str, ...] | None = None
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.values))
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation over seeds (of their means over folds); over folds where there is one seed."""
+        means = [np.mean(one) for one in self.values] if len(self.values) > 1 else self.values[0]
+        return float(np.std(means, ddof=1)) if len(means) > 1 else None
+
+    def add(self, truth: np.ndarray, answers: np.ndarray, classes: tuple[str, ...] | None, count: int) -> None:
+        """Count answers."""
+        size = max(count, int(truth.max()) + 1)
+        table = np.zeros((size, size), np.int64)
+        np.add.at(table, (truth, answers), 1)
+        if self.confusion is not None:
+            old = self.confusion
+            size = max(size, len(old))
+            table = np.pad(table, (0, size - len(table))) + np.pad(old, (0, size - len(old)))
+        self.confusion, self.classes = table, classes or tuple(str(i) for i in range(size))
+
+    @property
+    def per_class(self) -> list[dict[str, Any]]:
+        """Samples, recall and precision of each class, where it occurs."""
+        return per_class(self.confusion, self.classes)
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" ± {self.spread:.3f}"
+        return f"{self.mean:.3f}{spread}"
+
+
+def per_class(confusion: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Samples, recall and precision of each class that occurs, from counts (truth down, answer across)."""
+    found = []
+    for i, name in enumerate(classes):
+        asked, right, said = int(confusion[i].sum()), int(confusion[i, i]), int(confusion[:, i].sum())
+        if asked or said:
+            recall, precision = (round(right / n, 4) if n else None for n in (asked, said))
+            found.append({"class": name, "samples": asked, "recall": recall, "precision": precision})
+    return found
+
+
+@dataclass
+class Comparison:
+    """All cells of a comparison and what is to be said about the data."""
+
+    shots: list[str]
+    seeds: int
+    folds: int | None = None
+    cells: list[Cell] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def tell(self, data: Features, test: Features | None) -> None:
+        """Take note of the sizes, of what was skipped, and of samples on both sides; once."""
+        if self.data:
+            return
+        self.data = {"samples": len(data), "labelled": int((data.labels >= 0).sum()), "skipped": len(data.skipped)}
+        asked = data if test is None else test
+        if test is None:
+            self.data["copies"] = copies(data)
+            if self.data["copies"]:
+                self.warnings.append(
+                    f"{self.data['copies']:,} of {len(data):,} samples have the content of another one: folds may "
+                    "hold one on either side, and the figures are too good by that"
+                )
+        else:
+            found = overlap(data, test)
+            self.data |= {"test": len(test), "test_skipped": len(test.skipped), "overlap": vars(found)}
+            if found.content:
+                self.warnings.append(str(found))
+        labels = asked.labels[asked.labels >= 0]
+        if len(labels):
+            self.data["majority"] = round(float(np.bincount(labels).max() / len(labels)), 4)
+
+    # ------------------------------------------------------------------------------------------ for people
+    def __str__(self) -> str:
+        columns = list(dict.fromkeys((one.protocol, one.shots) for one in self.cells))
+        heads = [name if shots == "all" else f"{name}, {_labels(shots)}" for name, shots in columns]
+        rows = {}
+        for one in self.cells:
+            rows.setdefault(one.features, {})[one.protocol, one.shots] = str(one)
+        if "majority" in self.data:
+            rows = {"largest class": dict.fromkeys(columns, f"{self.data['majority']:.3f}"), **rows}
+        body = [[name, *(some.get(column, "") for column in columns)] for name, some in rows.items()]
+        return "\n".join([*aligned([["features", *heads], *body]), "", self._about()])
+
+    def _about(self) -> str:
+        known = self.data
+        size = f"{known['labelled']:,} labelled samples"
+        if "test" in known:
+            size += f", {known['test']:,} of the test part"
+        how = [size]
+        if self.folds:
+            how.append(f"{self.folds} folds")
+        how.append(f"{self.seeds} seed{'s' if self.seeds > 1 else ''}")
+        if any(one.spread is not None for one in self.cells):
+            how.append(f"± standard deviation over {'seeds' if self.seeds > 1 else 'folds'}")
+        skipped = known["skipped"] + known.get("test_skipped", 0)
+        if skipped:
+            how.append(f"{skipped:,} skipped")
+        return "; ".join(how)
+
+    def details(self) -> str:
+        """Table per class and confusions of the last row, of the first seed."""
+        return details(self.cells[-1].confusion, self.cells[-1].classes)
+
+    # ------------------------------------------------------------------------------------------ for programs
+    def record(self) -> dict[str, Any]:
+        """Everything, as JSON knows it."""
+        cells = [
+            {
+                "features": one.features,
+                "protocol": one.protocol,
+                "shots": one.shots,
+                "accuracy": one.mean,
+                "spread": one.spread,
+                "values": one.values,
+                "per_class": one.per_class,
+                "confusion": one.confusion.tolist(),
+            }
+            for one in self.cells
+        ]
+        classes = list(self.cells[0].classes) if self.cells else []
+        rest = {"data": self.data, "notes": self.notes, "warnings": self.warnings, "classes": classes}
+        return {"seeds": self.seeds, "folds": self.folds, **rest, "results": cells}
+
+
+def _labels(shots: str) -> str:
+    return f"{shots} of labels" if shots.endswith("%") else f"{shots} per class"
+
+
+def details(confusion: np.ndarray, classes: tuple[str, ...]) -> str:
+    """A table per class, and the confusions where they fit on a screen."""
+    rows = [["class", "samples", "recall", "precision"]]
+    for one in per_class(confusion, classes):
+        shown = ["" if one[key] is None else f"{one[key]:.3f}" for key in ("recall", "precision")]
+        rows.append([one["class"], f"{one['samples']:,}", *shown])
+    lines = aligned(rows)
+    if len(classes) <= FEW_CLASSES:
+        short = [name[:8] for name in classes]
+        table = [
+            ["truth \\ answer", *short],
+            *([name, *map(str, row)] for name, row in zip(classes, confusion, strict=True)),
+        ]
+        lines += ["", *aligned(table)]
+    return "\n".join(lines)
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Rows as lines: the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        first, *rest = (
+            one.ljust(w) if i == 0 else one.rjust(w) for i, (one, w) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([first, *rest]).rstrip())
+    return lines
+
+
+def save_record(record: Mapping[str, Any], verb: str, what: Any, out: str | os.PathLike | None) -> Path | None:
+    """Write figures to ``out``, or beside a run as ``evaluate/VERB-TIME.json``; None where there is no run."""
+    import torch
+
+    import maemm
+
+    if out is None:
+        run = Path(what) if isinstance(what, (str, os.PathLike)) else None
+        if run is None or not (run / "checkpoints").is_dir():
+            return None
+        out = run / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    out = Path(out)
+    versions = {"maemm": maemm.__version__, "torch": torch.__version__, "python": platform.python_version()}
+    about = {"verb": verb, "what": os.fspath(what) if isinstance(what, (str, os.PathLike)) else "a model"}
+    about |= {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions, "machine": platform.machine()}
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({**about, **record}, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise MaemmError(f"cannot write the figures ({out}: {error.strerror}); choose another -o") from error
+    return out

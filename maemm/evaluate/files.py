@@ -1,0 +1,135 @@
+"""Feature files: .npz, .safetensors and .parquet, with ids, labels and the names of the classes.
+
+Arrays: one by modality (n, D) or (n, N, D) float32; ``ids`` (n,), ``labels`` (n,) int64 or -1, ``digests`` (n,) int64
+of the content; ``NAME.valid`` (n, N) where samples differ in their number of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maemm.errors import MaemmError
+from maemm.evaluate.features import Features
+
+ENDINGS = (".npz", ".safetensors", ".parquet")
+_BESIDE = ("ids", "labels", "digests", "classes", "about")  # what is no modality
+
+
+def is_features(name: str) -> bool:
+    """Whether an array of that name holds features."""
+    return name not in _BESIDE and not name.endswith(".valid")
+
+
+def arrays_of(found: Mapping[str, Features]) -> dict[str, np.ndarray]:
+    """Features of the same samples -> the arrays of a file."""
+    one = next(iter(found.values()))
+    arrays = {name: some.x for name, some in found.items() if name}
+    arrays |= {f"{name}.valid": some.valid for name, some in found.items() if some.valid is not None}
+    ids = np.array(one.ids, dtype=str) if one.ids else np.zeros(0, "U1")
+    return {**arrays, "ids": ids, "labels": one.labels, "digests": one.digests}
+
+
+def concatenated(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Arrays of chunks one after the other; token features are padded to the longest."""
+    names = {name for chunk in chunks for name in chunk}
+    found = {}
+    for name in sorted(names):
+        if name.endswith(".valid"):
+            continue
+        if name in _BESIDE or chunks[0][name].ndim == 2:
+            found[name] = np.concatenate([chunk[name] for chunk in chunks])
+        else:
+            found |= _tokens(name, chunks, f"{name}.valid" in names)
+    return found
+
+
+def _tokens(name: str, chunks: Sequence[Mapping[str, np.ndarray]], ragged: bool) -> dict[str, np.ndarray]:
+    longest, total = max(chunk[name].shape[1] for chunk in chunks), sum(len(chunk[name]) for chunk in chunks)
+    ragged = ragged or any(chunk[name].shape[1] != longest for chunk in chunks)
+    x = np.zeros((total, longest, chunks[0][name].shape[2]), np.float32)
+    valid, at = np.zeros((total, longest), bool), 0
+    for chunk in chunks:
+        part = chunk[name]
+        x[at : at + len(part), : part.shape[1]] = part
+        valid[at : at + len(part), : part.shape[1]] = chunk.get(f"{name}.valid", True)
+        at += len(part)
+    return {name: x, f"{name}.valid": valid} if ragged else {name: x}
+
+
+# --------------------------------------------------------------------------------------------------- writing
+def check_target(out: Path) -> None:
+    """Raises :class:`MaemmError` for a file that exists, an ending of no known kind, and a missing package."""
+    if out.suffix not in ENDINGS:
+        raise MaemmError(f"{out} has no known ending; write to a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
+    if out.exists():
+        raise MaemmError(f"{out} exists; choose another name or remove it")
+    if out.suffix == ".parquet":
+        _pyarrow()
+
+
+def write(out: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]) -> None:
+    """Write beside ``out`` and rename. ``about``: what the features depend on."""
+    writer = {".npz": _npz, ".safetensors": _safetensors, ".parquet": _parquet}[out.suffix]
+    beside = out.with_name(f".{out.name}.tmp")
+    try:
+        writer(beside, arrays, classes, about)
+        os.replace(beside, out)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise MaemmError(
+            f"cannot write {out} ({error.strerror or error}); free space: the same command goes on"
+        ) from error
+
+
+def _npz(path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]) -> None:
+    more = {"about": np.array(json.dumps(about))}
+    if classes is not None:
+        more["classes"] = np.array(classes, dtype=str)
+    with path.open("wb") as file:
+        np.savez(file, **arrays, **more)
+
+
+def _safetensors(
+    path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]
+) -> None:
+    from safetensors.numpy import save_file
+
+    numbers = {name: np.ascontiguousarray(value) for name, value in arrays.items() if name != "ids"}
+    header = {"ids": json.dumps(arrays["ids"].tolist()), "about": json.dumps(about)}
+    if classes is not None:
+        header["classes"] = json.dumps(classes)
+    save_file(numbers, path, metadata=header)
+
+
+def _parquet(path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]) -> None:
+    """A row per sample; features are lists of fixed length, tokens one after the other (shape in the metadata)."""
+    pa, pq = _pyarrow()
+    columns: dict[str, Any] = {"id": pa.array(arrays["ids"].tolist(), pa.string())}
+    columns["label"] = pa.array(arrays["labels"], mask=arrays["labels"] < 0)
+    if classes is not None:
+        columns["class"] = pa.array([classes[i] if 0 <= i < len(classes) else None for i in arrays["labels"]])
+    shapes = {}
+    for name, value in arrays.items():
+        if name in ("ids", "labels"):
+            continue
+        flat = value.reshape(len(value), -1)
+        shapes[name] = value.shape[1:]
+        wide = pa.FixedSizeListArray.from_arrays(pa.array(flat.reshape(-1)), flat.shape[1])
+        columns[name] = wide if value.ndim > 1 else pa.array(value)
+    table = pa.table(columns).replace_schema_metadata({"maemm": json.dumps({**about, "shapes": shapes})})
+    pq.write_table(table, path)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MaemmError(".parquet needs the package 'pyarrow'; run: pip install 'maemm[parquet]'") from error
+    return pyarrow, parquet

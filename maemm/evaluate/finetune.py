@@ -1,0 +1,160 @@
+"""``maemm finetune``: the recipe of a fine-tuning from what was pre-trained. The loop is that of pre-training."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maemm import config, plugins
+from maemm.config import RECIPE, reader
+from maemm.contract import Source
+from maemm.errors import MaemmError
+from maemm.evaluate.inputs import data_config, open_data
+from maemm.model import Model
+from maemm.options import options_of
+from maemm.weights import load
+
+#: MAE, appendix A.1 and its published script for ViT-B, with the layer decay of its larger models; the mixing of
+#: samples is left to the recipe, as not all signals can be mixed
+TRAIN = {
+    "epochs": 50,
+    "base_lr": 5e-4,
+    "warmup_epochs": 5,
+    "min_lr": 1e-6,
+    "layer_decay": 0.75,
+    "optimizer": {"type": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.05},
+    "no_decay": ["*.bias", "encoder.prefix*", "*.positions.*"],
+}
+SMOOTHING, DROP_PATH, VALIDATION, LARGEST_BATCH = 0.1, 0.1, 0.1, 256
+_PRETRAINING = ("masking", "target", "decoder_position")  # keys of a modality that fine-tuning has no use for
+_PROBED = 64
+
+
+def recipe_for(
+    what: str | os.PathLike, data: str | os.PathLike | None, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> dict[str, Any]:
+    """The resolved recipe that ``maemm finetune`` trains.
+
+    ``what``: a recipe or a fine-tuned run, which are taken as they are, or a pre-trained run or weights, for which
+    one is made: see :data:`TRAIN`. ``data`` stands for ``data.root``. Raises :class:`MaemmError`.
+    """
+    given = pairs(overrides)
+    if data is not None:
+        given = {"data.root": os.fspath(data), **given}
+    path = Path(what)
+    stored = path / RECIPE
+    known = reader.read(stored, str(stored))[0] if stored.is_file() else None
+    if known is not None and not supervised(known):
+        return _made(path, load(path), given)
+    if known is None and path.exists() and path.suffix not in (".yaml", ".yml"):
+        return _made(path, load(path), given)
+    recipe = config.load(str(what), given, training=True)
+    if not supervised(recipe):
+        raise MaemmError(
+            f"{what} is a recipe of pre-training; give a run or weights to fine-tune, or a recipe with objectives: "
+            "{classify: {}}, a head and init"
+        )
+    return recipe
+
+
+def supervised(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe learns from labels alone."""
+    specs = recipe.get("objectives") or {}
+    found = [plugins.find("objectives", (spec or {}).get("type", name)) for name, spec in specs.items()]
+    return bool(found) and not any(one.masked for one in found)
+
+
+def _made(path: Path, model: Model, given: dict[str, Any]) -> dict[str, Any]:
+    own = {key.removeprefix("data."): one for key, one in given.items() if key in ("data.list", "data.source")}
+    root = given.get("data.root")
+    source = open_data(model.recipe, root, **own)
+    classes = given.get("data.classes") or classes_of(source)
+    count = classes if isinstance(classes, int) else len(classes)
+    values = data_config(model.recipe, root, **own) | {"classes": classes, "validation": VALIDATION}
+    share = given.get("data.validation", VALIDATION)
+    left = len(source) * (1 - share) if isinstance(share, float) else len(source)
+    made = {
+        "modalities": {name: _plain_modality(spec) for name, spec in model.recipe["modalities"].items()},
+        "encoder": _encoder(model.recipe["encoder"]),
+        "decoder": None,
+        "objectives": {"classify": {"smoothing": SMOOTHING}},
+        "head": {"type": "linear", "classes": count},
+        "init": str(path),
+        "data": values,
+        "train": {**TRAIN, "batch": batch_for(int(left))},
+        "out": str(path.parent / f"{path.stem if path.is_file() else path.name}-finetune"),
+    }
+    recipe = config.load(made, given, training=True)
+    recipe.pop("name", None)
+    return recipe
+
+
+def classes_of(source: Source) -> list[str]:
+    """Names of the labels; :class:`MaemmError` where they have none."""
+    from maemm.draws import Draw
+    from maemm.evaluate.inputs import spread
+
+    if source.classes is not None:
+        return list(source.classes)
+    found = []
+    for index in spread(len(source), _PROBED):
+        try:
+            label = source.read(index, Draw(("labels", index))).label
+        except MemoryError:
+            raise
+        except Exception:  # whatever a broken file does; the loader counts it
+            continue
+        found += [] if label is None or label < 0 else [label]
+    if not found:
+        raise MaemmError("the data have no labels; give a folder per class, or a list or an array file with labels")
+    raise MaemmError(
+        f"the labels are numbers without names (such as {max(found)}); say how many there are: data.classes=N"
+    )
+
+
+def batch_for(samples: int) -> int:
+    """A power of 2, so that an epoch has four steps at least where there are so many samples."""
+    return int(min(LARGEST_BATCH, 2 ** max(1, int(np.log2(max(samples, 8) / 4)))))
+
+
+def _plain_modality(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in spec.items() if key not in _PRETRAINING}
+
+
+def _encoder(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """With drop path, and without the final norm: the head brings its own (MAE, appendix A.1)."""
+    known = options_of(plugins.find("encoders", spec["type"]))
+    new = {"drop_path": DROP_PATH, "final_norm": False}
+    return {**spec, **{key: value for key, value in new.items() if key in known}}
+
+
+def pairs(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    return {key: reader.value(text, key) for key, _, text in (word.partition("=") for word in overrides)}
+
+
+def finetune(
+    what: str | os.PathLike,
+    data: str | os.PathLike | None = None,
+    *,
+    scratch: bool = False,
+    echo: Callable[[str], Any] = print,
+    **overrides: Any,
+) -> Path:
+    """``finetune("runs/photos", "labelled/", **{"train.epochs": 20})`` -> the run folder; called again it goes on.
+
+    ``what``: see :func:`recipe_for`. ``scratch``: the same network and recipe with fresh weights, in a folder of its
+    own, to be compared with. Raises :class:`MaemmError`.
+    """
+    from maemm.train.loop import pretrain
+
+    recipe = recipe_for(what, data, overrides)
+    if scratch:
+        recipe.pop("init", None)
+        recipe["out"] += "-scratch"
+    return pretrain(recipe, echo=echo)

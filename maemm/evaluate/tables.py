@@ -1,0 +1,109 @@
+"""Features -> the tables that classifiers take: labelled, finite, standardised, with one numbering of the classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from maemm.errors import MaemmError
+from maemm.evaluate.features import Features
+
+EPS = 1e-6  # added to the deviation of a feature
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a classifier sees."""
+
+    x: np.ndarray  # (n, D) float32, or (n, N, D) of tokens
+    y: np.ndarray  # (n,) int64, 0 .. classes - 1
+    classes: int
+    valid: np.ndarray | None = None  # (n, N) bool, where samples differ in their number of tokens
+
+    def take(self, rows: np.ndarray) -> Table:
+        """The samples ``rows``: indices, or a bool for each."""
+        return Table(self.x[rows], self.y[rows], self.classes, None if self.valid is None else self.valid[rows])
+
+
+def tables(train: Features, test: Features, *, scale: bool = True) -> tuple[Table, Table]:
+    """Labelled samples of both; with ``scale`` z-scored with the statistics of ``train``.
+
+    Test labels are matched with those of ``train`` by the names of the classes, where both sides have names. Raises
+    :class:`MaemmError` for one side without labels, training labels of one class only, classes that ``train`` does
+    not know, features that are not finite, and widths that differ.
+    """
+    train, test = train.labelled, match_classes(train, test).labelled
+    check_task(train, test)
+    classes, x, y = count_classes(train), train.x, test.x
+    if scale:
+        mean, std = x.mean(0), x.std(0) + EPS
+        x, y = ((one - mean) / std for one in (x, y))
+    return (
+        Table(x.astype(np.float32, copy=False), train.labels, classes, train.valid),
+        Table(y.astype(np.float32, copy=False), test.labels, classes, test.valid),
+    )
+
+
+def held_out(train: Table, seed: int, share: float = 0.1) -> np.ndarray:
+    """(n,) bool: a part of ``train`` to choose with; every class keeps a sample on either side where it has two."""
+    drawn, held = np.random.default_rng(seed), np.zeros(len(train.y), bool)
+    for label in np.unique(train.y):
+        rows = drawn.permutation(np.flatnonzero(train.y == label))
+        held[rows[: max(round(len(rows) * share), 1 if len(rows) > 1 else 0)]] = True
+    return held
+
+
+def count_classes(train: Features) -> int:
+    """How many outputs a classifier of these labels needs."""
+    return max(len(train.classes or ()), int(train.labels.max()) + 1)
+
+
+def match_classes(train: Features, test: Features) -> Features:
+    """``test`` with the labels that ``train`` has for the same names."""
+    if train.classes is None or test.classes is None or train.classes == test.classes:
+        return test
+    number = {name: i for i, name in enumerate(train.classes)}
+    met = [test.classes[i] for i in np.unique(test.labels[test.labels >= 0])]
+    unknown = [name for name in met if name not in number]
+    if unknown:
+        raise MaemmError(
+            f"the test part has {len(unknown)} classes that the training part does not know ({_some(unknown)}; known: "
+            f"{_some(list(number))}); give data with the same class names"
+        )
+    to = np.array([number.get(name, -1) for name in test.classes] + [-1], np.int64)  # the last for "no label"
+    return Features(test.x, to[test.labels], test.ids, test.skipped, test.digests, train.classes, test.valid)
+
+
+def check_task(train: Features, test: Features) -> None:
+    """Whether a classifier can be fitted on ``train`` and asked about ``test``, both labelled."""
+    for part, one in (("training", train), ("test", test)):
+        if not len(one):
+            raise MaemmError(
+                f"the {part} part has no labels; give a folder per class, or a list or an array file with labels"
+            )
+        bad = ~np.isfinite(one.x.reshape(len(one), -1)).all(1)
+        if bad.any():
+            first = one.ids[int(np.flatnonzero(bad)[0])]
+            raise MaemmError(
+                f"{bad.sum():,} of {len(one):,} samples of the {part} part have features that are not finite (first: "
+                f"{first}); check the data and the weights"
+            )
+    if train.x.shape[-1] != test.x.shape[-1]:
+        raise MaemmError(
+            f"training features are {train.x.shape[-1]} wide, test features {test.x.shape[-1]}; embed both the same way"
+        )
+    met = np.unique(train.labels)
+    if len(met) < 2:
+        name = train.classes[met[0]] if train.classes else str(met[0])
+        raise MaemmError(f"all {len(train):,} training labels are {name!r}; a classifier needs two classes at least")
+    unknown = np.setdiff1d(test.labels, met)
+    if len(unknown) and (train.classes is None or unknown.max() >= len(train.classes)):
+        raise MaemmError(
+            f"the test part has {len(unknown)} classes that the training part does not know "
+            f"({_some([str(one) for one in unknown])}); give data with the same labels"
+        )
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,0 +1,160 @@
+"""Probes trained by gradient descent on a table of frozen features: the published linear one, an attentive one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from maemm.draws import seeded
+from maemm.errors import MaemmError
+from maemm.evaluate.tables import Table, held_out
+from maemm.train.optim import make_optimizer, set_lr
+from maemm.train.schedules import learning_rate
+
+#: MAE, appendix A.1 and its published script: LARS, weight decay 0, 90 epochs of batch 16384, warmup of 10
+PUBLISHED = {"epochs": 90, "batch": 16384, "base_lr": 0.1, "warmup_epochs": 10, "optimizer": {"type": "lars"}}
+ATTENTIVE = {
+    "epochs": 30,
+    "batch": 256,
+    "base_lr": 1e-3,
+    "warmup_epochs": 3,
+    "optimizer": {"type": "adamw", "betas": (0.9, 0.999), "weight_decay": 0.05},
+}
+
+
+class PublishedLinear(nn.Module):
+    """BatchNorm without affine parameters, then a linear layer (MAE, appendix A.1): (B, D) -> (B, classes)."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+class Attentive(nn.Module):
+    """One learned query that attends to all tokens, then a linear layer: (B, N, D) -> (B, classes)."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        from timm.layers import AttentionPoolLatent
+
+        heads = next(one for one in (12, 8, 6, 4, 3, 2, 1) if width % one == 0)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.pool = AttentionPoolLatent(width, num_heads=heads, norm_layer=nn.LayerNorm)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        mask = None if valid is None else valid[:, None, None, :]
+        return self.linear(self.pool(self.norm(x), attn_mask=mask))
+
+
+def published_scores(
+    train: Table, test: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
+) -> np.ndarray:
+    """(n, classes) logits of :class:`PublishedLinear` under the published schedule.
+
+    Of several ``base_lr`` (for a batch of 256) the best on a held-out part of ``train`` is used. ``options`` replace
+    those of :data:`PUBLISHED`; the batch is at most the size of ``train``.
+    """
+    return _scores(PublishedLinear, PUBLISHED, train, test, seed, base_lr, options)
+
+
+def attentive_scores(
+    train: Table, test: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
+) -> np.ndarray:
+    """(n, classes) logits of :class:`Attentive` on tables of tokens; the rest as in :func:`published_scores`."""
+    if train.x.ndim != 3:
+        raise MaemmError("an attentive probe needs the features of tokens; embed with tokens=True")
+    return _scores(Attentive, ATTENTIVE, train, test, seed, base_lr, options)
+
+
+def _scores(
+    make: Callable[[int, int], nn.Module],
+    recipe: Mapping[str, Any],
+    train: Table,
+    test: Table,
+    seed: int,
+    base_lr: float | list[float] | None,
+    options: Mapping[str, Any],
+) -> np.ndarray:
+    rates = base_lr if isinstance(base_lr, list) else [base_lr or recipe["base_lr"]]
+    options = dict(options)
+    balanced = bool(options.pop("balanced", False))
+
+    def answer(rate: float, known: Table, asked: Table) -> np.ndarray:
+        return _answer(_fitted(make, {**recipe, **options, "base_lr": rate}, known, seed, balanced), asked)
+
+    best = rates[0]
+    if len(rates) > 1:
+        held = held_out(train, seed)
+        known, asked = train.take(~held), train.take(held)
+        best = max(rates, key=lambda rate: (answer(rate, known, asked).argmax(1) == asked.y).mean())
+    return answer(best, train, test)
+
+
+def _fitted(
+    make: Callable[[int, int], nn.Module], recipe: Mapping[str, Any], train: Table, seed: int, balanced: bool
+) -> nn.Module:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with seeded(seed, "probe"):
+        module = make(train.x.shape[-1], train.classes).to(device).train()
+    optimizer = make_optimizer(module, recipe)
+    batch = min(recipe["batch"], len(train.y))
+    steps_per_epoch = len(train.y) // batch  # what does not fill a batch waits for another epoch
+    rate = learning_rate({**recipe, "batch": batch}, steps_per_epoch, recipe["epochs"] * steps_per_epoch)
+    weight = torch.from_numpy(class_weights(train)).to(device) if balanced else None
+    columns = [None if one is None else torch.from_numpy(one).to(device) for one in (train.x, train.valid, train.y)]
+    for epoch in range(recipe["epochs"]):
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train.y))).to(device)
+        for step in range(steps_per_epoch):
+            rows = order[step * batch : (step + 1) * batch]
+            x, valid, y = (None if one is None else one[rows] for one in columns)
+            take_probe_step(module, optimizer, x, y, rate(epoch * steps_per_epoch + step), valid, weight)
+    return module.eval()
+
+
+def take_probe_step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    lr: float,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step on features ``x`` with labels ``y``; -> (loss, logits) before it."""
+    set_lr(optimizer, lr)
+    logits = module(x, valid)
+    loss = cross_entropy(logits, y, weight=weight)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+@torch.inference_mode()
+def _answer(module: nn.Module, test: Table) -> np.ndarray:
+    device, found = next(module.parameters()).device, []
+    for start in range(0, len(test.y), 1024):
+        rows = slice(start, start + 1024)
+        x, valid = (None if one is None else torch.from_numpy(one[rows]).to(device) for one in (test.x, test.valid))
+        found.append(module(x, valid).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def class_weights(train: Table) -> np.ndarray:
+    """(classes,) float32: samples / (classes that occur * samples of the class); 0 for classes that do not occur."""
+    counts = np.bincount(train.y, minlength=train.classes)
+    return np.where(counts > 0, len(train.y) / (np.sum(counts > 0) * np.maximum(counts, 1)), 0).astype(np.float32)

@@ -1,0 +1,62 @@
+"""``maemm probe`` and ``maemm knn`` as functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from maemm.evaluate.compare import Protocol, Show, Subject, compare
+from maemm.evaluate.figures import Comparison, save_record
+from maemm.evaluate.inputs import What
+
+
+def probe(
+    what: What,
+    data: str | os.PathLike | None = None,
+    *,
+    test: str | os.PathLike | None = None,
+    protocols: Sequence[str] = ("linear",),
+    folds: int | None = None,
+    groups: str | None = None,
+    shots: Sequence[str | int] = (),
+    seeds: int = 3,
+    baselines: bool = False,
+    balanced: bool = False,
+    epochs: int | None = None,
+    base_lr: float | list[float] | None = None,
+    k: int = 20,
+    temperature: float = 0.07,
+    out: str | os.PathLike | None = None,
+    verb: str = "probe",
+    show: Show | None = None,
+    **subject: Any,
+) -> Comparison:
+    """Classifiers on the frozen features of ``what`` (a run, weights, or a model), learned and asked on ``data``.
+
+    ``test``: data to ask about; without, ``data`` are cut into ``folds`` (5), or into those of ``groups``, a regular
+    expression for ids. ``protocols``: linear, published, attentive, knn. ``shots``: labels of each class, "5" or
+    "10%". ``baselines`` adds rows for raw values and for the untrained network. ``epochs`` and ``base_lr`` are for
+    published and attentive, ``k`` and ``temperature`` for knn. Figures go to ``out``, or beside the run. ``subject``:
+    see :class:`maemm.evaluate.compare.Subject`. Raises :class:`MaemmError`.
+    """
+    trained = {"balanced": balanced, "base_lr": base_lr}
+    if epochs is not None:
+        trained |= {"epochs": epochs, "warmup_epochs": epochs / 9}  # the published share of the warmup
+    options = {
+        "linear": {"balanced": balanced},
+        "published": trained,
+        "attentive": trained,
+        "knn": {"k": k, "temperature": temperature},
+    }
+    protocol = Protocol(list(protocols), options, folds, groups, [str(one) for one in shots], seeds)
+    found = compare(Subject(what, data, test, show=show, **subject), protocol, baselines=baselines)
+    save_record(found.record(), verb, what, out)
+    return found
+
+
+def knn(
+    what: What, data: str | os.PathLike | None = None, *, k: int = 20, temperature: float = 0.07, **rest: Any
+) -> Comparison:
+    """Nearest neighbours on the frozen features of ``what``; ``rest`` as in :func:`probe`."""
+    return probe(what, data, protocols=["knn"], k=k, temperature=temperature, verb="knn", **rest)

@@ -1,0 +1,159 @@
+"""Figures on samples that are not learned from, the best weights by them, and the end of a run that gets no better."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maemm.build import build_modalities
+from maemm.contract import Source, Term
+from maemm.data.once import each
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+from maemm.model import Model
+from maemm.weights import save
+
+BEST = "best"  # folder in the run: the weights with the best figure
+HIGHER = ("accuracy",)  # figures that are better when larger; otherwise the loss counts
+
+
+@dataclass
+class Validation:
+    """Does nothing where there are no samples for it. Its state is part of a checkpoint."""
+
+    recipe: Mapping[str, Any]
+    source: Source | None
+    every: int
+    folder: Path
+    best: float | None = None
+    since: int = 0  # validations without a better figure
+    told: str = ""
+
+    @classmethod
+    def of(
+        cls, recipe: Mapping[str, Any], source: Source | None, epoch: int, folder: Path, model: Model, world: int
+    ) -> Validation:
+        """From a recipe: ``train.validate_every``, ``train.patience``; one process measures for all.
+
+        Raises :class:`MaemmError` for patience without samples, and where an objective needs the other processes.
+        """
+        coupled = [name for name, one in model.objectives.items() if one.coupled]
+        if source is not None and coupled and world > 1:
+            raise MaemmError(
+                f"objective {coupled[0]!r} compares samples of all processes, one of which validates alone; leave "
+                "data.validation out, or train in one process"
+            )
+        if source is None and recipe["train"].get("patience"):
+            raise MaemmError("train.patience needs samples to validate with; set data.validation=0.1, or other data")
+        return cls(recipe, source, recipe["train"].get("validate_every") or epoch, folder)
+
+    def due(self, done: int, steps: int) -> bool:
+        """Whether to validate after that many steps."""
+        return self.source is not None and (done % self.every == 0 or done == steps)
+
+    @property
+    def stopped(self) -> bool:
+        patience = self.recipe["train"].get("patience")
+        return patience is not None and self.since >= patience
+
+    # ------------------------------------------------------------------------------------------- measuring
+    def measure(self, learner: Any, done: int) -> dict[str, float]:
+        """Means over the samples, of the average of the weights where there is one; the best weights are kept."""
+        model = learner.model if learner.ema is None else learner.ema.model
+        found = measure(model, self.source, self.recipe, bf16=learner.bf16)
+        if self.better(found):
+            self._keep(model, found, done)
+        return found
+
+    def take(self, found: Mapping[str, float] | None) -> None:
+        """Take note of figures, in every process."""
+        if found is None:
+            return
+        if self.better(found):
+            self.best, self.since = self.score(found), 0
+            self.told = f"; best validation {', '.join(f'{name} {value:.4g}' for name, value in found.items())}"
+        else:
+            self.since += 1
+
+    def score(self, found: Mapping[str, float]) -> float:
+        """One number that is better when larger."""
+        return next((found[name] for name in HIGHER if name in found), -found["loss"])
+
+    def better(self, found: Mapping[str, float]) -> bool:
+        return self.best is None or self.score(found) > self.best
+
+    def _keep(self, model: Model, found: Mapping[str, float], done: int) -> None:
+        beside = self.folder / ".model.safetensors.tmp"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            save(model, beside)
+            os.replace(beside, self.folder / "model.safetensors")
+            text = json.dumps({"step": done, "validation": found}, indent=1) + "\n"
+            (self.folder / "meta.json").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise MaemmError(f"cannot write {self.folder} ({error.strerror}); free space and start again") from error
+
+    # ------------------------------------------------------------------------------------------ checkpoints
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "since": self.since, "told": self.told}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+@torch.no_grad()
+def measure(
+    model: Model,
+    source: Source,
+    recipe: Mapping[str, Any],
+    *,
+    batch: int | None = None,
+    bf16: bool = False,
+    on_progress: Any = None,
+) -> dict[str, float]:
+    """{"loss": ..., "accuracy": ...}: means over all samples that can be read, without augmentation.
+
+    Masks are the same each time. The model comes back in the mode it had. Raises :class:`MaemmError` where no sample
+    can be read.
+    """
+    data, train, device = recipe["data"], recipe["train"], next(model.parameters()).device
+    modalities = build_modalities(dict(recipe)) if data["workers"] else dict(model.modalities)
+    size = batch or min(train.get("micro_batch") or train["batch"], 256)
+    sums: dict[str, list[float]] = {}
+    rows = each(
+        source, modalities, batch=size, workers=data["workers"], timeout=data["timeout"], on_progress=on_progress
+    )
+    training = model.training
+    model.eval()
+    try:
+        for one in rows:
+            if not one.raw:
+                continue
+            draw = Draw((train["seed"], "validation", one.step), range(len(one.ids)), len(one.ids))
+            one = one.to(device)
+            planned = model.plan(model.prepare(one.raw, None), draw)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                out = model(planned, labels=one.labels)
+            figures = [objective.figures(out) for objective in model.objectives.values()]
+            terms = {name: term for some in figures for name, term in some.items()}
+            _add(sums, terms | {"loss": Term(out.total * len(one.ids), torch.tensor(float(len(one.ids))))})
+    finally:
+        rows.close()
+        model.train(training)
+    if not sums:
+        raise MaemmError(f"none of the {len(source):,} samples to validate with can be read; check data.validation")
+    return {name: total / max(count, 1e-12) for name, (total, count) in sums.items()}
+
+
+def _add(sums: dict[str, list[float]], terms: Mapping[str, Term]) -> None:
+    for name, term in terms.items():
+        pair = sums.setdefault(name, [0.0, 0.0])
+        pair[0] += float(term.sum)
+        pair[1] += float(term.count)

@@ -1,0 +1,132 @@
+"""Lists that the field uses besides tables: JSON of AST and CAV-MAE, TSV manifests of fairseq, Speech Commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from maemm.data.lists import Labels
+from maemm.errors import MaemmError
+
+UNKNOWN = -2  # the label of a sample whose label is not in the label file
+
+
+@dataclass
+class Listed:
+    """What a list says."""
+
+    home: Path  # folder of relative paths
+    paths: list[str]
+    labels: Labels | None = None
+    classes: list[str] | None = None
+    several: list[list[int]] | None = None  # all labels of each sample, where samples have several
+    unknown: dict[int, str] = field(default_factory=dict)  # sample -> a label that the label file lacks
+
+
+def read_json(path: Path, root: Path | None, label_file: Path | None) -> Listed:
+    """``{"data": [{"wav": path, "labels": "/m/068hy,/m/07q6cd_"}, ...]}`` (AST, CAV-MAE); other keys do not matter.
+
+    Classes come from the label file (``index,mid,display_name``), otherwise from the labels that occur. A sample with
+    one label has it; one with several has none, and ``several`` tells them all.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise MaemmError(f"the list is no JSON ({path}: {' '.join(str(error).split())}); check data.list") from None
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not rows:
+        raise MaemmError(f"the list names no sound ({path}); write {{'data': [{{'wav': path, 'labels': mids}}]}}")
+    paths, texts = [], []
+    for number, row in enumerate(rows):
+        wav = row.get("wav") if isinstance(row, dict) else None
+        if not isinstance(wav, str) or not wav:
+            raise MaemmError(f"entry {number} of the list has no 'wav' ({path}); add the path of its sound")
+        labels = row.get("labels") or ""
+        if not isinstance(labels, str):
+            raise MaemmError(f"entry {number} of the list has labels {labels!r} ({path}); write names between commas")
+        paths.append(wav)
+        texts.append([one.strip() for one in labels.split(",") if one.strip()])
+    home = path.parent
+    if root is not None and (not (home / paths[0]).exists() or (root / paths[0]).exists()):
+        home = root
+    return _labelled(Listed(home, paths), texts, label_file)
+
+
+def _labelled(found: Listed, texts: list[list[str]], label_file: Path | None) -> Listed:
+    if label_file is not None:
+        mids, found.classes = read_label_file(label_file)
+    else:
+        mids = sorted({one for row in texts for one in row})
+        found.classes = mids or None
+    if not mids:
+        return found
+    number = {mid: i for i, mid in enumerate(mids)}
+    found.labels, found.several = [], []
+    for sample, row in enumerate(texts):
+        missing = [one for one in row if one not in number]
+        if missing:
+            found.unknown[sample] = missing[0]
+        known = [number[one] for one in row if one in number]
+        found.several.append(known)
+        found.labels.append(known[0] if len(known) == 1 else None)
+    if all(len(row) <= 1 for row in found.several):
+        found.several = None
+    return found
+
+
+def read_label_file(path: Path) -> tuple[list[str], list[str]]:
+    """``index,mid,display_name`` -> (mids by index, names by index); names hold commas and stand in quotes."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        by_index = {int(row["index"]): (row["mid"], row["display_name"]) for row in rows}
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise MaemmError(f"cannot read the label file ({path}: {error}); check data.source.labels") from None
+    except (KeyError, TypeError, ValueError):
+        raise MaemmError(
+            f"the label file lacks columns ({path}); its first line is index,mid,display_name, index a number"
+        ) from None
+    if not rows:
+        raise MaemmError(f"the label file is empty ({path}); its first line is index,mid,display_name")
+    if sorted(by_index) != list(range(len(by_index))) or len(by_index) != len(rows):
+        raise MaemmError(f"the indices of the label file are not 0 to {len(rows) - 1}, each once ({path})")
+    pairs = [by_index[i] for i in range(len(by_index))]
+    return [mid for mid, _ in pairs], [name for _, name in pairs]
+
+
+def read_manifest(path: Path, root: Path | None) -> Listed | None:
+    """A fairseq manifest: first line a folder, then ``path<TAB>samples``. None: the TSV file is none."""
+    try:
+        lines = [one for one in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if one.strip()]
+    except OSError as error:
+        raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from None
+    rows = [one.split("\t") for one in lines[1:]]
+    if not rows or "\t" in lines[0] or any(len(row) != 2 or not row[1].strip().isdecimal() for row in rows):
+        return None
+    home = Path(lines[0].strip()).expanduser()
+    if root is not None:
+        home = root
+    elif not home.is_absolute() or not home.is_dir():
+        home = path.parent / home
+    return Listed(home, [row[0] for row in rows])
+
+
+def speech_commands(folder: Path, paths: list[str], split: str) -> list[str]:
+    """The paths of a Speech Commands tree that are in ``split``; folders that start with _ hold no commands."""
+    lists = {name: folder / f"{name}_list.txt" for name in ("validation", "testing")}
+    if not all(one.is_file() for one in lists.values()):
+        if split != "all":
+            raise MaemmError(f"{folder} has no validation_list.txt and testing_list.txt (data.source.split); use all")
+        return paths
+    paths = [one for one in paths if not one.startswith("_")]
+    if split == "all":
+        return paths
+    named = {
+        name: {os.path.normpath(line.strip()) for line in one.read_text().splitlines()} for name, one in lists.items()
+    }
+    if split != "train":
+        return [one for one in paths if one in named[split]]
+    return [one for one in paths if one not in named["validation"] | named["testing"]]

@@ -1,0 +1,103 @@
+"""Maskings by time and by frequency: whole columns and rows of the lattice of spectrogram patches.
+
+A ratio becomes a number of columns or rows (AudioMAE: ``int(64 * (1 - 0.7)) * int(8 * (1 - 0.3))`` visible), at
+least one; in ragged batches each clip keeps its share of the columns that it has. Shapes never depend on the data.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from maemm.contract import OneMasking, Plan, Tokens
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+from maemm.masking.counts import Count, check_ratio, noise_order, plan_from_hidden, plan_from_order, visible_count
+
+
+class TimeFrequency(OneMasking):
+    """Hide whole time columns and whole mel rows, drawn apart (AudioMAE, section 3.2: structured masking).
+
+    With ``ratio`` the count of tokens is exact: of too many survivors some are hidden, of too few some come back, at
+    random (CAV-MAE's mode "tf": ``ratio: 0.75, time: 0.525, frequency: 0.525, count: floor_hidden``).
+
+    Options
+        time: share of the time columns that is hidden
+        frequency: share of the mel rows that is hidden
+        ratio: share of all tokens that is hidden in the end; null: what the two leave
+        count: how a ratio becomes a number
+    """
+
+    def __init__(
+        self,
+        *,
+        time: float = 0.2,
+        frequency: float = 0.2,
+        ratio: float | None = None,
+        count: Count = "floor_visible",
+    ):
+        for one in (time, frequency, ratio or 0.0):
+            check_ratio(one)
+        self.shares, self.ratio, self.count = (time, frequency), ratio, count
+
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        valid, time_axis = _lattice(name, tokens)
+        hidden, keep = torch.zeros_like(valid), 1
+        for label, share, axis in zip(("time", "frequency"), self.shares, (time_axis, 1 - time_axis), strict=True):
+            most = valid.shape[1 + axis]
+            kept = [min(n, max(1, visible_count(n, share, self.count))) if share else n for n in range(most + 1)]
+            if share:
+                lines = _hidden(draw.rand(f"mask/{name}/{label}", most).to(valid.device), valid.any(2 - axis), kept)
+                hidden = hidden | lines.unsqueeze(2 - axis)
+            keep *= kept[most]
+        hidden = hidden.flatten(1)
+        if self.ratio is None:
+            return plan_from_hidden(hidden, tokens, keep, tokens.count - keep)
+        noise = draw.rand(f"mask/{name}/exact", tokens.count).to(hidden.device)
+        return plan_from_order(noise_order(noise + hidden, tokens), tokens, self.ratio, self.count)
+
+
+class Time(TimeFrequency):
+    """Hide whole time columns.
+
+    Options
+        ratio: share of the time columns that is hidden
+        count: how the ratio becomes a number
+    """
+
+    def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
+        super().__init__(time=ratio, frequency=0.0, count=count)
+
+
+class Frequency(TimeFrequency):
+    """Hide whole mel rows.
+
+    Options
+        ratio: share of the mel rows that is hidden
+        count: how the ratio becomes a number
+    """
+
+    def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
+        super().__init__(time=0.0, frequency=ratio, count=count)
+
+
+def _lattice(name: str, tokens: Tokens) -> tuple[Tensor, int]:
+    """(B, *grid) bool validity, and which axis of the grid is time."""
+    if tokens.grid is None or len(tokens.grid) != 2:
+        raise MaemmError(
+            f"this masking needs tokens on a lattice of time and frequency, not {tokens.grid} "
+            f"(modalities.{name}.masking); use random"
+        )
+    if tokens.valid is None:
+        valid = torch.ones(tokens.batch, *tokens.grid, dtype=torch.bool, device=tokens.values.device)
+    else:
+        valid = tokens.valid.unflatten(1, tokens.grid)
+    return valid, int(tokens.context.get("time_axis", 0))
+
+
+def _hidden(noise: Tensor, valid: Tensor, kept: list[int]) -> Tensor:
+    """(B, n) bool: all but the ``kept[m]`` lowest of the m valid lines."""
+    rank = noise.masked_fill(~valid, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
+    return (rank >= torch.tensor(kept, device=noise.device)[valid.sum(1, keepdim=True)]) & valid

@@ -1,0 +1,269 @@
+"""The audio modality: waveforms from the worker, log-mel spectrograms on the device, patches of them as tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from maemm.contract import Prepared, Tokens
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+from maemm.grid import GridModality, as_tuple
+from maemm.positions import lattice
+
+from . import overlap
+from . import prepare as on_device
+from .frontend import FilterBank
+from .load import Cut, Sound, load_wave
+from .positions import StoredTable
+from .prepare import CONSTANTS, Constants
+
+TOO_FEW = "the batch holds {frames} frames of {hop:g} ms, a patch takes {patch} (modalities.audio.patch)"
+
+
+class SpecAugment(BaseModel):
+    """Widest bands that are hidden: mels and frames."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    frequency: int = 48
+    time: int = 192
+
+
+class Audio(GridModality):
+    """Sounds as log-mel spectrograms (B, frames, mels), the filter bank of AudioMAE and CAV-MAE.
+
+    The worker reads, mixes channels and resamples; everything else is batched on the device. Clips have any length:
+    ``size`` says for how many frames position tables are made, and how much a sample takes where ``seconds`` does
+    not. Shorter clips are padded at the end: with ``pad: masked`` padded patches are neither seen nor predicted nor
+    counted, and a last patch that the clip does not fill is left out; with ``pad: seen`` all clips are padded to
+    the full length and the model sees it, as published. A silent clip is unreadable unless ``silent: keep``.
+
+    Options
+        size: frames and mel bands that position tables are made for
+        patch: frames and mel bands of a patch, one number or two
+        stride: frames and mel bands from patch to patch; null: patches do not overlap
+        order: time_major (AudioMAE): tokens, and values inside a patch, run over time first; mel_major (CAV-MAE)
+        rate: samples a second; files of another rate are resampled
+        channel: mean of all channels, or the number of one, from 0
+        seconds: the most that a sample takes of a recording; null: the frames of size
+        crop: which part of a longer recording: random (in training), head or center
+        pad: masked or seen
+        bucket: padded lengths are multiples of this many frames; null: of a patch
+        constants: mean, std and spread of audioset, esc50, speechcommands (AudioMAE) or cavmae
+        mean: of the log-mel; null: from constants
+        std: of the log-mel; null: from constants
+        spread: standard deviations that become 1: 2 in AudioMAE, 1 in CAV-MAE; null: from constants
+        silent: refuse or keep clips whose samples are all equal
+        gain: augmentation: times Beta(10, 10) + 0.5
+        roll: augmentation: turn clips round by a random part of their length
+        mixup: augmentation: probability that a clip is mixed with its neighbour in the batch
+        spec_augment: augmentation: {frequency, time}, widest bands that are zeroed before normalising
+        noise: augmentation: strength of uniform noise after normalising (CAV-MAE 0.1)
+    """
+
+    axes = 2
+
+    def __init__(
+        self,
+        *,
+        size: Sequence[int] = (1024, 128),
+        patch: int | Sequence[int] = 16,
+        stride: int | Sequence[int] | None = None,
+        order: Literal["time_major", "mel_major"] = "time_major",
+        rate: int = 16000,
+        channel: Literal["mean"] | int = "mean",
+        seconds: float | None = None,
+        crop: Literal["random", "head", "center"] = "random",
+        pad: Literal["masked", "seen"] = "masked",
+        bucket: int | None = None,
+        constants: Literal["audioset", "esc50", "speechcommands", "cavmae"] = "audioset",
+        mean: float | None = None,
+        std: float | None = None,
+        spread: float | None = None,
+        silent: Literal["refuse", "keep"] = "refuse",
+        gain: bool = False,
+        roll: bool = False,
+        mixup: float = 0.0,
+        spec_augment: SpecAugment | None = None,
+        noise: float = 0.0,
+        **grid: Any,
+    ):
+        size, patch = as_tuple(size, 2), as_tuple(patch, 2)
+        if len(size) != 2 or len(patch) != 2:
+            raise MaemmError(f"audio has two axes, got size {size} and patch {patch}; give [frames, mels]")
+        mel_major = order == "mel_major"
+        super().__init__(size=_token_axes(size, mel_major), patch=_token_axes(patch, mel_major), **grid)
+        self.mel_major = mel_major
+        if self.channels != 1:
+            raise MaemmError("a spectrogram has one channel (modalities.audio.channels); leave channels out")
+        self.stride = self.patch if stride is None else _token_axes(as_tuple(stride, 2), mel_major)
+        if self.stride != self.patch:
+            self.grid = overlap.grid_of(self.size, self.patch, self.stride)
+        self.bank = FilterBank(rate, size[1])
+        self.patch_frames, self.step = patch[0], _token_axes(self.stride, mel_major)[0]  # frames from token to token
+        self.frames = size[0] if seconds is None else self.whole(self.bank.frames(round(seconds * rate)))
+        if self.frames < patch[0]:
+            raise MaemmError(
+                f"{seconds:g} s are shorter than one patch of {patch[0]} frames (modalities.audio.seconds)"
+            )
+        self.pad, self.bucket = pad, bucket or 1
+        self.cut = Cut(rate, self.bank.samples(self.frames), self.bank.samples(patch[0]), channel, crop, silent)
+        self.constants = _constants(CONSTANTS[constants], mean, std, spread)
+        self.gain, self.roll, self.noise = gain, roll, noise
+        self.spec_augment = SpecAugment(**spec_augment) if isinstance(spec_augment, Mapping) else spec_augment
+        self.mixup = mixup
+        if not 0 <= mixup <= 1:
+            raise MaemmError(f"mixup is {mixup} (modalities.audio.mixup); give a probability, 0 to 1")
+
+    def whole(self, frames: int) -> int:
+        """The most frames of ``frames`` that tokens cover."""
+        if frames < self.patch_frames:
+            return 0
+        return self.patch_frames + (frames - self.patch_frames) // self.step * self.step
+
+    # ---- in the worker
+    def load(self, raw: Sound, draw: Draw | None) -> dict[str, Tensor]:
+        """A :class:`~.load.Sound` -> {"wave": (samples,) float32 at the modality's rate}."""
+        return {"wave": load_wave(raw, self.cut, draw)}
+
+    def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Any]:
+        """{"wave": (B, S) padded with zeros, "samples": lengths}; lengths stay on the host."""
+        waves = [one["wave"] for one in samples]
+        return {"wave": pad_sequence(waves, batch_first=True), "samples": [len(one) for one in waves]}
+
+    # ---- on the device
+    def prepare(self, raw: Mapping[str, Any], draw: Draw | None) -> Prepared:
+        """{"wave": (B, S), "samples": B lengths} -> (B, T, F) normalised log-mel; ``valid`` (B, T) where padded."""
+        wave = raw["wave"].float()
+        lengths = [int(n) for n in raw["samples"]]
+        samples = torch.tensor(lengths, device=wave.device)
+        wave, info = on_device.without_mean(wave, samples), {}
+        if draw is not None:
+            wave, info = self._augmented(wave, samples, draw)
+        frames = [min(self.bank.frames(n), self.frames) for n in lengths]
+        length = self._length(max(frames, default=0))
+        logmel = on_device.fit(self.bank(wave), length)
+        valid = None
+        if min(frames, default=length) < length:
+            inside = on_device.inside(torch.tensor(frames, device=wave.device), length)
+            logmel = logmel.masked_fill(~inside[..., None], 0.0)  # on the raw log-mel, as published
+            valid = inside if self.pad == "masked" else None
+        if draw is not None and self.spec_augment is not None:
+            logmel = on_device.spec_augment(logmel, draw, self.spec_augment.frequency, self.spec_augment.time)
+        mean, std, spread = self.constants
+        x = (logmel - mean) / (std * spread)
+        if draw is not None and self.noise:
+            x = on_device.noise(x, draw, self.noise)
+        return Prepared(x, valid, info)
+
+    def _augmented(self, wave: Tensor, samples: Tensor, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.roll:
+            wave = on_device.roll(wave, samples, draw)
+        if self.gain:
+            wave = on_device.gain(wave, draw)
+        if not self.mixup:
+            return wave, {}
+        wave, mix = on_device.mixup(wave, samples, draw, self.mixup)
+        return wave, {"mixed_with": mix.partner, "mix_share": mix.share}
+
+    def _length(self, longest: int) -> int:
+        """Frames of a batch whose longest clip has ``longest``."""
+        if self.pad == "seen":
+            return self.frames
+        length = self.whole(longest)
+        if not length:
+            hop = 1000 * self.bank.hop / self.bank.rate
+            raise MaemmError(TOO_FEW.format(frames=longest, hop=hop, patch=self.patch_frames))
+        up = min(-(-length // self.bucket) * self.bucket, self.frames)
+        return max(length, self.whole(up))
+
+    # ---- tokens
+    def tokenize(self, prepared: Prepared) -> Tokens:
+        """(B, T, F) -> patches; a patch is valid where all its frames are."""
+        x, valid = prepared.x, prepared.valid
+        if x.ndim != 3:
+            raise MaemmError(f"audio expects (B, frames, mels), got {tuple(x.shape)}; give log-mel, one channel")
+        if valid is not None:
+            if valid.shape not in (x.shape, x.shape[:2]):
+                raise MaemmError(f"audio: valid is {tuple(valid.shape)} for x {tuple(x.shape)}; give (B, frames)")
+            valid = self._turned(valid if valid.ndim == 3 else valid[..., None].expand(x.shape))
+        tokens = self._cut(self._turned(x), valid)
+        # Maskings by time or frequency ask which axis of the lattice is time.
+        return Tokens(**{**vars(tokens), "context": {"time_axis": int(self.mel_major), "size": x.shape[1:]}})
+
+    def _cut(self, x: Tensor, valid: Tensor | None) -> Tokens:
+        if self.stride == self.patch:
+            return super().tokenize(Prepared(x[:, None], valid))
+        grid = overlap.grid_of(tuple(x.shape[1:]), self.patch, self.stride)
+        seen = None if valid is None else overlap.cut(valid, self.patch, self.stride).all(-1)
+        return Tokens(overlap.cut(x, self.patch, self.stride), lattice(grid, x.device)[None], grid, seen)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2) if self.mel_major else x
+
+    def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
+        """(R, M, P) -> (R, T, F); NaN where no token is given. Where patches overlap, their mean."""
+        if self.stride == self.patch:
+            return self._turned(super().untokenize(values, tokens, index)[:, 0])
+        size = _token_axes(tokens.context["size"], self.mel_major)
+        return self._turned(overlap.put(values, index, tokens.count, size, self.patch, self.stride))
+
+    def make_positions(self, kind: str, dim: int) -> nn.Module:
+        if kind in ("fixed", "learned") and not self.mel_major:
+            return StoredTable(dim, self.grid, learned=kind == "learned")
+        return super().make_positions(kind, dim)
+
+    # ---- pictures and tests
+    def example(self, batch: int, draw: Draw) -> Prepared:
+        frames, mels = _token_axes(self.size, self.mel_major)
+        return Prepared((draw.rand("example", batch, frames, mels)[0] - 0.5) * 12**0.5)
+
+    def draw(self, axes: Any, signal: Tensor) -> None:
+        """One spectrogram (T, F): time to the right, mel bands upwards, grey where hidden."""
+        from .pictures import draw_spectrogram
+
+        scores = signal.detach().float().cpu() * self.constants.spread
+        draw_spectrogram(axes, scores, self.bank.hop / self.bank.rate)
+
+    def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
+        """Plays input and reconstruction, made from the spectrograms alone."""
+        from .sound import player
+
+        return player({name: self.denormalize(one) for name, one in columns.items()}, self.bank)
+
+    # ---- what is told about data
+    def describe(self, raw: Sound) -> dict[str, Any]:
+        """Length, rate and channels of a recording."""
+        facts = {"seconds": raw.length / raw.rate, "rate": f"{raw.rate} Hz"}
+        return facts | ({"channels": raw.channels} if hasattr(raw, "channels") else {})
+
+    def denormalize(self, signal: Tensor) -> Tensor:
+        """What the model sees -> raw log-mel; NaN stays."""
+        mean, std, spread = self.constants
+        return signal.float() * (std * spread) + mean
+
+    def by_channel(self, prepared: Prepared) -> Tensor | None:
+        """(1, n) raw log-mel, NaN where padded."""
+        x = self.denormalize(prepared.x)
+        if prepared.valid is not None:
+            valid = prepared.valid if prepared.valid.ndim == 3 else prepared.valid[..., None]
+            x = x.masked_fill(~valid, float("nan"))
+        return x.reshape(1, -1)
+
+
+def _token_axes(pair: Sequence[int], mel_major: bool) -> tuple[int, int]:
+    """(time, mel) -> the order of the token axes; its own inverse."""
+    return (pair[1], pair[0]) if mel_major else (pair[0], pair[1])
+
+
+def _constants(known: Constants, mean: float | None, std: float | None, spread: float | None) -> Constants:
+    given = {"mean": mean, "std": std, "spread": spread}
+    found = known._replace(**{name: value for name, value in given.items() if value is not None})
+    if min(found.std, found.spread) <= 0:
+        raise MaemmError(f"std {found.std} and spread {found.spread} must be above 0 (modalities.audio)")
+    return found

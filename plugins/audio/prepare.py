@@ -1,0 +1,113 @@
+"""What is done to a batch of sounds on the device besides the filter bank: augmentation, padding, constants."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maemm.draws import Draw
+
+BETA = 10  # both parameters of the Beta distribution of gain and of mixing shares, as published
+
+
+class Constants(NamedTuple):
+    """(x - mean) / (spread * std) of the log-mel of a data set."""
+
+    mean: float
+    std: float
+    spread: float
+
+
+#: Published constants: AudioMAE's dataset options, and CAV-MAE's for AudioSet and VGGSound.
+CONSTANTS = {
+    "audioset": Constants(-4.2677393, 4.5689974, 2.0),
+    "esc50": Constants(-6.6268077, 5.358466, 2.0),
+    "speechcommands": Constants(-6.845978, 5.5654526, 2.0),
+    "cavmae": Constants(-5.081, 4.4849, 1.0),
+}
+
+
+def inside(samples: Tensor, length: int) -> Tensor:
+    """(B,) lengths -> (B, length) bool, True before the end."""
+    return torch.arange(length, device=samples.device) < samples[:, None]
+
+
+def without_mean(wave: Tensor, samples: Tensor) -> Tensor:
+    """(B, S) minus the mean of each clip; padding stays zero."""
+    mean = wave.sum(1, keepdim=True) / samples[:, None]
+    return (wave - mean) * inside(samples, wave.shape[1])
+
+
+def beta(uniform: Tensor) -> Tensor:
+    """(B, 2 * BETA - 1) uniform numbers -> (B,) from Beta(BETA, BETA): the middle one of them in order."""
+    return uniform.sort(1).values[:, BETA - 1]
+
+
+def gain(wave: Tensor, draw: Draw) -> Tensor:
+    """Times Beta(10, 10) + 0.5, as in AudioMAE's roll_mag_aug."""
+    factor = beta(draw.rand("gain", 2 * BETA - 1)) + 0.5
+    return wave * factor.to(wave.device)[:, None]
+
+
+def roll(wave: Tensor, samples: Tensor, draw: Draw) -> Tensor:
+    """Turn each clip round by a uniform part of its own length (in AudioMAE's code the shift is always 0)."""
+    shift = (draw.rand("roll").to(wave.device) * samples).long()[:, None]
+    place = torch.arange(wave.shape[1], device=wave.device)
+    turned = torch.where(place < samples[:, None], (place + shift) % samples[:, None], place)
+    return wave.gather(1, turned)
+
+
+class Mix(NamedTuple):
+    """With what each clip was mixed, for labels."""
+
+    partner: Tensor  # (B,) int64 row of this batch
+    share: Tensor  # (B,) float of the clip itself; 1 where it was left alone
+
+
+def mixup(wave: Tensor, samples: Tensor, draw: Draw, probability: float) -> tuple[Tensor, Mix]:
+    """Mix clips with their neighbours in the global batch (0 with 1, 2 with 3, ...), share ~ Beta(10, 10).
+
+    The partner is padded or cropped to the clip. Neighbours, so that micro-batches and processes of even size mix
+    what one process would; a clip whose neighbour is elsewhere stays alone.
+    """
+    row = {number: place for place, number in enumerate(draw.rows)}
+    found = [row.get(number ^ 1, place) for number, place in row.items()]
+    partner = torch.tensor(found, device=wave.device)
+    uniform = draw.rand("mixup", 2 * BETA)
+    share = torch.where(uniform[:, 0] < probability, beta(uniform[:, 1:]), 1.0).to(wave.device)
+    share = torch.where(partner == torch.arange(len(found), device=wave.device), 1.0, share)
+    mixed = share[:, None] * wave + (1 - share)[:, None] * wave[partner]
+    return without_mean(mixed * inside(samples, wave.shape[1]), samples), Mix(partner, share)
+
+
+def fit(logmel: Tensor, frames: int) -> Tensor:
+    """(B, T, F) cropped, or padded with zeros at the end, to ``frames``."""
+    missing = frames - logmel.shape[1]
+    if missing <= 0:
+        return logmel[:, :frames]
+    return torch.nn.functional.pad(logmel, (0, 0, 0, missing))
+
+
+def spec_augment(logmel: Tensor, draw: Draw, frequency: int, time: int) -> Tensor:
+    """Zero one band of fewer than ``frequency`` mels and one of fewer than ``time`` frames, on the raw log-mel.
+
+    Width and place are uniform (Park et al. 2019, as in torchaudio); 0 is louder than most values, as published.
+    """
+    for axis, widest in ((2, frequency), (1, time)):
+        side = logmel.shape[axis]
+        uniform = draw.rand(f"spec_augment/{axis}", 2).to(logmel.device)
+        width = uniform[:, 0] * min(widest, side)
+        first = (uniform[:, 1] * (side - width)).long()[:, None]
+        place = torch.arange(side, device=logmel.device)
+        hidden = (place >= first) & (place < first + width.long()[:, None])
+        logmel = logmel.masked_fill(hidden.unsqueeze(3 - axis), 0.0)
+    return logmel
+
+
+def noise(x: Tensor, draw: Draw, strength: float) -> Tensor:
+    """Add U * U' * ``strength``, U per value and U' per clip (CAV-MAE: 0.1, with every recipe)."""
+    level = draw.rand("noise/level").to(x.device)
+    each = [Draw((*draw.key, number)).rand("noise", *x.shape[1:])[0] for number in draw.rows]  # own rows alone
+    return x + strength * level[:, None, None] * torch.stack(each).to(x.device)

@@ -1,0 +1,63 @@
+"""The audio sample set: sounds of the procedural objects as ordinary WAV files in one folder per shape."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from maemm.contract import Source
+
+from .._objects.objects import COUNT, SHAPES, make_objects
+from .._objects.sound import ring
+from .._objects.store import write_once
+from .sources import open_audio
+
+HOME = Path("runs/samples/audio")  # below the working directory, beside the runs
+RATE, SECONDS = 16000, 1.0
+VERSION = 1  # raise it whenever a sample changes: an old folder is then refused instead of mixed up
+
+
+def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
+    """Write ``count`` sounds (1 s, 16 kHz, 16 bits, mono) as ``root/SHAPE/0007.wav``; a second call does nothing.
+
+    The label is the folder's name, and the number is the object's index, the same in every modality.
+    ``.objects.json`` holds all parameters.
+    """
+    what = {"kind": "audio", "version": VERSION, "count": count, "seed": seed, "rate": RATE, "seconds": SECONDS}
+    write_once(root, what, lambda folder: _fill(folder, count, seed))
+
+
+def open_samples(root: str | None, list: str | None = None, *, name: str = "audio") -> Source:
+    """The source of recipes that work without data: without ``data.root`` the sample set, written on first use.
+
+    With ``data.root`` or ``data.list`` it is the ordinary source of sounds. Raises :class:`MaemmError`.
+
+    Options
+        name: the modality that the sounds are for
+    """
+    if not root and not list:
+        write(HOME)
+        root = str(HOME)
+    return open_audio(root, list, name=name)
+
+
+def write_wav(path: Path, sound: np.ndarray, rate: int) -> None:
+    """(samples,) float -1 .. 1 as a 16-bit mono WAV file."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((sound.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+
+
+def _fill(folder: Path, count: int, seed: int) -> None:
+    objects = make_objects(count, seed)
+    for shape in SHAPES:
+        (folder / shape).mkdir()
+    for thing in objects:
+        write_wav(folder / thing.shape / f"{thing.index:04d}.wav", ring(thing, SECONDS, RATE), RATE)
+    text = json.dumps([thing.record() for thing in objects])
+    (folder / ".objects.json").write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,173 @@
+"""Sources of sound: files of a folder or a list, whole or as sliding windows of long recordings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from maemm.contract import Sample, Source
+from maemm.data.files import Files, endings, existing, fingerprint
+from maemm.data.lists import class_labels, find_files, read_list
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+
+from .manifests import Listed, read_json, read_manifest, speech_commands
+from .read import EXTENSIONS, VIDEO_EXTENSIONS, Recording, Truncated
+
+_LISTS = (".json", ".csv", ".tsv", ".txt")
+_COLUMNS = ("wav", "audio", "audio_path", "sound", "clip")  # of paths in a list, besides the usual ones
+Split = Literal["all", "train", "validation", "testing"]
+
+
+def open_audio(
+    root: str | None,
+    list: str | None = None,
+    *,
+    name: str = "audio",
+    extensions: Sequence[str] | None = None,
+    labels: str | None = None,
+    split: Split = "all",
+    slide: float | None = None,
+    hop: float | None = None,
+    truncated: Truncated = "refuse",
+) -> Source:
+    """The source for ``data.root`` and ``data.list``; which kind it is follows from what is there.
+
+    A folder is searched through; where files lie in folders of exactly one level, those are the classes. A list
+    (``data.list``, or a .json, .csv, .tsv or .txt file as root) is a table of paths and labels, JSON of AST and
+    CAV-MAE, or a fairseq manifest. Any other file as root is one recording. Long recordings are never read whole: a
+    sample takes a part (the modality's ``crop``), or with ``slide`` every window is a sample. Raises
+    :class:`MaemmError` where there is nothing to read.
+
+    Options
+        name: the modality that the sounds are for
+        extensions: endings of the files to take from a folder; null: those of sound files
+        labels: label file of a JSON list (index,mid,display_name); null: the labels that occur
+        split: all, or a part of a Speech Commands tree: train, validation or testing
+        slide: seconds of a window; every recording becomes one window or more; null: a recording is a sample
+        hop: seconds from window to window; null: as slide
+        truncated: refuse or read files that end before their header says
+    """
+    for key, value in (("slide", slide), ("hop", hop)):
+        if value is not None and value <= 0:
+            raise MaemmError(f"{key} is {value:g} s (data.source.{key}); give more than 0")
+    found = _listed(root, list, endings(extensions, EXTENSIONS), labels, split)
+    clips = Clips(found, name=name, truncated=truncated)
+    return clips if slide is None else Windows(clips, slide, hop or slide)
+
+
+def _listed(root: str | None, list: str | None, taken: tuple[str, ...], labels: str | None, split: Split) -> Listed:
+    if not root and not list:
+        raise MaemmError("no sounds are given; set data.root to a folder or a file, or data.list to a list of paths")
+    folder = None if not root else existing(root, "data.root")
+    if list:
+        if folder is not None and not folder.is_dir():
+            raise MaemmError(f"data.root is no folder ({root}); with data.list it is what the paths are relative to")
+        return _read_list(existing(list, "data.list"), folder, labels)
+    if folder.is_dir():
+        paths = speech_commands(folder, find_files(folder, taken), split)
+        if not paths:
+            raise MaemmError(f"no sound below the folder ({folder}); looked for files that end in {' '.join(taken)}")
+        return Listed(folder, paths, *class_labels(paths))
+    if folder.suffix.lower() in _LISTS:
+        return _read_list(folder, None, labels)
+    if folder.suffix.lower() in (*taken, *VIDEO_EXTENSIONS):
+        return Listed(folder.parent, [folder.name])
+    raise MaemmError(
+        f"data.root is a file of no known kind ({root}); give a sound, a folder of sounds, or a list "
+        f"({' '.join(_LISTS)})"
+    )
+
+
+def _read_list(path: Path, root: Path | None, labels: str | None) -> Listed:
+    if path.is_dir():
+        raise MaemmError(f"data.list is a folder ({path}); give it as data.root")
+    if path.suffix.lower() == ".json":
+        return read_json(path, root, None if labels is None else existing(labels, "data.source.labels"))
+    if path.suffix.lower() == ".tsv" and (manifest := read_manifest(path, root)) is not None:
+        return manifest
+    return Listed(*read_list(path, root, (*EXTENSIONS, *VIDEO_EXTENSIONS), _COLUMNS))
+
+
+class Clips(Files):
+    """A recording per file."""
+
+    def __init__(self, listed: Listed, *, name: str = "audio", truncated: Truncated = "refuse"):
+        super().__init__(listed.home, listed.paths, listed.labels, listed.classes, name=name)
+        self.truncated, self._unknown = truncated, listed.unknown
+        self._several: tuple[np.ndarray, np.ndarray] | None = None
+        if listed.several is not None:
+            ends = np.cumsum([len(row) for row in listed.several])
+            self._several = np.array([one for row in listed.several for one in row], np.int32), ends
+
+    def open(self, path: bytes, draw: Draw) -> Recording:
+        return Recording.open(path, self.truncated)
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        self.check_label(index)
+        return super().read(index, draw)
+
+    def check_label(self, index: int) -> None:
+        """Raises ValueError where the list names a label that the label file does not know."""
+        if index in self._unknown:
+            raise ValueError(f"its label {self._unknown[index]!r} is not in the label file (data.source.labels)")
+
+    def labels_of(self, index: int) -> list[int]:
+        """All labels of a sample, of those that have several too."""
+        if self._several is None:
+            label = self.label(index)
+            return [] if label is None else [label]
+        flat, ends = self._several
+        return flat[ends[index - 1] if index else 0 : ends[index]].tolist()
+
+
+class Windows(Source):
+    """Windows of ``seconds`` every ``hop`` of the recordings of ``clips``; the last one of each ends at its end.
+
+    Opening reads all headers. A recording that cannot be opened is one window, which is unreadable when its turn comes.
+    """
+
+    def __init__(self, clips: Clips, seconds: float, hop: float):
+        self.clips, self.seconds, self.hop, self.classes = clips, seconds, hop, clips.classes
+        counts = [self._count(self._length(index)) for index in range(len(clips))]
+        self._ends = np.cumsum(counts, dtype=np.int64)
+
+    def _length(self, index: int) -> float:
+        """Seconds of a recording; 0 where it cannot be opened."""
+        try:
+            return self._open(index).seconds
+        except Exception:  # whatever a broken file does; it is told when the window is read
+            return 0.0
+
+    def _open(self, clip: int) -> Recording:
+        return Recording.open(os.path.join(self.clips.folder, self.clips.path(clip)), self.clips.truncated)
+
+    def _count(self, length: float) -> int:
+        return 1 + max(0, int(np.ceil((length - self.seconds) / self.hop - 1e-9)))
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def place(self, index: int) -> tuple[int, float]:
+        """(number of the recording, second at which the window starts)."""
+        clip = int(np.searchsorted(self._ends, index, side="right"))
+        return clip, (index - (int(self._ends[clip - 1]) if clip else 0)) * self.hop
+
+    def name(self, index: int) -> str:
+        clip, start = self.place(index)
+        return f"{self.clips.name(clip)}@{start:g}s"
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        clip, start = self.place(index)
+        self.clips.check_label(clip)
+        whole = self._open(clip)
+        start = max(0.0, min(start, whole.seconds - self.seconds))
+        part = whole.part(start, start + self.seconds)
+        return Sample({self.clips.modality: part}, self.name(index), self.clips.label(clip))
+
+    def fingerprint(self) -> str:
+        return fingerprint("windows", self.clips.fingerprint(), self.seconds, self.hop, self._ends)

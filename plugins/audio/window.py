@@ -1,0 +1,227 @@
+"""AudioMAE's local decoder: attention in windows of the token lattice that shift in every second block.
+
+The block is that of Swin Transformer V2 in its residual-post-norm form (Liu et al. 2022, arXiv 2111.09883): scaled
+cosine attention with a learned temperature per head, and a bias from a small MLP over log-spaced offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maemm.blocks import init_linear
+from maemm.contract import Decoder, Latents, MaskedInput
+from maemm.encoders.vit import check_width
+from maemm.errors import MaemmError
+
+LOWEST_TAU, LEAST_NORM = 0.01, 1e-6
+ACROSS = -100.0  # added between tokens that only the cyclic shift made neighbours, as published
+NOWHERE = -1e4  # added where there is no token
+
+
+class Window(Decoder):
+    """Fill the lattice with mask tokens, put visible ones in place, attend in windows (AudioMAE, section 3.1).
+
+    Prefix tokens have no place on a lattice and are dropped. Takes any lattice of two axes: it is padded to whole
+    windows, and what is padding is not attended to. Several modalities are decoded each by itself.
+
+    Options
+        dim: width
+        depth: blocks
+        heads: attention heads
+        window: tokens of a window along each axis of the lattice
+        shift: of the windows in every second block
+        mlp_ratio: hidden width of the MLP over the width
+        eps: of the layer norms
+        bias_hidden: hidden width of the MLP that makes the relative bias
+        bias_dropout: in that MLP
+    """
+
+    def __init__(
+        self,
+        outputs: dict[str, int],
+        encoder_dim: int,
+        prefix_count: int,
+        *,
+        dim: int = 512,
+        depth: int = 16,
+        heads: int = 16,
+        window: Sequence[int] = (4, 4),
+        shift: Sequence[int] = (2, 0),
+        mlp_ratio: float = 4.0,
+        eps: float = 1e-6,
+        bias_hidden: int = 384,
+        bias_dropout: float = 0.1,
+    ):
+        super().__init__()
+        check_width(dim, heads, "decoder")
+        window, shift = tuple(window), tuple(shift)
+        if len(window) != 2 or len(shift) != 2 or min(window) < 1:
+            raise MaemmError(f"window {window} and shift {shift} need two numbers each (decoder.window)")
+        if any(not 0 <= s < w for s, w in zip(shift, window, strict=True)):
+            raise MaemmError(f"shift {shift} must be below window {window} (decoder.shift)")
+        self.dim, self.window = dim, window
+        self.project = nn.Linear(encoder_dim, dim)
+        self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
+        self.blocks = nn.ModuleList(
+            WindowBlock(dim, heads, window, shift if number % 2 else (0, 0), mlp_ratio, eps, bias_hidden, bias_dropout)
+            for number in range(depth)
+        )
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
+        self.apply(init_linear)
+
+    def forward(self, latents: Latents, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
+        return {name: self._one(name, latents, one) for name, one in inputs.items()}
+
+    def _one(self, name: str, latents: Latents, one: MaskedInput) -> Tensor:
+        grid, every = one.tokens.grid, one.tokens.everything()
+        if grid is None or len(grid) != 2:
+            raise MaemmError(f"the window decoder needs tokens on a lattice of two axes, {name!r} has {grid}")
+        seen = self.project(latents.tokens[name])
+        x = self._filled(seen, one, every.shape[1])
+        x = x + one.position(every, "decoder").to(x.dtype)
+        valid = one.tokens.valid
+        if valid is not None and one.tokens.rows is not None:
+            valid = valid[one.tokens.rows]
+        x, lattice = x.unflatten(1, grid), Lattice(grid, self.window, valid, x)
+        x = lattice.pad(x)
+        for block in self.blocks:
+            x = block(x, lattice)
+        x = x[:, : grid[0], : grid[1]].flatten(1, 2)
+        predicted = x.gather(1, one.plan.predict[..., None].expand(-1, -1, self.dim))
+        return self.heads[name](self.norm(predicted))
+
+    def _filled(self, seen: Tensor, one: MaskedInput, count: int) -> Tensor:
+        """(R, N, D): visible tokens in their places, mask tokens elsewhere."""
+        place = one.plan.visible
+        if one.plan.visible_valid is not None:  # padding goes behind the last token and is cut off
+            place = place.masked_fill(~one.plan.visible_valid, count)
+        x = self.mask_token.to(seen.dtype).expand(seen.shape[0], count + 1, -1)
+        return x.scatter(1, place[..., None].expand_as(seen), seen)[:, :count]
+
+
+class Lattice:
+    """A lattice padded to whole windows: what each block's attention adds where tokens may not see each other."""
+
+    def __init__(self, grid: tuple[int, int], window: tuple[int, int], valid: Tensor | None, like: Tensor):
+        self.window = window
+        self.padding = tuple(-side % length for side, length in zip(grid, window, strict=True))
+        self.size = tuple(side + more for side, more in zip(grid, self.padding, strict=True))
+        self.like, self.real = like, None
+        if valid is not None or any(self.padding):
+            real = torch.ones(1, *grid, device=like.device) if valid is None else valid.float().unflatten(1, grid)
+            self.real = F.pad(real, (0, self.padding[1], 0, self.padding[0]))[..., None]
+        self._added: dict[tuple[int, int], Tensor | None] = {}
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(R, *grid, D) -> (R, *size, D)."""
+        return F.pad(x, (0, 0, 0, self.padding[1], 0, self.padding[0])) if any(self.padding) else x
+
+    def windows(self, x: Tensor) -> Tensor:
+        """(R, *size, D) -> (R, windows, tokens of one, D)."""
+        (rows, columns), (high, wide) = self.size, self.window
+        x = x.reshape(x.shape[0], rows // high, high, columns // wide, wide, x.shape[-1])
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """The inverse of :meth:`windows`."""
+        (rows, columns), (high, wide) = self.size, self.window
+        x = x.reshape(x.shape[0], rows // high, columns // wide, high, wide, x.shape[-1])
+        return x.transpose(2, 3).reshape(x.shape[0], rows, columns, x.shape[-1])
+
+    def added(self, shift: tuple[int, int]) -> Tensor | None:
+        """(R or 1, windows, 1, tokens, tokens) to add to the attention of shifted windows; None: nothing."""
+        if shift not in self._added:
+            parts = [self._wrap(shift)] if any(shift) else []
+            if self.real is not None:
+                real = self.windows(turned(self.real, shift))[..., 0]
+                parts.append((1 - real)[:, :, None, None, :] * NOWHERE)
+            self._added[shift] = sum(parts).to(self.like.dtype) if parts else None
+        return self._added[shift]
+
+    def _wrap(self, shift: tuple[int, int]) -> Tensor:
+        """Tokens that came round an edge stand beside those of the other edge, which are no neighbours."""
+        rows, columns = (
+            torch.arange(side, device=self.like.device) >= side - step if step else torch.zeros(side).bool()
+            for side, step in zip(self.size, shift, strict=True)
+        )
+        region = rows.to(self.like.device)[:, None] * 2.0 + columns.to(self.like.device)
+        region = self.windows(region[None, ..., None])[..., 0]
+        return (region[..., :, None] != region[..., None, :]).float()[:, :, None] * ACROSS
+
+
+def turned(x: Tensor, shift: tuple[int, int]) -> Tensor:
+    """(R, *size, D) moved back by ``shift``, what falls off the edge coming in at the other."""
+    return x.roll((-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else x
+
+
+class WindowBlock(nn.Module):
+    """x + norm1(attention(x)), then x + norm2(mlp(x)), on a lattice (R, H, W, D) of whole windows."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        window: tuple[int, int],
+        shift: tuple[int, int],
+        mlp_ratio: float,
+        eps: float,
+        bias_hidden: int,
+        bias_dropout: float,
+    ):
+        super().__init__()
+        self.shift = shift
+        self.attn = WindowAttention(dim, heads, window, bias_hidden, bias_dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dim, nn.GELU())
+
+    def forward(self, x: Tensor, lattice: Lattice) -> Tensor:
+        inside = self.attn(lattice.windows(turned(x, self.shift)), lattice.added(self.shift))
+        x = x + self.norm1(turned(lattice.whole(inside), (-self.shift[0], -self.shift[1])))
+        return x + self.norm2(self.mlp(x))
+
+
+class WindowAttention(nn.Module):
+    """Scaled cosine attention inside windows, with a bias by relative place."""
+
+    def __init__(self, dim: int, heads: int, window: tuple[int, int], bias_hidden: int, bias_dropout: float):
+        super().__init__()
+        self.heads, self.window = heads, window
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.tau = nn.Parameter(torch.ones(heads))
+        self.meta_mlp = Mlp(2, bias_hidden, heads, nn.ReLU(), bias_dropout)
+
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """(R, windows, L, D) -> the same; ``added`` (R or 1, windows, 1, L, L) to the logits."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
+        norms = q.float().norm(dim=-1)[..., :, None] * k.float().norm(dim=-1)[..., None, :]
+        logits = (q @ k.transpose(-1, -2)) / norms.clamp(min=LEAST_NORM)
+        logits = logits / self.tau.clamp(min=LOWEST_TAU)[:, None, None] + self.bias()
+        if added is not None:
+            logits = logits + added
+        mixed = logits.softmax(-1).to(v.dtype) @ v  # (R, windows, heads, L, D / heads)
+        return self.proj(mixed.transpose(-2, -3).flatten(-2))
+
+    def bias(self) -> Tensor:
+        """(heads, L, L): the MLP of sign(d) log(1 + |d|), d = place of the query minus place of the key."""
+        like = self.tau
+        sides = [torch.arange(side, device=like.device, dtype=like.dtype) for side in self.window]
+        place = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, 1)
+        offset = place[:, None] - place[None]
+        return self.meta_mlp(offset.sign() * offset.abs().log1p()).movedim(-1, 0)
+
+
+class Mlp(nn.Module):
+    """Linear, activation, linear; dropout behind both."""
+
+    def __init__(self, width: int, hidden: int, out: int, activation: nn.Module, dropout: float = 0.0):
+        super().__init__()
+        self.fc1, self.activation, self.fc2 = nn.Linear(width, hidden), activation, nn.Linear(hidden, out)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.activation(self.fc1(x)))))

@@ -1,0 +1,143 @@
+"""Pictures with their sound: JSON lists with stores of frames (CAV-MAE), and frames taken from videos directly."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maemm.contract import Sample, Source
+from maemm.data.files import existing, fingerprint
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+
+from ..audio.manifests import read_json
+from ..audio.sources import Clips
+from ..image.load import read_image
+from ..video.sources import open_videos
+
+
+class FramesOfVideos(Source):
+    """One frame of each video: a random one, drawn anew each time, or the one at a share of its length."""
+
+    def __init__(self, videos: Source, name: str, at: float | None):
+        self.videos, self.modality, self.at, self.classes = videos, name, at, videos.classes
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def name(self, index: int) -> str:
+        return self.videos.name(index)
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        sample = self.videos.read(index, draw)
+        (video,) = sample.raw.values()
+        if not len(video):
+            raise ValueError("has no pictures")
+        at = float(draw.rand("frame")[0]) if self.at is None else self.at
+        (frame,) = video.take([min(int(at * len(video)), len(video) - 1)])
+        return Sample({self.modality: frame}, sample.id, sample.label)
+
+    def fingerprint(self) -> str:
+        return fingerprint("frames", self.videos.fingerprint(), self.at)
+
+
+def open_frames(
+    root: str | None,
+    list: str | None = None,
+    *,
+    name: str = "image",
+    at: float | None = None,
+    videos: dict[str, Any] | None = None,
+) -> Source:
+    """Frames of videos as pictures; ``data.root`` and ``data.list`` as the source of videos takes them.
+
+    Options
+        name: the modality that the pictures are for
+        at: which frame, as a share of the video (0.5: the middle); null: a random one, drawn anew in every epoch
+        videos: options of the source of videos
+    """
+    if at is not None and not 0 <= at <= 1:
+        raise MaemmError(f"at is {at:g} (data.source.at); give a share from 0 to 1, or null for a random frame")
+    return FramesOfVideos(open_videos(root, list, **(videos or {})), name, at)
+
+
+class Clipped(Source):
+    """A sound and one of its stored frames: ``FOLDER/frame_3/ID.jpg``."""
+
+    def __init__(self, sounds: Clips, stores: list[tuple[str, str]], frames: int, frame: int | None, names: dict):
+        self.sounds, self.stores, self.frames, self.frame, self.names = sounds, stores, frames, frame, names
+        self.classes = sounds.classes
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def name(self, index: int) -> str:
+        return self.stores[index][1]
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        heard = self.sounds.read(index, draw)
+        folder, video = self.stores[index]
+        number = int(draw.rand("frame")[0] * self.frames) if self.frame is None else self.frame
+        path = os.path.join(folder, f"frame_{number}", f"{video}.jpg")
+        try:
+            seen: np.ndarray = read_image(os.fsencode(path), 255)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"its frame {number} cannot be read: {error}") from error
+        raw = {self.names["audio"]: heard.raw[self.sounds.modality], self.names["image"]: seen}
+        return Sample(raw, video, heard.label)
+
+    def labels_of(self, index: int) -> list[int]:
+        """All labels of a sample."""
+        return self.sounds.labels_of(index)
+
+    def fingerprint(self) -> str:
+        return fingerprint("clips", self.sounds.fingerprint(), self.stores, self.frames, self.frame)
+
+
+def open_clips(
+    root: str | None,
+    list: str | None = None,
+    *,
+    frames: int = 10,
+    frame: int | None = None,
+    labels: str | None = None,
+    audio: str = "audio",
+    image: str = "image",
+) -> Source:
+    """CAV-MAE's lists: ``{"data": [{"video_id", "wav", "video_path", "labels"}, ...]}`` with stored frames.
+
+    Relative paths are relative to ``data.root``, or to the list. A frame that is missing makes the sample unreadable,
+    it is never replaced by another one or by grey. Raises :class:`MaemmError` for lists that are none.
+
+    Options
+        frames: how many frames each clip has in the store
+        frame: the one that is taken (5: the middle of ten); null: a random one, drawn anew in every epoch
+        labels: label file (index,mid,display_name); null: the labels that occur
+        audio: name of the modality of the sounds
+        image: name of the modality of the pictures
+    """
+    if not list:
+        raise MaemmError("no clips are given; set data.list to a JSON list of wav, video_path and video_id")
+    if frames < 1 or (frame is not None and not 0 <= frame < frames):
+        raise MaemmError(f"there is no frame {frame} of {frames} (data.source.frame); give 0 to {frames - 1}")
+    file = existing(list, "data.list")
+    home = None if not root else existing(root, "data.root")
+    found = read_json(file, home, None if labels is None else existing(labels, "data.source.labels"))
+    return Clipped(Clips(found, name=audio), _stores(file, found.home), frames, frame, {"audio": audio, "image": image})
+
+
+def _stores(file: Path, home: Path) -> list[tuple[str, str]]:
+    """(folder of the store, id) of each entry."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    rows = content["data"] if isinstance(content, dict) else content
+    stores = []
+    for number, row in enumerate(rows):
+        for key in ("video_id", "video_path"):
+            if not isinstance(row.get(key), str) or not row[key]:
+                raise MaemmError(f"entry {number} of the list has no {key!r} ({file}); add where its frames are")
+        stores.append((os.path.join(home, row["video_path"]), row["video_id"]))
+    return stores

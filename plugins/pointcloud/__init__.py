@@ -1,0 +1,18 @@
+"""Point clouds: Point-MAE, PCP-MAE and their weights, without a compiled extension."""
+
+from maemm.plugins import Plugin
+
+plugin = Plugin(
+    name="pointcloud",
+    version="0.1.0",
+    contract=1,
+    summary="point clouds: Point-MAE, PCP-MAE",
+    modalities={"pointcloud": "modality:PointCloud"},
+    sources={"pointcloud": "sources:open_pointclouds", "pointcloud_samples": "samples:open_samples"},
+    encoders={"pcp": "encoder:PCP"},
+    heads={"point_classifier": "heads:Classifier", "point_parts": "heads:Parts"},
+    weights={"pointmae": "weights.pointmae:PointMAE", "pcp_mae": "weights.pointmae:PCPMAE"},
+    samples={"pointcloud": "samples:write"},
+    demo="pointcloud/point_mae_tiny_cpu",
+    files={"pointcloud/point_mae": ".xyz .pts .asc .ply .pcd .off .obj .stl .las .laz .h5 .hdf5"},
+)

@@ -1,0 +1,116 @@
+"""Groups of points: farthest point sampling and nearest neighbours, batched, exact and the same on every device.
+
+Distances are float32 sums (x + y) + z of squared differences. The expanded form |a|^2 + |b|^2 - 2ab is faster, but
+it reorders points that are nearly as far and gives up to 1e-6 where the distance is 0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from maemm.contract import take_tokens
+from maemm.errors import MaemmError
+
+ORIGIN = 1e-3  # squared radius around the origin in which the published CUDA kernel never picks a point
+_AT_ONCE = 2**25  # distances in memory at a time when neighbours are looked for
+
+
+def farthest_points(
+    xyz: Tensor, count: int, valid: Tensor | None = None, *, skip_origin: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Farthest point sampling (Eldar et al. 1997; PointNet++, section 3.2): (B, N, 3) -> index, gap, both (B, count).
+
+    Starts at each row's first valid point and always takes the valid point farthest from all taken before; the
+    lowest index wins ties. ``gap`` is the squared distance to the nearest one taken before, inf for the first;
+    0 or less says that no new place was left, and the point is a repetition. ``skip_origin``: points within
+    0.0316 of the origin are never picked, except as the first (the kernel behind Point-MAE's published weights).
+    Without gradient, in float32, also under autocast. Raises :class:`MaemmError` where there is no point at all.
+    """
+    if not xyz.shape[1]:
+        raise MaemmError(f"no points to choose {count} from (pointcloud); give clouds of one point or more")
+    with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
+        planes = xyz[..., :3].detach().float().transpose(1, 2).contiguous()  # (B, 3, N): whole vectors per axis
+        nearest = _candidates(planes, valid, skip_origin)
+        first = torch.zeros_like(planes[:, 0, 0], dtype=torch.long) if valid is None else valid.byte().argmax(1)
+        kernel = _kernel() if planes.is_cuda else None
+        return (kernel or _sample)(planes, nearest, first, count)
+
+
+def _candidates(planes: Tensor, valid: Tensor | None, skip_origin: bool) -> Tensor:
+    """(B, N) distance to what has been taken, before anything has: inf, and -1 for what may never be."""
+    nearest = torch.full_like(planes[:, 0], math.inf)
+    if skip_origin:
+        nearest = torch.where(_squares(planes) > ORIGIN, nearest, -1.0)
+    return nearest if valid is None else torch.where(valid, nearest, -1.0)
+
+
+def _squares(planes: Tensor) -> Tensor:
+    x, y, z = planes.square().unbind(-2)
+    return x + y + z
+
+
+def _sample(planes: Tensor, nearest: Tensor, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The loop of :func:`farthest_points` in plain torch; overwrites ``nearest``."""
+    index, gap = [first], [torch.full_like(nearest[:, 0], math.inf)]
+    for _ in range(count - 1):
+        last = planes.gather(2, index[-1][:, None, None].expand(-1, 3, 1))
+        torch.minimum(nearest, _squares(planes - last), out=nearest)
+        far, at = nearest.max(1)
+        index.append(at)
+        gap.append(far)
+    return torch.stack(index, 1), torch.stack(gap, 1)
+
+
+def _kernel():
+    """The Triton kernel, where Triton is installed."""
+    try:
+        from .fps_triton import sample
+    except ImportError:
+        return None
+    return sample
+
+
+def neighbours(xyz: Tensor, centers: Tensor, count: int, valid: Tensor | None = None) -> Tensor:
+    """The ``count`` nearest points of each centre: (B, N, 3), (B, G, 3) -> (B, G, count) int64.
+
+    Ascending distance, the lowest index first among equals; a centre that is a point of the cloud is among its own.
+    Where a cloud has fewer valid points, the nearest one stands in for those that are missing. Raises
+    :class:`MaemmError` where N is less than ``count``.
+    """
+    total = xyz.shape[1]
+    if total < count:
+        raise MaemmError(
+            f"a cloud of {total} points is too small for groups of {count} (modalities.pointcloud.group_size); "
+            "lower group_size, or leave such clouds out"
+        )
+    with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
+        planes = xyz[..., :3].detach().float().transpose(1, 2).contiguous()
+        places = centers[..., :3].detach().float()
+        step = max(1, _AT_ONCE // max(1, xyz.shape[0] * total))
+        found = [_nearest(planes, part, count, valid) for part in places.split(step, 1)]
+        return torch.cat(found, 1) if found else places.new_zeros(*places.shape[:2], count, dtype=torch.long)
+
+
+def _nearest(planes: Tensor, centers: Tensor, count: int, valid: Tensor | None) -> Tensor:
+    distance = torch.zeros((), device=planes.device)
+    for axis in range(3):
+        distance = distance + (planes[:, None, axis] - centers[..., axis, None]).square_()
+    if valid is not None:
+        distance = torch.where(valid[:, None], distance, math.inf)
+    # The bits of a float that is not negative sort like the float; below them the index decides between equals.
+    places = torch.arange(distance.shape[-1], device=distance.device)
+    key = (distance.view(torch.int32).long() << 32) | places
+    key = key.topk(count, largest=False, sorted=True).values
+    index = key & 0xFFFFFFFF
+    if valid is None:
+        return index
+    infinite = torch.tensor(math.inf).view(torch.int32).item()
+    return torch.where(key >> 32 < infinite, index, index[..., :1])
+
+
+def gather_points(points: Tensor, index: Tensor) -> Tensor:
+    """(B, N, C) and (B, G, K) -> (B, G, K, C)."""
+    return take_tokens(points, index.flatten(1)).unflatten(1, index.shape[1:])

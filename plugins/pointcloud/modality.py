@@ -1,0 +1,236 @@
+"""The point cloud modality: groups of neighbours as tokens (Point-MAE, Pang et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maemm.contract import Modality, Prepared, Tokens, take_tokens
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+from maemm.positions import sincos
+
+from . import prepare as clouds
+from .chamfer import Kind, chamfer
+from .embedding import WIDTH, MiniPointNet, Stats
+from .grouping import farthest_points, gather_points, neighbours
+from .prepare import POINT_MAE, Augment, Normalization
+
+
+class PointCloud(Modality):
+    """Clouds (B, N, 3 + features): x y z, then further numbers of each point.
+
+    A token is a group: a centre, chosen by farthest point sampling, and its nearest points relative to it, each
+    (group_size, 3 + features). Groups overlap, and several may share points. Grouping, target and loss look at
+    x y z alone; features enter the embedding. Clouds of different sizes stand in one batch through ``valid``; one of
+    fewer places than ``groups`` gets as many groups as it has places, one of fewer than ``group_size`` is refused.
+
+    Options
+        groups: tokens of a cloud
+        group_size: points of a group
+        points: points kept of a cloud, at random; null: all
+        features: further columns of each point, behind x y z
+        normals: the first three features are normals, which augmentation turns along
+        normalize_cloud: unit_sphere, unit_cube, center or none
+        augment: random changes in training (scale, per_axis, shift, rotate, jitter, jitter_clip, dropout); null: none
+        loss: Chamfer distance of a group: cdl2, squared, or cdl1
+        width: of the widest layer in the embedding of a group, a multiple of 4; it takes most of a step's time
+        stats: groups that batch statistics of the embedding count in training: all, as published, or visible,
+            which is faster and changes what is learned
+        position: mlp: of the centre, one for the encoder and one for the decoder (Point-MAE); sincos: of the
+            centre's sin-cos code, shared by both (PCP-MAE)
+        up: axis that points up, for pictures alone
+        skip_origin: never choose centres within 0.0316 of the origin, as the published code
+        per_micro_batch: let batch statistics be those of micro-batches
+    """
+
+    def __init__(
+        self,
+        *,
+        groups: int = 64,
+        group_size: int = 32,
+        points: int | None = 1024,
+        features: int = 0,
+        normals: bool = False,
+        normalize_cloud: Normalization = "unit_sphere",
+        augment: Augment | None = POINT_MAE,
+        loss: Kind = "cdl2",
+        width: int = WIDTH,
+        stats: Stats = "all",
+        position: Literal["mlp", "sincos"] = "mlp",
+        skip_origin: bool = False,
+        up: Literal["y", "z"] = "y",
+        per_micro_batch: bool = False,
+    ):
+        super().__init__()
+        _check_sizes(groups, group_size, points, features, normals)
+        self.augment = Augment(**augment) if isinstance(augment, Mapping) else augment
+        clouds.check_options(points, self.augment)
+        self.groups, self.group_size, self.points = groups, group_size, points
+        self.features, self.normals, self.normalize_cloud = features, normals, normalize_cloud
+        self.loss_kind, self.stats, self.position_kind = loss, stats, position
+        self.skip_origin, self.per_micro_batch = skip_origin, per_micro_batch
+        self.up, self.width = up, width
+        if width < 8 or width % 4:
+            raise MaemmError(f"width is {width} (modalities.pointcloud.width); give a multiple of 4, 8 or more")
+
+    # ---- in the worker
+    def load(self, raw: np.ndarray, draw: Draw | None) -> dict[str, Tensor]:
+        """(N, 3 + more) numbers -> {"x": (n, 3 + features)}; see :func:`.prepare.load_cloud`."""
+        x = clouds.load_cloud(
+            raw, draw, points=self.points, features=self.features, normalize=self.normalize_cloud
+        )["x"]  # fmt: skip
+        places = np.unique(x[:, :3].numpy(), axis=0, return_index=True)[1]
+        if len(places) < self.group_size:
+            raise ValueError(
+                f"{len(places)} different points, a group takes {self.group_size} (modalities.pointcloud.group_size)"
+            )
+        # Otherwise one place would be the centre of several groups, and a hidden group could be seen.
+        return {"x": x if len(places) >= self.groups else x[np.sort(places)]}
+
+    def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Stack; clouds of different lengths are padded, with "valid" (B, N)."""
+        return clouds.collate_clouds(samples)
+
+    # ---- on the device
+    def prepare(self, raw: Mapping[str, Tensor], draw: Draw | None) -> Prepared:
+        """{"x": (B, N, 3 + features), "valid": (B, N) or none} -> augmented."""
+        x, valid = clouds.augment(raw["x"].float(), raw.get("valid"), draw, self.augment, self.normals)
+        return Prepared(x, valid)
+
+    def tokenize(self, prepared: Prepared) -> Tokens:
+        """(B, N, 3 + features) -> groups (B, G, K, 3 + features) around their centres (B, G, 3)."""
+        x, valid = self._checked(prepared)
+        center, gap = farthest_points(x[..., :3], self.groups, valid, skip_origin=self.skip_origin)
+        centers = take_tokens(x, center)[..., :3]
+        values = gather_points(x, neighbours(x, centers, self.group_size, valid))
+        values = torch.cat([values[..., :3] - centers[:, :, None], values[..., 3:]], -1)
+        if valid is None:
+            return Tokens(values, centers)
+        fresh = (gap > 0) & valid.any(1, keepdim=True)  # where places run out, the rest is no token
+        return Tokens(
+            values.masked_fill(~fresh[..., None, None], 0.0), centers.masked_fill(~fresh[..., None], 0.0), valid=fresh
+        )
+
+    def _checked(self, prepared: Prepared) -> tuple[Tensor, Tensor | None]:
+        x, valid, columns = prepared.x, prepared.valid, 3 + self.features
+        if x.ndim != 3 or x.shape[-1] != columns:
+            raise MaemmError(f"PointCloud expects (B, N, {columns}), got {tuple(x.shape)} (modalities.pointcloud)")
+        if valid is not None and valid.shape != x.shape[:2]:
+            raise MaemmError(
+                f"PointCloud expects valid {tuple(x.shape[:2])}, a bool per point, got {tuple(valid.shape)}"
+            )
+        if valid is None and x.shape[1] < self.groups:
+            valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return x, valid
+
+    # ---- in the model
+    def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
+        self.embedding = MiniPointNet(3 + self.features, encoder_dim, self.stats, self.width)
+        self.code_dim, hidden = (encoder_dim, encoder_dim) if self.position_kind == "sincos" else (3, 128)
+        self.positions = _mlp(self.code_dim, hidden, encoder_dim)
+        for layer in self.positions[::2]:  # published initialisation; the decoder's is torch's own
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        if decoder_dim is None:
+            return
+        self.decoder = nn.Module()
+        if self.position_kind == "mlp" or decoder_dim != encoder_dim:
+            self.decoder.positions = _mlp(
+                self.code_dim, 128 if self.position_kind == "mlp" else decoder_dim, decoder_dim
+            )
+
+    def output_dim(self) -> int:
+        return 3 * self.group_size
+
+    def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """(R, V, D). In training with ``stats: all`` hidden groups count in the batch statistics, once a cloud."""
+        return self.embedding(tokens, index)
+
+    def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
+        return self.place(self.code(tokens, index), role)
+
+    def code(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """What a position is made of: the centres (R, V, 3), or their sin-cos codes (R, V, D), x first."""
+        centers = tokens.take_coords(index)
+        if self.position_kind == "mlp":
+            return centers
+        return sincos(centers.flip(-1), self.code_dim).to(centers.dtype)
+
+    def place(self, code: Tensor, role: str) -> Tensor:
+        """Codes -> position embeddings of the role."""
+        own = self.decoder if role == "decoder" else None
+        return getattr(own, "positions", self.positions)(code)
+
+    # ---- target and loss
+    def target(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """Points of the groups relative to their centres, (R, M, 3 K): x0, y0, z0, x1, ..."""
+        return tokens.take(index)[..., :3].flatten(2).float()
+
+    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Chamfer distance of each group, (R, M)."""
+        a, b = (one.float().unflatten(-1, (self.group_size, 3)) for one in (pred, target))
+        return chamfer(a, b, self.loss_kind)
+
+    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+        """Predicted points (R, M, K, 3 + features) relative to their centres; features are not predicted: NaN."""
+        points = pred.float().unflatten(-1, (self.group_size, 3))
+        return nn.functional.pad(points, (0, self.features), value=float("nan"))
+
+    def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
+        """Groups (R, M, K, 3 + features) -> all their points in place (R, M K, 3 + features), overlaps twice."""
+        index = tokens.everything() if index is None else index
+        centers = tokens.take_coords(index)[:, :, None].to(values.dtype)
+        return torch.cat([values[..., :3] + centers, values[..., 3:]], -1).flatten(1, 2)
+
+    # ---- pictures and tests
+    def draw(self, axes: Any, signal: Tensor) -> None:
+        """One cloud (P, 3 + features) seen from the front and above; points that are NaN are left out."""
+        from .pictures import draw
+
+        draw(axes, signal, self.up)
+
+    def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
+        """Clouds to turn with the mouse or a finger."""
+        from .view import interactive
+
+        return interactive(columns, self.up)
+
+    def describe(self, raw: np.ndarray) -> dict[str, Any]:
+        """Points, columns, and the longest side of the bounding box in the unit of the file."""
+        points, columns = raw.shape
+        box = np.asarray(raw[:, :3], np.float64)
+        extent = float(np.ptp(box, axis=0).max()) if points else 0.0
+        return {"points": points, "columns": columns, "extent": extent, "type": str(raw.dtype)}
+
+    def example(self, batch: int, draw: Draw) -> Prepared:
+        """Points on ellipsoids, half as many again as groups or points of a group, whichever is more."""
+        count = max(self.groups, self.group_size) * 3 // 2
+        uniform = draw.rand("example", batch, count, 3 + self.features)[0] * 2 - 1
+        radii = draw.rand("radii", batch, 1, 3)[0] + 0.5
+        surface = nn.functional.normalize(uniform[..., :3] + 1e-3, dim=-1) * radii
+        return Prepared(torch.cat([surface, uniform[..., 3:]], -1))
+
+
+def _mlp(code: int, hidden: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(code, hidden), nn.GELU(), nn.Linear(hidden, dim))
+
+
+def _check_sizes(groups: int, group_size: int, points: int | None, features: int, normals: bool) -> None:
+    if groups < 1 or group_size < 1:
+        raise MaemmError(
+            f"groups {groups} and group_size {group_size} must be at least 1 (modalities.pointcloud); give larger ones"
+        )
+    if points is not None and points < max(groups, group_size):
+        raise MaemmError(
+            f"points {points} is less than {max(groups, group_size)}, the larger one of groups and group_size "
+            "(modalities.pointcloud.points); raise it"
+        )
+    if features < (3 if normals else 0):
+        raise MaemmError(
+            f"features is {features} (modalities.pointcloud.features); give {'3 or more, for normals' if normals else '0 or more'}"
+        )

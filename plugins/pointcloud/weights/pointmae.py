@@ -1,0 +1,215 @@
+"""Point-MAE (Pang et al. 2022) and PCP-MAE (Zhang et al. 2024): pre-training, classifiers, part segmentation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from maemm.contract import WeightsKind
+from maemm.errors import MaemmError
+
+#: (width, depth) of the published encoders -> heads
+HEADS = {(384, 12): 6}
+#: published prefix in fine-tuned files -> ours; pre-training files have "MAE_encoder." in front
+TRUNK = {
+    "encoder.first_conv.0.": "modalities.pointcloud.embedding.first.",
+    "encoder.first_conv.1.": "modalities.pointcloud.embedding.first_norm.",
+    "encoder.first_conv.3.": "modalities.pointcloud.embedding.point.",
+    "encoder.second_conv.0.": "modalities.pointcloud.embedding.mix.",
+    "encoder.second_conv.1.": "modalities.pointcloud.embedding.mix_norm.",
+    "encoder.second_conv.3.": "modalities.pointcloud.embedding.last.",
+    "pos_embed.": "modalities.pointcloud.positions.",
+    "blocks.blocks.": "encoder.blocks.",
+    "norm.": "encoder.norm.",
+    "mask_pos_token": "encoder.hidden_position",
+}
+PRETRAINING = {"MAE_encoder." + theirs: ours for theirs, ours in TRUNK.items()} | {
+    "decoder_pos_embed.": "modalities.pointcloud.decoder.positions.",
+    "MAE_decoder.blocks.": "decoder.blocks.",
+    "MAE_decoder.norm.": "decoder.norm.",
+    "mask_token": "decoder.mask_token",
+    "increase_dim.0.": "decoder.heads.pointcloud.",
+    "pred_pos_proj.": "encoder.centers.",
+}
+FINETUNED = TRUNK | {
+    "cls_token": "encoder.prefix",
+    "cls_pos": "encoder.prefix_position",
+    "cls_head_finetune.": "head.layers.",
+    "label_conv.0.": "head.category.",
+    "label_conv.1.": "head.category_norm.",
+    "propagation_0.mlp_convs.0.": "head.spread.",
+    "propagation_0.mlp_bns.0.": "head.spread_norm.",
+    "propagation_0.mlp_convs.1.": "head.point.",
+    "propagation_0.mlp_bns.1.": "head.point_norm.",
+    "convs1.": "head.mix.",
+    "bns1.": "head.mix_norm.",
+    "convs2.": "head.narrow.",
+    "bns2.": "head.narrow_norm.",
+    "convs3.": "head.last.",
+}
+#: published layers that are pointwise convolutions: weights (out, in, 1)
+CONVOLUTIONS = ("first_conv.", "second_conv.", "increase_dim.", "label_conv.", "mlp_convs.", "convs")
+FIRST = "encoder.first_conv.0.weight"
+TAPS = {12: (3, 7, 11)}  # depth -> blocks that part segmentation reads
+
+
+class PointMAE(WeightsKind):
+    """Files of pre-training, classification and part segmentation.
+
+    Weights tell widths, depths, ``group_size`` of a pre-training file, classes and parts; the number of groups and
+    the loss they do not. Encoders alone, without decoder or head, are read too.
+    """
+
+    name = "pointmae"
+    position = "mlp"
+    encoder = "vit"
+
+    def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+        prefix = "MAE_encoder." if "MAE_encoder." + FIRST in keys else ""
+        if not {prefix + FIRST, prefix + "pos_embed.0.weight", prefix + "blocks.blocks.0.attn.qkv.weight"} <= keys:
+            return False
+        codes = shapes[prefix + "pos_embed.0.weight"][1] != 3
+        return codes == (self.position == "sincos")
+
+    def read(
+        self,
+        state: dict[str, Tensor],
+        *,
+        heads: int | None = None,
+        decoder_heads: int | None = None,
+        groups: int | None = None,
+        group_size: int | None = None,
+        loss: Literal["cdl1", "cdl2"] = "cdl2",
+        mask_ratio: float = 0.6,
+        layers: tuple[int, ...] | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        pretraining = "MAE_encoder." + FIRST in state
+        names, prefix = (PRETRAINING, "MAE_encoder.") if pretraining else (FINETUNED, "")
+        for key in ("pos_embed.0.weight", "norm.weight", "blocks.blocks.0.mlp.fc1.weight", FIRST):
+            if prefix + key not in state:
+                raise MaemmError(f"weights are not of kind {self.name!r}: missing {prefix + key}")
+        dim, depth = state[prefix + "norm.weight"].shape[0], _depth(state, prefix + "blocks.blocks.")
+        blocks = {
+            "dim": dim, "mlp_ratio": state[prefix + "blocks.blocks.0.mlp.fc1.weight"].shape[0] / dim,
+            "qkv_bias": prefix + "blocks.blocks.0.attn.qkv.bias" in state, "eps": 1e-5,
+        }  # fmt: skip
+        recipe: dict[str, Any] = {
+            "modalities": {
+                "pointcloud": {
+                    "type": "pointcloud", "groups": groups or _groups(state),
+                    "group_size": _group_size(state, group_size), "points": None, "loss": loss,
+                    "features": state[prefix + FIRST].shape[1] - 3, "position": self.position, "skip_origin": True,
+                    "width": _width(state, prefix),
+                    "masking": {"type": "random", "ratio": mask_ratio, "count": "floor_hidden"},
+                }
+            },
+            "encoder": {"depth": depth, "heads": heads or _heads(dim, depth), **blocks},
+        }  # fmt: skip
+        recipe["encoder"] |= self._encoder(state, pretraining)
+        recipe["decoder"] = _decoder(state, blocks, decoder_heads) if "mask_token" in state else None
+        recipe["head"] = _head(state, depth, layers)
+        return recipe, {_rename(k, names): v.squeeze(-1) if _pointwise(k, v) else v for k, v in state.items()}, {}
+
+    def _encoder(self, state: dict[str, Tensor], pretraining: bool) -> dict[str, Any]:
+        if pretraining and self.encoder != "vit":
+            return {"type": self.encoder}
+        prefix, place = int("cls_token" in state), "learned" if "cls_pos" in state else "none"
+        return {"type": "vit", "prefix": prefix, "prefix_position": place, "position_every_block": True}
+
+    def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        own = model.state_dict()
+        names = PRETRAINING if model.decoder is not None else FINETUNED
+        back = {ours: theirs for theirs, ours in names.items()}
+        state = {_rename(key, back): value for key, value in own.items()}
+        left = [key for key in state if key in own and not key.startswith(tuple(names))]
+        if left:
+            raise MaemmError(f"this model does not fit the layout {self.name!r}: no place for {', '.join(left[:3])}")
+        return {
+            key: value[..., None] if value.ndim == 2 and any(part in key for part in CONVOLUTIONS) else value
+            for key, value in state.items()
+        } | extras
+
+
+class PCPMAE(PointMAE):
+    """PCP-MAE: positions from sin-cos codes, an encoder that predicts the codes of hidden centres."""
+
+    name = "pcp_mae"
+    position = "sincos"
+    encoder = "pcp"
+
+
+def _pointwise(key: str, value: Tensor) -> bool:
+    return value.ndim == 3 and any(part in key for part in CONVOLUTIONS)
+
+
+def _rename(key: str, names: Mapping[str, str]) -> str:
+    for start, other in names.items():
+        if key.startswith(start):
+            return other + key[len(start) :]
+    return key  # unknown keys keep their name, and the strict load names them
+
+
+def _depth(state: dict[str, Tensor], prefix: str) -> int:
+    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
+
+
+def _width(state: dict[str, Tensor], prefix: str) -> int:
+    key = prefix + "encoder.second_conv.0.weight"
+    if key not in state:
+        raise MaemmError(f"the weights are not whole: {key} is missing")
+    return state[key].shape[0]
+
+
+def _heads(dim: int, depth: int) -> int:
+    if (dim, depth) not in HEADS:
+        raise MaemmError(f"an encoder {dim} wide and {depth} deep is not a published one; give heads=")
+    return HEADS[dim, depth]
+
+
+def _groups(state: dict[str, Tensor]) -> int:
+    """The number of groups is not in the weights: what was published, where only one number was."""
+    if "convs3.weight" in state:
+        return 128
+    if "cls_head_finetune.8.weight" not in state:
+        return 64
+    raise MaemmError(
+        "the number of groups is not in a classifier's weights; give groups= 64 (1,024 points), 128 (ScanObjectNN) "
+        "or 512 (8,192 points)"
+    )
+
+
+def _group_size(state: dict[str, Tensor], given: int | None) -> int:
+    if "increase_dim.0.weight" not in state:
+        return given or 32
+    found = state["increase_dim.0.weight"].shape[0] // 3
+    if given not in (None, found):
+        raise MaemmError(f"group_size is {given}, the weights predict groups of {found} points; leave it out")
+    return found
+
+
+def _decoder(state: dict[str, Tensor], blocks: dict[str, Any], heads: int | None) -> dict[str, Any]:
+    depth = _depth(state, "MAE_decoder.blocks.")
+    if heads is None and blocks["dim"] != 384:
+        raise MaemmError(f"a decoder of width {blocks['dim']} is not a published one; give decoder_heads=")
+    return {
+        "type": "full", "depth": depth, "heads": heads or 6, "prefix": "none", "project": "none",
+        "position_every_block": True, **blocks,
+    }  # fmt: skip
+
+
+def _head(state: dict[str, Tensor], depth: int, layers: tuple[int, ...] | None) -> dict[str, Any] | None:
+    if "cls_head_finetune.8.weight" in state:
+        classes, dim = state["cls_head_finetune.8.weight"].shape[0], state["cls_head_finetune.0.weight"].shape[0]
+        return {"type": "point_classifier", "classes": classes, "hidden": dim}
+    if "convs3.weight" not in state:
+        return None
+    layers = layers or TAPS.get(depth)
+    if layers is None:
+        raise MaemmError(f"an encoder of {depth} blocks is not a published one; give layers= for part segmentation")
+    return {
+        "type": "point_parts", "classes": state["convs3.weight"].shape[0], "layers": list(layers),
+        "categories": state["label_conv.0.weight"].shape[1] if "label_conv.0.weight" in state else 0,
+    }  # fmt: skip

@@ -1,0 +1,20 @@
+"""Signals of several channels over time: ECG, EEG, motion sensors, machine vibration."""
+
+from maemm.plugins import Plugin
+
+plugin = Plugin(
+    name="signal",
+    version="0.1.0",
+    contract=1,
+    summary="signals of several channels: ECG, EEG, motion, vibration",
+    modalities={"signal": "modality:Signal"},
+    sources={"signal": "sources:open_signals", "signal_samples": "samples:open_samples"},
+    maskings={
+        "time_block": "masking:TimeBlock",
+        "channel": "masking:Channel",
+        "channel_time": "masking:ChannelTime",
+        "per_channel": "masking:PerChannel",
+    },
+    samples={"signal": "samples:write"},
+    demo="signal/tiny_cpu",
+)

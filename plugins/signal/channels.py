@@ -1,0 +1,62 @@
+"""Channels by name: which rows of a recording the model knows, and where they stand among the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from maemm.contract import Tokens
+from maemm.errors import MaemmError
+from maemm.positions import make_position
+
+
+def plain(name: str) -> str:
+    """A channel's name as it is compared: without case, blanks at the ends and dots behind ("Fp1." is "fp1")."""
+    return name.strip().rstrip(".").casefold()
+
+
+def checked_names(channels: int | Sequence[str]) -> tuple[str, ...]:
+    """Names of the model's channels; a number gives "0", "1", ... Raises :class:`MaemmError`."""
+    names = tuple(str(i) for i in range(channels)) if isinstance(channels, int) else tuple(channels)
+    if not names:
+        raise MaemmError("a signal needs a channel (modalities.signal.channels); give a number or a list of names")
+    known: dict[str, str] = {}
+    for name in names:
+        key = plain(name).replace(".", "_")  # parameter names have no dots
+        if not key or key in known:
+            other = f" and {known[key]!r}" if key in known else ""
+            raise MaemmError(
+                f"channel {name!r}{other} cannot be told apart (modalities.signal.channels); give each its own name"
+            )
+        known[key] = name
+    return names
+
+
+def places(have: Sequence[str], wanted: Sequence[str]) -> list[tuple[int, int]]:
+    """(row in the recording, row in the model) of every channel that both know, by name."""
+    at = {plain(name): i for i, name in reversed(list(enumerate(have)))}  # of equal names the first
+    return [(at[plain(name)], i) for i, name in enumerate(wanted) if plain(name) in at]
+
+
+class ChannelTime(nn.Module):
+    """Position of a token of one channel: that of its time, plus a learned vector of its channel.
+
+    The vectors are parameters under the channels' names, so that weights of one set of channels fit another.
+    """
+
+    def __init__(self, kind: str, dim: int, names: Sequence[str], steps: int):
+        super().__init__()
+        self.time = make_position(kind, dim, (steps,))
+        keys = [plain(name).replace(".", "_") for name in names]
+        self.channels = nn.ParameterDict({key: nn.Parameter(torch.randn(dim) * 0.02) for key in keys})
+        self._keys = keys
+
+    def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """(R, V) -> (R, V, D) of tokens on the lattice (channels, steps)."""
+        steps = tokens.grid[1]
+        line = replace(tokens, coords=tokens.coords[:, :steps, 1:], grid=(steps,))
+        vectors = torch.stack([self.channels[key] for key in self._keys])
+        return self.time(line, index % steps) + vectors[torch.div(index, steps, rounding_mode="floor")]

@@ -1,0 +1,189 @@
+"""Maskings of signals: stretches of time, whole channels, both, and random tokens of each channel.
+
+The ratio counts time steps, channels, or tokens of a channel, and each sample has exact counts of those. A sample of
+a ragged batch keeps its share of what it has, and one step or channel at least: a recording of a single channel has
+nothing to predict under the channel masking.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from maemm.contract import OneMasking, Plan, Tokens
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+from maemm.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
+
+
+class TimeBlock(OneMasking):
+    """Hide the same stretches of time in all channels.
+
+    With ``span: 1`` single time steps, chosen at random (MaeFE's masked time autoencoder).
+
+    Options
+        ratio: share of the time steps that is hidden
+        span: time steps (patches) of a stretch; null: all hidden ones in one stretch
+        count: how the ratio becomes a number
+    """
+
+    def __init__(self, *, ratio: float = 0.5, span: int | None = None, count: Count = "floor_visible"):
+        check_ratio(ratio)
+        _check_span(span)
+        self.ratio, self.span, self.count = ratio, span, count
+
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        channels, steps = _lattice(tokens)
+        valid = _valid(tokens, channels, steps)
+        keep = _kept(steps, self.ratio, self.count)
+        hidden = _hidden_steps(name, valid.any(1), keep, self.span, draw)
+        hidden = hidden[:, None].expand(-1, channels, -1).flatten(1)
+        return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
+
+
+class Channel(OneMasking):
+    """Hide whole channels (MaeFE's masked lead autoencoder).
+
+    Options
+        ratio: share of the channels that is hidden
+        count: how the ratio becomes a number
+    """
+
+    def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
+        check_ratio(ratio)
+        self.ratio, self.count = ratio, count
+
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        channels, steps = _several(name, tokens)
+        keep = _kept(channels, self.ratio, self.count)
+        hidden = _hidden_channels(name, _valid(tokens, channels, steps).any(2), keep, draw)
+        hidden = hidden[..., None].expand(-1, -1, steps).flatten(1)
+        return plan_from_hidden(hidden, tokens, steps * keep[channels], steps * (channels - keep[channels]))
+
+
+class ChannelTime(OneMasking):
+    """Hide whole channels, and stretches of time in the others (MaeFE's masked lead and time autoencoder).
+
+    Options
+        ratio: share of the time steps that is hidden in the other channels
+        channels: share of the channels that is hidden as a whole
+        span: time steps (patches) of a stretch; null: all hidden ones in one stretch
+        count: how a ratio becomes a number
+    """
+
+    def __init__(
+        self, *, ratio: float = 0.5, channels: float = 0.25, span: int | None = None, count: Count = "floor_visible"
+    ):
+        check_ratio(ratio)
+        check_ratio(channels)
+        _check_span(span)
+        self.ratio, self.channels, self.span, self.count = ratio, channels, span, count
+
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        channels, steps = _several(name, tokens)
+        valid = _valid(tokens, channels, steps)
+        keep_channels = _kept(channels, self.channels, self.count)
+        keep_steps = _kept(steps, self.ratio, self.count)
+        rows = _hidden_channels(name, valid.any(2), keep_channels, draw)
+        columns = _hidden_steps(name, valid.any(1), keep_steps, self.span, draw)
+        seen = keep_channels[channels] * keep_steps[steps]
+        hidden = (rows[..., None] | columns[:, None]).flatten(1)
+        return plan_from_hidden(hidden, tokens, seen, tokens.count - seen)
+
+
+class PerChannel(OneMasking):
+    """Keep the same number of random tokens in every channel, drawn for each one apart (ST-MEM).
+
+    Options
+        ratio: share of each channel's tokens that is hidden
+        count: how the ratio becomes a number
+    """
+
+    def __init__(self, *, ratio: float = 0.75, count: Count = "floor_visible"):
+        check_ratio(ratio)
+        self.ratio, self.count = ratio, count
+
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        channels, steps = _lattice(tokens)
+        valid = _valid(tokens, channels, steps)
+        keep = _kept(steps, self.ratio, self.count)
+        noise = draw.rand(f"mask/{name}", channels, steps).to(valid.device)
+        hidden = _hidden(noise, valid, keep).flatten(1)
+        return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
+
+
+# --------------------------------------------------------------------------------------------------- pieces
+def _lattice(tokens: Tokens) -> tuple[int, int]:
+    """(channels, time steps); tokens over all channels are one row."""
+    if tokens.grid is None or len(tokens.grid) > 2:
+        raise MaemmError(f"this masking needs tokens of channels and time, not a grid {tokens.grid}; use random")
+    return (1, *tokens.grid)[-2:]
+
+
+def _several(name: str, tokens: Tokens) -> tuple[int, int]:
+    channels, steps = _lattice(tokens)
+    if channels < 2:
+        raise MaemmError(
+            f"there is no channel to hide: tokens are in one row (modalities.{name}.masking); "
+            "use time_block, or tokens: channel_time with several channels"
+        )
+    return channels, steps
+
+
+def _check_span(span: int | None) -> None:
+    if span is not None and span < 1:
+        raise MaemmError(f"span is {span} (masking.span); give 1 or more time steps, or null")
+
+
+def _valid(tokens: Tokens, channels: int, steps: int) -> Tensor:
+    """(B, channels, steps) bool."""
+    if tokens.valid is None:
+        device = tokens.values.device
+        return torch.ones(1, dtype=torch.bool, device=device).expand(tokens.batch, channels, steps)
+    return tokens.valid.unflatten(1, (channels, steps))
+
+
+def _kept(most: int, ratio: float, count: Count) -> list[int]:
+    """How many of 0 .. ``most`` stay visible: one at least."""
+    return [min(n, max(1, visible_count(n, ratio, count))) for n in range(most + 1)]
+
+
+def _hidden(noise: Tensor, valid: Tensor, keep: list[int]) -> Tensor:
+    """Along the last axis all but the ``keep[n]`` lowest of the n valid ones: bool."""
+    rank = noise.masked_fill(~valid, math.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
+    kept = torch.tensor(keep, device=noise.device)[valid.sum(-1, keepdim=True)]
+    return (rank >= kept) & valid
+
+
+def _hidden_channels(name: str, valid: Tensor, keep: list[int], draw: Draw) -> Tensor:
+    """(B, channels) bool."""
+    noise = draw.rand(f"mask/{name}/channels", valid.shape[1]).to(valid.device)
+    return _hidden(noise, valid, keep)
+
+
+def _hidden_steps(name: str, valid: Tensor, keep: list[int], span: int | None, draw: Draw) -> Tensor:
+    """(B, steps) bool: stretches of ``span`` steps, the last one shorter, at random places among the valid steps.
+
+    With n steps of which h are hidden, each stretch goes between two of the n - h visible ones, or to an end; several
+    may go to the same place. So no place is tried twice and the count is exact.
+    """
+    steps, device = valid.shape[1], valid.device
+    have = valid.sum(1, keepdim=True)
+    seen = torch.tensor(keep, device=device)[have]
+    hide = have - seen
+    most = max(n - keep[n] for n in range(steps + 1))
+    span = span or max(most, 1)
+    number = torch.arange(-(-most // span), device=device)
+    lengths = (hide - number * span).clamp(0, span)  # (B, stretches), 0 where a sample has fewer
+    slots = (draw.rand(f"mask/{name}/time", len(number)).to(device) * (seen + 1)).long().clamp(max=steps)
+    slots, order = slots.sort(dim=1, stable=True)
+    lengths = lengths.gather(1, order)
+    starts = slots + lengths.cumsum(1) - lengths
+    edges = torch.zeros(len(valid), steps + 1, dtype=torch.long, device=device)
+    edges.scatter_add_(1, starts.clamp(max=steps), (lengths > 0).long())
+    edges.scatter_add_(1, (starts + lengths).clamp(max=steps), -(lengths > 0).long())
+    by_rank = edges.cumsum(1)[:, :steps] > 0
+    rank = (valid.cumsum(1) - 1).clamp(min=0)  # the how-manieth valid step
+    return by_rank.gather(1, rank) & valid

@@ -1,0 +1,45 @@
+"""Channels as traces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_INK, _HIDDEN = "#14507a", "#d9d4cb"
+_MOST = 16  # channels that a small picture can show
+
+
+def traces(axes: Any, signal: Tensor, names: Sequence[str] | None = None) -> None:
+    """Draw (C, L) on matplotlib axes, the first channel on top, NaN as shaded stretches. One scale for all channels.
+
+    The scale is a power of two that most of the values fit, so that input, visible part and reconstruction of one
+    sample mostly have the same one. Of many channels an even choice is drawn.
+    """
+    signal = signal.detach().float().cpu()
+    chosen = torch.linspace(0, len(signal) - 1, min(_MOST, len(signal))).round().long()
+    signal = signal[chosen]
+    known = signal[signal.isfinite()].abs()
+    reach = float(known.quantile(0.995)) if 0 < known.numel() < 10_000_000 else 1.0
+    half = 2.0 ** math.ceil(math.log2(max(reach, 1e-6)))
+    axes.set_facecolor("white")
+    axes.set_xlim(0, signal.shape[1])
+    axes.set_ylim(-(len(signal) - 0.5) * 2 * half, half)
+    for row, trace in enumerate(signal):
+        _one(axes, trace, -row * 2 * half, half)
+        if names is not None and len(signal) > 1:
+            axes.text(
+                0.01 * signal.shape[1], (0.55 - 2 * row) * half, names[int(chosen[row])], fontsize=3.6, color="0.35"
+            )
+
+
+def _one(axes: Any, trace: Tensor, base: float, half: float) -> None:
+    missing = trace.isnan()
+    edges = torch.diff(missing.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero()[:, 0].tolist()
+    spans = [(start, stop - start) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
+    if spans:
+        axes.broken_barh(spans, (base - half, 2 * half), facecolors=_HIDDEN, linewidth=0)
+    axes.plot((trace.clamp(-half, half) + base).numpy(), linewidth=0.7, color=_INK)

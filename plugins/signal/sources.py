@@ -1,0 +1,131 @@
+"""Sources of signals: recordings in files, whole or by windows, and arrays of many samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from maemm.contract import Source
+from maemm.data.files import endings, existing
+from maemm.data.lists import class_labels, find_files, read_list
+from maemm.errors import MaemmError
+
+from .arrays import SampleArray
+from .extras import EDF, WFDB, need
+from .files import Recordings, Taken
+from .recordings import Arrays, Reader, Sound, Table
+
+Channels = Sequence[str] | Mapping[str, str]
+
+_SOUND = (".wav", ".flac", ".ogg", ".aiff", ".aif", ".w64", ".rf64", ".caf")
+_LISTS = (".txt",)
+_PACKAGES = {".edf": "pyedflib", ".bdf": "pyedflib", ".hea": "wfdb"}  # of the extra "signal"
+EXTENSIONS = (".npy", ".npz", ".csv", ".tsv", *_SOUND, *_PACKAGES)
+
+
+def open_signals(
+    root: str | None,
+    list: str | None = None,
+    *,
+    name: str = "signal",
+    channels: Channels | None = None,
+    window: int | None = None,
+    stride: int | None = None,
+    rate: float | None = None,
+    recorded_rate: float | None = None,
+    time_first: bool | None = None,
+    part: Literal["train", "test"] = "train",
+    array: Literal["samples", "recording"] = "samples",
+    extensions: Sequence[str] | None = None,
+) -> Source:
+    """The source for ``data.root`` and ``data.list``; which kind it is follows from what is there.
+
+    A folder is searched for recordings (.npy .npz .csv .tsv, .wav and its like, .edf .bdf, WFDB's .hea); where they lie
+    in folders of exactly one level, those are the classes. A single recording is a data set too, which wants
+    ``window``. A list (``data.list``, or a .txt file as root) names paths and labels. A .npy or .npz file as root holds
+    many samples (n, C, L) or (n, L), a .npz labels too. With ``window`` only what is asked for is read from the file,
+    except from text and .npz. Raises :class:`MaemmError` where there is nothing to read.
+
+    Options
+        name: the modality that the signals are for
+        channels: names of the channels to take; {name in the file: name} also renames; for files without names a list
+            names them all; null: all
+        window: cut recordings into samples of so many steps (at ``rate``); null: a sample is a whole recording
+        stride: steps from one window to the next; null: window
+        rate: samples per second to resample to; null: as recorded
+        recorded_rate: samples per second of files that do not say it (arrays, text without a time column)
+        time_first: order of the axes in arrays; null: time is the longer one
+        part: of a .npz file with x_train and x_test, and y_train and y_test: train or test
+        array: what a .npy or .npz file as root holds: samples, or one recording
+        extensions: endings of the files to take from a folder; null: those of all known kinds
+    """
+    taken = Taken(_renames(channels), window, _stride(stride, window), rate, recorded_rate)
+    if not root and not list:
+        raise MaemmError("no signals are given; set data.root to a folder of recordings, or to a recording or an array")
+    home = None if not root else existing(root, "data.root")
+    if list:
+        if home is not None and not home.is_dir():
+            raise MaemmError(f"data.root is no folder ({root}); with data.list it is what the paths are relative to")
+        return _listed(existing(list, "data.list"), home, taken, name, time_first)
+    if home.is_dir():
+        paths = find_files(home, endings(extensions, EXTENSIONS))
+        if not paths:
+            raise MaemmError(
+                f"no recording below the folder ({root}); looked for files that end in {_text(extensions)}"
+            )
+        return _recordings(home, paths, *class_labels(paths), taken, name, time_first)
+    suffix = home.suffix.lower()
+    if suffix in _LISTS:
+        return _listed(home, None, taken, name, time_first)
+    if suffix in (".npy", ".npz") and array == "samples":
+        if window is not None:
+            raise MaemmError("window cuts recordings, not samples (data.source.window); set array: recording")
+        return SampleArray(home, taken, name=name, time_first=time_first, part=part)
+    if suffix in EXTENSIONS:
+        return _recordings(home.parent, [home.name], None, None, taken, name, time_first)
+    raise MaemmError(f"data.root is a file of no known kind ({root}); known are {_text(None)} and .txt lists")
+
+
+def _listed(path: Path, root: Path | None, taken: Taken, name: str, time_first: bool | None) -> Source:
+    if path.is_dir() or path.suffix.lower() not in (".txt", ".csv", ".tsv", ""):
+        raise MaemmError(f"data.list is no list of paths ({path}); give it as data.root")
+    home, paths, labels, classes = read_list(path, root, EXTENSIONS, ("record", "recording", "signal"))
+    return _recordings(home, [_with_ending(home, one) for one in paths], labels, classes, taken, name, time_first)
+
+
+def _with_ending(home: Path, path: str) -> str:
+    """WFDB's lists name records without an ending."""
+    return path if Path(path).suffix.lower() in EXTENSIONS else f"{path}.hea"
+
+
+def _recordings(home: Path, paths, labels, classes, taken: Taken, name: str, time_first: bool | None) -> Source:
+    arrays, table, sound, edf, wfdb = Arrays(time_first), Table(), Sound(), EDF(), WFDB()
+    readers: dict[str, Reader] = {".npy": arrays, ".npz": arrays, ".csv": table, ".tsv": table}
+    readers |= dict.fromkeys(_SOUND, sound) | {".edf": edf, ".bdf": edf, ".hea": wfdb}
+    for suffix in sorted({Path(path).suffix.lower() for path in paths} & set(_PACKAGES)):
+        need(_PACKAGES[suffix])  # now, and not once for each file that cannot be read without it
+    return Recordings(home, paths, labels, classes, taken, readers, name=name)
+
+
+def _renames(channels: Channels | None) -> tuple[tuple[str, str], ...] | None:
+    """((name in the file, name for the model), ...)."""
+    if channels is None:
+        return None
+    pairs = tuple(channels.items()) if isinstance(channels, Mapping) else tuple((one, one) for one in channels)
+    if not pairs:
+        raise MaemmError("channels names none (data.source.channels); give names, or null for all")
+    return pairs
+
+
+def _stride(stride: int | None, window: int | None) -> int | None:
+    for key, value in (("window", window), ("stride", stride)):
+        if value is not None and value < 1:
+            raise MaemmError(f"{key} is {value} (data.source.{key}); give 1 or more")
+    if stride is not None and window is None:
+        raise MaemmError("stride needs a window (data.source.stride); set data.source.window")
+    return stride or window
+
+
+def _text(extensions: Sequence[str] | None) -> str:
+    return " ".join(endings(extensions, EXTENSIONS))

@@ -1,0 +1,28 @@
+"""Videos: files of every kind, lists and folders of them; VideoMAE, VideoMAE v2, MAE-ST, OmniMAE and their weights."""
+
+from maemm.plugins import Plugin
+
+plugin = Plugin(
+    name="video",
+    version="0.1.0",
+    contract=1,
+    summary="videos: VideoMAE, VideoMAE v2, MAE-ST, OmniMAE",
+    modalities={"video": "modality:Video"},
+    sources={
+        "video": "sources:open_videos",
+        "video_samples": "samples:open_samples",
+        "video_and_images": "sources:open_mixed",
+    },
+    maskings={"tube": "maskings:Tube", "frame": "maskings:Frame"},
+    encoders={"apart": "omni:Apart"},
+    decoders={"project_last": "omni:ProjectLast"},
+    weights={
+        "videomae": "weights.videomae:VideoMAE",
+        "hf_videomae": "weights.hf:HFVideoMAE",
+        "mae_st": "weights.mae_st:MaeST",
+        "omnimae": "weights.omnimae:OmniMAE",
+    },
+    samples={"video": "samples:write"},
+    demo="video/videomae_tiny_cpu",
+    files={"video/videomae_base": ".mp4 .avi .webm .mkv .mov .m4v .mpg .mpeg .wmv .flv .3gp .ogv"},
+)

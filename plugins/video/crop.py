@@ -1,0 +1,63 @@
+"""Boxes that are cut out of a clip, one box for all its frames: (top, left, height, width) in pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from pydantic import BaseModel, ConfigDict
+
+Box = tuple[int, int, int, int]
+
+SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side, in VideoMAE's multi-scale crop
+_NEAR = 3  # pixels: a side this close to the wanted one becomes it
+#: places of a box in quarters of the free space (left, top): corners and centre, then the eight between
+_PLACES = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
+_TRIES = 10  # of a random box, as in torchvision
+RANDOM_DRAWS = 4 * _TRIES  # uniform numbers that a random box takes
+MULTISCALE_DRAWS = 2
+
+
+class RandomCrop(BaseModel):
+    """A random box, resized to the model's size."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    scale: tuple[float, float] = (0.5, 1.0)  # share of the frame's area
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+
+
+def multiscale_box(uniform: Sequence[float], height: int, width: int, size: tuple[int, int]) -> Box:
+    """The multi-scale crop of VideoMAE (from TSN) of two uniform numbers in [0, 1).
+
+    Height and width are ``SCALES`` of the short side, at most one step apart; one of 13 fixed places.
+    """
+    sides = [int(min(height, width) * scale) for scale in SCALES]
+    highs = [size[0] if abs(side - size[0]) < _NEAR else side for side in sides]
+    wides = [size[1] if abs(side - size[1]) < _NEAR else side for side in sides]
+    pairs = [(h, w) for i, h in enumerate(highs) for j, w in enumerate(wides) if abs(i - j) <= 1]
+    high, wide = pairs[int(uniform[0] * len(pairs))]
+    high, wide = max(1, min(high, height)), max(1, min(wide, width))
+    left, top = _PLACES[int(uniform[1] * len(_PLACES))]
+    return top * ((height - high) // 4), left * ((width - wide) // 4), high, wide
+
+
+def random_box(uniform: Sequence[float], height: int, width: int, crop: RandomCrop) -> Box:
+    """The rule of torchvision's RandomResizedCrop, of ``RANDOM_DRAWS`` uniform numbers in [0, 1)."""
+    low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
+    for i in range(0, RANDOM_DRAWS, 4):
+        area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * uniform[i])
+        aspect = math.exp(low + (high - low) * uniform[i + 1])
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(uniform[i + 2] * (height - h + 1)), int(uniform[i + 3] * (width - w + 1)), h, w
+    # None fits: the largest box in the centre whose aspect ratio lies in the range.
+    w = min(width, max(1, round(height * crop.ratio[1])))
+    h = min(height, max(1, round(width / crop.ratio[0])))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+def center_box(height: int, width: int, size: tuple[int, int]) -> Box:
+    """The largest box in the centre with the shape of ``size``: the short side resized, the long one cut."""
+    factor = min(height / size[0], width / size[1])
+    h, w = (max(1, min(have, round(want * factor))) for want, have in zip(size, (height, width), strict=True))
+    return (height - h) // 2, (width - w) // 2, h, w

@@ -1,0 +1,110 @@
+"""A video that a worker has opened: how many frames there are, when they are shown, and their pixels."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+
+from .watchdog import Decoder
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_MOST_BYTES = 2**31  # of one clip: a file may claim any size
+
+
+class Video(ABC):
+    """``times`` (n,) float64: the seconds at which frames appear, ascending. Frames are numbered as they are shown."""
+
+    def __init__(self, times: np.ndarray, place: float | None = None, part: tuple[int, int] = (0, -1)):
+        """``place`` in [0, 1): where a clip is taken, for all repeats; ``part``: first frame and number, -1: all."""
+        first, count = part
+        if first < 0 or first >= max(len(times), 1) or (count != -1 and not 0 < count <= len(times) - first):
+            raise ValueError(f"the list asks for frames {first} to {first + count - 1}, the video has {len(times)}")
+        self.place, self._first = place, first
+        self.times = times[first:] if count == -1 else times[first : first + count]
+        self._last: tuple[tuple[int, ...], np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return len(self.times)
+
+    @property
+    def seconds(self) -> float:
+        """From the first frame to the end of the last, which is as long as the one before."""
+        return float(2 * self.times[-1] - self.times[-2] - self.times[0]) if len(self) > 1 else 0.0
+
+    def take(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
+        """(n, H, W, 3) uint8 RGB. Asking for the same frames again costs nothing. Raises ValueError or OSError."""
+        wanted = tuple(int(i) + self._first for i in index)
+        if self._last is None or self._last[0] != wanted:
+            distinct, place = np.unique(wanted, return_inverse=True)
+            frames = self._decode([int(i) for i in distinct])
+            self._last = wanted, frames if len(distinct) == len(wanted) else frames[place]
+        return self._last[1]
+
+    @abstractmethod
+    def _decode(self, index: list[int]) -> np.ndarray:
+        """Frames of an ascending list without repeats."""
+
+
+class VideoFile(Video):
+    """A file, decoded by a :class:`~.watchdog.Decoder`."""
+
+    def __init__(
+        self, path: str | bytes, decoder: Decoder, place: float | None = None, part: tuple[int, int] = (0, -1)
+    ):
+        self.path, self._decoder = os.path.abspath(os.fsdecode(path)), decoder
+        super().__init__(decoder.open(self.path), place, part)
+
+    def _decode(self, index: list[int]) -> np.ndarray:
+        return self._decoder.take(self.path, index)
+
+
+class FrameFolder(Video):
+    """A folder of pictures, one a frame, in the order of the numbers in their names; ``fps`` says when they show.
+
+    The first frame of ``part`` is a number as it stands in the names, which may start at 0 or 1.
+    """
+
+    def __init__(
+        self, path: str | bytes, place: float | None = None, part: tuple[int, int] = (0, -1), fps: float = 25.0
+    ):
+        self.path = os.fsdecode(path)
+        self.names = sorted((n for n in os.listdir(self.path) if _is_frame(n)), key=_natural)
+        if not self.names:
+            raise ValueError(f"holds no frames ({' '.join(IMAGES)})")
+        first = re.findall(r"\d+", self.names[0])
+        offset = max(0, part[0] - int(first[-1])) if first else part[0]
+        super().__init__(np.arange(len(self.names)) / fps, place, (offset, part[1]))
+
+    def _decode(self, index: list[int]) -> np.ndarray:
+        frames = [_picture(os.path.join(self.path, self.names[i])) for i in index]
+        sizes = {frame.shape[:2] for frame in frames}
+        if len(sizes) > 1:
+            raise ValueError(f"frames differ in size: {', '.join(f'{h} x {w}' for h, w in sorted(sizes)[:3])}")
+        check_bytes(len(frames), *frames[0].shape[:2])
+        return np.stack(frames)
+
+
+def check_bytes(frames: int, height: int, width: int) -> None:
+    """Raises ValueError for clips that no memory holds."""
+    if frames * height * width * 3 > _MOST_BYTES:
+        raise ValueError(f"{frames} frames of {width} x {height} are more than {_MOST_BYTES >> 30} GiB")
+
+
+def _is_frame(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(IMAGES)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """``img_2`` before ``img_10``."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _picture(path: str) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))

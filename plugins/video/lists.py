@@ -1,0 +1,193 @@
+"""List files of video data sets as they are in use: rows of a path and up to three numbers.
+
+``path label`` (VideoMAE, MAE-ST), ``path start frames`` (VideoMAE v2, pre-training), ``path frames label`` (VideoMAE
+v2, fine-tuning on frames; MMAction2), and the splits of UCF101 and HMDB51. Tables with a header are read by the core.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from maemm.data.lists import Labels, read_list
+from maemm.errors import MaemmError
+
+Columns = Literal["path label", "path start frames", "path frames label"]
+Part = tuple[int, int]  # first frame and number of frames, -1: all
+
+EXTENSIONS = (
+    *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"),
+    ".gif",
+)
+PATH_COLUMNS = ("video", "video_path", "clip", "filename")
+
+
+@dataclass
+class Listed:
+    """What a list names."""
+
+    home: Path  # what the paths are relative to
+    paths: list[str]
+    labels: Labels | None = None
+    classes: list[str] | None = None
+    parts: list[Part] = field(default_factory=list)  # empty: whole videos
+
+
+def read_videos(path: Path, root: Path | None, delimiter: str | None, columns: Columns | None) -> Listed:
+    """A list file. ``delimiter`` between path and numbers; None: a tab, a comma or blanks. Raises :class:`MaemmError`.
+
+    Paths may hold blanks where they end like a video, stand in quotes or are set off by another delimiter. With
+    ``classInd.txt`` beside the list (UCF101), the folder of a path is its class.
+    """
+    lines = _lines(path)
+    index = path.parent / "classInd.txt"
+    if index.is_file() and path.name != index.name:
+        return _ucf101(path, lines, root, index)
+    if delimiter is None and columns is None and _is_table(path, lines[0]):
+        return Listed(*read_list(path, root, EXTENSIONS, PATH_COLUMNS))
+    rows = [_row(path, line, delimiter) for line in lines]
+    width = {len(numbers) for _, numbers in rows}
+    if len(width) > 1:
+        few, many = min(rows, key=lambda r: len(r[1])), max(rows, key=lambda r: len(r[1]))
+        raise MaemmError(
+            f"lines of the list have {min(width)} to {max(width)} values behind the path ({path}: {few[0]!r}, "
+            f"{many[0]!r}); quote paths with blanks, or set data.source.delimiter"
+        )
+    paths = [name for name, _ in rows]
+    labels, classes, parts = _values(path, [numbers for _, numbers in rows], columns)
+    return Listed(_home(path, root, paths), paths, labels, classes, parts)
+
+
+def hmdb51(folder: Path, root: Path | None, split: int, part: str) -> Listed:
+    """A folder of ``CLASS_test_splitN.txt``: lines ``name.avi 0|1|2``, 1 for training, 2 for testing."""
+    ending = f"_test_split{split}.txt"
+    files = sorted(one for one in folder.iterdir() if one.name.endswith(ending))
+    if not files:
+        raise MaemmError(f"the folder holds no *{ending} ({folder}); set data.source.split to 1, 2 or 3")
+    if root is None:
+        raise MaemmError("the splits of HMDB51 do not say where the videos are; set data.root to their folder")
+    classes = [one.name.removesuffix(ending) for one in files]
+    wanted = {"train": "1", "test": "2"}[part]
+    found = Listed(root, [], [], classes)
+    for number, file in enumerate(files):
+        for line in _lines(file):
+            name, _, mark = line.strip().rpartition(" ")
+            if mark == wanted:
+                found.paths.append(os.path.join(classes[number], name.strip()))
+                found.labels.append(number)
+    if not found.paths:
+        raise MaemmError(f"no line of split {split} is marked {wanted} ({folder}); are these HMDB51's splits?")
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------- pieces
+def _lines(path: Path) -> list[str]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from error
+    if b"\0" in data:
+        raise MaemmError(f"the list is no text ({path}); give a .txt or .csv file of paths")
+    lines = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf")).splitlines()
+    lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    if not lines:
+        raise MaemmError(f"the list names no video ({path}); write one path a line")
+    return lines
+
+
+def _is_table(path: Path, line: str) -> bool:
+    """Cells between commas or tabs, perhaps with a header; VideoMAE's own .csv files have blanks."""
+    separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
+    return separator is not None and separator in line
+
+
+def _row(path: Path, line: str, delimiter: str | None) -> tuple[str, list[str]]:
+    """One line -> (path, what stands behind it)."""
+    line = line.strip()
+    if line[0] in "\"'" and (end := line.find(line[0], 1)) > 0:
+        return line[1:end], line[end + 1 :].replace(delimiter or ",", " ").split()
+    if delimiter is not None:
+        name, *rest = (cell.strip() for cell in line.split(delimiter))
+        if not name:
+            raise MaemmError(f"a line of the list has no path ({path}: {line}); add it or drop the line")
+        return name, [one for one in rest if one]
+    ending = _ENDING.match(line)
+    if ending:
+        return ending[1], ending[2].replace(",", " ").split()
+    name, *rest = line.replace("\t", " ").split() if "," not in line else [c.strip() for c in line.split(",")]
+    return name, rest
+
+
+_ENDING = re.compile(rf"(.*(?:{'|'.join(re.escape(e) for e in EXTENSIONS)}))(?:[\s,]+(.*))?()$", re.IGNORECASE)
+
+
+def _values(
+    path: Path, rows: list[list[str]], columns: Columns | None
+) -> tuple[Labels | None, list[str] | None, list[Part]]:
+    """Labels, classes and parts from what stands behind the paths."""
+    width = len(rows[0])
+    if columns is None:
+        columns = "path label" if width < 2 else _guessed(path, rows)
+    if columns == "path label":
+        if width == 0:
+            return None, None, []
+        return *_labels(path, [row[0] for row in rows]), []
+    if width < 2:
+        raise MaemmError(f"lines of the list have {width} values behind the path ({path}); 'columns' asks for two")
+    numbers = _numbers(path, rows)
+    if columns == "path start frames":
+        return None, None, [(start, count) for start, count in numbers]
+    return [label for _, label in numbers], None, [(0, count) for count, _ in numbers]
+
+
+def _guessed(path: Path, rows: list[list[str]]) -> Columns:
+    """Two numbers: a start is 0 or 1 (VideoMAE v2, pre-training), a number of frames is more."""
+    numbers = _numbers(path, rows)
+    if all(start in (0, 1) for start, _ in numbers):
+        return "path start frames"
+    if all(count > 1 and label >= 0 for count, label in numbers):
+        return "path frames label"
+    raise MaemmError(
+        f"it is not clear what the numbers of the list mean ({path}); "
+        "set data.source.columns to 'path start frames' or 'path frames label'"
+    )
+
+
+def _numbers(path: Path, rows: list[list[str]]) -> list[tuple[int, int]]:
+    try:
+        return [(int(row[0]), int(row[1])) for row in rows]
+    except ValueError as error:
+        raise MaemmError(f"a line of the list has no numbers behind the path ({path}: {error}); mend it") from None
+
+
+def _labels(path: Path, texts: list[str]) -> tuple[Labels, list[str] | None]:
+    if all(text.lstrip("-").isdecimal() for text in texts):
+        return [int(text) if int(text) >= 0 else None for text in texts], None
+    if any(text.isdecimal() for text in texts):
+        raise MaemmError(f"labels are both numbers and words ({path}); use numbers from 0, or words")
+    classes = sorted(set(texts))
+    return [classes.index(text) for text in texts], classes
+
+
+def _ucf101(path: Path, lines: list[str], root: Path | None, index: Path) -> Listed:
+    """``Class/v_Class_g01_c01.avi 1``: 1-based labels that the class index names; lists for testing have none."""
+    pairs = [line.split() for line in _lines(index)]
+    if any(len(pair) != 2 or not pair[0].isdecimal() for pair in pairs):
+        raise MaemmError(f"this is no class index ({index}); its lines are '1 ApplyEyeMakeup'")
+    classes = [name for _, name in sorted(pairs, key=lambda pair: int(pair[0]))]
+    number = {name: i for i, name in enumerate(classes)}
+    paths = [line.strip().rpartition(" ")[0] if line.strip()[-1].isdecimal() else line.strip() for line in lines]
+    unknown = next((one for one in paths if os.path.dirname(one) not in number), None)
+    if unknown is not None:
+        raise MaemmError(f"the list names a class that classInd.txt does not know ({path}: {unknown}); mend the list")
+    return Listed(_home(path, root, paths), paths, [number[os.path.dirname(one)] for one in paths], classes)
+
+
+def _home(path: Path, root: Path | None, paths: list[str]) -> Path:
+    """The root where the first path is found there, or where it is not found beside the list."""
+    if root is None:
+        return path.parent
+    return root if (root / paths[0]).exists() or not (path.parent / paths[0]).exists() else path.parent

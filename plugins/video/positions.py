@@ -1,0 +1,79 @@
+"""Positions of clips that the core does not have: one long sinusoid, a table of time plus one of space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maemm.contract import Tokens
+from maemm.errors import MaemmError
+from maemm.positions import Table, resize_table
+
+
+def flat_sincos(count: int, dim: int) -> Tensor:
+    """(count, dim) float32: angle n / 10000^(2 floor(j/2) / dim), sine in even columns, cosine in odd ones (VideoMAE).
+
+    Computed in float64: in float32 the angles of long clips are off by 1e-4.
+    """
+    pair = torch.arange(dim, dtype=torch.float64) // 2
+    angle = torch.arange(count, dtype=torch.float64)[:, None] / 10000 ** (2 * pair / dim)
+    return torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos()).float()
+
+
+class FlatSinCos(nn.Module):
+    """The sinusoid of :func:`flat_sincos` over the flat token number, no state.
+
+    A shorter clip uses the first rows of a longer one's, but another height or width moves every token to other rows.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self._cache: dict[torch.device, Tensor] = {}
+
+    def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """(R, V) -> (R, V, D)."""
+        rows = self._cache.get(index.device)
+        if rows is None or len(rows) < tokens.count:
+            with torch.device("cpu"):  # also where a model is built on another default device
+                rows = flat_sincos(tokens.count, self.dim)
+            rows = self._cache[index.device] = rows.to(index.device)
+        return rows[index]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_cache": {}}
+
+
+class ClipTable(Table):
+    """One stored table for all tokens of a clip. A still picture has one slot and takes the rows of the first."""
+
+    def table(self, grid: tuple[int, ...]) -> Tensor:
+        if grid[0] != 1 or self.grid[0] == 1:
+            return super().table(grid)
+        area = self.grid[1] * self.grid[2]
+        return resize_table(self.values[:, :area], self.grid[1:], tuple(grid[1:]))
+
+
+class Separable(nn.Module):
+    """A learned table of time slots plus one of places in the frame (MAE-ST).
+
+    Other sizes get them resized: linear in time, bicubic in space; a still picture takes the first slot.
+    """
+
+    def __init__(self, dim: int, grid: tuple[int, ...]):
+        super().__init__()
+        self.grid = tuple(grid)
+        self.temporal = nn.Parameter(torch.empty(1, grid[0], dim))
+        self.spatial = nn.Parameter(torch.empty(1, grid[1] * grid[2], dim))
+        nn.init.trunc_normal_(self.temporal, std=0.02)
+        nn.init.trunc_normal_(self.spatial, std=0.02)
+
+    def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """(R, V) -> (R, V, D). Needs tokens on a grid."""
+        if tokens.grid is None:
+            raise MaemmError("separable positions need tokens on a grid; use position: sincos")
+        slots, *space = tokens.grid
+        temporal = self.temporal[:, :1] if slots == 1 else resize_table(self.temporal, self.grid[:1], (slots,))
+        spatial = resize_table(self.spatial, self.grid[1:], tuple(space))
+        area = spatial.shape[1]
+        return spatial[0][index % area] + temporal[0][index // area]

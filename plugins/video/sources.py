@@ -1,0 +1,168 @@
+"""Sources of videos: files and folders of frames, of a folder or a list."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from maemm.contract import Sample, Source
+from maemm.data import files
+from maemm.data.files import endings, existing, fingerprint
+from maemm.data.lists import class_labels, find_files
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+
+from .decoding import FrameFolder, Video, VideoFile
+from .decoding.video import IMAGES
+from .decoding.watchdog import Decoder
+from .lists import EXTENSIONS, Columns, Listed, hmdb51, read_videos
+
+_LISTS = (".txt", ".csv", ".tsv")
+
+
+def open_videos(
+    root: str | None,
+    list: str | None = None,
+    *,
+    name: str = "video",
+    backend: Literal["av", "decord", "torchcodec"] = "av",
+    seconds: float | None = 30.0,
+    partial: bool = False,
+    frame_rate: float = 25.0,
+    extensions: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    columns: Columns | None = None,
+    split: int = 1,
+    part: Literal["train", "test"] = "train",
+) -> Source:
+    """The source for ``data.root`` and ``data.list``; which kind it is follows from what is there.
+
+    A folder is searched through for videos, and where there are none, for folders of frames; where they lie in
+    folders of exactly one level, those are the classes. A list names paths and labels, or which frames to take; a
+    folder as list holds HMDB51's splits. Raises :class:`MaemmError` where there is nothing to read.
+
+    Options
+        name: the modality that the videos are for
+        backend: what decodes: av, decord or torchcodec
+        seconds: how long a file may take; then the decoder is killed and the file is unreadable; null: no watchdog,
+            decode in the worker itself
+        partial: take what can be read of files that end too early; false: they are unreadable
+        frame_rate: frames a second of folders of frames
+        extensions: endings of the files to take from a folder; null: those of all known kinds
+        delimiter: between path and numbers of a list; null: a tab, a comma or blanks
+        columns: what stands behind the path; null: a label, or for two numbers what they look like
+        split: which of HMDB51's splits
+        part: which part of HMDB51's split
+    """
+    if not root and not list:
+        raise MaemmError("no videos are given; set data.root to a folder or a video, or data.list to a list of paths")
+    if seconds is not None and seconds <= 0 or frame_rate <= 0:
+        raise MaemmError("seconds and frame_rate must be above 0 (data.source)")
+    folder = None if not root else existing(root, "data.root")
+    if list:
+        if folder is not None and not folder.is_dir():
+            raise MaemmError(f"data.root is no folder ({root}); with data.list it is what the paths are relative to")
+        where = existing(list, "data.list")
+        splits = where.is_dir()
+        found = hmdb51(where, folder, split, part) if splits else read_videos(where, folder, delimiter, columns)
+    elif folder.is_dir():
+        found = _found(folder, endings(extensions, EXTENSIONS))
+    elif folder.suffix.lower() in _LISTS:
+        found = read_videos(folder, None, delimiter, columns)
+    else:
+        found = Listed(folder.parent, [folder.name])
+    return Videos(found, Decoder(backend, seconds, partial), name=name, frame_rate=frame_rate)
+
+
+def _found(folder: Path, taken: tuple[str, ...]) -> Listed:
+    """Videos below a folder, or folders of frames below it, or the folder itself if it holds frames."""
+    paths = find_files(folder, taken)
+    if not paths:
+        frames = find_files(folder, IMAGES)
+        paths = sorted({os.path.dirname(one) for one in frames})
+        if paths == [""]:
+            return Listed(folder.resolve().parent, [folder.resolve().name])
+    if not paths:
+        raise MaemmError(
+            f"no video below the folder ({folder}); looked for files that end in {' '.join(taken)}, and for folders "
+            f"of {' '.join(IMAGES)}"
+        )
+    return Listed(folder, paths, *class_labels(paths))
+
+
+class Videos(files.Files):
+    """A video per sample: a file, a folder of frames, or a part of one."""
+
+    def __init__(self, found: Listed, decoder: Decoder, *, name: str = "video", frame_rate: float = 25.0):
+        super().__init__(found.home, found.paths, found.labels, found.classes, name=name)
+        self.decoder, self.frame_rate = decoder, frame_rate
+        self._parts = np.array(found.parts, np.int64).reshape(-1, 2)
+
+    def open(self, path: bytes, draw: Draw, part: tuple[int, int] = (0, -1)) -> Video:
+        """The video at ``path``; its frames are decoded when the modality asks for them."""
+        place = float(draw.rand("time")[0])
+        if os.path.isdir(path):
+            return FrameFolder(path, place, part, self.frame_rate)
+        if b"." not in os.path.basename(path) and not os.path.exists(path):
+            path += b".mp4"  # as VideoMAE's reader does
+        return VideoFile(path, self.decoder, place, part)
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        part = tuple(self._parts[index].tolist()) if len(self._parts) else (0, -1)
+        video = self.open(os.path.join(self.folder, self.path(index)), draw, part)
+        return Sample({self.modality: video}, self.name(index), self.label(index))
+
+    def fingerprint(self) -> str:
+        """The paths below the folder, the labels and the parts; moving the folder changes nothing."""
+        return fingerprint("videos", super().fingerprint(), self._parts)
+
+
+class Mixed(Source):
+    """A video and a picture per sample, for models of both (OmniMAE): one pass goes over the videos.
+
+    The picture is drawn anew each time. A sample whose video or picture cannot be read is unreadable.
+    """
+
+    def __init__(self, videos: Source, images: Source, name: str = "image"):
+        self.videos, self.images, self.modality, self.classes = videos, images, name, videos.classes
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def name(self, index: int) -> str:
+        return self.videos.name(index)
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        video = self.videos.read(index, draw)
+        chosen = int(draw.rand("picture")[0] * len(self.images))
+        try:
+            picture = self.images.read(chosen, draw.under("picture"))
+        except Exception as error:
+            raise ValueError(f"its picture {self.images.name(chosen)} cannot be read: {error}") from error
+        return Sample({**video.raw, self.modality: picture.raw[self.modality]}, video.id, video.label)
+
+    def fingerprint(self) -> str:
+        return fingerprint("mixed", self.videos.fingerprint(), self.images.fingerprint())
+
+
+def open_mixed(
+    root: str | None, list: str | None = None, *, images: str | None = None, videos: dict[str, Any] | None = None
+) -> Mixed:
+    """Videos of ``data.root`` and ``data.list``, each with a picture of another folder.
+
+    Raises :class:`MaemmError` where either is missing.
+
+    Options
+        images: folder, list or array of pictures, as the image plugin reads them; must be given
+        videos: options of the source of videos
+    """
+    from maemm import plugins
+
+    clips = open_videos(root, list, **(videos or {}))
+    if images is None:
+        raise MaemmError("no pictures are given (data.source.images); set it to a folder, a list or an array")
+    return Mixed(clips, plugins.find("sources", "image")(images, None, name="image"))

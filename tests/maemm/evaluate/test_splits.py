@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from maemm.errors import MaemmError
+from maemm.evaluate.features import Features
+from maemm.evaluate.splits import Shots, copies, folds, groups_of, overlap
+
+
+def made(labels, digests=None, ids=None):
+    labels = np.asarray(labels)
+    ids = ids or [f"{i}" for i in range(len(labels))]
+    return Features(np.zeros((len(labels), 1), np.float32), labels, ids, digests=digests)
+
+
+def test_folds_share_out_every_sample_and_every_class():
+    data = made([0] * 20 + [1] * 10)
+    parts = folds(data, 5, seed=1)
+    assert sorted(np.concatenate([test for _, test in parts])) == list(range(30))
+    for train, test in parts:
+        assert not set(train) & set(test) and np.bincount(data.labels[test]).tolist() == [4, 2]
+    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(parts, folds(data, 5, seed=2), strict=True))
+
+
+def test_groups_are_never_torn_apart():
+    ids = [f"{group}-{take}.wav" for group in range(6) for take in range(5)]
+    groups = groups_of(ids, r"^(\d+)-")
+    assert groups.tolist() == [i // 5 for i in range(30)]
+    for train, test in folds(made([0, 1] * 15, ids=ids), 3, groups=groups):
+        assert not set(groups[train]) & set(groups[test])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: folds(made([0, 1, 0]), 5), "3 labelled samples do not make 5 folds"),
+        (lambda: folds(made([0, 1, 2, 3, 4, 5]), 5), "no class has 5 samples"),
+        (lambda: folds(made([0, 1] * 8), 1), "1 folds make no test part"),
+        (lambda: folds(made([0, 1] * 4), 3, groups=np.array([0, 1] * 4)), "2 groups do not make 3 folds"),
+        (lambda: groups_of(["a"], "("), "is no regular expression"),
+        (lambda: groups_of(["1-a", "b"], r"^(\d)-"), r"fits 1 of 2 ids \(not: b\)"),
+        (lambda: Shots.parse("some"), "--shots 'some' means nothing"),
+        (lambda: Shots.parse("0"), "means nothing"),
+        (lambda: Shots.parse("120%"), "means nothing"),
+        (lambda: Shots.parse("4").draw(np.array([0, 0, 0, 0, 1]), 0), "label 1 has 1 samples, --shots asks for 4"),
+    ],
+)
+def test_what_cannot_be_split_is_said(call, message):
+    with pytest.raises(MaemmError, match=message):
+        call()
+
+
+def test_classes_with_few_samples_miss_in_some_folds_without_a_word(recwarn):
+    assert len(folds(made([0] * 20 + [1] * 2), 5)) == 5 and not recwarn.list
+
+
+def test_shots():
+    labels = np.array([0] * 100 + [1] * 10 + [2] * 3 + [-1] * 5)
+    few = Shots.parse("2").draw(labels, seed=0)
+    assert np.bincount(labels[few]).tolist() == [2, 2, 2]
+    share = Shots.parse("10%").draw(labels, seed=0)
+    assert np.bincount(labels[share]).tolist() == [10, 1, 1]  # one at least
+    assert set(Shots.parse("1").draw(labels, 7)) < set(Shots.parse("3").draw(labels, 7))
+    assert set(few) != set(Shots.parse("2").draw(labels, seed=1))
+
+
+def test_overlap_counts_content_and_names():
+    train = made([0] * 4, digests=np.array([1, 2, 3, 4]), ids=["a", "b", "c", "d"])
+    test = made([0] * 4, digests=np.array([4, 3, 9, 8]), ids=["x", "c", "a", "y"])
+    found = overlap(train, test)
+    assert (found.content, found.ids, found.same_name, found.total) == (2, 1, 2, 4)
+    assert str(found).startswith("2 of 4 test samples have the content of a training sample (1 of them its id too)")
+    assert copies(made([0] * 3, digests=np.array([5, 5, 6]))) == 1

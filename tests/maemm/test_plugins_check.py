@@ -1,0 +1,139 @@
+"""``maemm plugins check``: by name or by folder, a table or JSON, and what each failure says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from maemm.cli import main, plugins_check
+
+MANIFEST = """
+    from maemm.plugins import Plugin
+    plugin = Plugin(name="dots", version="2", contract=1, summary="dots", maskings={"half": "parts:Half"})
+"""
+PARTS = """
+    from maemm.masking.random import Random
+
+    class Half(Random):
+        '''Hide a part.
+
+        Options
+            ratio: share of the tokens that is hidden
+            mask_block: sides of blocks
+            count: how the ratio becomes a number
+        '''
+        DRAW
+"""
+BROKEN = """
+        def plan(self, name, tokens, draw):
+            import torch
+            torch.rand(1)
+            return super().plan(name, tokens, draw)
+"""
+FAST = ("plan_is_legal", "draws_are_counted", "part_can_be_imported")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Only a few of the checks, since all of them are run elsewhere."""
+    from maemm.testing.checks import CHECKS
+
+    for name in [name for name in CHECKS if name not in FAST]:
+        monkeypatch.delitem(CHECKS, name)
+
+
+def dots(code: str = "") -> dict[str, str]:
+    return {"__init__.py": MANIFEST, "parts.py": PARTS.replace("        DRAW\n", code)}
+
+
+def test_a_sound_plugin_by_its_folder(few, make_plugin, capsys):
+    folder = make_plugin("dots", add=False, **dots())
+    assert main(["plugins", "check", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"dots 2 (folder: {folder}): 3 checks\n\nmasking 'half'\n")
+    assert "  part_can_be_imported  passed\n" in text and text.endswith(
+        "3 checks: 3 passed, 0 failed, 0 not applicable\n"
+    )
+    # Now that it is known, its name will do, and so will the folder of its project.
+    assert main(["plugins", "check", "dots"]) == 0
+    assert main(["plugins", "check", str(folder.parent)]) == 0
+
+
+def test_failures_say_the_rule_and_what_to_change(few, make_plugin, capsys):
+    make_plugin("dots", **dots(BROKEN))
+    assert main(["plugins", "check", "dots"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "draws_are_counted FAILED rule: Examples, tokens, plans and evaluation leave the global random" in text
+    assert "found: plugin 'dots', masking 'half': no global random numbers: received torch drawn from, expected" in text
+    assert "change: use the draw that is handed in, or maemm.draws.seeded around foreign random code" in text
+    assert "3 checks: 2 passed, 1 failed, 0 not applicable" in text
+    assert main(["plugins", "check", "dots", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["plugin"], found["failed"], len(found["checks"])) == ("dots", 1, 3)
+    (failed,) = (one for one in found["checks"] if not one["passed"])
+    assert failed["check"] == "draws_are_counted" and failed["change"].startswith("use the draw")
+
+
+def test_options_reach_the_parts(few, make_plugin, capsys):
+    make_plugin("dots", **dots())
+    assert main(["plugins", "check", "dots", "maskings.half.ratio=2.0"]) == 1
+    assert "mask ratio 2.0 must be at least 0" in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_cannot_be_found(few, make_plugin, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_plugin("dots", **dots())
+    make_plugin("bad", **{"__init__.py": "1 / 0"})
+    for name in ("one", "two"):
+        Path("both", name).mkdir(parents=True)
+        Path("both", name, "__init__.py").write_text("")
+    Path("empty").mkdir()
+    Path("file.py").write_text("")
+    for argv, message in (
+        (["dotts"], "no plugin and no folder is called 'dotts'; did you mean 'dots'?"),
+        (["empty"], "holds no package; give the folder with the manifest's __init__.py"),
+        (["both"], "holds several packages (one, two); give the folder of one"),
+        (["file.py"], "file.py is no folder; give the folder of a plugin, or its name"),
+        (["bad"], "plugin 'bad' (folder: "),
+        ([str(tmp_path / "plugins" / "bad")], "cannot be used: ZeroDivisionError: division by zero"),
+        (["dots", "ratio=1"], "'ratio=1' names no part; write part.option=value"),
+        (["dots", "maskings.haf.ratio=1"], "options are given for 'maskings.haf', which 'dots' does not bring"),
+        ([], "check needs a name; known: core"),
+    ):
+        assert main(["plugins", "check", *argv]) == 2, argv
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+
+
+def test_a_project_folder_is_its_only_package(make_plugin, tmp_path):
+    for above in ("maemm-a", "maemm-b/src"):
+        package = tmp_path / above / f"maemm_{above[6]}"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (tmp_path / above / "tests").mkdir()
+        (tmp_path / above / "tests" / "__init__.py").write_text("")
+        assert plugins_check._package_in(tmp_path / above.split("/")[0]) == package
+
+
+def test_it_needs_no_pytest():
+    """A user has none. No torch either before there is something to check."""
+    code = (
+        "import sys; sys.modules['pytest'] = None\n"
+        "from maemm.cli import main\n"
+        "assert main(['plugins', 'check', 'nothing']) == 2 and 'torch' not in sys.modules\n"
+        "from maemm.testing.checks import CHECKS\n"
+        f"[CHECKS.pop(one) for one in list(CHECKS) if one not in {FAST}]\n"
+        "sys.exit(main(['plugins', 'check', 'core']))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "encoder 'vit'\n  part_can_be_imported  passed" in done.stdout
+
+
+def test_a_plugin_is_known_by_its_folder_however_it_was_found(make_plugin):
+    home = Path(__import__("maemm_plugins.image").image.__file__).parent
+    assert plugins_check.find(str(home)).origin == "bundled" and plugins_check.find("image").origin == "bundled"

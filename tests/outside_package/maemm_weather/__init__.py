@@ -1,0 +1,18 @@
+"""Weather maps with gaps, and one part of every other kind, outside maemm's repository."""
+
+from maemm.plugins import Plugin
+
+plugin = Plugin(
+    name="weather",
+    version="0.1.0",
+    contract=1,
+    summary="hourly maps of several sensors, with gaps",
+    modalities={"weather": "maps:Weather"},
+    sources={"weather": "maps:open_weather"},
+    samples={"weather": "maps:write"},
+    maskings={"places": "parts:Places"},
+    encoders={"deepsets": "parts:DeepSets"},
+    decoders={"pointwise": "parts:Pointwise"},
+    objectives={"uniformity": "parts:Uniformity"},
+    weights={"weather_old": "parts:Old"},
+)

@@ -1,0 +1,114 @@
+"""Exact counts of the maskings by time and frequency, and the published masks."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maemm import Draw, MaemmError
+from maemm.contract import Tokens
+from maemm.positions import lattice
+from maemm_plugins.audio.maskings import Frequency, Time, TimeFrequency
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "audiomae" / "masks.safetensors"
+
+
+def tokens_of(grid, rows=3, valid=None, time_axis=0):
+    count = grid[0] * grid[1]
+    return Tokens(torch.zeros(rows, count, 1), lattice(grid)[None], grid, valid, context={"time_axis": time_axis})
+
+
+def draw(rows=3, key=0):
+    return Draw((key,), range(rows), rows)
+
+
+def lines(plan, grid, axis):
+    """The visible tokens of each row as a lattice, reduced along the other axis."""
+    seen = torch.zeros(len(plan.visible), grid[0] * grid[1], dtype=torch.bool).scatter_(1, plan.visible, True)
+    return seen.view(-1, *grid).any(2 - axis), seen.view(-1, *grid)
+
+
+class Stored:
+    """A draw that hands out published noise."""
+
+    def __init__(self, **noise):
+        self.noise = noise
+
+    def rand(self, purpose, *shape):
+        return self.noise[purpose.rpartition("/")[2]]
+
+
+@pytest.mark.parametrize("time, frequency", [(0.7, 0.3), (0.6, 0.5), (0.2, 0.2), (0.2, 0.3)])
+def test_published_structured_masks(time, frequency):
+    data = load_file(GOLDEN)
+    key = f"tf_{time}_{frequency}/"
+    stored = Stored(time=data[f"{key}noise_t"], frequency=data[f"{key}noise_f"])
+    expected = data[f"{key}visible"]
+    plan = TimeFrequency(time=time, frequency=frequency).plan("audio", tokens_of((64, 8), len(expected)), stored)
+    assert torch.equal(plan.visible, expected.sort(1).values)
+    assert torch.equal(
+        torch.zeros(len(expected), 512).scatter_(1, plan.predict, 1.0), data[f"{key}mask"].float().view(-1, 512)
+    )
+
+
+def test_published_random_masks():
+    from maemm.masking.random import Random
+
+    class Noise:
+        def rand(self, purpose, *shape):
+            return data["random/noise"]
+
+    data = load_file(GOLDEN)
+    plan = Random(ratio=0.8).plan("audio", tokens_of((64, 8), len(data["random/noise"])), Noise())
+    assert torch.equal(plan.visible, data["random/visible"]) and plan.visible.shape[1] == 102
+
+
+@pytest.mark.parametrize("time_axis", [0, 1])
+def test_whole_lines_of_the_right_axis(time_axis):
+    grid = (12, 5) if time_axis == 0 else (5, 12)
+    tokens = tokens_of(grid, time_axis=time_axis)
+    time, seen = lines(Time(ratio=0.5).plan("audio", tokens, draw()), grid, time_axis)
+    assert (time.sum(1) == 6).all() and (seen.flatten(1).sum(1) == 30).all()
+    mel, seen = lines(Frequency(ratio=0.4).plan("audio", tokens, draw()), grid, 1 - time_axis)
+    assert (mel.sum(1) == 3).all() and (seen.flatten(1).sum(1) == 36).all()
+
+
+def test_exact_total_count_of_cav_mae():
+    """31 of 64 columns times 4 of 8 rows are 124 patches; 4 masked ones come back."""
+    masking = TimeFrequency(ratio=0.75, time=0.525, frequency=0.525, count="floor_hidden")
+    plan = masking.plan("audio", tokens_of((64, 8)), draw())
+    assert plan.visible.shape == (3, 128) and plan.predict.shape == (3, 384)
+    inner = TimeFrequency(time=0.525, frequency=0.525, count="floor_hidden").plan("audio", tokens_of((64, 8)), draw())
+    assert inner.visible.shape == (3, 124)
+    for row in range(3):
+        assert set(inner.visible[row].tolist()) < set(plan.visible[row].tolist())
+
+
+@pytest.mark.parametrize(
+    "masking", [Time(), Frequency(), TimeFrequency(time=0.5, frequency=0.3), TimeFrequency(ratio=0.8)]
+)
+def test_ragged_batches_keep_their_shares(masking):
+    grid = (10, 4)
+    valid = (lattice(grid)[:, 0] < torch.tensor([[10], [5], [1]])).view(3, 40)
+    tokens = tokens_of(grid, valid=valid)
+    plan = masking.plan("audio", tokens, draw()).check("audio", tokens)
+    for row in range(3):
+        seen = set(plan.visible[row][plan.visible_valid[row]].tolist())
+        hidden = set(plan.predict[row][plan.predict_valid[row]].tolist())
+        assert not seen & hidden and seen | hidden == set(valid[row].nonzero()[:, 0].tolist())
+    whole = masking.plan("audio", tokens_of(grid), draw())
+    assert plan.visible_valid[0].sum() == whole.visible.shape[1]
+
+
+def test_one_line_stays_at_least():
+    plan = Time(ratio=0.9).plan("audio", tokens_of((2, 4)), draw())
+    assert plan.visible.shape == (3, 4)
+
+
+def test_needs_a_lattice():
+    tokens = Tokens(torch.zeros(1, 8, 1), torch.zeros(1, 8, 3))
+    with pytest.raises(MaemmError, match="lattice"):
+        Time().plan("audio", tokens, draw(1))
+    with pytest.raises(MaemmError, match="ratio"):
+        Time(ratio=1.0)

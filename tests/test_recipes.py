@@ -1,0 +1,58 @@
+"""Every shipped recipe of every plugin opens with its command, builds, and takes two steps when shrunk."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import maemm
+from maemm import config
+from maemm.build import build_model
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
+#: trained parameters that publications state
+TRAINED = {"image/mae_base": 111_655_680, "image/mae_large": 329_239_296, "image/mae_huge": 656_613_964}
+SMALL = {"dim": 48, "depth": 1, "heads": 2}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_builds_on_meta(name):
+    with torch.device("meta"):
+        model = maemm.build(name)
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert count == TRAINED.get(name, count) and count > 10_000
+
+
+def shrunk(name):
+    recipe = config.load(name)
+    changes = {
+        f"{part}.{key}": value
+        for part in ("encoder", "decoder")
+        for key, value in SMALL.items()
+        if key in (recipe[part] or {})
+    }
+    return config.load(name, changes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_steps_when_shrunk(name):
+    torch.manual_seed(0)
+    model = build_model(shrunk(name))
+    batch = {n: m.example(2, maemm.Draw((0, "example"))) for n, m in model.modalities.items()}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(2):
+        total = model(batch, draw=maemm.Draw((0, 0), range(2), 2)).total
+        total.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total.item())
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opens_with_what_it_reproduces_and_the_command(name):
+    text = (CONFIGS / f"{name}.yaml").read_text()
+    head = "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    assert f"maemm pretrain {name}" in head or "maemm demo" in head
