@@ -100,7 +100,9 @@ def step(rounds: int, device: torch.device) -> dict:
             torch.cuda.synchronize()
 
     routes = {"ours": lambda: model(inputs).total, "published": lambda: published_order(model, inputs)}
-    same = {name: float(route()) for name, route in routes.items()} if device.type == "cpu" else {}
+    model.eval()  # in training the decoder's relative bias has dropout
+    same = {name: float(route().detach()) for name, route in routes.items()}
+    model.train()
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     times = best(rounds, clock, **{name: lambda route=route: run(route) for name, route in routes.items()})
     row = {"what": f"step, {device.type}", "recipe": "audio/audiomae_base", "overrides": overrides, "batch": rows}

@@ -29,10 +29,11 @@ SHRUNK = {"encoder.dim": 32, "encoder.depth": 2, "encoder.heads": 2,
 
 @dataclass(frozen=True)
 class Row:
-    """One recipe to measure: samples per step on a GPU."""
+    """One recipe to measure: samples per step on a GPU, and the shape of one where the example is a small one."""
 
     recipe: str
     batch: int
+    shape: tuple[int, ...] | None = None
 
 
 ROWS = [
@@ -41,6 +42,11 @@ ROWS = [
     Row("image/mae_huge", 128),
     Row("image/pixio_base", 256),
     Row("audio/audiomae_base", 128),
+    Row("video/videomae_base", 64),
+    Row("video/videomae_v2_base", 64),
+    Row("video/mae_st_large", 32),
+    Row("pointcloud/point_mae", 512, (1024, 3)),
+    Row("pointcloud/pcp_mae", 512, (1024, 3)),
 ]
 
 
@@ -78,12 +84,48 @@ def step_function(model: torch.nn.Module, forward: torch.nn.Module, batch: dict,
     return step
 
 
+def example(modality: torch.nn.Module, name: str, row: Row, rows: int) -> torch.Tensor:
+    if row.shape is None:
+        return modality.example(rows, maemm.Draw((0, name))).x
+    return torch.randn(rows, *row.shape, generator=torch.Generator().manual_seed(0))
+
+
+def grouping(device: torch.device) -> dict:
+    """Clouds per second of farthest point sampling: the kernel against the loop in plain torch, and neighbours."""
+    from maemm_plugins.pointcloud import grouping as ours
+
+    clouds, points, groups, size = (512, 1024, 64, 32) if device.type == "cuda" else (4, 256, 16, 8)
+    x = torch.randn(clouds, points, 3, generator=torch.Generator().manual_seed(0)).to(device)
+    planes, nearest = x.transpose(1, 2).contiguous(), torch.full((clouds, points), torch.inf, device=device)
+    first = torch.zeros(clouds, dtype=torch.long, device=device)
+    index = ours.farthest_points(x, groups)[0]
+    centers = ours.gather_points(x, index[..., None])[:, :, 0]
+    ways = {
+        "as_chosen": lambda: ours.farthest_points(x, groups),
+        "torch_loop": lambda: ours._sample(planes, nearest.clone(), first, groups),
+        "neighbours": lambda: ours.neighbours(x, centers, size),
+    }
+    found = {name: clouds / _seconds(way, device) for name, way in ways.items()}
+    kernel = "triton" if device.type == "cuda" and ours._kernel() else "torch"
+    return {"grouping": f"{points} -> {groups} x {size}", "clouds": clouds, "kernel": kernel, "clouds_per_s": found}
+
+
+def _seconds(work, device: torch.device, count: int = 10) -> float:
+    work()
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        work()
+    synchronize(device)
+    return (time.perf_counter() - start) / count
+
+
 def measure(row: Row, compiled: bool, device: torch.device, rate: float) -> dict:
     gpu = device.type == "cuda"
     rows = row.batch if gpu else 4
     torch.manual_seed(0)
     model = maemm.build(row.recipe, **({} if gpu else SHRUNK)).to(device).train()
-    batch = {n: m.example(rows, maemm.Draw((0, n))).x.to(device) for n, m in model.modalities.items()}
+    batch = {n: example(m, n, row, rows).to(device) for n, m in model.modalities.items()}
     with FlopCounterMode(display=False) as counter:
         step_function(model, model, batch, rows, device)(0)
     forward = torch.compile(model, dynamic=False) if compiled else model
@@ -107,6 +149,11 @@ def measure(row: Row, compiled: bool, device: torch.device, rate: float) -> dict
 
 
 def results(device: torch.device, rate: float, deadline: float) -> Iterator[dict]:
+    yield from steps(device, rate, deadline)
+    yield grouping(device)
+
+
+def steps(device: torch.device, rate: float, deadline: float) -> Iterator[dict]:
     for compiled in (False, True) if device.type == "cuda" else (False,):
         for row in ROWS:
             if time.monotonic() > deadline:

@@ -60,16 +60,16 @@ def _normalized(x: Tensor, norm: nn.Module) -> Tensor:
 class Step:
     """Forward, backward and update of one variant."""
 
-    def __init__(self, weights: nn.Module, batch: dict, published: bool, stats: str, bf16: bool):
+    def __init__(self, weights: nn.Module, batch: dict, name: str, bf16: bool):
         self.model, self.bf16 = maemm.build(weights.recipe).train(), bf16
         self.model.load_state_dict(weights.state_dict())
         embedding = self.model.modalities["pointcloud"].embedding
-        embedding.stats = stats
-        if published:
+        if name == "published":
             self.model.modalities["pointcloud"].embedding = PublishedOrder(embedding)
-        self.inputs = self.model.plan(
-            batch, maemm.Draw((0, 0), range(len(batch["pointcloud"])), len(batch["pointcloud"]))
-        )
+        else:
+            embedding.stats = name
+        rows = len(batch["pointcloud"])
+        self.inputs = self.model.plan(batch, maemm.Draw((0, 0), range(rows), rows))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
         self.cpu, self.wall, self.loss = [], [], float("nan")
 
@@ -95,6 +95,13 @@ def has_bf16() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
+def processor() -> str:
+    """The CPU's name, where the system tells it."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def _cpu_seconds(work) -> float:
     start = time.process_time()
     work()
@@ -109,10 +116,10 @@ def measure(batch: int, rounds: int, tiny: bool = False) -> dict[str, dict[str, 
     points = torch.randn(batch, 1024, 3)
     clouds = {"pointcloud": points / points.norm(dim=-1, keepdim=True)}
     steps = {
-        f"{'published' if published else stats} {'bf16' if bf16 else 'fp32'}": Step(weights, clouds, published, stats, bf16)
-        for published, stats in ((True, "all"), (False, "all"), (False, "visible"))
+        f"{name} {'bf16' if bf16 else 'fp32'}": Step(weights, clouds, name, bf16)
+        for name in ("published", "all", "visible")
         for bf16 in ((False, True) if has_bf16() else (False,))
-    }  # fmt: skip
+    }
     for number in range(rounds + 1):
         for step in steps.values():
             step()
@@ -143,7 +150,7 @@ def main(argv: list[str] | None = None) -> Path:
         "date": str(date.today()),
         "command": f"python benchmarks/points_step.py --batch {args.batch} --rounds {args.rounds}"
         + " --tiny" * args.tiny,
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],

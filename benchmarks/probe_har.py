@@ -41,6 +41,7 @@ from maemm.evaluate.knn import knn
 from maemm.evaluate.probe import linear
 from maemm.evaluate.score import score
 from maemm.evaluate.splits import Shots
+from maemm.train import pretrain
 from maemm.train.start import open_source
 
 RECIPE = "signal/tiny_har"
@@ -55,14 +56,14 @@ def opened(root: Path, part: str) -> Source:
 
 
 def trained(root: Path, out: Path, seed: int, more: list[str]) -> tuple[maemm.Model, dict[str, Any]]:
-    began = time.process_time()
+    """A pre-trained model, and its seed and CPU seconds. What was trained before is not trained again."""
+    began, spent = time.process_time(), out / "cpu_s.txt"
     fixed = {"data.root": str(root), "out": str(out), "train.seed": seed, "data.workers": 0}
-    recipe = config.load(RECIPE, more, training=True)
-    for key, value in fixed.items():
-        section, _, name = key.rpartition(".")
-        (recipe[section] if section else recipe)[name] = value
-    maemm.pretrain(recipe, echo=lambda line: None)
-    return maemm.load(out).eval(), {"seed": seed, "cpu_s": round(time.process_time() - began)}
+    recipe = config.load(RECIPE, [*more, *(f"{key}={value}" for key, value in fixed.items())], training=True)
+    pretrain(recipe, echo=lambda line: None)
+    if not spent.exists():
+        spent.write_text(f"{time.process_time() - began:.0f}")
+    return maemm.load(out).eval(), {"seed": seed, "cpu_s": int(spent.read_text())}
 
 
 def untrained(recipe: dict[str, Any], seed: int) -> maemm.Model:
@@ -155,12 +156,8 @@ def few_labels(
 def unseen(
     root: Path, work: Path, data: dict[str, np.ndarray], label: int, seed: int, more: list[str]
 ) -> dict[str, Any]:
-    work.mkdir(parents=True, exist_ok=True)
     kept = data["y_train"] != label
-    part = work / f"without_{label}.npz"
-    if not part.exists():
-        stored = np.load(root)
-        np.savez(part, x_train=stored["x_train"][kept], y_train=stored["y_train"][kept])
+    part = without(root, work, kept, label)
     model, about = trained(part, work / f"without_{label}_{seed}", seed, more)
     novel = data["y_test"] == label
     errors = score(model, opened(root, "test"), plans=4)
@@ -173,6 +170,25 @@ def unseen(
     row |= {f"distance, {name}": roc_auc_score(novel, one) for name, one in distances.items()}
     print(row, flush=True)
     return row
+
+
+def without(root: Path, work: Path, kept: np.ndarray, label: int) -> Path:
+    """The training part without one activity, as a file."""
+    part = work / f"without_{label}.npz"
+    if not part.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        stored = np.load(root)
+        np.savez(part, x_train=stored["x_train"][kept], y_train=stored["y_train"][kept])
+    return part
+
+
+def train_only(root: Path, work: Path, data: dict[str, np.ndarray], what: str, more: list[str]) -> None:
+    label, _, seed = what.rpartition(":")
+    if label:
+        root = without(root, work, data["y_train"] != int(label), int(label))
+        trained(root, work / f"without_{label}_{seed}", int(seed), more)
+    else:
+        trained(root, work / f"seed_{seed}", int(seed), more)
 
 
 def nearest(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
@@ -194,11 +210,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of tuning on few labels")
     parser.add_argument("--set", nargs="*", default=[], help="changes of the recipe: train.epochs=2")
     parser.add_argument("--work", type=Path, default=Path("runs/probe_har"))
+    parser.add_argument(
+        "--train-only", help="seed, or activity:seed: train this run and stop (to train several at once)"
+    )
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
     stored = np.load(args.data)
     data = {key: stored[key].astype(np.float32 if key[0] == "x" else np.int64) for key in stored.files}
+    if args.train_only:
+        return train_only(args.data, args.work, data, args.train_only, args.set)
     rows, few, runs = raw_rows(data), [], []
     for row in rows:
         print(row, flush=True)

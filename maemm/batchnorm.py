@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
+
+from maemm.processes import add_over_processes, several_processes
 
 _AT_ONCE = 1024  # rows that a CPU takes at a time: what it then writes stays in its cache
 
@@ -111,21 +113,8 @@ def _sum(rows: Tensor, counted: Tensor | None, mean: Tensor | None = None) -> Te
     """Sum over the rows (n, C) that count, or with ``mean`` of their squared differences from it: (C,)."""
     total = torch.zeros(rows.shape[1], dtype=_kind(rows), device=rows.device)
     step = _AT_ONCE if rows.device.type == "cpu" else max(1, len(rows))
-    masks = [None] * len(rows) if counted is None else counted.split(step)
+    masks = repeat(None) if counted is None else counted.split(step)
     for part, mask in zip(rows.split(step), masks, strict=False):
         values = part if mean is None else (part.to(mean.dtype) - mean).square_()
         total += (values if mask is None else torch.where(mask, values, 0)).sum(0, dtype=total.dtype)
     return total
-
-
-def several_processes() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def add_over_processes(values: Tensor) -> Tensor:
-    """``values`` summed over all processes of the default group, or as they are where there is one process."""
-    if not several_processes():
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values

@@ -170,7 +170,8 @@ class GridModality(Modality):
         signal = signal.detach().float().cpu()
         axes.set_axis_off()
         if signal.ndim == 2:
-            spread = signal.nan_to_num().std().clamp(min=1e-6) * 4
+            seen = signal[~signal.isnan()]
+            spread = (seen.std() if seen.numel() > 1 else seen.new_ones(())).clamp(min=1e-6) * 4
             for row, trace in enumerate(signal):
                 axes.plot((trace - row * spread).numpy(), linewidth=0.8)
             return

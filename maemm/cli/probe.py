@@ -26,7 +26,11 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--attentive", action="store_true", help="the attentive probe too")
     parser.add_argument("--balanced", action="store_true", help="weigh classes by the inverse of their frequency")
     parser.add_argument("--epochs", type=int, help="of published (90) and attentive (30)")
-    parser.add_argument("--base-lr", metavar="X,Y", help="for a batch of 256; the best of several on a held-out tenth")
+    parser.add_argument(
+        "--base-lr",
+        metavar="X,Y",
+        help="for a batch of 256; the best of several on a held-out tenth (published, small data: 0.1,1,10,100)",
+    )
     add_flags(parser)
     args = parser.parse_intermixed_args(argv)
     names = args.protocol.split(",") + (["attentive"] if args.attentive else [])

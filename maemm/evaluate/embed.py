@@ -163,7 +163,10 @@ class _Parts:
                 os.fsync(file.fileno())
             os.replace(beside, path)
         except OSError as error:
-            raise MaemmError(f"cannot write {path} ({error.strerror}); free space: the same command goes on") from error
+            raise MaemmError(
+                f"cannot write {path} ({error.strerror}); look at the folder and the free space: the same command "
+                "goes on"
+            ) from error
 
     def chunks(self) -> Iterator[tuple[dict[str, np.ndarray], list[BadSample]]]:
         for path in self.paths:

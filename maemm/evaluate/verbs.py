@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from maemm.evaluate.compare import Protocol, Show, Subject, compare
+from maemm.evaluate.curves import draw_curves
 from maemm.evaluate.figures import Comparison, save_record
 from maemm.evaluate.inputs import What
 
@@ -51,7 +52,9 @@ def probe(
     }
     protocol = Protocol(list(protocols), options, folds, groups, [str(one) for one in shots], seeds)
     found = compare(Subject(what, data, test, show=show, **subject), protocol, baselines=baselines)
-    save_record(found.record(), verb, what, out)
+    written = save_record(found.record(), verb, what, out)
+    if written is not None and len(found.shots) > 1:
+        draw_curves(found, written.with_suffix(".png"))
     return found
 
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from maemm.contract import Objective, Output, Plan, Term
 from maemm.errors import MaemmError
-from maemm.gather import gather_rows
 from maemm.pooling import mean_of_tokens
+from maemm.processes import gather_rows
 
 LARGEST_SCALE = 100.0  # of a learned temperature (CLIP, section 2.5)
 

@@ -16,7 +16,7 @@ RECIPE, METRICS, BAD, LOCK = "recipe.yaml", "metrics.jsonl", "bad_samples.jsonl"
 
 # May change in a run that exists: the numbers of a step do not depend on them.
 FREE = {
-    "out", "data.workers", "data.timeout", "data.prefetch", "data.max_bad_share", "train.micro_batch",
+    "out", "name", "data.workers", "data.timeout", "data.prefetch", "data.max_bad_share", "train.micro_batch",
     "train.log_every", "train.save_every", "train.keep", "train.picture_every", "train.tensorboard",
     "train.max_nonfinite",
 }  # fmt: skip

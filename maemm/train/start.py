@@ -137,16 +137,17 @@ def _refuse_micro_batches(model: nn.Module, accumulation: int) -> None:
     if accumulation == 1:
         return
     for name, module in model.named_modules():
-        if not (getattr(module, "coupled", False) or isinstance(module, _BatchNorm)):
+        # "is": a container of modules has those that it holds as attributes, by any name.
+        if not (getattr(module, "coupled", False) is True or isinstance(module, _BatchNorm)):
             continue
         pieces = name.split(".")
         around = [model.get_submodule(".".join(pieces[:count])) for count in range(1, len(pieces) + 1)]
-        if any(getattr(one, "per_micro_batch", False) for one in around):
+        if any(getattr(one, "per_micro_batch", False) is True for one in around):
             continue
         owner = ".".join(pieces[:2] if pieces[0] in ("modalities", "objectives", "targets") else pieces[:1])
         raise MaemmError(
-            f"{owner} compares samples with each other ({type(module).__name__}): {accumulation} micro-batches are not one "
-            f"batch (train.micro_batch); raise it, or set {owner}.per_micro_batch=true"
+            f"{owner} compares samples with each other ({type(module).__name__}): {accumulation} micro-batches are not "
+            f"one batch (train.micro_batch); raise it, or set {owner}.per_micro_batch=true"
         )
 
 

@@ -35,7 +35,7 @@ def ring(thing: Object, seconds: float = 1.0, rate: int = 16000) -> np.ndarray:
     sound *= 1 + 0.3 * np.sin(2 * math.pi * (2 + abs(thing.spin)) * time)  # it turns, so it wavers
     # A room is never still: some noise, far below the blows.
     rng = np.random.default_rng([8, thing.index])
-    sound = sound / max(np.abs(sound).max(), 1e-9) * _LOUD + 0.001 * rng.standard_normal(samples)
+    sound = sound / max(np.abs(sound).max(), 1e-9) * _LOUD + 2e-4 * rng.standard_normal(samples)
     return sound.clip(-1, 1).astype(np.float32)
 
 

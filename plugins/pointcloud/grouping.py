@@ -33,6 +33,8 @@ def farthest_points(
         raise MaemmError(f"no points to choose {count} from (pointcloud); give clouds of one point or more")
     with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
         planes = xyz[..., :3].detach().float().transpose(1, 2).contiguous()  # (B, 3, N): whole vectors per axis
+        if valid is not None:
+            planes = torch.where(valid[:, None], planes, 0.0)  # padding may be anything, NaN too
         nearest = _candidates(planes, valid, skip_origin)
         first = torch.zeros_like(planes[:, 0, 0], dtype=torch.long) if valid is None else valid.byte().argmax(1)
         kernel = _kernel() if planes.is_cuda else None

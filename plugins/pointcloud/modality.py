@@ -200,6 +200,10 @@ class PointCloud(Modality):
 
         return interactive(columns, self.up)
 
+    def by_channel(self, prepared: Prepared) -> None:
+        """Clouds are normalised one by one: there are no statistics of the data to set."""
+        return None
+
     def describe(self, raw: np.ndarray) -> dict[str, Any]:
         """Points, columns, and the longest side of the bounding box in the unit of the file."""
         points, columns = raw.shape
@@ -231,6 +235,5 @@ def _check_sizes(groups: int, group_size: int, points: int | None, features: int
             "(modalities.pointcloud.points); raise it"
         )
     if features < (3 if normals else 0):
-        raise MaemmError(
-            f"features is {features} (modalities.pointcloud.features); give {'3 or more, for normals' if normals else '0 or more'}"
-        )
+        least = "3 or more, for normals" if normals else "0 or more"
+        raise MaemmError(f"features is {features} (modalities.pointcloud.features); give {least}")

@@ -183,8 +183,8 @@ def open_stack(path: Path) -> Stack | None:
         stack = HDF5(path) if path.suffix.lower() in (".h5", ".hdf5") else Arrays(path)
     except MaemmError:
         raise
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+    except Exception as error:  # h5py, zipfile and zlib have many
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise MaemmError(f"cannot read the clouds ({path}: {why}); give another file") from error
     shape = stack.shape()
     if len(shape) == 2:

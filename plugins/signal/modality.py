@@ -88,8 +88,8 @@ class Signal(GridModality):
             raise MaemmError(f"gain is {list(self.gain)} (modalities.signal.gain); give 0 < low <= high")
         if not 0 <= self.drop_channel < 1:
             raise MaemmError(f"drop_channel is {self.drop_channel} (modalities.signal); give a share from 0 to below 1")
-        if not 0 <= self.shift < self.length:
-            raise MaemmError(f"shift is {self.shift} (modalities.signal); give 0 to below size {self.length}")
+        if not 0 <= self.shift <= self.length // 2:
+            raise MaemmError(f"shift is {self.shift} (modalities.signal.shift); give 0 to half of size {self.length}")
         if not self.per_channel and (self.drop_channel or self.flat == "hide"):
             raise MaemmError(
                 "tokens over all channels cannot leave one out (modalities.signal.tokens: time); "
@@ -110,12 +110,14 @@ class Signal(GridModality):
             spare = x.shape[1] - self.length
             start = spare // 2 if draw is None else int(draw.rand("cut").item() * (spare + 1))
             x = x[:, start : start + self.length]
-        x = x[[have for have, _ in rows]].astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and told so
+            x = x[[have for have, _ in rows]].astype(np.float32)
         x, valid = self._mended(x)
         whole = np.zeros((len(self.names), x.shape[1]), np.float32)
         known = np.zeros(whole.shape, bool)
         at = [place for _, place in rows]
         whole[at], known[at] = x, valid
+        self._check_any(known)
         return self._padded(torch.from_numpy(whole), torch.from_numpy(known))
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -245,6 +247,14 @@ class Signal(GridModality):
                 raise ValueError("no channel ever changes")
             finite = finite & ~still[:, None]
         return x, finite
+
+    def _check_any(self, known: np.ndarray) -> None:
+        """Raise ValueError where nothing is left to learn from: not one whole patch."""
+        rows = known if self.per_channel else known.all(0, keepdims=True)
+        steps = rows.shape[1] // self.step
+        if not rows[:, : steps * self.step].reshape(len(rows), steps, self.step).all(-1).any():
+            what = "too short" if known.any(0).all() else "too many gaps"
+            raise ValueError(f"{what}: none of its {known.shape[1]} samples make a whole patch of {self.step}")
 
     def _padded(self, x: Tensor, valid: Tensor) -> dict[str, Tensor]:
         length = -(-x.shape[1] // self.step) * self.step if self.whole else self.length

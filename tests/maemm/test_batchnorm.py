@@ -1,4 +1,4 @@
-"""Batch normalisation: torch's numbers in one process, one process's numbers in two, and padding that counts nothing."""
+"""Batch normalisation: torch's numbers in one process, one process's numbers in two, padding that is not seen."""
 
 import multiprocessing
 import socket

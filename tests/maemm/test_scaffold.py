@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import maemm
 from maemm import plugins
@@ -175,3 +176,16 @@ def test_templates_leave_no_trace(tmp_path):
 
 
 WORDS = ("plugname", "PlugName", "SIDES", "LAYOUT")
+
+
+def test_normalisation_takes_what_stats_prints(made):
+    """One number, or one per channel; and pictures and statistics undo it."""
+    made("wave")
+    wave = plugins.find("modalities", "wave")
+    for mean, std in ((3.0, 2.0), ([1.0, 2.0], [2.0, 4.0])):
+        modality = wave(channels=2, mean=mean, std=std)
+        x = torch.rand(3, 2, 128)
+        seen = modality.prepare({"x": x}, None).x
+        expected = (x - torch.tensor(mean).reshape(-1, 1)) / torch.tensor(std).reshape(-1, 1)
+        torch.testing.assert_close(seen, expected)
+        torch.testing.assert_close(modality.denormalize(seen), x)

@@ -22,6 +22,8 @@ class Toy(GridModality):
         norm: a batch norm in front, whose running statistics move
     """
 
+    per_micro_batch = True  # the batch norm may see a part of a batch
+
     def __init__(self, *, size: int = 8, patch: int = 2, norm: bool = False, **rest: Any):
         super().__init__(size=size, patch=patch, channels=1, **rest)
         self.norm = torch.nn.BatchNorm1d(patch * patch) if norm else None

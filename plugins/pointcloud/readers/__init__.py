@@ -47,8 +47,14 @@ def read_cloud(path: str | bytes | Path, how: Reading, draw: Draw) -> np.ndarray
     ending = _ending(path)
     if ending not in _MODULES:
         raise ValueError(f"no known kind of point cloud ({os.path.splitext(path)[1] or 'no ending'})")
-    cloud = _module(_MODULES[ending]).read(path, how, draw)
-    return how.finite(cloud)
+    reader = _module(_MODULES[ending])
+    try:
+        with np.errstate(all="ignore"):  # numbers that are none are refused later, with their count
+            return how.finite(reader.read(path, how, draw))
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # whatever a broken file does to the libraries
+        raise ValueError(f"broken {ending} file ({type(error).__name__}: {' '.join(str(error).split())})") from error
 
 
 def need(endings: Iterable[str]) -> None:

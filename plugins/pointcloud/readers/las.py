@@ -13,6 +13,7 @@ from .pick import Reading
 from .records import MOST, check_count
 
 _LEAST = 20  # bytes of the smallest point record
+_LARGE = 2**28  # bytes of a file that may well need more memory than there is
 _AT_ONCE = 10**6  # points decoded at a time, so that a false header costs no memory
 _COLOURS = ("red", "green", "blue")
 _BLOCKS = {"variable length records": (94, 100, 54), "extended variable length records": (235, 243, 60)}
@@ -29,8 +30,12 @@ def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
             check_count(count, MOST if compressed else os.path.getsize(path), 1 if compressed else _LEAST)
             taken = [names[i] for i in how.pick(names, len(names))]
             parts = [_columns(chunk, taken) for chunk in file.chunk_iterator(_AT_ONCE)]
-    except (OSError, ValueError, MemoryError, KeyboardInterrupt):
+    except (OSError, ValueError, KeyboardInterrupt):
         raise
+    except MemoryError:
+        if os.path.getsize(path) > _LARGE:
+            raise
+        raise ValueError("a number in the LAS header asks for more memory than there is: broken") from None
     except BaseException as error:  # laspy's, struct's, and panics of lazrs, which are no Exception
         raise ValueError(f"laspy cannot read it ({' '.join(str(error).split())})") from None
     cloud = np.concatenate(parts) if parts else np.empty((0, len(taken)))

@@ -35,8 +35,8 @@ PRETRAINING = {"MAE_encoder." + theirs: ours for theirs, ours in TRUNK.items()} 
     "pred_pos_proj.": "encoder.centers.",
 }
 FINETUNED = TRUNK | {
+    "cls_pos": "encoder.prefix_position",  # before the name that it begins with
     "cls_token": "encoder.prefix",
-    "cls_pos": "encoder.prefix_position",
     "cls_head_finetune.": "head.layers.",
     "label_conv.0.": "head.category.",
     "label_conv.1.": "head.category_norm.",

@@ -46,7 +46,7 @@ class Decoder:
 
     def _ask(self, path: str, index: list[int] | None) -> np.ndarray:
         _ordinary(path)
-        if self.seconds is None:
+        if self.seconds is None or not hasattr(select, "poll"):  # Windows waits for no pipes
             from .readers import READERS
 
             reader = READERS[self.reader](path, self.partial)

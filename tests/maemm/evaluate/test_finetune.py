@@ -189,6 +189,15 @@ def test_it_goes_on_where_it_stopped(world):
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
+def test_a_fine_tuned_run_goes_on_by_its_name(world):
+    run, data, said = world.run(), world.data(samples=40), []
+    out = finetune(run, data, echo=said.append, **QUICK)
+    finetune(out, echo=said.append)
+    assert "is finished (12 steps)" in said[-1]
+    finetune(out, echo=said.append, **{"train.epochs": 4})
+    assert rows_of(out)[-1]["step"] == 16
+
+
 def test_a_run_that_gets_no_better_ends(world):
     said = []
     options = {**QUICK, "train.epochs": 30, "train.lr": 1e-12, "train.patience": 3}
@@ -342,3 +351,27 @@ def test_what_cannot_be_mixed():
     with pytest.raises(MaemmError, match="no two axes to cut boxes from"):
         mixed(torch.zeros(4, 1, 6), cutmix=0.5)
     assert mixed(torch.zeros(4, 1, 6), mixup=0.5)[0].shape == (4, 1, 6)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(world):
+    """The same losses, weights and validations within rounding: labels reach every process."""
+    import os
+    import subprocess
+    import sys
+
+    run, data, found = world.run(), world.data(samples=40), {}
+    words = [f"{key}={'null' if value is None else value}" for key, value in QUICK.items()]
+    for processes in (1, 2):
+        out = str(world.folder / f"of{processes}")
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = [sys.executable, *launcher, "-m", "maemm", "finetune", run, data, *words, f"out={out}"]
+        done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found[processes] = rows_of(out), maemm.load(out).state_dict()
+    for row, other in zip(found[1][0], found[2][0], strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-5)
+        assert row.get("validation", {}) == pytest.approx(other.get("validation", {}), abs=1e-5)
+    for key, value in found[1][1].items():
+        if not key.endswith("qkv.bias"):  # the gradient of the keys' bias is 0: Adam amplifies its rounding
+            torch.testing.assert_close(value, found[2][1][key], atol=1e-4, rtol=0, msg=key)

@@ -54,6 +54,13 @@ def test_few_labels(world):
     assert str(found).splitlines()[0].split("  ")[-1] == "linear, 50% of labels"
 
 
+def test_few_labels_are_drawn_as_curves(world):
+    run = world.run()
+    probe(run, world.data(samples=80), shots=[1, 5, "50%"], seeds=2, folds=2, baselines=True)
+    (picture,) = (world.folder / "run/evaluate").glob("probe-*.png")
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.with_suffix(".json").is_file()
+
+
 def test_every_protocol_answers(world):
     found = probe(world.model(), world.data(samples=40), folds=2, seeds=1, protocols=list(PROTOCOLS), epochs=2)
     assert [one.protocol for one in found.cells] == list(PROTOCOLS)

@@ -3,6 +3,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from maemm.errors import MaemmError
 from maemm.train.schedules import learning_rate, peak_lr
@@ -54,6 +55,29 @@ def test_constant_and_step():
 def test_per_epoch():
     expected = [0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (0, 0, 1, 1, 2, 2, 3, 3)]
     assert rates(lr_per="epoch") == pytest.approx(expected)
+
+
+def test_published_schedule_of_point_mae():
+    """timm's cosine without warmup prefix, stepped behind each epoch with that epoch's number."""
+    from timm.scheduler import CosineLRScheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-6, warmup_lr_init=1e-6, warmup_t=10)
+    train = {"lr": 1e-3, "warmup_epochs": 10, "warmup_lr": 1e-6, "min_lr": 1e-6, "lr_per": "epoch_before"}
+    ours = learning_rate({**train, "schedule": {"type": "cosine", "over": 300, "from_start": True}}, 2, 602)
+    for epoch in range(301):
+        assert ours(2 * epoch) == ours(2 * epoch + 1) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-12)
+        theirs.step(epoch)
+    assert ours(2) == 1e-6 and ours(4) == pytest.approx(1.009e-4) and ours(22) == pytest.approx(9.97e-4, rel=1e-3)
+
+
+def test_a_cosine_over_fewer_epochs_stays_at_its_end():
+    found = rates(schedule={"type": "cosine", "over": 2, "min_lr": 0.25})
+    assert found[4:] == [0.25] * 4 and found[0] == 1 and found[1] > found[2] > found[3]
+
+
+def test_warmup_begins_where_it_is_told():
+    assert rates(schedule="constant", warmup_epochs=2, warmup_lr=0.2)[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1])
 
 
 def test_mistakes():

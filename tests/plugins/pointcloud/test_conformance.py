@@ -8,7 +8,7 @@ HEAD = {"heads.point_parts": {"classes": 3, "categories": 0, "layers": [0]}}
 EXPECTED = {
     "head_answers[point_parts]": "it answers for each point, (B, N, classes)",
     "hidden_tokens_do_not_leak[pcp]": "hidden centres are predicted from the hidden groups' own points, as published",
-    "one_batch_is_learned[pcp]": "it learns centres before shapes; test_encoder.py gives it the steps it needs",
+    "one_batch_is_learned[pcp]": "centres must be learned before shapes, which takes more steps; see test_encoder.py",
 }
 
 

@@ -90,6 +90,8 @@ def test_tokens_over_all_channels_need_all_channels():
         (wave(4, 0), "no samples"),
         (np.zeros((2, 4, 8)), "channels and time"),
         (np.array([["a"] * 4] * 4), "not numbers"),
+        (wave(4, 3), "too short: none of its 3 samples make a whole patch of 4"),
+        (np.full((4, 8), 1e39), "32 samples are not finite"),
     ],
 )
 def test_wrong_recordings_have_a_reason(raw, text):
@@ -106,7 +108,7 @@ def test_wrong_recordings_have_a_reason(raw, text):
         ({"std": [1.0, 1.0, 0.0, 1.0]}, "above 0"),
         ({"gain": (2.0, 1.0)}, "low <= high"),
         ({"size": 30}, "not a multiple of patch 4"),
-        ({"shift": 32}, "below size"),
+        ({"shift": 17}, "half of size"),
         ({"drop_channel": 1.0}, "share"),
     ],
 )
@@ -158,6 +160,9 @@ def test_gaps_are_refused_filled_or_hidden():
     assert math.isclose(filled["x"][1, 5], x[1, 4] + (x[1, 7] - x[1, 4]) / 3, rel_tol=1e-4)
     hidden = signal(gaps="hide").load(x, None)
     assert hidden["valid"].sum(1).tolist() == [32, 30, 0, 32] and hidden["x"].isfinite().all()
+    x[:, 2::3] = np.nan
+    with pytest.raises(ValueError, match="too many gaps"):
+        signal(gaps="hide").load(x, None)
     with pytest.raises(ValueError, match="no sample is a finite"):
         signal(gaps="fill").load(np.full((4, 32), np.nan), None)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from maemm.contract import Prepared
@@ -20,8 +21,8 @@ class PlugName(GridModality):
         size: sides of the signal that the model sees, one number or one per axis
         patch: sides of a patch, one number or one per axis
         channels: channels of the signal
-        mean: subtracted from all values
-        std: then divided by, so that values are around 1
+        mean: subtracted from all values, one number or one per channel
+        std: then divided by, so that values are around 1, one number or one per channel
     """
 
     axes = 2
@@ -32,8 +33,8 @@ class PlugName(GridModality):
         size: int | Sequence[int] = 32,
         patch: int | Sequence[int] = 4,
         channels: int = 1,
-        mean: float = 0.0,
-        std: float = 1.0,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
         **grid: Any,
     ):
         super().__init__(size=size, patch=patch, channels=channels, **grid)
@@ -41,8 +42,13 @@ class PlugName(GridModality):
 
     def prepare(self, raw: dict[str, Any], draw: Draw | None) -> Prepared:
         """Raw (B, channels, SIDES) -> what the model sees. ``draw=None``: no augmentation."""
-        return Prepared((raw["x"].float() - self.mean) / self.std)
+        x = raw["x"].float()
+        return Prepared((x - self._as_channels(self.mean, x)) / self._as_channels(self.std, x))
 
     def denormalize(self, signal: Tensor) -> Tensor:
         """Undo ``mean`` and ``std``."""
-        return signal * self.std + self.mean
+        return signal * self._as_channels(self.std, signal) + self._as_channels(self.mean, signal)
+
+    def _as_channels(self, value: float | Sequence[float], like: Tensor) -> Tensor:
+        """One number, or one per channel, in a shape that goes with (..., channels, SIDES)."""
+        return torch.tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * len(self.size))

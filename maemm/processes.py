@@ -1,4 +1,4 @@
-"""Rows of all processes side by side, with gradient: for losses in which the samples of a batch meet."""
+"""What layers and losses need of the other processes, where the samples of a batch meet."""
 
 from __future__ import annotations
 
@@ -9,9 +9,18 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def several() -> bool:
-    """Are there several processes?"""
+def several_processes() -> bool:
+    """Whether there is more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def add_over_processes(values: Tensor) -> Tensor:
+    """``values`` summed over all processes, or as they are where there is one. Without gradient."""
+    if not several_processes():
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
 
 
 def gather_rows(x: Tensor) -> tuple[Tensor, int]:
@@ -20,7 +29,7 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
     R must be the same everywhere. The gradient of a row is the sum of what all processes make of it, so that a loss
     summed over processes has the gradient that one process with all rows would have.
     """
-    if not several():
+    if not several_processes():
         return x, 0
     return _Gather.apply(x), dist.get_rank() * x.shape[0]
 
@@ -35,6 +44,4 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient)
-        return gradient.narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
+        return add_over_processes(gradient.contiguous()).narrow(0, dist.get_rank() * ctx.rows, ctx.rows)
