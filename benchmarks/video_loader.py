@@ -40,6 +40,7 @@ FRAMES, STRIDE, SIDE = 16, 4, 224
 def make(folder: Path) -> Path:
     """Four videos of a textured picture that moves."""
     rng = np.random.default_rng(0)
+    folder.mkdir()
     for number in range(4):
         coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), dtype=np.uint8))
         scene = np.asarray(coarse.resize((640, 480), Image.Resampling.BILINEAR))
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = args.folder or make(Path(scratch))
+        folder = args.folder or make(Path(scratch) / "raw")
         report = compare(folder, Path(scratch) / "packs", args)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"video_loader-{date.today()}.json"

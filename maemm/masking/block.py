@@ -29,7 +29,7 @@ class Block(OneMasking):
         self.ratio, self.shape, self.count = ratio, shape, count
 
     def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
-        far_first = -distance_to_random(name, tokens, draw, 1, self.shape)  # kept first = farthest first
+        far_first = -rank_by_distance(name, tokens, draw, 1, self.shape)  # kept first = farthest first
         return plan_from_order(noise_order(far_first, tokens), tokens, self.ratio, self.count)
 
 
@@ -50,12 +50,15 @@ class InverseBlock(OneMasking):
         self.ratio, self.blocks, self.shape, self.count = ratio, blocks, shape, count
 
     def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
-        near_first = distance_to_random(name, tokens, draw, self.blocks, self.shape)
+        near_first = rank_by_distance(name, tokens, draw, self.blocks, self.shape)
         return plan_from_order(noise_order(near_first, tokens), tokens, self.ratio, self.count)
 
 
-def distance_to_random(name: str, tokens: Tokens, draw: Draw, centres: int, shape: Shape) -> Tensor:
-    """(B, N) distance of every token to the nearest of ``centres`` random valid ones, ties broken at random."""
+def rank_by_distance(name: str, tokens: Tokens, draw: Draw, centres: int, shape: Shape) -> Tensor:
+    """(B, N) rank of every token by its distance to the nearest of ``centres`` random valid ones: 0 is the nearest.
+
+    Ties are broken at random.
+    """
     device = tokens.values.device
     seat = draw.rand(f"mask/{name}/centre", *(() if centres == 1 else (centres,))).to(device).view(-1, centres)
     among = tokens.count if tokens.valid is None else tokens.valid.sum(1, keepdim=True)
@@ -68,4 +71,7 @@ def distance_to_random(name: str, tokens: Tokens, draw: Draw, centres: int, shap
     difference = coords[:, :, None] - centre[:, None]  # (B, N, centres, A)
     distance = difference.abs().amax(-1) if shape == "square" else difference.square().sum(-1)
     ties = draw.rand(f"mask/{name}/ties", tokens.count).to(device)
-    return distance.amin(-1) + ties * 1e-4
+    # Coordinates may be of any size, so nothing is added to the distance: at random first, then by distance.
+    order = ties.argsort(1)
+    order = order.gather(1, distance.amin(-1).gather(1, order).argsort(stable=True, dim=1))
+    return torch.empty_like(ties).scatter_(1, order, torch.arange(float(tokens.count), device=device).expand_as(ties))

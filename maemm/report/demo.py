@@ -16,6 +16,7 @@ from maemm.report.figures import Run, read_run
 from maemm.report.page import brief, commands, document, name_of, write_html
 
 SIGN_OF_LIFE = 15.0  # seconds between two lines where no bar is shown
+EPOCHS = 10  # of each recipe
 _BAR = 20
 
 
@@ -34,7 +35,7 @@ def demo(
     overrides: Sequence[str] = (),
     say: Callable[[str], Any] = print,
 ) -> Path:
-    """Train the demo recipe of every plugin below ``out`` and write ``out/report.html``; returns its path.
+    """Train the demo recipe of every plugin for :data:`EPOCHS` epochs below ``out`` and write ``out/report.html``; returns its path.
 
     The sample sets go to ``out/data/NAME``, the runs to ``out/NAME``. Called again it goes on where it stopped, and
     a finished one only writes its page anew. ``overrides`` change the recipes (``train.steps=4``). What one plugin
@@ -79,7 +80,7 @@ def _train(show: Show, out: Path, overrides: list[str], say: Callable[[str], Any
     from maemm.train import pretrain
 
     data, folder = out / "data" / show.name, out / show.name
-    recipe = config.load(show.recipe, overrides, training=True)
+    recipe = _shortened(config.load(show.recipe, overrides, training=True))
     if not data.exists():
         say(f"{show.name:<12}writing the sample set to {data}")
     plugins.find("samples", show.samples)(data)
@@ -89,6 +90,15 @@ def _train(show: Show, out: Path, overrides: list[str], say: Callable[[str], Any
     run = read_run(folder)
     say(summary(show.name, run, before))
     return run
+
+
+def _shortened(recipe: dict[str, Any]) -> dict[str, Any]:
+    """At most :data:`EPOCHS`, so that all demos together take one to two minutes on two cores."""
+    train = dict(recipe["train"])
+    if not train.get("steps") and (train.get("epochs") or 0) > EPOCHS:
+        train["warmup_epochs"] = min(train.get("warmup_epochs") or 0, 1)
+        train["epochs"] = EPOCHS
+    return {**recipe, "train": train}
 
 
 class _Sparse:

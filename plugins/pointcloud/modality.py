@@ -84,7 +84,10 @@ class PointCloud(Modality):
         x = clouds.load_cloud(
             raw, draw, points=self.points, features=self.features, normalize=self.normalize_cloud
         )["x"]  # fmt: skip
-        places = np.unique(x[:, :3].numpy(), axis=0, return_index=True)[1]
+        need = max(self.groups, self.group_size)
+        places = np.unique(x[: 8 * need, :3].numpy(), axis=0, return_index=True)[1]
+        if len(places) < need:
+            places = np.unique(x[:, :3].numpy(), axis=0, return_index=True)[1]
         if len(places) < self.group_size:
             raise ValueError(
                 f"{len(places)} different points, a group takes {self.group_size} (modalities.pointcloud.group_size)"

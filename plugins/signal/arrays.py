@@ -76,8 +76,8 @@ class SampleArray(Source):
             raise
         except Exception as error:  # zipfile, zlib and NumPy have many
             why = " ".join(str(error).split()) or type(error).__name__
-            if "Object arrays" in why or "pickle" in why:
-                why = "it holds Python objects, which may run code, or is no array"
+            if "Object arrays" in why:
+                why = "it holds Python objects, which may run code"
             raise MaemmError(f"cannot read the array ({self.file}: {why}); save plain numbers with numpy") from error
         if x.ndim not in (2, 3) or not x.size or x.dtype.kind not in "biuf":
             raise MaemmError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -135,6 +136,8 @@ class Recordings(files.Files):
         return Path(os.fsdecode(self.folder)) / os.fsdecode(self.path(file))
 
     def _opened(self, path: Path) -> tuple[Header, list[int], tuple[str, ...] | None, list[Fraction]]:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise ValueError("not an ordinary file")  # a pipe would wait for its writer for ever
         head = self._reader(path).header(path)
         rows, names = self.taken.rows(head.names, len(head.lengths))
         return head, rows, names, self.taken.ratios([head.rates[row] for row in rows])

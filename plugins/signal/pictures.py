@@ -14,16 +14,18 @@ _MOST = 16  # channels that a small picture can show
 
 
 def traces(axes: Any, signal: Tensor, names: Sequence[str] | None = None) -> None:
-    """Draw (C, L) on matplotlib axes, the first channel on top, NaN as shaded stretches. One scale for all channels.
+    """Draw (C, L) on matplotlib axes, the first channel on top, NaN as shaded stretches.
 
-    The scale is a power of two that most of the values fit, so that input, visible part and reconstruction of one
-    sample mostly have the same one. Of many channels an even choice is drawn.
+    Each trace stands around its median; all have one scale, a power of two that most of the values fit, so that
+    input, visible part and reconstruction of one sample mostly have the same one. Of many channels an even choice is
+    drawn.
     """
     signal = signal.detach().float().cpu()
     chosen = torch.linspace(0, len(signal) - 1, min(_MOST, len(signal))).round().long()
     signal = signal[chosen]
+    signal = signal - signal.nanmedian(-1, keepdim=True).values.nan_to_num(0.0)
     known = signal[signal.isfinite()].abs()
-    reach = float(known.quantile(0.995)) if 0 < known.numel() < 10_000_000 else 1.0
+    reach = float(known.quantile(0.99)) if 0 < known.numel() < 10_000_000 else 1.0
     half = 2.0 ** math.ceil(math.log2(max(reach, 1e-6)))
     axes.set_facecolor("white")
     axes.set_xlim(0, signal.shape[1])

@@ -115,10 +115,14 @@ class Arrays:
 def load_numbers(path: Path) -> Iterator[np.ndarray | np.lib.npyio.NpzFile]:
     """The mapped array of a .npy file, or an open .npz archive. Nothing is unpickled. Raises ValueError or OSError."""
     with open(path, "rb") as file:
-        archived = file.read(2) == b"PK"
-        if not archived:
+        head = file.read(6)
+        if not head:
+            raise ValueError("empty file (0 bytes)")
+        if head == b"\x93NUMPY":
             yield np.load(path, mmap_mode="r", allow_pickle=False)
             return
+        if head[:2] != b"PK":
+            raise ValueError(f"not an array file (starts with {head!r})")
         file.seek(0)
         try:
             with np.load(file, allow_pickle=False) as archive:

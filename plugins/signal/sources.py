@@ -75,6 +75,8 @@ def open_signals(
                 f"no recording below the folder ({root}); looked for files that end in {_text(extensions)}"
             )
         return _recordings(home, paths, *class_labels(paths), taken, name, time_first)
+    if not home.is_file():
+        raise MaemmError(f"data.root is neither a folder nor an ordinary file ({root}); give one of them")
     suffix = home.suffix.lower()
     if suffix in _LISTS:
         return _listed(home, None, taken, name, time_first)

@@ -116,12 +116,12 @@ def _row(path: Path, line: str, delimiter: str | None) -> tuple[str, list[str]]:
         return name, [one for one in rest if one]
     ending = _ENDING.match(line)
     if ending:
-        return ending[1], ending[2].replace(",", " ").split()
+        return ending[1], (ending[2] or "").replace(",", " ").split()
     name, *rest = line.replace("\t", " ").split() if "," not in line else [c.strip() for c in line.split(",")]
     return name, rest
 
 
-_ENDING = re.compile(rf"(.*(?:{'|'.join(re.escape(e) for e in EXTENSIONS)}))(?:[\s,]+(.*))?()$", re.IGNORECASE)
+_ENDING = re.compile(rf"(.*(?:{'|'.join(re.escape(e) for e in EXTENSIONS)}))(?:[\s,]+(.*))?$", re.IGNORECASE)
 
 
 def _values(

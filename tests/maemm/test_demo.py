@@ -108,11 +108,22 @@ def test_what_one_plugin_cannot_do_costs_a_line(tmp_path, monkeypatch):
 
 def test_the_line_of_a_run(tmp_path):
     run = run_of(tmp_path / "run")
-    rows = [json.loads(line) | {"steps": 30, "seconds": 12.0} for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) | {"steps": 30, "seconds": 12.0}
+        for line in (run.folder / "metrics.jsonl").read_text().splitlines()
+    ]
     (run.folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     line = demos.summary("toy", read_run(run.folder))
     assert line == f"toy         {'█' * 20}  30/30  loss 0.033 (predicting the mean: 1.000)   12 s"
     assert demos.summary("toy", read_run(run.folder), before=12.0).endswith("finished before")
+
+
+def test_long_recipes_are_shortened():
+    recipe = {"train": {"epochs": 60, "warmup_epochs": 4, "steps": None}, "out": "x"}
+    assert demos._shortened(recipe)["train"] == {"epochs": demos.EPOCHS, "warmup_epochs": 1, "steps": None}
+    assert recipe["train"]["epochs"] == 60
+    for train in ({"epochs": 3, "warmup_epochs": 2}, {"epochs": 60, "steps": 4}, {"steps": 4}):
+        assert demos._shortened({"train": train})["train"] == train
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ import torch
 
 from maemm import Draw, MaemmError, Tokens
 from maemm.masking.block import Block
-from maemm.masking.counts import visible_count
+from maemm.masking.counts import plan_from_hidden, visible_count
 from maemm.masking.random import Random
 from maemm.positions import lattice
 
@@ -87,3 +87,16 @@ def test_rows_of_a_process_equal_those_of_the_whole_batch():
 def test_bad_ratio(ratio):
     with pytest.raises(MaemmError, match="ratio"):
         Random(ratio=ratio)
+
+
+def test_a_plan_from_chosen_tokens():
+    hidden = torch.tensor([[True, False, True, False], [False, True, True, False]])
+    whole = plan_from_hidden(hidden, grid_tokens((4,), 2), 2, 2)
+    assert whole.visible.tolist() == [[1, 3], [0, 3]] and whole.predict.tolist() == [[0, 2], [1, 2]]
+    valid = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    ragged = plan_from_hidden(hidden, grid_tokens((4,), 2, valid), 2, 2).check("thing", grid_tokens((4,), 2, valid))
+    assert ragged.visible.tolist() == [[1, 3], [0, 0]] and ragged.visible_valid.tolist() == [
+        [True, True],
+        [True, False],
+    ]
+    assert ragged.predict.tolist() == [[0, 2], [1, 1]] and ragged.counted.tolist() == [[1, 1], [1, 0]]

@@ -9,6 +9,7 @@ import torch
 from maemm import Prepared
 from maemm.draws import Draw
 from maemm.errors import MaemmError
+from maemm.plugins import find
 from maemm_plugins.pointcloud.modality import PointCloud
 
 SMALL = {"groups": 8, "group_size": 5, "points": 24, "width": 16}
@@ -249,3 +250,17 @@ def test_dropped_points_leave_tokens_that_are_told():
     prepared = modality.prepare(raw, Draw((0, 3), range(4), 4))
     tokens = modality.tokenize(prepared)
     assert torch.equal(tokens.valid.sum(1), prepared.valid.sum(1).clamp(max=20)) and not tokens.valid.all()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-4])
+def test_block_masking_hides_the_nearest_centres_whatever_the_unit(size):
+    """Point-MAE's "block": the int(r G) centres nearest to one of them."""
+    modality = PointCloud(**SMALL, normalize_cloud="none")
+    masking = find("maskings", "block")(ratio=0.6)
+    tokens = tokens_of(modality, batch(4) * size)
+    plan = masking({"pointcloud": tokens}, Draw((0,), range(4), 4))["pointcloud"]
+    assert plan.predict.shape == (4, 4) and plan.visible.shape == (4, 4)
+    for centers, hidden in zip(tokens.coords.double(), plan.predict, strict=True):
+        distance = torch.cdist(centers, centers)
+        sets = [set(row.argsort()[:4].tolist()) for row in distance]
+        assert set(hidden.tolist()) in sets

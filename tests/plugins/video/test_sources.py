@@ -77,6 +77,14 @@ def test_path_and_label(home, text):
     assert content(listed(home, text)) == [("b/one.mp4", 3), ("a/two words.mp4", 0)]
 
 
+@pytest.mark.parametrize("name", ["list.txt", "list.csv"])
+def test_paths_alone(home, name):
+    assert content(listed(home, "b/one.mp4\na/two words.mp4\n", name)) == [
+        ("b/one.mp4", None),
+        ("a/two words.mp4", None),
+    ]
+
+
 def test_a_delimiter_of_ones_own(home):
     (home / "no ending").write_bytes((home / "b/one.mp4").read_bytes())
     source = listed(home, "b/one.mp4|3\nno ending|1\n", "list.txt", delimiter="|")
