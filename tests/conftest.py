@@ -25,6 +25,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             one.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def plugin_path() -> Iterator[None]:
+    """``--plugin`` reaches worker processes through the environment: it must not reach the next test."""
+    before = os.environ.get("MAEMM_PLUGIN_PATH")
+    yield
+    if os.environ.get("MAEMM_PLUGIN_PATH") != before:
+        from maemm import plugins
+
+        os.environ.pop(plugins.VARIABLE, None)
+        if before is not None:
+            os.environ[plugins.VARIABLE] = before
+        plugins.forget()
+
+
 @pytest.fixture
 def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """``make_plugin("toy", **{"__init__.py": text, ...})`` writes a plugin folder and adds it, for one test."""

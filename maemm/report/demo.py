@@ -35,11 +35,12 @@ def demo(
     overrides: Sequence[str] = (),
     say: Callable[[str], Any] = print,
 ) -> Path:
-    """Train the demo recipe of every plugin for :data:`EPOCHS` epochs below ``out`` and write ``out/report.html``; returns its path.
+    """Train the demo recipe of every plugin below ``out`` and write ``out/report.html``; returns its path.
 
-    The sample sets go to ``out/data/NAME``, the runs to ``out/NAME``. Called again it goes on where it stopped, and
-    a finished one only writes its page anew. ``overrides`` change the recipes (``train.steps=4``). What one plugin
-    cannot do costs a line, and :class:`MaemmError` is raised only when none succeeds.
+    A recipe is cut to :data:`EPOCHS` epochs. The sample sets go to ``out/data/NAME``, the runs to ``out/NAME``. Called
+    again it goes on where it stopped, and a finished one only writes its page anew. ``overrides`` change the recipes
+    (``train.steps=4``). What one plugin cannot do costs a line, and :class:`MaemmError` is raised only when none
+    succeeds.
     """
     out, began = Path(out), time.monotonic()
     shows = _shows()
@@ -129,7 +130,7 @@ def summary(name: str, run: Run, before: float = 0.0) -> str:
 
 def _page(runs: dict[str, Run], failed: dict[str, str]) -> str:
     lead = (
-        "Small masked autoencoders, each trained for about a minute on made-up objects. "
+        "Small masked autoencoders, each trained for some seconds on made-up objects. "
         "They show that everything works here, not what the method can do with more data and time."
     )
     links = "".join(f'<a href="#{escape(name)}">{escape(name)}</a>' for name in runs)

@@ -6,6 +6,7 @@ other containers go through PyAV where it is installed. Values come as float32 -
 
 from __future__ import annotations
 
+import atexit
 import os
 import stat
 import struct
@@ -89,6 +90,9 @@ def _opened(path: bytes, *state: int) -> _SoundFile | _Container:
         except (MaemmError, ValueError) as other:
             reason = str(other) if isinstance(other, ValueError) else f"{error.error_string.rstrip('.')}; {other}"
             raise ValueError(reason) from None
+
+
+atexit.register(_opened.cache_clear)  # later, soundfile's own parts are gone, and it complains
 
 
 class _SoundFile:

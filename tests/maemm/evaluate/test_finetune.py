@@ -375,3 +375,17 @@ def test_two_processes_are_one(world):
     for key, value in found[1][1].items():
         if not key.endswith("qkv.bias"):  # the gradient of the keys' bias is 0: Adam amplifies its rounding
             torch.testing.assert_close(value, found[2][1][key], atol=1e-4, rtol=0, msg=key)
+
+
+def test_pretraining_validates_too(world):
+    """Masks are the same each time, so that the figure moves with the weights alone."""
+    from maemm.train import pretrain
+    from maemm.train.validation import measure
+
+    recipe = world.recipe(training=True, data__validation=0.25, train__lr=3e-3)
+    out = pretrain(recipe, echo=lambda text: None)
+    found = [row["validation"]["loss"] for row in rows_of(out) if "validation" in row]
+    assert len(found) == 4 and found[-1] < found[0]
+    model = world.model().train()
+    one, other = (measure(model, world.source(samples=12), model.recipe) for _ in range(2))
+    assert one == other and set(one) == {"loss"} and model.training

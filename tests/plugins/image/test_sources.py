@@ -407,7 +407,7 @@ ODD = {
     "i_ok.jpg": ((128, 160, 3), "uint8"),
     "i_png_named.jpg": ((288, 360, 3), "uint8"),
     "i_truncated.jpg": "truncated",
-    "i_header_only.jpg": "not a readable image",
+    "i_header_only.jpg": "a damaged JPEG file",
     "i_zero_bytes.jpg": "empty file",
     "i_gray16.png": ((288, 360, 1), "uint16"),
     "i_gray8.jpg": ((128, 160, 1), "uint8"),
