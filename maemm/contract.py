@@ -41,7 +41,9 @@ class Prepared:
     """One modality of one batch, on the device, as the model sees it."""
 
     x: Tensor  # (B, ...) float
-    valid: Tensor | None = None  # (B, ...) bool on elements, False where padded; None: all valid
+    # bool, False where padded or missing; None: all valid. On a grid (B, *size), one for all channels; for a set
+    # (B, N); otherwise whatever the modality's own tokenize reads.
+    valid: Tensor | None = None
     info: Mapping[str, Any] = field(default_factory=dict)  # what pictures or targets want to know besides
 
 
@@ -257,7 +259,12 @@ class Output:
 
 # --------------------------------------------------------------------------------------------------- parts
 class Source(ABC):
-    """Where samples come from. Lives in worker processes: keep it light and picklable, open files in ``read``."""
+    """Where samples come from. Lives in worker processes: keep it light and picklable, open files in ``read``.
+
+    A plugin registers a function ``open(root: str | None, list: str | None, *, name: str = MODALITY, ...) -> Source``
+    (or such a class): ``data.root`` and ``data.list``, then options. ``name`` is the modality that the samples are for,
+    the key of ``Sample.raw``: recipes may call a modality otherwise, and ``paired`` puts several sources together.
+    """
 
     classes: Sequence[str] | None = None  # names of the labels, where there are labels
 
@@ -294,7 +301,7 @@ class Modality(nn.Module, ABC):
         return {"x": torch.as_tensor(raw)}
 
     def collate(self, samples: list[dict[str, Any]]) -> Any:
-        """Samples -> one raw batch (a dict of tensors). Pads where sizes differ."""
+        """Samples -> one raw batch (a dict of tensors, the same keys for every batch). Pads where sizes differ."""
         return torch.utils.data.default_collate(samples)
 
     # ---- on the device, batched
@@ -397,7 +404,12 @@ class Masking(ABC):
 
 
 class OneMasking(Masking):
-    """Masking that looks at one modality at a time."""
+    """Masking that looks at one modality at a time.
+
+    Shapes of a plan depend on N alone, never on the data, also where ``tokens.valid`` makes rows ragged:
+    ``maemm.masking.counts`` turns a random order (``plan_from_order``) or a choice of hidden tokens
+    (``plan_from_hidden``) into such a plan.
+    """
 
     @abstractmethod
     def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
