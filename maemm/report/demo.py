@@ -47,7 +47,7 @@ def demo(
     if not shows:
         raise MaemmError("no plugin has a demo; see: maemm plugins")
     modalities = "1 modality" if len(shows) == 1 else f"{len(shows)} modalities"
-    say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; one to two minutes on two cores")
+    say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; two to three minutes on two cores")
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
     for show in shows:
@@ -94,7 +94,7 @@ def _train(show: Show, out: Path, overrides: list[str], say: Callable[[str], Any
 
 
 def _shortened(recipe: dict[str, Any]) -> dict[str, Any]:
-    """At most :data:`EPOCHS`, so that all demos together take one to two minutes on two cores."""
+    """At most :data:`EPOCHS`, so that all demos together take two to three minutes on two cores."""
     train = dict(recipe["train"])
     if not train.get("steps") and (train.get("epochs") or 0) > EPOCHS:
         train["warmup_epochs"] = min(train.get("warmup_epochs") or 0, 1)

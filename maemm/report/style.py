@@ -26,6 +26,7 @@ h2 { scroll-margin-top: 44px; }
 .tile span { color: var(--soft); font-size: .82rem; }
 figure { margin: 0 0 14px; padding: 12px; }
 figure img { display: block; max-width: 100%; height: auto; margin: 0 auto; border-radius: 4px; background: #fff; }
+figure.view { overflow-x: auto; }
 figcaption { color: var(--soft); font-size: .86rem; margin-top: 8px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 380px), 1fr)); gap: 14px; }
 .over { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 320px), 1fr)); gap: 14px; }

@@ -34,4 +34,4 @@ def view_beside(picture: Path) -> str:
         text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST else ""
     except (OSError, UnicodeDecodeError):
         return ""
-    return f"<figure>{text}</figure>" if text else ""
+    return f'<figure class="view">{text}</figure>' if text else ""
