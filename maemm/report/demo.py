@@ -16,7 +16,7 @@ from maemm.report.figures import Run, read_run
 from maemm.report.page import brief, commands, document, name_of, write_html
 
 SIGN_OF_LIFE = 15.0  # seconds between two lines where no bar is shown
-EPOCHS = 10  # of each recipe
+EPOCHS = 8  # of each recipe
 _BAR = 20
 
 

@@ -38,9 +38,8 @@ def test_a_modality_may_give_a_piece_of_html(tmp_path):
     model.modalities["toy"].__class__ = Turning
     save_pictures(model, helpers.batch(), tmp_path / "a.png", count=2, views=True)
     assert (tmp_path / "a.html").read_text() == "<div>4 columns of 2</div><script>1</script>"
-    assert (
-        view_beside(tmp_path / "a.png") == '<figure class="view"><div>4 columns of 2</div><script>1</script></figure>'
-    )
+    shown = view_beside(tmp_path / "a.png")
+    assert shown == '<figure class="view"><div>4 columns of 2</div><script>1</script></figure>'
     save_pictures(model, helpers.batch(), tmp_path / "b.png")
     assert not (tmp_path / "b.html").exists()
 
