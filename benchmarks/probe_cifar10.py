@@ -3,7 +3,7 @@
     python benchmarks/probe_cifar10.py cifar10/ --run runs/cifar10 [--out benchmarks/results/probe_cifar10.json]
 
 ``cifar10/`` holds train/ and test/, each with a folder per class. Every row has the same protocol: z-scored features;
-logistic regression (L2, converged, C chosen among five on a held-out tenth of the training part), and kNN (cosine,
+logistic regression (L2, converged, C chosen among six on a held-out tenth of the training part), and kNN (cosine,
 k = 20, weights exp(s / 0.07)). Untrained encoders are drawn with several seeds.
 """
 

@@ -1,28 +1,28 @@
 """Linear probe and kNN of frozen features on ModelNet10 point clouds: raw, untrained encoder, pre-trained encoder.
 
-    maemm pretrain pointcloud/point_mae_tiny_cpu modelnet10.npz "data.source={type: pointcloud, split: train}" \\
-        modalities.pointcloud.up=z out=runs/modelnet10
+    maemm pretrain pointcloud/point_mae_tiny_modelnet10 modelnet10.npz out=runs/modelnet10
     python benchmarks/probe_modelnet10.py modelnet10.npz --run runs/modelnet10 [--out FILE.json]
 
 ``modelnet10.npz`` holds ``points`` (n, 1024, 3) in the unit sphere, ``labels``, ``classes`` and ``split``. Every row
-has the same protocol: z-scored features; logistic regression (L2, converged, C chosen among five on a held-out tenth
-of the training part), and kNN (cosine, k = 20, weights exp(s / 0.07)). Features are the mean of all tokens, their
-maximum, and both side by side. Untrained encoders are drawn with several seeds; their batch statistics are first
-taken from the training clouds, since an untrained batch normalisation would pass its input through unscaled.
+has the same protocol: z-scored features; logistic regression (L2, converged, C chosen among six inside the training
+part) with all labels and with 10 of each class (five draws), and kNN (cosine, k = 20, weights exp(s / 0.07)). Features
+are the mean of all tokens beside their maximum, with as many groups as in training and with more: farthest points
+start from a random one, and more groups depend less on it. Untrained encoders are drawn with several seeds; their
+batch statistics are first taken from the training clouds, since an untrained batch normalisation would pass its input
+through unscaled. The test part of the shapes was not seen in pre-training.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
+from collections.abc import Sequence
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from _probe import save
 
 import maemm
 from maemm import plugins
@@ -30,7 +30,9 @@ from maemm.draws import Draw, seeded
 from maemm.evaluate.features import Features, features
 from maemm.evaluate.knn import knn
 from maemm.evaluate.probe import linear
+from maemm.evaluate.splits import Shots
 
+FEW, DRAWS = "10", 5  # labels of each class, and how often they are drawn
 CELLS = 12  # a side of the occupancy grid
 
 
@@ -44,11 +46,11 @@ def occupancy(source: maemm.Source) -> Features:
     return Features(x, np.array([one.label for one in samples]), [one.id for one in samples])
 
 
-def embedded(model: maemm.Model, source: maemm.Source) -> dict[str, Features]:
-    """{pool: features}"""
-    found = {pool: features(model, source, pool=pool, batch=32)["pointcloud"] for pool in ("mean", "max")}
-    both = np.concatenate([found["mean"].x, found["max"].x], axis=1)
-    return found | {"mean+max": replace(found["mean"], x=both)}
+def embedded(model: maemm.Model, source: maemm.Source, groups: int) -> Features:
+    """Mean and maximum of the tokens side by side, with that many groups."""
+    model.modalities["pointcloud"].groups = groups
+    mean, most = (features(model, source, pool=pool, batch=32)["pointcloud"] for pool in ("mean", "max"))
+    return replace(mean, x=np.concatenate([mean.x, most.x], axis=1))
 
 
 @torch.no_grad()
@@ -65,36 +67,45 @@ def untrained(recipe: dict, source: maemm.Source, seed: int, batches: int = 10) 
     return model.eval()
 
 
-def row(name: str, train: Features, test: Features) -> dict:
-    found = {"features": name, "width": train.x.shape[1], "linear": linear(train, test), "knn": knn(train, test)}
-    print(f"{name:32s} {found['width']:5d} numbers   linear {found['linear']:.3f}   kNN {found['knn']:.3f}", flush=True)
+def figures(train: Features, test: Features) -> dict[str, float]:
+    few = [linear(train.take(Shots.parse(FEW).draw(train.labels, seed)), test, seed=seed) for seed in range(DRAWS)]
+    return {"linear": linear(train, test), "few": float(np.mean(few)), "knn": knn(train, test)}
+
+
+def row(name: str, values: Sequence[dict[str, float]], **about: Any) -> dict[str, Any]:
+    """Means over seeds with their standard deviation, printed."""
+    found: dict[str, Any] = {"features": name, **about}
+    for key in values[0]:
+        each = [one[key] for one in values]
+        found[key] = {"mean": float(np.mean(each)), "values": each}
+        found[key]["spread"] = float(np.std(each, ddof=1)) if len(each) > 1 else None
+    text = [f"{key} {found[key]['mean']:.3f}" + (f" ± {found[key]['spread']:.3f}" if len(values) > 1 else "")
+            for key in values[0]]  # fmt: skip
+    print(f"{name:24s} {about.get('groups', ''):>4}  " + "   ".join(text), flush=True)
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--run", type=Path, action="append", required=True, help="one for each seed of pre-training")
+    parser.add_argument("--groups", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--seeds", type=int, default=3, help="untrained encoders")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     opened = plugins.find("sources", "pointcloud")
     train, test = (opened(str(args.data), split=part) for part in ("train", "test"))
-    model = maemm.load(args.run).eval()
-    rows = [row(f"occupancy {CELLS}^3", occupancy(train), occupancy(test))]
-    for name, one in [
-        *((f"untrained, seed {seed}", untrained(model.recipe, train, seed)) for seed in range(args.seeds)),
-        ("pre-trained", model),
-    ]:
-        a, b = embedded(one, train), embedded(one, test)
-        rows += [row(f"{name}, {pool}", a[pool], b[pool]) for pool in a]
+    trained = [maemm.load(run).eval() for run in args.run]
+    fresh = [untrained(trained[0].recipe, train, seed) for seed in range(args.seeds)]
+    rows = [row(f"occupancy {CELLS}^3", [figures(occupancy(train), occupancy(test))])]
+    for groups in args.groups:
+        for name, models in (("untrained encoder", fresh), ("pre-trained encoder", trained)):
+            values = [figures(embedded(one, train, groups), embedded(one, test, groups)) for one in models]
+            rows.append(row(name, values, groups=groups))
     if args.out:
-        last = (args.run / "metrics.jsonl").read_text().splitlines()[-1]
-        about = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.processor() or "x86-64"}
-        about |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "train": len(train), "test": len(test)}
-        about |= {"run": args.run.name, "recipe": model.recipe, "last step": json.loads(last)}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+        runs = [(run / "metrics.jsonl").read_text().splitlines()[-1] for run in args.run]
+        sizes = {"train": len(train), "test": len(test), "few": f"{FEW} labels of each class, {DRAWS} draws"}
+        save(args.out, {**sizes, "recipe": trained[0].recipe, "last step of each run": runs, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -26,11 +26,12 @@ from PIL import Image
 
 import maemm
 from maemm.data.lists import find_files
+from maemm.data.pack import pack
 from maemm_plugins.video import crop
 from maemm_plugins.video.decoding import watchdog
 from maemm_plugins.video.lists import EXTENSIONS
 from maemm_plugins.video.modality import IMAGENET_MEAN, IMAGENET_STD, Video
-from maemm_plugins.video.pack import Form, pack_folder
+from maemm_plugins.video.pack import Videos
 from maemm_plugins.video.samples import write_video
 from maemm_plugins.video.sources import open_videos
 
@@ -126,15 +127,19 @@ def compare(folder: Path, packs: Path, args: argparse.Namespace) -> dict:
     """Interleaved rounds of all pipelines; the median of each."""
     batch = min(8, args.clips)
     paths = [str(folder / one) for one in find_files(folder, EXTENSIONS)]
-    pack_folder(folder, packs / "video", Form("video", SIDE))
-    pack_folder(folder, packs / "frames", Form("frames", SIDE))
+    pack(folder, packs / "groups", Videos(side=SIDE, group=8))
+    pack(folder, packs / "short", Videos(side=SIDE, group=4))
+    pack(folder, packs / "intra", Videos(side=SIDE, group=1))
+    pack(folder, packs / "frames", Videos(kind="frames", side=SIDE))
     works = {
         "plain decord + PIL + float32": plain_batches(paths, batch),
         "ours, av": our_batches(folder, batch),
         "ours, decord": our_batches(folder, batch, "decord"),
         "ours, av, 4 crops of each": our_batches(folder, batch, repeats=4),
         "ours, av, resized and normalised here": our_batches(folder, batch, device=True),
-        "ours, packed as video": our_batches(packs / "video", batch),
+        "ours, packed as video, key frame every 8": our_batches(packs / "groups", batch),
+        "ours, packed as video, key frame every 4": our_batches(packs / "short", batch),
+        "ours, packed as video, key frames only": our_batches(packs / "intra", batch),
         "ours, packed as frames": our_batches(packs / "frames", batch),
     }
     seconds: dict[str, list[float]] = {name: [] for name in works}
@@ -147,13 +152,25 @@ def compare(folder: Path, packs: Path, args: argparse.Namespace) -> dict:
     rows = []
     for name, values in seconds.items():
         middle = float(np.median(values))
-        rows.append({"pipeline": name, "clips_per_cpu_s": 1 / middle, "times_plain": base / middle, "rounds": values})
+        rows.append(
+            {"pipeline": name, "clips_per_cpu_s": 1 / middle, "times_plain": base / middle, "rounds": values}
+            | size_of(packs, name)
+        )
         print(f"{name:40s} {1 / middle:7.1f} clips per CPU-second   {base / middle:5.2f} x plain", flush=True)
     return {
         "date": str(date.today()), "command": "python benchmarks/video_loader.py", "machine": platform.processor(),
         "python": platform.python_version(), "torch": torch.__version__, "versions": versions(),
-        "files": f"{len(paths)} files", "clip": [FRAMES, SIDE, SIDE], "stride": STRIDE, "rows": rows,
+        "files": f"{len(paths)} files, {sum(Path(one).stat().st_size for one in paths):,} bytes",
+        "clip": [FRAMES, SIDE, SIDE], "stride": STRIDE, "rows": rows,
     }  # fmt: skip
+
+
+def size_of(packs: Path, name: str) -> dict[str, int]:
+    """Bytes of the packed files, for the pipelines that read them."""
+    folder = {"8": "groups", "4": "short", "only": "intra", "frames": "frames"}.get(name.split()[-1])
+    if "packed" not in name or folder is None:
+        return {}
+    return {"bytes": sum(one.stat().st_size for one in (packs / folder).rglob("*") if one.is_file())}
 
 
 def versions() -> dict[str, str]:

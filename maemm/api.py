@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maemm.contract import Source
+    from maemm.data.pack import Packed
+    from maemm.diagnose.diagnose import Diagnosis
     from maemm.evaluate.embed import Embedded
     from maemm.evaluate.evaluate import Answers
     from maemm.evaluate.figures import Comparison
     from maemm.evaluate.retrieve import Retrieval
     from maemm.evaluate.score import Scores
+    from maemm.export.export import Exported
     from maemm.model import Model
     from maemm.report.check import Checked
     from maemm.report.reconstruction import Reconstruction
@@ -51,6 +54,13 @@ def data_stats(data: str | os.PathLike, **options: Any) -> Checked:
     from maemm.report.check import stats
 
     return stats(data, **options)
+
+
+def data_pack(data: str | os.PathLike, out: str | os.PathLike, **options: Any) -> Packed:
+    """Rewrite files to a form that is faster to read; see :func:`maemm.report.pack.data_pack`."""
+    from maemm.report.pack import data_pack as pack
+
+    return pack(data, out, **options)
 
 
 def reconstruct(
@@ -114,6 +124,25 @@ def convert(
     from maemm.weights import convert as turn
 
     return turn(Path(source), Path(out), kind=kind, to=to, **known)
+
+
+def export(what: str | os.PathLike | Model, out: str | os.PathLike, *, to: str, **options: Any) -> Exported:
+    """A model for another tool, checked there: timm, hf, safetensors, torch, onnx; see :mod:`maemm.export.export`."""
+    from maemm.export.export import export as write
+
+    return write(what, out, to=to, **options)
+
+
+def diagnose(
+    what: str | os.PathLike | Model,
+    data: str | os.PathLike | Source | None = None,
+    out: str | os.PathLike | None = None,
+    **options: Any,
+) -> Diagnosis:
+    """What a model has learned, on one page; see :func:`maemm.diagnose.diagnose.diagnose`."""
+    from maemm.diagnose.diagnose import diagnose as look
+
+    return look(what, data, out, **options)
 
 
 def retrieve(what: str | os.PathLike | Model, data: str | os.PathLike | None = None, **options: Any) -> Retrieval:

@@ -28,11 +28,15 @@ class BatchNorm(nn.Module):
 
     coupled = True
 
-    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1):
+    def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, affine: bool = True):
         super().__init__()
         self.channels, self.eps, self.momentum = channels, eps, momentum
-        self.weight = nn.Parameter(torch.ones(channels))
-        self.bias = nn.Parameter(torch.zeros(channels))
+        if affine:
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
+        else:
+            self.register_buffer("weight", torch.ones(channels), persistent=False)
+            self.register_buffer("bias", torch.zeros(channels), persistent=False)
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))

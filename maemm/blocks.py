@@ -43,11 +43,15 @@ def init_linear(module: nn.Module) -> None:
 
 
 def key_mask(valid: list[Tensor | None], lengths: list[int], rows: int, device: torch.device) -> Tensor | None:
-    """Validity of parts of a sequence -> attention mask (R, 1, 1, L), True where a key may be seen; None if all may."""
+    """Validity of parts of a sequence -> attention mask (R, 1, 1, L), True where a key may be seen; None if all may.
+
+    In a row without a valid key all may be seen: nothing is made of such rows, but they must stay finite.
+    """
     if all(part is None for part in valid):
         return None
     whole = [
         torch.ones(rows, length, dtype=torch.bool, device=device) if part is None else part
         for part, length in zip(valid, lengths, strict=True)
     ]
-    return torch.cat(whole, dim=1)[:, None, None, :]
+    seen = torch.cat(whole, dim=1)
+    return (seen | ~seen.any(1, keepdim=True))[:, None, None, :]

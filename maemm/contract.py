@@ -13,7 +13,7 @@ type hints, and ``maemm plugins show`` prints them. Positional parameters come f
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,6 +25,8 @@ from maemm.errors import MaemmError
 
 CONTRACT_VERSION = 1
 
+Label = int | tuple[int, ...]  # a class, from 0; or all classes of a sample that may have any number of them
+
 
 # ------------------------------------------------------------------------------------------ data that travels
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Sample:
 
     raw: Mapping[str, Any]  # {modality: what that modality's ``load`` understands}
     id: str  # names the sample in messages, logs and feature files: a path, ``file#index``
-    label: int | None = None
+    label: Label | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Prepared:
     # (B, N); otherwise whatever the modality's own tokenize reads.
     valid: Tensor | None = None
     info: Mapping[str, Any] = field(default_factory=dict)  # what pictures or targets want to know besides
+    # (B,) bool, False where a sample lacks this modality and x only fills its place; None: all have it. The model
+    # makes tokens of it that are not valid: a modality need not look at it.
+    present: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +248,7 @@ class Output:
     streams: dict[str, Tensor]
     parts: dict[str, Term] = field(default_factory=dict)  # by term name
     inputs: dict[str, Planned] = field(default_factory=dict)  # what the forward pass was given
-    labels: Tensor | None = None  # (B,) int64, or (B, classes) float where samples were mixed
+    labels: Tensor | None = None  # (B,) int64, or (B, classes) float where samples were mixed or have several
     logits: Tensor | dict[str, Tensor] | None = None  # (B, classes), where an objective asked the head
 
     @property
@@ -267,6 +272,8 @@ class Source(ABC):
     """
 
     classes: Sequence[str] | None = None  # names of the labels, where there are labels
+    several: bool = False  # samples may have several labels: each label is a tuple then
+    views: int = 1  # in how many ways ``view`` reads a sample
 
     @abstractmethod
     def __len__(self) -> int:
@@ -280,6 +287,14 @@ class Source(ABC):
         """What messages and logs call a sample that could not be read: a path, ``file#index``. Reads nothing."""
         return f"sample {index}"
 
+    def label(self, index: int) -> Label | None:
+        """The label of a sample, None where it has none. By default the sample is read for it."""
+        return self.read(index, Draw(("label", index))).label
+
+    def view(self, index: int, number: int) -> Sample:
+        """The sample in the way ``number`` of ``views``: a classifier is asked about all, its answers are averaged."""
+        return self.read(index, Draw(("view", index)))
+
     def fingerprint(self) -> str:
         """Changes when the data change: guards exact resume. By default the number of samples."""
         return f"{type(self).__name__}:{len(self)}"
@@ -292,6 +307,8 @@ class Modality(nn.Module, ABC):
     be split into micro-batches unless the modality has the option ``per_micro_batch`` and it is true.
     """
 
+    views: int = 1  # how many samples ``load_views`` makes of one
+
     # ---- in the worker, one sample
     def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
         """What a source read -> tensors and numbers of one sample (uint8 where it can be).
@@ -299,6 +316,13 @@ class Modality(nn.Module, ABC):
         ``draw=None``: no augmentation; where the signal is longer than a sample, a fixed part of it.
         """
         return {"x": torch.as_tensor(raw)}
+
+    def load_views(self, raw: Any) -> list[dict[str, Any]]:
+        """``views`` samples of what was read once: a classifier is asked about all, and its answers are averaged.
+
+        What is drawn for them is the same each time. By default :meth:`load` without augmentation.
+        """
+        return [self.load(raw, None)]
 
     def collate(self, samples: list[dict[str, Any]]) -> Any:
         """Samples -> one raw batch (a dict of tensors, the same keys for every batch). Pads where sizes differ."""
@@ -364,6 +388,13 @@ class Modality(nn.Module, ABC):
     def example(self, batch: int, draw: Draw) -> Prepared:
         """A small random prepared batch, x (B, ...): for tests and ``meta`` builds."""
         raise MaemmError(f"{type(self).__name__} has no example(); add one to be checked and shown")
+
+    def sample_shape(self) -> tuple[int, ...] | None:
+        """Shape of one prepared sample (without B) as these options have it: what an exported graph is made for.
+
+        By default that of :meth:`example`. None: samples have no usual size.
+        """
+        return tuple(self.example(1, Draw(("shape",))).x.shape[1:])
 
     # ---- what ``maemm show`` and ``maemm data`` tell about data
     def describe(self, raw: Any) -> dict[str, Any]:
@@ -473,6 +504,7 @@ class Objective(nn.Module, ABC):
 
     coupled: bool = False  # True: samples see each other, so micro-batches do not add up exactly
     masked: bool = True  # False: it needs no masked forward pass; where that holds for all, nothing is hidden
+    hide: bool = False  # True: tokens are hidden in training all the same
 
     @abstractmethod
     def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
@@ -481,11 +513,19 @@ class Objective(nn.Module, ABC):
     def batch(
         self, prepared: dict[str, Prepared], labels: Tensor | None, draw: Draw, model: nn.Module
     ) -> tuple[dict[str, Prepared], Tensor | None]:
-        """Change a training batch and its labels, (B,) int64 with -1 for none, before it is tokenised: mixing."""
+        """Change a training batch and its labels before it is tokenised: mixing.
+
+        Labels are (B,) int64 with -1 for none, or (B, L) where samples have several, see :mod:`maemm.data.labels`.
+        """
         return prepared, labels
 
-    def figures(self, out: Output) -> dict[str, Term]:
-        """Figures for a validation that are no part of the loss: accuracy."""
+    def answers(self, out: Output) -> dict[str, Tensor]:
+        """What :meth:`figures` looks at, (B, ...) by name, of one batch of a validation. Where samples have several
+        views, floats are averaged over them."""
+        return {}
+
+    def figures(self, answers: dict[str, Tensor]) -> dict[str, float]:
+        """Figures of a whole validation that are no part of the loss, of all its answers: accuracy."""
         return {}
 
     @abstractmethod
@@ -510,10 +550,23 @@ class Head(nn.Module, ABC):
         """(B, classes), or a dict where several streams answer."""
 
 
+@dataclass(frozen=True)
+class Handover:
+    """A model in the layout of another library, and how that library takes it over."""
+
+    state: Mapping[str, Tensor]  # under the library's names
+    call: str  # Python that loads it there; {path} stands for the file or the folder
+    answers: str  # what ``run`` gives: "features" as Model.embed (B, D), "tokens" (B, N, D), or "logits"
+    # Loads it there: path -> (x (B, ...), as prepared -> answers). Raises ImportError where the library is missing.
+    run: Callable[[str], Callable[[Tensor], Tensor]]
+    config: Mapping[str, Any] | None = None  # config.json of a folder with model.safetensors; None: it is one file
+
+
 class WeightsKind(ABC):
     """A published checkpoint layout."""
 
     name: str
+    library: str | None = None  # the library whose own layout this is: ``maemm export --to LIBRARY`` writes it
 
     @abstractmethod
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -528,3 +581,11 @@ class WeightsKind(ABC):
     @abstractmethod
     def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         """Our model -> state under the published names."""
+
+    def handover(self, model: nn.Module) -> Handover:
+        """Our model for the library. Raises :class:`MaemmError` that says what the layout has no place for."""
+        raise MaemmError(f"layout {self.name!r} is of no library; use maemm convert --to {self.name}")
+
+    def known_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """The config.json of a folder in this layout -> what :meth:`read` wants to know besides the weights."""
+        return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -65,26 +66,38 @@ class Model(nn.Module):
 
     # ------------------------------------------------------------------------------- before the graph
     @torch.no_grad()
-    def prepare(self, raw: dict[str, Any], draw: Draw | None = None) -> dict[str, Prepared]:
-        """Raw batches as collated -> prepared ones on the raw batch's device. ``draw=None``: no augmentation."""
-        return {
+    def prepare(
+        self, raw: dict[str, Any], draw: Draw | None = None, present: dict[str, Tensor] | None = None
+    ) -> dict[str, Prepared]:
+        """Raw batches as collated -> prepared ones on the raw batch's device. ``draw=None``: no augmentation.
+
+        ``present``: {modality: (B,) bool} of the modalities that samples may lack. One that no sample of the batch has
+        is not in ``raw``: its example fills the place, so that every batch has the same parts.
+        """
+        found = {
             name: contract_checks.prepared(self._modality(name), one, None if draw is None else draw.under(name))
             for name, one in raw.items()
         }
+        for name, here in (present or {}).items():
+            one = found[name] if name in found else self._modality(name).example(len(here), Draw(("absent", name)))
+            found[name] = replace(as_prepared(one), x=as_prepared(one).x.to(here.device), present=here)
+        return {name: found[name] for name in self.modalities if name in found}
 
     @torch.no_grad()
     def plan(self, batch: dict[str, Any], draw: Draw) -> dict[str, Planned]:
         """Tokenise and draw plans: no gradient, outside the compiled graph."""
         prepared = {name: as_prepared(one) for name, one in batch.items()}
         tokens = self._tokenize(prepared)
-        if not self.masked:
+        hides = self.training and any(one.hide for one in self.objectives.values())
+        if not self.masked and not hides:
             return {n: Planned(tokens[n], Plan.all_visible(tokens[n]), prepared[n]) for n in prepared}
         guides = self._guides(prepared, tokens) if self.masking.guide else None
         plans = self.masking(tokens, draw, guides)
         return {name: Planned(tokens[name], plans[name], prepared[name]) for name in prepared}
 
     def _tokenize(self, prepared: dict[str, Prepared]) -> dict[str, Tokens]:
-        return {name: contract_checks.tokenized(self._modality(name), one) for name, one in prepared.items()}
+        found = {name: contract_checks.tokenized(self._modality(name), one) for name, one in prepared.items()}
+        return {name: _of_present(tokens, prepared[name].present) for name, tokens in found.items()}
 
     def _guides(self, prepared: dict[str, Prepared], tokens: dict[str, Tokens]) -> dict[str, Any]:
         guide = getattr(self.encoder, "guide", None)
@@ -174,7 +187,12 @@ class Model(nn.Module):
         return self._masked(planned)
 
     def everything(self, batch: dict[str, Any]) -> dict[str, MaskedInput]:
-        """The batch with nothing hidden: what the encoder gets for feature extraction."""
+        """The batch with nothing hidden: what the encoder gets for feature extraction.
+
+        Where no objective predicts what is hidden, a plan that comes with the batch holds.
+        """
+        if not self.masked and all(isinstance(one, Planned) for one in batch.values()):
+            return self._masked(batch)
         prepared = {name: as_prepared(one) for name, one in batch.items()}
         tokens = {name: one.tokens for name, one in batch.items() if isinstance(one, Planned)}
         tokens |= self._tokenize({name: one for name, one in prepared.items() if name not in tokens})
@@ -202,7 +220,8 @@ class Model(nn.Module):
         stands relative to the pool. ``layers``: features of these blocks, concatenated along D, without a norm.
         Without arguments a fine-tuned model answers with the input of its head. Token order is the modality's;
         in ragged batches the tokens that are padding come last and hold no meaning. ``stream``: mean of that pass
-        of the encoder alone, {stream: (B, D)}; without it each modality's own stream counts, where it has one.
+        of the encoder alone, {stream: (B, D)}, where it has none by that name the pass of these modalities (joined by
+        +) without the others; without it each modality's own stream counts, where it has one.
         """
         if stream is not None:
             return {stream: self._stream(batch, stream)}
@@ -225,11 +244,13 @@ class Model(nn.Module):
         }
 
     def _stream(self, batch: dict[str, Any], stream: str) -> Tensor:
-        inputs, latents = self.encode(batch)
+        members = stream.split("+")
+        if any(name not in batch for name in members):
+            raise MaemmError(f"stream {stream!r} is not made of what this batch holds ({', '.join(batch)})")
+        inputs, latents = self.encode({name: batch[name] for name in members})
         if stream not in latents.streams:
-            known = ", ".join(latents.streams) or "none"
-            raise MaemmError(f"the encoder gives no stream {stream!r} for this batch; it gives {known}")
-        return mean_of_tokens(latents.streams[stream], [inputs[name].plan for name in stream.split("+")])
+            latents.streams[stream] = torch.cat([latents.tokens[name] for name in members], 1)
+        return mean_of_tokens(latents.streams[stream], [inputs[name].plan for name in members])
 
     def _tapped(self, latents: Latents, name: str, wanted: list[int]) -> Tensor:
         missing = [layer for layer in wanted if layer not in latents.taps]
@@ -242,6 +263,14 @@ class Model(nn.Module):
         if self.head is None:
             raise MaemmError("this model has no classifier; fine-tune it, or load fine-tuned weights")
         return self.head(self, batch)
+
+
+def _of_present(tokens: Tokens, present: Tensor | None) -> Tokens:
+    """Without a valid token in the rows of samples that lack the modality."""
+    if present is None:
+        return tokens
+    valid = present[:, None].expand(tokens.batch, tokens.count)
+    return replace(tokens, valid=valid.clone() if tokens.valid is None else valid & tokens.valid)
 
 
 def as_prepared(one: Any) -> Prepared:

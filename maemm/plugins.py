@@ -38,6 +38,7 @@ ROLES = (
     "objectives",
     "heads",
     "weights",
+    "packs",
     "samples",
 )
 SINGULAR = {role: role[:-1] for role in ROLES} | {
@@ -71,9 +72,11 @@ class Plugin:
     objectives: Mapping[str, str] = field(default_factory=dict)
     heads: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
+    packs: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, str] = field(default_factory=dict)
     demo: str | None = None  # the recipe that ``maemm demo`` runs
     files: Mapping[str, str] = field(default_factory=dict)  # {recipe: ".ply .xyz"}: what show takes for such files
+    deviations: Mapping[str, str] = field(default_factory=dict)  # {"check[part]": why that rule is not for that part}
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -89,6 +92,7 @@ class Plugin:
         if self.demo is not None and not isinstance(self.demo, str):
             raise MaemmError(f"plugin {self.name!r}: demo must be the name of a recipe")
         self._check_files()
+        self._check_deviations()
         for role in ROLES:
             self._check_role(role, getattr(self, role))
 
@@ -97,6 +101,12 @@ class Plugin:
         good = good and not any(not isinstance(one, str) for pair in self.files.items() for one in pair)
         if not good or any(one[0] != "." or one.lower() != one for text in self.files.values() for one in text.split()):
             raise MaemmError(f"plugin {self.name!r}: files must be a dict of recipe: '.ending .ending', in lower case")
+
+    def _check_deviations(self) -> None:
+        texts = self.deviations.items() if isinstance(self.deviations, Mapping) else [(None, None)]
+        for rule, reason in texts:
+            if not isinstance(rule, str) or not isinstance(reason, str) or not reason.strip():
+                raise MaemmError(f"plugin {self.name!r}: deviations must be a dict of 'check[part]': reason")
 
     def _check_role(self, role: str, parts: Any) -> None:
         if not isinstance(parts, Mapping):
@@ -144,7 +154,7 @@ CORE = Plugin(
         "reconstruct": "objectives.reconstruct:Reconstruct",
         "contrastive": "objectives.contrastive:Contrastive",
     },
-    heads={"linear": "heads:Linear"},
+    heads={"linear": "heads:Linear", "probe": "heads:Probe"},
 )
 
 

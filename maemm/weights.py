@@ -26,20 +26,27 @@ _PREFIXES = ("module.", "_orig_mod.")
 def load(what: str | Path | dict[str, Tensor], kind: str | None = None, **known: Any) -> Model:
     """A model from weights: a file, a run or checkpoint folder, or a state dict; published or our own.
 
+    A folder may also be another library's: config.json and model.safetensors.
+
     ``kind`` names the published layout where it cannot be told. ``known`` is what the weights do not tell:
     ``heads``, ``decoder_heads``, ``norm_pix``, ``mask_ratio``... Every key and shape is checked: a partial match
     is a :class:`MaemmError` that names the keys. Files are never unpickled freely.
     """
+    config = None
     if not isinstance(what, dict):
         path = Path(what)
-        if path.is_dir():
+        config = config_of(path)
+        if config is not None:
+            path = path / "model.safetensors"
+        elif path.is_dir():
             return _load_own(find_checkpoint(path), known)
-        if recipe_of(path) is not None:
+        elif recipe_of(path) is not None:
             return _load_own(path, known)
         what = read_state(path)
     state = strip_wrappers(what)
     found = _kind(kind, state)
-    known = options.check(found.read, known, found.name)
+    told = {} if config is None else found.known_of(config)
+    known = options.check(found.read, {**told, **known}, found.name)
     recipe, ours, extras = found.read(state, **known)
     model = build_model(recipe)
     fill(model, ours, f"weights {found.name!r}")
@@ -157,6 +164,20 @@ def recipe_of(path: Path) -> dict[str, Any] | None:
     except (SafetensorError, OSError):
         return None
     return json.loads(header) if header else None
+
+
+def config_of(folder: Path) -> dict[str, Any] | None:
+    """The config.json of a folder that another library wrote beside its model.safetensors; None: it is none."""
+    path = folder / "config.json"
+    if not path.is_file() or recipe_of(folder / "model.safetensors") is not None:
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MaemmError(f"{path} cannot be read ({error}); get the whole folder") from None
+    if not isinstance(config, dict):
+        raise MaemmError(f"{path} holds no settings; get the whole folder")
+    return config
 
 
 def _load_own(path: Path, known: dict[str, Any]) -> Model:

@@ -14,6 +14,10 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser = verb_parser("evaluate", EPILOG)
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
     parser.add_argument("--per-class", action="store_true", help="also figures of every class, and confusions")
+    parser.add_argument(
+        "--one-view", action="store_true", help="ask about one view of each sample where there are more"
+    )
+    parser.add_argument("--average", choices=["probabilities", "logits"], default="probabilities", help="over views")
     parser.add_argument("-o", "--out", metavar="FILE", help="figures as JSON (default: evaluate/ in the run's folder)")
     parser.add_argument("--kind", help="published layout of the weights, where it cannot be told")
     args = parser.parse_intermixed_args(argv)
@@ -23,7 +27,10 @@ def run(argv: list[str], flags: Namespace) -> int:
     from maemm.evaluate.progress import progress
 
     with progress("evaluate") as show:
-        found = evaluate(str(what), data, batch=args.batch, out=args.out, on_progress=show, **options)
+        found = evaluate(
+            str(what), data, batch=args.batch, views=not args.one_view, average=args.average, out=args.out,
+            on_progress=show, **options,
+        )  # fmt: skip
     print(json.dumps(found.record()) if flags.json else found)
     if args.per_class and not flags.json:
         print(f"\n{found.details()}")

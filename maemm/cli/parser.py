@@ -27,7 +27,10 @@ VERBS = {
         "[show NAME | new NAME | check NAME]", "list plugins; show the options of one, write a new one, check one"
     ),
     "show": Verb("FILE_OR_FOLDER [--recipe R] [-o FILE]", "draw samples as the model gets them, with tokens and masks"),
-    "data": Verb("check | stats DATA [--recipe R]", "find broken and repeated files, sizes, labels, mean and spread"),
+    "data": Verb(
+        "check | stats DATA [--recipe R] | pack DATA OUT [key=value ...]",
+        "find broken files, sizes, labels, mean and spread; rewrite files to a faster form",
+    ),
     "pretrain": Verb("RECIPE [DATA] [key=value ...]", "train a recipe; the same command again continues"),
     "reconstruct": Verb("RUN_OR_WEIGHTS DATA [-o FILE]", "draw input, visible part and reconstruction"),
     "embed": Verb("RUN_OR_WEIGHTS [DATA] -o FILE", "features of every sample in one file, with ids and labels"),
@@ -37,7 +40,11 @@ VERBS = {
     "evaluate": Verb("RUN_OR_WEIGHTS [DATA]", "ask a fine-tuned model about labelled data"),
     "retrieve": Verb("RUN_OR_WEIGHTS [DATA] [--pair A,B]", "find the partners of one modality in another"),
     "score": Verb("RUN_OR_WEIGHTS [DATA] -o FILE", "reconstruction error of every sample, to find odd ones"),
+    "diagnose": Verb("RUN_OR_WEIGHTS [DATA] [-o FILE]", "rank, spread, attention, clusters and losses on one page"),
     "convert": Verb("WEIGHTS OUT [--to KIND]", "turn published weights into maemm's format, or back"),
+    "export": Verb(
+        "RUN_OR_WEIGHTS --to TARGET -o PATH", "write a model for timm, transformers, torch or ONNX, checked"
+    ),
 }
 FLAGS = {
     "--plugin PATH": "also use the plugin in this folder (more than once for several)",

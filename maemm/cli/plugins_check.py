@@ -61,6 +61,8 @@ def _lines(result: Result, width: int) -> str:
     name = f"  {result.check:<{width}}  "
     if not result.applies:
         return f"{name}n/a     {result.message.removeprefix('does not apply: ')}"
+    if result.deviates:
+        return f"{name}by design: {result.deviates}"
     if result.passed:
         return f"{name}passed"
     found = result.message.removesuffix(f"; {result.change}")
@@ -75,7 +77,10 @@ def _wrapped(title: str, text: str) -> str:
 def _sum(results: list[Result]) -> str:
     failed = sum(not one.passed for one in results)
     silent = sum(not one.applies for one in results)
-    return f"{len(results)} checks: {len(results) - failed - silent} passed, {failed} failed, {silent} not applicable"
+    design = sum(bool(one.deviates) for one in results)
+    passed = len(results) - failed - silent - design
+    kept = f"{passed} passed, {failed} failed, {silent} not applicable"
+    return f"{len(results)} checks: {kept}" + (f", {design} not kept by design" if design else "")
 
 
 def _as_dict(found: Found, results: list[Result]) -> dict[str, Any]:

@@ -21,6 +21,9 @@ def add_subject_flags(parser: Parser) -> None:
         "--norm", help="where the encoder's final norm stands: before (default) or after the pool, none"
     )
     parser.add_argument("--layers", metavar="I,J", help="features of these blocks, counted from 0, without a norm")
+    parser.add_argument(
+        "--stream", metavar="A|A+B", help="of several modalities, one alone or some together; only their data are read"
+    )
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
     parser.add_argument("--kind", help="published layout of the weights, where it cannot be told")
 
@@ -32,8 +35,9 @@ def subject(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     found = {"pool": args.pool, "norm": args.norm, "batch": args.batch}
     if args.layers is not None:
         found["layers"] = numbers(args.layers, "--layers")
-    if args.kind is not None:
-        found["kind"] = args.kind
+    for key in ("kind", "stream"):
+        if getattr(args, key) is not None:
+            found[key] = getattr(args, key)
     return {**found, **data_words(overrides)}
 
 

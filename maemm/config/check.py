@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from maemm import plugins
 from maemm.config.layers import RIVALS, Layer
-from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, TrainConfig, known_of
+from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, known_of
 from maemm.errors import MaemmError
 from maemm.nearest import advice
 from maemm.options import join, problems, validate, value_text
@@ -161,7 +163,23 @@ class _Check:
     def _data(self) -> dict[str, Any]:
         data = self._keys(DataConfig, "data")
         data["source"] = self.part("sources", data["source"], "data.source")
+        if data["mix"] is not None:
+            for key in ("root", "list", "source", "epoch", "balance", "shots"):
+                if self.layer.get(f"data.{key}"):
+                    self.add(f"data.{key} cannot be set beside data.mix", f"data.{key}", "set it to null")
+            data["mix"] = {name: self._set(name, one) for name, one in data["mix"].items() if one is not None}
         return data
+
+    def _set(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """One data set of a mixture."""
+        where = f"data.mix.{name}"
+        found = self._valid(SetConfig, values, where)
+        found["source"] = self.part("sources", found["source"], join(where, "source"))
+        known = self.given.get("modalities") if isinstance(self.given.get("modalities"), dict) else {}
+        for one in found["modalities"] or ():
+            if one not in known:
+                self.add(f"{where}.modalities names {value_text(one)}", join(where, "modalities"), advice(one, known))
+        return found
 
     def _train(self) -> dict[str, Any]:
         before = len(self.wrong)
@@ -193,7 +211,9 @@ class _Check:
         return spec
 
     def _keys(self, model: type[DataConfig] | type[TrainConfig], key: str) -> dict[str, Any]:
-        values = self.mapping(key)
+        return self._valid(model, self.mapping(key), key)
+
+    def _valid(self, model: type[BaseModel], values: dict[str, Any], key: str) -> dict[str, Any]:
         hint = "see: maemm pretrain --help"
         found, wrong = validate(model.model_validate_json, values, key, known_of(model), self.layer.origin, hint)
         self.wrong += wrong

@@ -16,12 +16,14 @@ _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 def packaged() -> dict[str, Path]:
     """{"plugin/recipe": file} of all recipes that come with maemm and with plugins, sorted by name.
 
+    Those of what comes after pre-training lie a folder deeper: ``plugin/finetune/recipe``, ``plugin/probe/recipe``.
+
     Raises :class:`MaemmError` when two files claim one name.
     """
     found: dict[str, Path] = {}
     for prefix, folder in _folders():
-        for file in sorted(folder.glob("*.yaml")):
-            name = f"{prefix}/{file.stem}"
+        for file in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
+            name = f"{prefix}/{file.relative_to(folder).with_suffix('').as_posix()}"
             if name in found:
                 raise MaemmError(f"two recipes are called {name!r} ({found[name]} and {file}); rename one")
             found[name] = file

@@ -15,12 +15,29 @@ class _Keys(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class SetConfig(_Keys):
+    """One data set of a mixture."""
+
+    root: str | None = Field(None, description="folder or file that the source reads")
+    list: str | None = Field(None, description="list file that names the samples")
+    source: str | dict[str, Any] | None = Field(None, description="source part; null: as for data.source")
+    modalities: _Names | None = Field(None, description="what its samples hold; null: all that the recipe has")
+    passes: float = Field(1.0, gt=0, description="passes over it in an epoch: 2 gives it twice the steps")
+    repeats: int | None = Field(None, ge=1, description="in place of data.repeats")
+
+
 class DataConfig(_Keys):
     """Where samples come from and how they are read. The defaults suit a folder on one machine."""
 
     root: str | None = Field(None, description="folder or file that the source reads")
     list: str | None = Field(None, description="list file that names the samples")
     source: str | dict[str, Any] | None = Field(None, description="source part; null: the one of the modality's type")
+    mix: dict[str, dict[str, Any] | None] | None = Field(
+        None, description="several data sets by name, each {root, list, source, modalities, passes, repeats}"
+    )
+    missing: Literal["skip", "allow"] = Field(
+        "skip", description="samples that lack a modality: skip counts them as unreadable, allow takes what they have"
+    )
     workers: int = Field(2, ge=0, description="processes that read; 0: the main process reads")
     prefetch: int = Field(2, ge=1, description="batches that each worker keeps ready")
     timeout: float = Field(600.0, gt=0, description="seconds that one batch may take")
@@ -31,6 +48,11 @@ class DataConfig(_Keys):
     validation: float | str | None = Field(
         None, description="share of the samples that is held out to validate with, or other data"
     )
+    shots: int | str | None = Field(
+        None, description="labels of each class to learn from: a number, or a share such as 10%; null: all"
+    )
+    balance: bool = Field(False, description="draw samples of rare classes as often as those of common ones")
+    epoch: int | None = Field(None, ge=1, description="samples of an epoch, drawn anew each time; null: all, once")
     max_bad_share: float = Field(0.05, ge=0, le=1, description="share of unreadable samples at which a run stops")
 
 
@@ -63,6 +85,9 @@ class TrainConfig(_Keys):
     )
     clip_grad: float | None = Field(None, gt=0, description="largest L2 norm of the gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of a moving average of the weights")
+    average: int | None = Field(
+        None, gt=0, description="first epoch, from 1, of an equal mean of the weights at the ends of epochs"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
     compile: bool = Field(False, description="torch.compile the forward pass")
     seed: int = Field(0, ge=0, description="of weights, order, augmentation and masks")
@@ -72,6 +97,7 @@ class TrainConfig(_Keys):
     )
     keep: int = Field(2, gt=0, description="newest checkpoints to keep")
     validate_every: int | None = Field(None, gt=0, description="steps between validations; null: one epoch")
+    validate_views: bool = Field(False, description="validate with all views of each sample, as evaluate does")
     patience: int | None = Field(None, gt=0, description="validations without a better figure before a run ends")
     picture_every: int | None = Field(None, gt=0, description="steps between pictures; null: about 10 times")
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")

@@ -18,7 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from maemm.contract import Sample, Source
+from maemm.contract import Label, Sample, Source
+from maemm.data.files import whole_labels
+from maemm.data.labels import LabelTable, label_at
 from maemm.data.lists import Labels, class_labels, find_files, read_list
 from maemm.draws import Draw
 from maemm.errors import MaemmError
@@ -101,7 +103,8 @@ class ArrayFiles(Source):
         self.folder, self.modality, self.classes, self._read = Path(folder), name, classes, read
         # One block of bytes: a million Python strings would be copied into every worker sooner or later.
         self._paths = np.array([os.fsencode(path) for path in paths])
-        self._labels = None if labels is None else np.array([-1 if one is None else one for one in labels], np.int64)
+        self._labels = None if labels is None else LabelTable(labels)
+        self.several = labels is not None and self._labels.several
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -114,12 +117,15 @@ class ArrayFiles(Source):
         return self._paths[index].decode("utf-8", "backslashreplace")
 
     def read(self, index: int, draw: Draw) -> Sample:
-        label = -1 if self._labels is None else int(self._labels[index])
-        return Sample({self.modality: self._read(self.path(index))}, self.name(index), None if label < 0 else label)
+        return Sample({self.modality: self._read(self.path(index))}, self.name(index), self.label(index))
+
+    def label(self, index: int) -> Label | None:
+        return None if self._labels is None else self._labels[index]
 
     def fingerprint(self) -> str:
         """The paths below the folder and the labels; moving the folder changes nothing."""
-        return _fingerprint("files", self._paths, self._labels)
+        labels = (None,) if self._labels is None else self._labels.arrays
+        return _fingerprint("files", self._paths, *labels)
 
 
 class ArrayFile(Source):
@@ -136,9 +142,11 @@ class ArrayFile(Source):
         return f"{os.fsencode(self.file.name).decode('utf-8', 'backslashreplace')}#{index}"
 
     def read(self, index: int, draw: Draw) -> Sample:
-        label = -1 if self._labels is None else int(self._labels[index])
         values = plain(self._values[index]).copy()  # the file is mapped for reading alone
-        return Sample({self.modality: values}, self.name(index), None if label < 0 else label)
+        return Sample({self.modality: values}, self.name(index), self.label(index))
+
+    def label(self, index: int) -> Label | None:
+        return label_at(self._labels, index)
 
     def fingerprint(self) -> str:
         """Shape, type, labels and some of the values."""
@@ -166,7 +174,8 @@ class ArrayFile(Source):
             raise MaemmError(f"cannot read the array ({self.file}: {why}); save plain numbers with numpy") from error
         if found.ndim < 2 or not found.size:
             raise MaemmError(f"the array has shape {found.shape} ({self.file}); its first axis must be the samples")
-        self._labels = None if labels is None else _checked_labels(labels, len(found), self.file)
+        self._labels = whole_labels(labels, len(found), self.file, several=True)
+        self.several = self._labels is not None and self._labels.ndim == 2
 
 
 def _key_of(archive: Any) -> str:
@@ -180,15 +189,6 @@ def _numbers(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"it holds {array.dtype}, not plain numbers")
     return array
-
-
-def _checked_labels(labels: np.ndarray, count: int, file: Path) -> np.ndarray:
-    if labels.size != count or labels.dtype.kind not in "iub":
-        raise MaemmError(
-            f"labels have shape {labels.shape} and type {labels.dtype} for {count} samples ({file}); "
-            "store one whole number for each"
-        )
-    return labels.reshape(-1).astype(np.int64)
 
 
 def _fingerprint(kind: str, *parts: Any) -> str:

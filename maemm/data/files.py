@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from maemm.contract import Sample, Source
-from maemm.data.lists import Labels
+from maemm.contract import Label, Sample, Source
+from maemm.data.labels import LabelTable
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 
@@ -28,7 +28,7 @@ class Files(Source):
         self,
         folder: Path,
         paths: Sequence[str],
-        labels: Labels | None = None,
+        labels: Sequence[Label | None] | None = None,
         classes: Sequence[str] | None = None,
         *,
         name: str,
@@ -37,7 +37,8 @@ class Files(Source):
         encoded = [os.fsencode(path) for path in paths]
         self._paths = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
-        self._labels = None if labels is None else np.array([-1 if one is None else one for one in labels], np.int64)
+        self._labels = None if labels is None else LabelTable(labels)
+        self.several = labels is not None and self._labels.several
 
     @abstractmethod
     def open(self, path: bytes, draw: Draw) -> Any:
@@ -55,10 +56,9 @@ class Files(Source):
         """What messages call the sample: its path below the folder."""
         return printable_name(self.path(index))
 
-    def label(self, index: int) -> int | None:
+    def label(self, index: int) -> Label | None:
         """The label, None where there is none."""
-        label = -1 if self._labels is None else int(self._labels[index])
-        return None if label < 0 else label
+        return None if self._labels is None else self._labels[index]
 
     def read(self, index: int, draw: Draw) -> Sample:
         raw = self.open(os.path.join(self.folder, self.path(index)), draw)
@@ -66,7 +66,8 @@ class Files(Source):
 
     def fingerprint(self) -> str:
         """The paths below the folder and the labels; moving the folder changes nothing."""
-        return fingerprint("files", len(self), self._paths, self._ends, self._labels)
+        labels = (None,) if self._labels is None else self._labels.arrays
+        return fingerprint("files", len(self), self._paths, self._ends, *labels)
 
 
 def existing(path: str, key: str) -> Path:
@@ -89,11 +90,16 @@ def endings(given: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...
     return tuple("." + one.lower().lstrip(".") for one in given)
 
 
-def whole_labels(labels: np.ndarray | None, count: int, file: Path) -> np.ndarray | None:
-    """(count,) int64 of an array of labels. Raises :class:`MaemmError` for another shape or type."""
+def whole_labels(labels: np.ndarray | None, count: int, file: Path, *, several: bool = False) -> np.ndarray | None:
+    """(count,) int64 of an array of labels; with ``several`` also (count, classes) of 0 and 1 as it is.
+
+    Raises :class:`MaemmError` for another shape or type. :func:`maemm.data.labels.label_at` reads both.
+    """
     if labels is None:
         return None
     labels = labels.reshape(-1) if labels.shape in ((count, 1), (1, count)) else labels
+    if several and labels.ndim == 2 and len(labels) == count and np.isin(labels, (0, 1)).all():
+        return labels.astype(np.int8)
     if labels.shape != (count,) or labels.dtype.kind not in "iub":
         raise MaemmError(
             f"labels have shape {labels.shape} and type {labels.dtype} for {count} samples ({file}); "

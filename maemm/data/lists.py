@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from maemm.contract import Label
 from maemm.errors import MaemmError
 
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path")
 _LABEL_COLUMNS = ("label", "class", "target", "category", "y", "label_id", "class_id", "class_name")
+_SEVERAL_COLUMNS = ("labels", "classes", "targets", "tags")  # any number of them, between commas, semicolons or bars
 
-Labels = list[int | None]
+Labels = list[Label | None]
 
 
 def find_files(root: Path, extensions: Iterable[str]) -> list[str]:
@@ -83,18 +86,24 @@ def read_list(
     ``columns``: more names that the column of paths may have.
 
     ``.csv``: cells between commas, ``.tsv``: between tabs; with a header, the columns are found by name, otherwise
-    they are path and label. ``.txt``: a path a line, then possibly a tab, comma or blank and a label; blanks inside a
+    they are path and label; a column called labels holds any number of them, as in ``"dog,rain"``, which may be none.
+    ``.txt``: a path a line, then possibly a tab, comma or blank and a label; blanks inside a
     path do no harm, and it may stand in quotes. Lines that are empty or start with # are passed over. Paths are
     relative to ``root`` if the first one is found there, otherwise to the folder of the list. Labels are numbers from
     0, or words, which are numbered in alphabetical order.
     """
     lines, endings, names = _lines(path), tuple(extensions), {*_PATH_COLUMNS, *columns}
     table = path.suffix.lower() in (".csv", ".tsv")
-    rows = list(_table_rows(path, lines, endings, names) if table else _text_rows(lines, endings, names))
+    several = False
+    if table:
+        found, several = _table_rows(path, lines, endings, names)
+        rows = list(found)
+    else:
+        rows = list(_text_rows(lines, endings, names))
     if not rows:
         raise MaemmError(f"the list names no file ({path}); write one path a line")
     paths = [row[0] for row in rows]
-    labels, classes = _labels([row[1] for row in rows], path)
+    labels, classes = (_several if several else _labels)([row[1] for row in rows], path)
     home = path.parent
     if root is not None and (not (home / paths[0]).exists() or (root / paths[0]).exists()):
         home = root
@@ -137,29 +146,50 @@ def _split(line: str, endings: tuple[str, ...]) -> tuple[str, str]:
     return (path.strip(), label.strip()) if found else (line, "")
 
 
-def _table_rows(path: Path, lines: list[str], endings: tuple[str, ...], names: set[str]) -> Iterator[tuple[str, str]]:
+def _table_rows(
+    path: Path, lines: list[str], endings: tuple[str, ...], names: set[str]
+) -> tuple[Iterator[tuple[str, str]], bool]:
+    """(path, label or "") of each line, and whether there may be several labels."""
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
     except csv.Error as error:
         raise MaemmError(f"the list is no table ({path}: {error}); write path{separator}label lines") from error
     rows = [row for row in rows if any(row)]
-    at_path, at_label = 0, 1
+    at_path, at_label, several = 0, 1, False
     if rows and not any(_is_file(cell, endings) for cell in rows[0]):
-        at_path, at_label = _columns(path, rows.pop(0), names)
+        at_path, at_label, several = _columns(path, rows.pop(0), names)
+    return _cells(path, rows, separator, at_path, at_label), several
+
+
+def _cells(path: Path, rows: list[list[str]], separator: str, at_path: int, at_label: int) -> Iterator[tuple[str, str]]:
     for row in rows:
         if at_path >= len(row) or not row[at_path]:
             raise MaemmError(f"a line of the list has no path ({path}: {separator.join(row)}); add it or drop the line")
         yield row[at_path], row[at_label] if 0 <= at_label < len(row) else ""
 
 
-def _columns(path: Path, header: list[str], known: set[str]) -> tuple[int, int]:
-    """Where path and label stand, by the names in a header; -1: there is no label."""
+def _columns(path: Path, header: list[str], known: set[str]) -> tuple[int, int, bool]:
+    """Where path and label stand, by the names in a header (-1: there is no label), and whether there are several."""
     names = [cell.lower() for cell in header]
     at_path = next((i for i, name in enumerate(names) if name in known), None)
     if at_path is None:
         raise MaemmError(f"the list has no column of paths ({path}: {', '.join(header)}); call one of them 'path'")
-    return at_path, next((i for i, name in enumerate(names) if name in _LABEL_COLUMNS), -1)
+    for known, several in ((_LABEL_COLUMNS, False), (_SEVERAL_COLUMNS, True)):
+        at_label = next((i for i, name in enumerate(names) if name in known), None)
+        if at_label is not None:
+            return at_path, at_label, several
+    return at_path, -1, False
+
+
+def _several(texts: list[str], path: Path) -> tuple[Labels | None, list[str] | None]:
+    """Cells of any number of labels; an empty cell is a sample with none of the classes."""
+    rows = [[one.strip() for one in re.split("[,;|]", text) if one.strip()] for text in texts]
+    flat, classes = _labels([one for row in rows for one in row], path)
+    if flat is None:
+        return None, None
+    numbers = iter(flat)
+    return [tuple(next(numbers) for _ in row) for row in rows], classes
 
 
 def _labels(texts: list[str], path: Path) -> tuple[Labels | None, list[str] | None]:

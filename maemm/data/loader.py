@@ -7,35 +7,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from maemm.contract import Modality, Sample, Source
+from maemm.data import labels as labels_
 from maemm.data.bad_samples import BadSample, printable, reason_of
+from maemm.data.mixture import Mixture
 from maemm.data.order import Order, Request
 from maemm.data.workers import Failure, Workers
 from maemm.draws import Draw, derive
 from maemm.errors import MaemmError
 
 Task = tuple[int, int]  # step, micro-batch
+Missing = Literal["skip", "allow"]
 
 
 @dataclass(frozen=True)
 class Batch:
     """One micro-batch of one process."""
 
-    raw: dict[str, Any]  # {modality: what its collate returned}; empty if every sample was bad and left out
+    # {modality: what its collate returned}; empty if every sample was bad and left out. Without a modality that all
+    # samples lack, see ``present``.
+    raw: dict[str, Any]
     ids: list[str]
-    labels: Tensor | None  # (B,) int64, -1 where a sample has none; None: no sample has one
+    labels: Tensor | None  # (B,) int64, -1 where a sample has none, or (B, L), see labels.stack; None: nobody has one
     rows: list[int]  # place of each sample in the global batch
     bad: list[BadSample]  # met while this batch was read
     step: int
     micro: int  # number of the micro-batch within the step
+    # {modality: (B,) bool} where samples may lack modalities; what fills the place of one is another sample's
+    present: dict[str, Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``; the copy is asynchronous if the batch is pinned."""
@@ -47,7 +54,8 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         labels = None if self.labels is None else function(self.labels)
-        return replace(self, raw=_map_tensors(self.raw, function), labels=labels)
+        present = _map_tensors(self.present, function)
+        return replace(self, raw=_map_tensors(self.raw, function), labels=labels, present=present)
 
 
 class Loader:
@@ -57,6 +65,7 @@ class Loader:
     :class:`~maemm.data.order.Slots` or ``Once``. ``timeout``: seconds that a batch from a worker is waited for.
     ``augment=False`` calls ``Modality.load(raw, None)``. ``substitute=False`` leaves bad samples out instead of
     replacing them, so that evaluation counts nothing twice. ``pin``: page-locked batches; None: where there is CUDA.
+    ``missing``: a sample that lacks a modality is bad ("skip"), or is taken with what it has ("allow").
 
     Any exception in ``read`` or ``load`` except MemoryError makes a sample bad. The ``tries`` replacements of a bad
     sample depend on its index and the seed alone. :class:`MaemmError` is raised when they all fail, when a worker
@@ -77,10 +86,11 @@ class Loader:
         augment: bool = True,
         substitute: bool = True,
         tries: int = 20,
+        missing: Missing = "skip",
     ):
         self.order, self.workers, self.timeout, self.prefetch = order, workers, timeout, prefetch
         self.pin = torch.cuda.is_available() if pin is None else pin
-        self.reader = _Reader(source, dict(modalities), order, seed, augment, substitute, tries)
+        self.reader = _Reader(source, dict(modalities), order, seed, augment, substitute, tries, missing)
 
     def batches(self, start_step: int, stop_step: int) -> Iterator[Batch]:
         """The micro-batches of the steps ``start_step`` .. ``stop_step`` - 1, in order.
@@ -144,9 +154,10 @@ class _Reader:
         augment: bool,
         substitute: bool,
         tries: int,
+        missing: Missing,
     ):
         self.source, self.modalities, self.order, self.seed = source, modalities, order, seed
-        self.augment, self.substitute, self.tries = augment, substitute, tries
+        self.augment, self.substitute, self.tries, self.missing = augment, substitute, tries, missing
         self._step: tuple[int, list[list[Request]]] | None = None  # the last one asked of the order
         self.at = torch.tensor(-1)  # index of the sample being read; a worker has it in shared memory
 
@@ -176,16 +187,35 @@ class _Reader:
                 continue
             loaded += views
             ids += [sample.id] * len(group)
-            labels += [-1 if sample.label is None else sample.label] * len(group)
+            labels += [sample.label] * len(group)
             rows += [request.row for request in group]
-        known = torch.tensor(labels) if any(label != -1 for label in labels) else None
-        return Batch(self._collate(loaded), ids, known, rows, bad, step, micro)
+        raw, present = self._collate(loaded, self._shared_names(requests))
+        return Batch(raw, ids, labels_.stack(labels), rows, bad, step, micro, present)
 
-    def _collate(self, loaded: list[dict[str, dict]]) -> dict[str, Any]:
+    def _shared_names(self, requests: list[Request]) -> list[str]:
+        found = {tuple(self._names(request.index)) for request in requests}
+        if len(found) > 1:
+            raise MaemmError("samples of several data sets do not meet in one batch (data.mix); read one of them alone")
+        return [*found.pop()]
+
+    def _names(self, index: int) -> list[str]:
+        """The modalities that a sample should have."""
+        of_set = self.source.modalities(index) if isinstance(self.source, Mixture) else self.modalities
+        return [name for name in self.modalities if name in of_set]
+
+    def _collate(self, loaded: list[dict[str, dict]], names: list[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Raw batches, and who has what where samples may lack something: then another one's fills the place."""
         if not loaded:
-            return {}
+            return {}, {}
+        found, present = {}, {}
         try:
-            return {name: one.collate([views[name] for views in loaded]) for name, one in self.modalities.items()}
+            for name in names:
+                fill = next((views[name] for views in loaded if name in views), None)
+                if fill is not None:
+                    found[name] = self.modalities[name].collate([views.get(name, fill) for views in loaded])
+                if self.missing == "allow":
+                    present[name] = torch.tensor([name in views for views in loaded])
+            return found, present
         except (MemoryError, MaemmError):
             raise
         except Exception as error:
@@ -193,8 +223,8 @@ class _Reader:
 
     def _readable(self, group: list[Request], bad: list[BadSample]) -> tuple[Sample, list[dict[str, dict]]]:
         """A sample and its views; where the one asked for is bad, the first of its substitutes that is not."""
-        wanted = group[0].index
-        index = wanted
+        index = wanted = group[0].index
+        among = self.source.span(wanted) if isinstance(self.source, Mixture) else range(len(self.source))
         for attempt in range(1, self.tries + 2):
             try:
                 return self._read(index, group)
@@ -204,7 +234,7 @@ class _Reader:
                 bad.append(BadSample(index, name_of(self.source, index), reason_of(error)))
             if not self.substitute:
                 raise _Unreadable
-            index = derive(self.seed, "substitute", wanted, attempt) % len(self.source)
+            index = among[derive(self.seed, "substitute", wanted, attempt) % len(among)]
         first, last = bad[-self.tries - 1], bad[-1]
         raise MaemmError(
             f"{self.tries + 1} samples drawn one after the other are unreadable, from {first.id} ({first.reason}) "
@@ -219,12 +249,19 @@ class _Reader:
         views = []
         for request in group:
             draw = Draw((self.seed, epoch, index, request.repeat))
-            views.append({name: self._load(name, sample.raw, draw) for name in self.modalities})
+            here = self._here(self._names(index), sample.raw)
+            views.append({name: self._load(name, sample.raw, draw) for name in here})
         return sample, views
 
+    def _here(self, names: list[str], raw: Mapping[str, Any]) -> list[str]:
+        """The modalities that a sample has. Raises ValueError where it lacks one and may not, or has none at all."""
+        here = [name for name in names if name in raw]
+        if here == names or (here and self.missing == "allow"):
+            return here
+        lacking = next(name for name in names if name not in raw)
+        raise ValueError(f"the sample has no {lacking!r}, only {', '.join(map(repr, raw)) or 'nothing'}")
+
     def _load(self, name: str, raw: Mapping[str, Any], draw: Draw) -> dict[str, Any]:
-        if name not in raw:
-            raise ValueError(f"the sample has no {name!r}, only {', '.join(map(repr, raw)) or 'nothing'}")
         return self.modalities[name].load(raw[name], draw.under(name) if self.augment else None)
 
 

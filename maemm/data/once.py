@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 
 from maemm.contract import Modality, Source
-from maemm.data.loader import Batch, Loader
+from maemm.data.loader import Batch, Loader, Missing
 from maemm.data.order import Once
 
 Progress = Callable[[int, int], object]  # samples done, samples in all
@@ -20,13 +20,15 @@ def each(
     workers: int = 0,
     seed: int = 0,
     timeout: float = 600,
+    missing: Missing = "skip",
     on_progress: Progress | None = None,
 ) -> Iterator[Batch]:
     """Batches of ``batch`` neighbouring samples, the last one possibly shorter.
 
     ``modalities``: {name: modality}, of which only ``load`` and ``collate`` are used; with ``workers`` give them
     without parameters (:func:`maemm.build.build_modalities`). Samples that cannot be read are left out and listed in
-    ``Batch.bad``; where none of a batch can be read, its ``raw`` is empty. ``Batch.rows`` are indices of the source.
+    ``Batch.bad``, those that lack one of ``modalities`` too unless ``missing`` is allow; where none of a batch can be
+    read, its ``raw`` is empty. ``Batch.rows`` are indices of the source.
     Close the iterator, or drop it, to stop its workers. Raises :class:`MaemmError` for a source without samples.
     """
     order = Once(len(source), batch)
@@ -39,6 +41,7 @@ def each(
         timeout=timeout,
         augment=False,
         substitute=False,
+        missing=missing,
     )
     return _batches(loader, order, on_progress)
 

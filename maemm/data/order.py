@@ -39,8 +39,21 @@ def permutation(n: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng(derive(seed, "order", epoch)).permutation(n)
 
 
+def drawn(n: int, count: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """(count,) int64 of ``n`` samples, drawn anew in each epoch, with chances like ``weights`` (n,) where given.
+
+    No sample comes twice where an epoch is shorter than the data; otherwise samples are put back.
+    """
+    generator = np.random.default_rng(derive(seed, "order", epoch))
+    able = n if weights is None else int(np.count_nonzero(weights))
+    chance = None if weights is None else weights / weights.sum()
+    return generator.choice(n, count, replace=count >= n or count > able, p=chance)
+
+
 class Slots:
     """The training order: shuffled epochs of whole batches; what does not fill a last batch waits for another epoch.
+
+    With ``epoch`` (samples) or ``weights`` (n,) an epoch is :func:`drawn` from the samples.
 
     ``batch`` is the global batch, over all processes, in rows. ``micro_batch`` is how many rows one process takes at
     a time; None: all its rows of a step at once. Raises :class:`MaemmError` where these numbers do not divide.
@@ -56,6 +69,8 @@ class Slots:
         world: int = 1,
         micro_batch: int | None = None,
         repeats: int = 1,
+        epoch: int | None = None,
+        weights: np.ndarray | None = None,
     ):
         _check_positive({"train.batch": batch, "repeats": repeats, "the number of processes": world})
         if micro_batch is not None:
@@ -66,11 +81,12 @@ class Slots:
         micro = min(micro_batch or own, own)
         _check_divides(own, micro, f"the {own} rows of one process", f"train.micro_batch {micro}")
         _check_divides(micro, repeats, f"train.micro_batch {micro}", f"the {repeats} repeats of each sample")
-        _check_enough(samples, batch // repeats)
+        _check_enough(samples if epoch is None else min(samples, 1) * epoch, batch // repeats)
         self.samples, self.batch, self.seed, self.repeats = samples, batch, seed, repeats
         self.micro_batch = micro
         self.accumulation = own // micro
-        self.steps_per_epoch = samples // (batch // repeats)
+        self.weights, self._drawn = weights, epoch
+        self.steps_per_epoch = (epoch or samples) // (batch // repeats)
         self._first_row = rank * own
         self._cached: tuple[int, np.ndarray] | None = None
 
@@ -92,8 +108,13 @@ class Slots:
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._cached is None or self._cached[0] != epoch:
-            self._cached = epoch, permutation(self.samples, self.seed, epoch)
+            self._cached = epoch, self._new_order(epoch)
         return self._cached[1]
+
+    def _new_order(self, epoch: int) -> np.ndarray:
+        if self._drawn is None and self.weights is None:
+            return permutation(self.samples, self.seed, epoch)
+        return drawn(self.samples, self._drawn or self.samples, self.seed, epoch, self.weights)
 
 
 class Once:

@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 
 from maemm import plugins
-from maemm.contract import Sample, Source
+from maemm.contract import Label, Sample, Source
 from maemm.data.files import fingerprint
 from maemm.draws import Draw
 from maemm.errors import MaemmError
@@ -15,14 +15,16 @@ from maemm.options import check, options_of
 
 
 class Paired(Source):
-    """Samples that all parts have, matched by name; the label is that of the first part that has one.
+    """Samples of several parts, matched by name; the label is that of the first part that has one.
 
-    ``parts``: {modality: source}. ``rows``: for every sample the index in each part.
+    ``parts``: {modality: source}. ``rows``: for every sample the index in each part, None where the part lacks it.
     """
 
-    def __init__(self, parts: Mapping[str, Source], names: list[str], rows: list[tuple[int, ...]]):
+    def __init__(self, parts: Mapping[str, Source], names: list[str], rows: list[tuple[int | None, ...]]):
         self.parts, self.names, self.rows = dict(parts), names, rows
-        self.classes = next((one.classes for one in self.parts.values() if one.classes is not None), None)
+        known = [[*one.classes] for one in self.parts.values() if one.classes is not None]
+        self.classes = sorted(set().union(*known)) if any(one != known[0] for one in known) else next(iter(known), None)
+        self.several = any(one.several for one in self.parts.values())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -34,6 +36,8 @@ class Paired(Source):
         raw: dict[str, Any] = {}
         label = None
         for (modality, part), at in zip(self.parts.items(), self.rows[index], strict=True):
+            if at is None:
+                continue
             try:
                 sample = part.read(at, draw.under(modality))
             except MemoryError:
@@ -41,8 +45,21 @@ class Paired(Source):
             except Exception as error:
                 raise ValueError(f"{modality}: {error}") from error
             raw[modality] = sample.raw[modality]
-            label = sample.label if label is None else label
+            label = self._own(part, sample.label) if label is None else label
         return Sample(raw, self.names[index], label)
+
+    def label(self, index: int) -> Label | None:
+        pairs = zip(self.parts.values(), self.rows[index], strict=True)
+        found = (self._own(part, part.label(at)) for part, at in pairs if at is not None)
+        return next((one for one in found if one is not None), None)
+
+    def _own(self, part: Source, label: Label | None) -> Label | None:
+        """A part's label in the numbers of all parts together, whose lists of classes may differ."""
+        if label is None or part.classes is None or [*part.classes] == self.classes:
+            return label
+        if isinstance(label, tuple):
+            return tuple(sorted(self.classes.index(part.classes[one]) for one in label))
+        return self.classes.index(part.classes[label])
 
     def fingerprint(self) -> str:
         return fingerprint("paired", self.names, *(f"{k}={one.fingerprint()}" for k, one in self.parts.items()))
@@ -53,18 +70,19 @@ def open_paired(
     list: str | None = None,
     *,
     parts: dict[str, dict[str, Any]],
-    missing: Literal["refuse", "skip"] = "refuse",
+    missing: Literal["refuse", "skip", "allow"] = "refuse",
     by: Literal["path", "stem"] = "path",
 ) -> Source:
     """A source for several modalities from one source each.
 
     ``clips/audio/dog/7.wav`` and ``clips/image/dog/7.jpg`` are one sample of ``data.root=clips`` with
     ``parts: {audio: {}, image: {}}``. Raises :class:`MaemmError` where a part cannot be opened, where names are not
-    unique, and where a part lacks samples that another has, unless ``missing`` is skip.
+    unique, and where a part lacks samples that another has, unless ``missing`` says otherwise.
 
     Options
         parts: {modality: {type (default: the modality), root (default: data.root/modality), list, options}}
-        missing: what becomes of names that not every part has: refuse, or skip those samples
+        missing: what becomes of names that not every part has: refuse; skip those samples; allow: they are samples that
+            lack a modality, which data.missing must allow too
         by: match by path: below the root, without the ending; stem: the file's name alone, without the ending
     """
     if list is not None:
@@ -74,7 +92,7 @@ def open_paired(
     opened = {modality: _open(modality, dict(spec or {}), root) for modality, spec in parts.items()}
     keys = {modality: _keys(modality, source, by) for modality, source in opened.items()}
     shared = _shared(keys, missing)
-    rows = [tuple(keys[modality][name] for modality in opened) for name in shared]
+    rows = [tuple(keys[modality].get(name) for modality in opened) for name in shared]
     return Paired(opened, shared, rows)
 
 
@@ -107,12 +125,14 @@ def _keys(modality: str, source: Source, by: str) -> dict[str, int]:
 
 
 def _shared(keys: Mapping[str, Mapping[str, int]], missing: str) -> list[str]:
-    """Names that all parts have, sorted."""
+    """Names of the samples, sorted: those that all parts have, or with ``missing`` allow any part."""
     first = next(iter(keys.values()))
     shared = sorted(set(first).intersection(*keys.values()))
     every = set().union(*keys.values())
     lacking = {modality: sorted(every - set(one)) for modality, one in keys.items()}
     worst = max(lacking, key=lambda modality: len(lacking[modality]))
+    if missing == "allow":
+        return sorted(every)
     if not shared:
         raise MaemmError(
             f"no name is in all of {', '.join(keys)} (first: {', '.join(min(one) for one in keys.values() if one)}); "
@@ -121,6 +141,6 @@ def _shared(keys: Mapping[str, Mapping[str, int]], missing: str) -> list[str]:
     if lacking[worst] and missing == "refuse":
         raise MaemmError(
             f"{worst} lacks {len(lacking[worst]):,} of {len(every):,} samples (first: {lacking[worst][0]}); "
-            "add them, or set data.source.missing=skip"
+            "add them, or set data.source.missing to skip or allow"
         )
     return shared

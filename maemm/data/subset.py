@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from maemm.contract import Sample, Source
+from maemm.contract import Label, Sample, Source
 from maemm.draws import Draw
 
 
@@ -16,7 +16,7 @@ class Subset(Source):
 
     def __init__(self, source: Source, rows: Sequence[int] | np.ndarray):
         self.source, self.rows = source, np.asarray(rows, np.int64)
-        self.classes = source.classes
+        self.classes, self.several, self.views = source.classes, source.several, source.views
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -26,6 +26,12 @@ class Subset(Source):
 
     def read(self, index: int, draw: Draw) -> Sample:
         return self.source.read(int(self.rows[index]), draw)
+
+    def label(self, index: int) -> Label | None:
+        return self.source.label(int(self.rows[index]))
+
+    def view(self, index: int, number: int) -> Sample:
+        return self.source.view(int(self.rows[index]), number)
 
     def fingerprint(self) -> str:
         rows = hashlib.blake2b(self.rows.tobytes(), digest_size=8).hexdigest()

@@ -109,6 +109,17 @@ class ViT(Encoder):
         return 0 if name.startswith(("prefix", "vectors")) else len(self.blocks) + 1
 
 
+def plain_vit(model: nn.Module, layout: str) -> ViT:
+    """The encoder of a model of one modality, where it is the published ViT that other libraries have.
+
+    Raises :class:`MaemmError` that says what ``layout`` has no place for.
+    """
+    encoder = model.encoder
+    if type(encoder) is not ViT or encoder.position_every_block or len(encoder.names) > 1:
+        raise MaemmError(f"layout {layout!r} holds a plain ViT of one modality, this encoder is another one")
+    return encoder
+
+
 def check_width(dim: int, heads: int, where: str) -> None:
     """Raises :class:`MaemmError` where heads do not divide the width."""
     if heads < 1 or dim < 1 or dim % heads:

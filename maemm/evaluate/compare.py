@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from maemm.build import build_model
 from maemm.contract import Source
 from maemm.draws import seeded
 from maemm.errors import MaemmError
@@ -20,6 +19,7 @@ from maemm.evaluate.figures import Cell, Comparison
 from maemm.evaluate.inputs import What, data_config, data_stamp, open_data, open_model, weights_stamp
 from maemm.evaluate.knn import knn_scores
 from maemm.evaluate.probe import logistic_scores
+from maemm.evaluate.stream import fresh
 from maemm.evaluate.tables import tables
 from maemm.evaluate.trained import attentive_scores, published_scores
 from maemm.model import Model
@@ -120,8 +120,8 @@ class Subject:
 def untrained(model: Model, seed: int) -> Model:
     """The same network with fresh weights."""
     with seeded(seed, "untrained"):
-        fresh = build_model(model.recipe)
-    return fresh.to(next(model.parameters()).device).eval()
+        found = fresh(model)
+    return found.to(next(model.parameters()).device).eval()
 
 
 def compare(subject: Subject, protocol: Protocol, *, baselines: bool = False) -> Comparison:
@@ -176,12 +176,12 @@ def _pairs(
 
 
 def _figure(cell: Cell, pair: tuple[Features, Features], protocol: Protocol, name: str, shots: str, seed: int) -> float:
-    """Accuracy of one fit; its answers go into the cell's table of confusions."""
+    """Accuracy or mAP of one fit; its answers go into the cell's table per class."""
     train, test = pair
     if shots != "all":
         train = train.take(splits.Shots.parse(shots).draw(train.labels, seed))
     a, b = tables(train, test, scale=name in ("knn", "linear"))
-    answers = PROTOCOLS[name](a, b, seed=seed, **protocol.options.get(name, {})).argmax(1)
+    scores = PROTOCOLS[name](a, b, seed=seed, **protocol.options.get(name, {}))
     if seed == 0:
-        cell.add(b.y, answers, train.classes, a.classes)
-    return float((answers == b.y).mean())
+        cell.add(b.y, scores, train.classes, a.classes)
+    return b.figure(scores)

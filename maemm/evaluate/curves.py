@@ -7,6 +7,7 @@ from pathlib import Path
 from maemm.evaluate.figures import Comparison
 
 _COLOURS = {"raw values": "#8a8f94", "untrained": "#b4572a", "trained": "#0f6fb5"}
+_COLOURS |= {"from scratch": "#b4572a", "fine-tuned": "#0f6fb5"}
 _STYLES = ("-", "--", ":", "-.")
 
 
@@ -31,7 +32,7 @@ def draw_curves(found: Comparison, path: Path) -> None:
         axes.axhline(found.data["majority"], color="#c9c5bd", linewidth=1, zorder=0, label="largest class")
     axes.set_xticks(list(places), found.shots)
     axes.set_xlabel("labels of each class" if not any("%" in one for one in found.shots) else "labels (of each class)")
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel(found.cells[0].figure)
     axes.grid(axis="y", color="#e2e0db", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9)

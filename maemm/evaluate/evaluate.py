@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from torch import Tensor
 
-from maemm.contract import Prepared
 from maemm.data.bad_samples import BadSample
 from maemm.data.labels import Labelled
 from maemm.data.once import Progress
 from maemm.errors import MaemmError
-from maemm.evaluate.features import Features, features
-from maemm.evaluate.figures import aligned, details, per_class, save_record
+from maemm.evaluate.features import Features, contents, features
+from maemm.evaluate.figures import aligned, details, per_class, precision_table, precisions, refresh_page, save_record
 from maemm.evaluate.inputs import What, data_config, open_data, open_model
+from maemm.evaluate.splits import Overlap, overlap
+from maemm.evaluate.tables import as_several
+from maemm.evaluate.views import Passes
 from maemm.model import Model
+from maemm.ranking import mean_average_precision
 from maemm.train.validation import BEST
+
+MOST_COMPARED = 100_000  # training samples that are read once more to look for test samples among them
 
 
 @dataclass(frozen=True)
@@ -27,9 +31,15 @@ class Answers:
     """What a classifier said."""
 
     logits: dict[str, np.ndarray]  # by stream, (n, classes)
-    labels: np.ndarray  # (n,)
+    labels: np.ndarray  # (n,); (n, classes) of 0 and 1 where samples may have several
     classes: tuple[str, ...]
     skipped: list[BadSample]  # unreadable, or without a label that the model knows
+    views: int = 1  # of each sample, over which answers are averaged
+
+    @property
+    def several(self) -> bool:
+        """Whether samples may have several labels."""
+        return self.labels.ndim == 2
 
     def top(self, stream: str, k: int) -> float:
         """Share of samples whose label is among the ``k`` most likely; of equal ones the first counts."""
@@ -37,8 +47,10 @@ class Answers:
         return float((order == self.labels[:, None]).any(1).mean())
 
     def loss(self, stream: str) -> float:
-        """Mean cross entropy."""
+        """Mean cross entropy; binary, averaged over classes, where samples may have several labels."""
         scores = self.logits[stream].astype(np.float64)
+        if self.several:
+            return float((np.logaddexp(0, scores) - scores * self.labels).mean())
         scores = scores - scores.max(1, keepdims=True)
         own = np.take_along_axis(scores, self.labels[:, None], 1)[:, 0]
         return float((np.log(np.exp(scores).sum(1)) - own).mean())
@@ -50,7 +62,12 @@ class Answers:
         return table
 
     def figures(self, stream: str) -> dict[str, float]:
-        """Accuracy, mean recall of the classes that occur, top-5 where there are more classes, and loss."""
+        """Accuracy, mean recall of the classes that occur, top-5 where there are more classes, and loss.
+
+        Where samples may have several labels: mAP and loss.
+        """
+        if self.several:
+            return {"mAP": mean_average_precision(self.logits[stream], self.labels), "loss": self.loss(stream)}
         table = self.confusion(stream)
         occurs = table.sum(1) > 0
         found = {
@@ -74,22 +91,30 @@ class Answers:
             else ""
         )
         lines = [line.lstrip() if len(rows) == 1 else line for line in aligned([head, *body])]
-        return "\n".join([*lines, "", f"{len(self.labels):,} samples{skipped}"])
+        views = f", {self.views} views of each" if self.views > 1 else ""
+        return "\n".join([*lines, "", f"{len(self.labels):,} samples{views}{skipped}"])
 
     def details(self) -> str:
-        """Table per class and confusions of the first stream."""
-        return details(self.confusion(next(iter(self.logits))), self.classes)
+        """Table per class, and confusions, of the first stream."""
+        first = next(iter(self.logits))
+        if self.several:
+            return precision_table(precisions(self.logits[first], self.labels, self.classes))
+        return details(self.confusion(first), self.classes)
 
     def record(self) -> dict[str, Any]:
         """Everything but the logits, as JSON knows it."""
         streams = {}
         for stream in self.logits:
-            table = self.confusion(stream)
-            rows = {"per_class": per_class(table, self.classes), "confusion": table.tolist()}
+            if self.several:
+                rows = {"per_class": precisions(self.logits[stream], self.labels, self.classes)}
+            else:
+                table = self.confusion(stream)
+                rows = {"per_class": per_class(table, self.classes), "confusion": table.tolist()}
             streams[stream] = {**self.figures(stream), **rows}
         return {
             "samples": len(self.labels),
             "skipped": len(self.skipped),
+            "views": self.views,
             "classes": list(self.classes),
             "results": streams,
         }
@@ -104,6 +129,8 @@ def evaluate(
     source: Any = None,
     list: str | None = None,
     classes: Any = None,
+    views: bool = True,
+    average: Literal["probabilities", "logits"] = "probabilities",
     out: str | os.PathLike | None = None,
     on_progress: Progress | None = None,
     **known: Any,
@@ -112,7 +139,9 @@ def evaluate(
 
     Of a run the best weights of its validation are taken, where there were any, else the last. Labels are matched by
     the names of the classes that the model was trained with. ``classes``: those names, or their number, where the
-    weights do not tell. The rest as in :func:`maemm.evaluate.embed.embed`. Raises :class:`MaemmError`.
+    weights do not tell. ``views``: ask about all views of each sample that its modality or source has, and average
+    the probabilities or logits (``average``). The rest as in :func:`maemm.evaluate.embed.embed`. Raises
+    :class:`MaemmError`.
     """
     model = open_model(best_of(what), **known)
     if model.head is None:
@@ -123,10 +152,32 @@ def evaluate(
     names = classes or (model.recipe.get("data") or {}).get("classes")
     opened = Labelled(opened, _classes(model, opened.classes, names))
     workers = config["workers"] if workers is None else workers
-    found = features(model, opened, batch=batch, workers=workers, embed=_logits, on_progress=on_progress)
-    answers = _answers(found, opened)
-    save_record(answers.record(), "evaluate", what, out)
+    several = opened.several or _sigmoid(model)
+    passes = Passes(model, opened, several=several, average=average, on=views)
+    found = passes.run(
+        lambda source, embed: features(
+            model, source, batch=batch, workers=workers, embed=embed, views=passes.loaded, on_progress=on_progress
+        )
+    )
+    answers = _answers(found, opened, several, passes.count)
+    refresh_page(save_record(answers.record(), "evaluate", what, out))
     return answers
+
+
+def shared_with_training(run: str | os.PathLike, data: str | os.PathLike) -> Overlap | None:
+    """Samples of ``data`` that a run has learned from, by what is loaded; None above :data:`MOST_COMPARED`.
+
+    Reads both once, without the model.
+    """
+    from maemm.train.start import open_parts
+
+    model = open_model(run)
+    trained, _ = open_parts(model.recipe)
+    if len(trained) > MOST_COMPARED:
+        return None
+    asked = open_data(model.recipe, data)
+    workers = (model.recipe.get("data") or {}).get("workers") or 0
+    return overlap(*(contents(model, one, workers=workers) for one in (trained, asked)))
 
 
 def best_of(what: What) -> What:
@@ -157,14 +208,15 @@ def _classes(model: Model, given: Any, known: Any) -> Any:
     return count
 
 
-def _logits(model: Model, batch: dict[str, Prepared]) -> dict[str, Tensor]:
-    found = model.logits(batch)
-    return found if isinstance(found, dict) else {"logits": found}
+def _sigmoid(model: Model) -> bool:
+    """Whether the model was trained to tell any number of labels."""
+    return any(getattr(one, "loss", None) == "sigmoid" for one in model.objectives.values())
 
 
-def _answers(found: dict[str, Features], source: Labelled) -> Answers:
+def _answers(found: dict[str, Features], source: Labelled, several: bool, views: int) -> Answers:
     one = next(iter(found.values()))
     width = max(one.x.shape[1], source.count)
+    labels = as_several(one, width).labels if several or one.several else one.labels
     names = tuple(source.classes or ()) or tuple(str(i) for i in range(width))
     names += tuple(str(i) for i in range(len(names), width))
-    return Answers({name: some.x for name, some in found.items()}, one.labels, names, one.skipped)
+    return Answers({name: some.x for name, some in found.items()}, labels, names, one.skipped, views)

@@ -19,8 +19,11 @@ from torch import Tensor
 from maemm.build import build_modalities
 from maemm.contract import Modality, Prepared, Source
 from maemm.data.bad_samples import BadSample
+from maemm.data.labels import known, multi_hot
 from maemm.data.loader import Batch
 from maemm.data.once import Progress, each
+from maemm.data.shots import has_label
+from maemm.data.views import Viewed
 from maemm.errors import MaemmError
 from maemm.model import Model
 
@@ -34,7 +37,8 @@ class Features:
     """Features of n samples of one modality."""
 
     x: np.ndarray  # (n, D) float32, or (n, N, D) of tokens
-    labels: np.ndarray  # (n,) int64, -1 where a sample has none
+    # (n,) int64, -1 where a sample has none; (n, classes) int8 of 0 and 1 where samples may have several, -1 for none
+    labels: np.ndarray
     ids: list[str]
     skipped: list[BadSample] = field(default_factory=list)  # unreadable, or without finite features
     digests: np.ndarray | None = None  # (n,) int64 of what was loaded; equal content, equal digest
@@ -54,9 +58,20 @@ class Features:
         return replace(self, x=self.x[rows], labels=self.labels[rows], ids=[self.ids[row] for row in rows], **some)
 
     @property
+    def several(self) -> bool:
+        """Whether samples may have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def has_label(self) -> np.ndarray:
+        """(n,) bool"""
+        return has_label(self.labels)
+
+    @property
     def labelled(self) -> Features:
         """Only the samples that have a label."""
-        return self if (self.labels >= 0).all() else self.take(self.labels >= 0)
+        known = self.has_label
+        return self if known.all() else self.take(known)
 
 
 def features(
@@ -70,16 +85,18 @@ def features(
     layers: Iterable[int] | None = None,
     tokens: bool = False,
     embed: Embed | None = None,
+    views: int = 1,
     on_progress: Progress | None = None,
 ) -> dict[str, Features]:
     """{modality: features of all samples of ``source``}, nothing hidden; see :meth:`Model.embed` for the choices.
 
     The model works where its weights are, in eval mode. ``embed`` replaces :meth:`Model.embed` by another function of
-    the model and a prepared batch. ``on_progress(done, all)`` counts samples. Raises :class:`MaemmError` where no
+    the model and a prepared batch, which with ``views`` holds that many neighbouring rows of each sample; it gives one
+    row for each sample. ``on_progress(done, all)`` counts samples. Raises :class:`MaemmError` where no
     sample can be read, or none has finite features.
     """
     embed = embed or embedder(pool, norm, layers, tokens)
-    found = join(pieces(model, source, embed, batch=batch, workers=workers, on_progress=on_progress))
+    found = join(pieces(model, source, embed, batch=batch, workers=workers, views=views, on_progress=on_progress))
     for one in found.values():
         check_any(one, len(source))
     if not found:
@@ -93,6 +110,20 @@ def embedder(
     """:meth:`Model.embed` with these choices, as a function of the model and a prepared batch."""
     chosen = None if layers is None else list(layers)
     return lambda model, batch: model.embed(batch, pool=pool, norm=norm, layers=chosen, tokens=tokens)
+
+
+def contents(model: Model, source: Source, *, workers: int = 0, on_progress: Progress | None = None) -> Features:
+    """Ids and digests of what is loaded, without any features: to look for samples that two data sets share."""
+    parts = build_modalities(model.recipe) if workers else dict(model.modalities)
+    digested = {name: _Digested(one) for name, one in parts.items()}
+    ids: list[str] = []
+    digests = [np.zeros(0, np.int64)]
+    with closing(each(source, digested, workers=workers, on_progress=on_progress)) as batches:
+        for one in batches:
+            if one.raw:
+                ids += one.ids
+                digests.append(_joint([part["digest"] for part in one.raw.values()]))
+    return Features(np.zeros((len(ids), 0), np.float32), np.full(len(ids), -1), ids, [], np.concatenate(digests))
 
 
 def raw_values(model: Model, batch: dict[str, Prepared]) -> dict[str, Tensor]:
@@ -114,14 +145,17 @@ def pieces(
     *,
     batch: int = 64,
     workers: int = 0,
+    views: int = 1,
     on_progress: Progress | None = None,
 ) -> Iterator[dict[str, Features]]:
     """Features batch by batch, in the order of the source; :func:`join` puts them together."""
-    parts = build_modalities(model.recipe) if workers else dict(model.modalities)
+    parts: dict[str, Any] = build_modalities(model.recipe) if workers else dict(model.modalities)
+    if views > 1:
+        parts = {name: Viewed(one, views) for name, one in parts.items()}
     loaded = each(
         source,
         {name: _Digested(one) for name, one in parts.items()},
-        batch=batch,
+        batch=max(1, batch // views),
         workers=workers,
         on_progress=on_progress,
     )
@@ -138,13 +172,23 @@ def _piece(model: Model, batch: Batch, embed: Embed, classes: tuple[str, ...] | 
         return {LOST: empty}
     digests = _joint([one["digest"] for one in batch.raw.values()])
     prepared = model.prepare({name: one["raw"] for name, one in batch.raw.items()}, None)
-    labels = np.full(len(batch.ids), -1) if batch.labels is None else batch.labels.cpu().numpy()
+    labels = _labels(batch, classes)
     found = {}
     for name, values in embed(model, prepared).items():
         x = values.float().cpu().numpy()
         valid = _valid_tokens(model, name, prepared) if x.ndim == 3 else None
-        found[name] = Features(x, labels.astype(np.int64), list(batch.ids), list(batch.bad), digests, classes, valid)
+        found[name] = Features(x, labels, list(batch.ids), list(batch.bad), digests, classes, valid)
     return _finite(found, batch.rows)
+
+
+def _labels(batch: Batch, classes: tuple[str, ...] | None) -> np.ndarray:
+    if batch.labels is None:
+        return np.full(len(batch.ids), -1, np.int64)
+    labels = batch.labels.cpu()
+    if labels.ndim == 1:
+        return labels.numpy().astype(np.int64)
+    hot = multi_hot(labels, max(len(classes or ()), int(labels.max()) + 1, 1)).to(torch.int8)
+    return torch.where(known(labels)[:, None], hot, -1).to(torch.int8).numpy()
 
 
 def _valid_tokens(model: Model, name: str, prepared: dict[str, Prepared]) -> np.ndarray | None:
@@ -190,13 +234,22 @@ def _joined(name: str, some: list[Features]) -> Features:
         x, valid = _padded(x, valid)
     return Features(
         np.concatenate(x),
-        np.concatenate([one.labels for one in full]),
+        joined_labels([one.labels for one in full]),
         [id for one in full for id in one.ids],
         sorted((bad for one in some for bad in one.skipped), key=lambda bad: bad.index),
         np.concatenate([one.digests for one in full]),
         full[0].classes,
         None if valid[0] is None else np.concatenate(valid),
     )
+
+
+def joined_labels(parts: list[np.ndarray]) -> np.ndarray:
+    """Labels of samples one after the other; of several labels as many classes as any part has."""
+    if all(one.ndim == 1 for one in parts):
+        return np.concatenate(parts)
+    width = max(one.shape[1] for one in parts if one.ndim == 2)
+    whole = [np.full((len(one), width), -1, np.int8) if one.ndim == 1 else one for one in parts]  # no labels there
+    return np.concatenate([np.pad(one, ((0, 0), (0, width - one.shape[1])), mode="constant") for one in whole])
 
 
 def _padded(x: list[np.ndarray], valid: list[np.ndarray | None]) -> tuple[list[np.ndarray], list[np.ndarray | None]]:

@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from maemm.errors import MaemmError
 from maemm.evaluate.features import Features
 from maemm.evaluate.splits import copies, overlap
+from maemm.ranking import average_precision
 
 FEW_CLASSES = 20  # so many still fit on a screen
 
@@ -27,9 +29,15 @@ class Cell:
     features: str
     protocol: str
     shots: str
-    values: list[list[float]] = field(default_factory=list)  # accuracy by seed and fold
+    values: list[list[float]] = field(default_factory=list)  # accuracy, or mAP, by seed and fold
     confusion: np.ndarray | None = None  # (classes, classes) counts of the first seed: truth down, answer across
     classes: tuple[str, ...] | None = None
+    asked: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # (scores, truth) of several labels
+
+    @property
+    def figure(self) -> str:
+        """What is measured."""
+        return "mAP" if self.asked else "accuracy"
 
     @property
     def mean(self) -> float:
@@ -41,8 +49,13 @@ class Cell:
         means = [np.mean(one) for one in self.values] if len(self.values) > 1 else self.values[0]
         return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
-    def add(self, truth: np.ndarray, answers: np.ndarray, classes: tuple[str, ...] | None, count: int) -> None:
-        """Count answers."""
+    def add(self, truth: np.ndarray, scores: np.ndarray, classes: tuple[str, ...] | None, count: int) -> None:
+        """Count answers; where samples may have several labels, keep scores for the precision of each class."""
+        if truth.ndim == 2:
+            self.asked.append((scores, truth))
+            self.classes = classes or tuple(str(i) for i in range(truth.shape[1]))
+            return
+        answers = scores.argmax(1)
         size = max(count, int(truth.max()) + 1)
         table = np.zeros((size, size), np.int64)
         np.add.at(table, (truth, answers), 1)
@@ -54,7 +67,9 @@ class Cell:
 
     @property
     def per_class(self) -> list[dict[str, Any]]:
-        """Samples, recall and precision of each class, where it occurs."""
+        """Samples, recall and precision of each class, where it occurs; of several labels, average precision."""
+        if self.asked:
+            return precisions(*(np.concatenate(some) for some in zip(*self.asked, strict=True)), self.classes)
         return per_class(self.confusion, self.classes)
 
     def __str__(self) -> str:
@@ -73,6 +88,16 @@ def per_class(confusion: np.ndarray, classes: tuple[str, ...]) -> list[dict[str,
     return found
 
 
+def precisions(scores: np.ndarray, truth: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Samples and average precision of each class that occurs, from (n, classes) scores and 0 or 1."""
+    each = average_precision(scores, truth)
+    return [
+        {"class": name, "samples": int(truth[:, i].sum()), "average_precision": round(float(each[i]), 4)}
+        for i, name in enumerate(classes)
+        if truth[:, i].any()
+    ]
+
+
 @dataclass
 class Comparison:
     """All cells of a comparison and what is to be said about the data."""
@@ -89,7 +114,7 @@ class Comparison:
         """Take note of the sizes, of what was skipped, and of samples on both sides; once."""
         if self.data:
             return
-        self.data = {"samples": len(data), "labelled": int((data.labels >= 0).sum()), "skipped": len(data.skipped)}
+        self.data = {"samples": len(data), "labelled": int(data.has_label.sum()), "skipped": len(data.skipped)}
         asked = data if test is None else test
         if test is None:
             self.data["copies"] = copies(data)
@@ -103,25 +128,28 @@ class Comparison:
             self.data |= {"test": len(test), "test_skipped": len(test.skipped), "overlap": vars(found)}
             if found.content:
                 self.warnings.append(str(found))
-        labels = asked.labels[asked.labels >= 0]
-        if len(labels):
+        labels = asked.labels[asked.has_label]
+        if len(labels) and not asked.several:
             self.data["majority"] = round(float(np.bincount(labels).max() / len(labels)), 4)
 
     # ------------------------------------------------------------------------------------------ for people
     def __str__(self) -> str:
         columns = list(dict.fromkeys((one.protocol, one.shots) for one in self.cells))
-        heads = [name if shots == "all" else f"{name}, {_labels(shots)}" for name, shots in columns]
+        heads = [
+            name if shots == "all" and len(self.shots) == 1 else f"{name}, {_labels(shots)}" for name, shots in columns
+        ]
+        several = any(one.asked for one in self.cells)
         rows = {}
         for one in self.cells:
             rows.setdefault(one.features, {})[one.protocol, one.shots] = str(one)
         if "majority" in self.data:
             rows = {"largest class": dict.fromkeys(columns, f"{self.data['majority']:.3f}"), **rows}
         body = [[name, *(some.get(column, "") for column in columns)] for name, some in rows.items()]
-        return "\n".join([*aligned([["features", *heads], *body]), "", self._about()])
+        return "\n".join([*aligned([["features, mAP" if several else "features", *heads], *body]), "", self._about()])
 
     def _about(self) -> str:
         known = self.data
-        size = f"{known['labelled']:,} labelled samples"
+        size = f"{known['labelled']:,} {'labelled' if 'samples' in known else 'test'} samples"
         if "test" in known:
             size += f", {known['test']:,} of the test part"
         how = [size]
@@ -137,7 +165,8 @@ class Comparison:
 
     def details(self) -> str:
         """Table per class and confusions of the last row, of the first seed."""
-        return details(self.cells[-1].confusion, self.cells[-1].classes)
+        last = self.cells[-1]
+        return precision_table(last.per_class) if last.asked else details(last.confusion, last.classes)
 
     # ------------------------------------------------------------------------------------------ for programs
     def record(self) -> dict[str, Any]:
@@ -147,11 +176,11 @@ class Comparison:
                 "features": one.features,
                 "protocol": one.protocol,
                 "shots": one.shots,
-                "accuracy": one.mean,
+                one.figure: one.mean,
                 "spread": one.spread,
                 "values": one.values,
                 "per_class": one.per_class,
-                "confusion": one.confusion.tolist(),
+                **({} if one.confusion is None else {"confusion": one.confusion.tolist()}),
             }
             for one in self.cells
         ]
@@ -161,6 +190,8 @@ class Comparison:
 
 
 def _labels(shots: str) -> str:
+    if shots == "all":
+        return "all labels"
     return f"{shots} of labels" if shots.endswith("%") else f"{shots} per class"
 
 
@@ -179,6 +210,12 @@ def details(confusion: np.ndarray, classes: tuple[str, ...]) -> str:
         ]
         lines += ["", *aligned(table)]
     return "\n".join(lines)
+
+
+def precision_table(rows: list[dict[str, Any]]) -> str:
+    """What :func:`precisions` gives, as text."""
+    body = [[one["class"], f"{one['samples']:,}", f"{one['average_precision']:.3f}"] for one in rows]
+    return "\n".join(aligned([["class", "samples", "average precision"], *body]))
 
 
 def aligned(rows: list[list[str]]) -> list[str]:
@@ -214,3 +251,13 @@ def save_record(record: Mapping[str, Any], verb: str, what: Any, out: str | os.P
     except OSError as error:
         raise MaemmError(f"cannot write the figures ({out}: {error.strerror}); choose another -o") from error
     return out
+
+
+def refresh_page(written: Path | None) -> None:
+    """Write the page of the run anew that the figures belong to, where it has one."""
+    if written is None or not (written.parent.parent / "report.html").is_file():
+        return
+    from maemm.report import write_page
+
+    with suppress(MaemmError):  # the figures are there; a page that cannot be written is told by the next training
+        write_page(written.parent.parent)

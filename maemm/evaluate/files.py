@@ -1,7 +1,8 @@
 """Feature files: .npz, .safetensors and .parquet, with ids, labels and the names of the classes.
 
-Arrays: one by modality (n, D) or (n, N, D) float32; ``ids`` (n,), ``labels`` (n,) int64 or -1, ``digests`` (n,) int64
-of the content; ``NAME.valid`` (n, N) where samples differ in their number of tokens.
+Arrays: one by modality (n, D) or (n, N, D) float32; ``ids`` (n,), ``labels`` (n,) int64 or -1, or (n, classes) int8
+of 0 and 1 where samples may have several, -1 for none; ``digests`` (n,) int64 of the content; ``NAME.valid`` (n, N)
+where samples differ in their number of tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from maemm.errors import MaemmError
-from maemm.evaluate.features import Features
+from maemm.evaluate.features import Features, joined_labels
 
 ENDINGS = (".npz", ".safetensors", ".parquet")
 _BESIDE = ("ids", "labels", "digests", "classes", "about")  # what is no modality
@@ -42,7 +43,9 @@ def concatenated(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.nda
     for name in sorted(names):
         if name.endswith(".valid"):
             continue
-        if name in _BESIDE or chunks[0][name].ndim == 2:
+        if name == "labels":
+            found[name] = joined_labels([chunk[name] for chunk in chunks])
+        elif name in _BESIDE or chunks[0][name].ndim == 2:
             found[name] = np.concatenate([chunk[name] for chunk in chunks])
         else:
             found |= _tokens(name, chunks, f"{name}.valid" in names)
@@ -111,8 +114,13 @@ def _parquet(path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | 
     """A row per sample; features are lists of fixed length, tokens one after the other (shape in the metadata)."""
     pa, pq = _pyarrow()
     columns: dict[str, Any] = {"id": pa.array(arrays["ids"].tolist(), pa.string())}
-    columns["label"] = pa.array(arrays["labels"], mask=arrays["labels"] < 0)
-    if classes is not None:
+    several = arrays["labels"].ndim == 2
+    if several:
+        rows = [None if row[0] < 0 else np.flatnonzero(row).tolist() for row in arrays["labels"]]
+        columns["labels"] = pa.array(rows, pa.list_(pa.int64()))
+    else:
+        columns["label"] = pa.array(arrays["labels"], mask=arrays["labels"] < 0)
+    if classes is not None and not several:
         columns["class"] = pa.array([classes[i] if 0 <= i < len(classes) else None for i in arrays["labels"]])
     shapes = {}
     for name, value in arrays.items():

@@ -12,10 +12,12 @@ import numpy as np
 from maemm import config, plugins
 from maemm.config import RECIPE, reader
 from maemm.contract import Source
+from maemm.data.shots import Shots, labels_of
 from maemm.errors import MaemmError
 from maemm.evaluate.inputs import data_config, open_data
 from maemm.model import Model
 from maemm.options import options_of
+from maemm.train.start import open_source
 from maemm.weights import load
 
 #: MAE, appendix A.1 and its published script for ViT-B, with the layer decay of its larger models; the mixing of
@@ -35,14 +37,23 @@ _PROBED = 64
 
 
 def recipe_for(
-    what: str | os.PathLike, data: str | os.PathLike | None, overrides: Iterable[str] | Mapping[str, Any] = ()
+    what: str | os.PathLike,
+    data: str | os.PathLike | None,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    *,
+    balanced: bool = False,
 ) -> dict[str, Any]:
     """The resolved recipe that ``maemm finetune`` trains.
 
     ``what``: a recipe or a fine-tuned run, which are taken as they are, or a pre-trained run or weights, for which
-    one is made: see :data:`TRAIN`. ``data`` stands for ``data.root``. Raises :class:`MaemmError`.
+    one is made: see :data:`TRAIN`. ``data`` stands for ``data.root``. ``balanced``: classes weigh by the inverse of
+    their frequency. Raises :class:`MaemmError`.
     """
-    given = pairs(overrides)
+    recipe = _recipe_for(what, data, pairs(overrides))
+    return with_class_weights(recipe) if balanced else recipe
+
+
+def _recipe_for(what: str | os.PathLike, data: str | os.PathLike | None, given: dict[str, Any]) -> dict[str, Any]:
     if data is not None:
         given = {"data.root": os.fspath(data), **given}
     path = Path(what)
@@ -58,7 +69,22 @@ def recipe_for(
             f"{what} is a recipe of pre-training; give a run or weights to fine-tune, or a recipe with objectives: "
             "{classify: {}}, a head and init"
         )
-    return recipe
+    return _with_classes(recipe)
+
+
+def _with_classes(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the names of its data's classes, so that its model knows what its answers mean.
+
+    Raises :class:`MaemmError` where the head has another number of outputs.
+    """
+    if recipe["data"].get("classes") is not None or not recipe.get("head"):
+        return recipe
+    known, count = open_source(recipe).classes, recipe["head"]["classes"]
+    if known is None:
+        return recipe
+    if len(known) != count:
+        raise MaemmError(f"the data have {len(known)} classes, the head {count} outputs; set head.classes={len(known)}")
+    return {**recipe, "data": {**recipe["data"], "classes": list(known)}}
 
 
 def supervised(recipe: Mapping[str, Any]) -> bool:
@@ -75,13 +101,19 @@ def _made(path: Path, model: Model, given: dict[str, Any]) -> dict[str, Any]:
     classes = given.get("data.classes") or classes_of(source)
     count = classes if isinstance(classes, int) else len(classes)
     values = data_config(model.recipe, root, **own) | {"classes": classes, "validation": VALIDATION}
-    share = given.get("data.validation", VALIDATION)
-    left = len(source) * (1 - share) if isinstance(share, float) else len(source)
+    shots = given.get("data.shots")
+    if shots is not None:  # few labels are few labels: none besides to stop by
+        values["validation"] = None
+        left = len(Shots.parse(str(shots)).draw(labels_of(source), 0))
+    else:
+        share = given.get("data.validation", VALIDATION)
+        left = len(source) * (1 - share) if isinstance(share, float) else len(source)
+    objective = {"smoothing": SMOOTHING} | ({"loss": "sigmoid"} if source.several else {})
     made = {
         "modalities": {name: _plain_modality(spec) for name, spec in model.recipe["modalities"].items()},
         "encoder": _encoder(model.recipe["encoder"]),
         "decoder": None,
-        "objectives": {"classify": {"smoothing": SMOOTHING}},
+        "objectives": {"classify": objective},
         "head": {"type": "linear", "classes": count},
         "init": str(path),
         "data": values,
@@ -93,9 +125,23 @@ def _made(path: Path, model: Model, given: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+def with_class_weights(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with ``class_weights`` from the labels of its data: samples / (classes that occur * of the class)."""
+    source = open_source(recipe)
+    labels = labels_of(source)
+    kept = np.maximum(labels, 0) if labels.ndim == 2 else labels[labels >= 0]
+    counts = kept.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(kept)
+    if not counts.any():
+        raise MaemmError("the data have no labels to weigh (--balanced); give data with labels")
+    weights = np.where(counts > 0, counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)), 0)
+    weights = np.pad(weights, (0, max(0, recipe["head"]["classes"] - len(weights))))
+    name = next(iter(recipe["objectives"]))
+    spec = {**(recipe["objectives"][name] or {}), "class_weights": [round(float(one), 6) for one in weights]}
+    return {**recipe, "objectives": {**recipe["objectives"], name: spec}}
+
+
 def classes_of(source: Source) -> list[str]:
     """Names of the labels; :class:`MaemmError` where they have none."""
-    from maemm.draws import Draw
     from maemm.evaluate.inputs import spread
 
     if source.classes is not None:
@@ -103,12 +149,12 @@ def classes_of(source: Source) -> list[str]:
     found = []
     for index in spread(len(source), _PROBED):
         try:
-            label = source.read(index, Draw(("labels", index))).label
+            label = source.label(index)
         except MemoryError:
             raise
         except Exception:  # whatever a broken file does; the loader counts it
             continue
-        found += [] if label is None or label < 0 else [label]
+        found += label if isinstance(label, tuple) else [] if label is None or label < 0 else [label]
     if not found:
         raise MaemmError("the data have no labels; give a folder per class, or a list or an array file with labels")
     raise MaemmError(
@@ -143,17 +189,22 @@ def finetune(
     data: str | os.PathLike | None = None,
     *,
     scratch: bool = False,
+    balanced: bool = False,
     echo: Callable[[str], Any] = print,
     **overrides: Any,
 ) -> Path:
     """``finetune("runs/photos", "labelled/", **{"train.epochs": 20})`` -> the run folder; called again it goes on.
 
-    ``what``: see :func:`recipe_for`. ``scratch``: the same network and recipe with fresh weights, in a folder of its
-    own, to be compared with. Raises :class:`MaemmError`.
+    ``what`` and ``balanced``: see :func:`recipe_for`. ``scratch``: the same network and recipe with fresh weights, in
+    a folder of its own, to be compared with. Raises :class:`MaemmError`.
     """
     from maemm.train.loop import pretrain
 
-    recipe = recipe_for(what, data, overrides)
+    recipe = recipe_for(what, data, overrides, balanced=balanced)
+    if not (scratch or recipe.get("init") or (Path(what) / RECIPE).is_file()):
+        raise MaemmError(
+            f"{what} begins with no weights, as its recipe has no init; set init=RUN_OR_WEIGHTS, or add --scratch"
+        )
     if scratch:
         recipe.pop("init", None)
         recipe["out"] += "-scratch"

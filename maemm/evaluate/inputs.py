@@ -17,6 +17,7 @@ from maemm.contract import Source
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 from maemm.evaluate.features import digest
+from maemm.evaluate.stream import Alone
 from maemm.model import Model
 from maemm.options import check, validate
 
@@ -24,16 +25,18 @@ What = str | os.PathLike | Model
 _PROBED = 8  # samples whose content stands for all of a source
 
 
-def open_model(what: What, **known: Any) -> Model:
+def open_model(what: What, *, stream: str | None = None, **known: Any) -> Model:
     """A run or checkpoint folder, a weights file, or a model; on the GPU where there is one.
 
-    ``known`` goes to :func:`maemm.load`. A model that is given stays where it is.
+    ``known`` goes to :func:`maemm.load`. A model that is given stays where it is. ``stream``: only the features of one
+    modality, or of several together ("a+b"), are wanted, and only their data are read.
     """
     if isinstance(what, Model):
-        return what
+        return what if stream is None else Alone(what, stream)
     from maemm.weights import load
 
-    return load(Path(what), **known).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = load(Path(what), **known).to("cuda" if torch.cuda.is_available() else "cpu")
+    return model if stream is None else Alone(model, stream)
 
 
 def open_data(recipe: Mapping[str, Any], data: str | os.PathLike | None = None, **options: Any) -> Source:
@@ -45,6 +48,11 @@ def open_data(recipe: Mapping[str, Any], data: str | os.PathLike | None = None, 
     from maemm.train.start import open_source
 
     values = data_config(recipe, data, **options)
+    if values["mix"]:
+        sets = ", ".join(values["mix"])
+        raise MaemmError(
+            f"the recipe mixes data sets (data.mix: {sets}); name the data, and set data.source to its source"
+        )
     if values["source"] is not None:
         kind, given = part_of(values["source"])
         check(plugins.find("sources", kind), given, "data.source")
@@ -56,6 +64,8 @@ def data_config(recipe: Mapping[str, Any], data: str | os.PathLike | None = None
     values = {key: value for key, value in (recipe.get("data") or {}).items() if key in DataConfig.model_fields}
     if data is not None:
         values |= {"root": os.fspath(data), "list": None}
+    if data is not None or any(options.get(key) for key in ("list", "source")):
+        values["mix"] = None
     values |= {"classes": None, "validation": None, **options}
     found, wrong = validate(DataConfig.model_validate_json, values, "data", known_of(DataConfig))
     if wrong:
@@ -67,7 +77,7 @@ def data_config(recipe: Mapping[str, Any], data: str | os.PathLike | None = None
 def weights_stamp(model: Model) -> str:
     """Changes when the parts or any weight of the model change; where it came from and how it trained are left out."""
     found = hashlib.blake2b(digest_size=16)
-    parts = {key: model.recipe.get(key) for key in ("modalities", "encoder", "decoder", "head")}
+    parts = {key: model.recipe.get(key) for key in ("modalities", "encoder", "decoder", "head", "stream")}
     found.update(json.dumps(parts, sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):
         found.update(name.encode())

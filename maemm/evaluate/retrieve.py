@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from maemm.contract import Source
+from maemm.data.views import View
 from maemm.errors import MaemmError
 from maemm.evaluate.compare import TRAINED, UNTRAINED, Show, untrained
 from maemm.evaluate.features import Features, features
 from maemm.evaluate.inputs import What, data_config, open_data, open_model
+from maemm.model import Model
 
 KS = (1, 5, 10)
 _EQUAL = 1e-9  # cosines that differ by less are equal but for rounding
@@ -83,6 +86,7 @@ def retrieve(
     data: Any = None,
     *,
     pair: Sequence[str] | None = None,
+    views: bool = False,
     batch: int = 64,
     workers: int | None = None,
     source: Any = None,
@@ -94,7 +98,8 @@ def retrieve(
 ) -> Retrieval:
     """Both directions between two modalities (``pair``; default: the first two) of the samples of ``data``.
 
-    Features are the means of each modality's own stream, nothing hidden. ``baselines`` adds the untrained network.
+    Features are the means of each modality's own stream, nothing hidden. ``views``: each sample's features are the mean
+    of those of all its views, such as the frames of a clip, each of length 1. ``baselines`` adds the untrained network.
     Raises :class:`MaemmError` for a model of one modality and for data that cannot be read.
     """
     model = open_model(what, **known)
@@ -109,10 +114,37 @@ def retrieve(
     rows, skipped = {}, []
     for name, one in ((TRAINED, model), *(((UNTRAINED, untrained(model, seed)),) if baselines else ())):
         progress = show(name) if show else None
-        found = features(one, opened, batch=batch, workers=count, on_progress=progress)
+        found = features_of_views(one, opened, views, batch=batch, workers=count, on_progress=progress)
         rows[name] = both_ways(found, pair)
         skipped = [f"{bad.id}: {bad.reason}" for bad in found[pair[0]].skipped]
     return Retrieval(rows, skipped)
+
+
+def features_of_views(model: Model, source: Source, views: bool, **options: Any) -> dict[str, Features]:
+    """Features of every sample; with ``views`` the mean over those of its views that can be read, of length 1 each.
+
+    A sample of which no view can be read is left out.
+    """
+    if not views:
+        return features(model, source, **options)
+    found = [features(model, View(source, number), **options) for number in range(source.views)]
+    return {name: _mean_of_views([one[name] for one in found]) for name in found[0]}
+
+
+def _mean_of_views(some: Sequence[Features]) -> Features:
+    sums: dict[str, np.ndarray] = {}
+    for one in some:
+        length = np.linalg.norm(one.x, axis=1, keepdims=True)
+        for id, row in zip(one.ids, one.x / np.maximum(length, 1e-12), strict=True):
+            sums[id] = sums.get(id, 0.0) + row
+    first: dict[str, tuple[Features, int]] = {}
+    for one in some:
+        for row, id in enumerate(one.ids):
+            first.setdefault(id, (one, row))
+    ids = [*sums]
+    labels = np.stack([first[id][0].labels[first[id][1]] for id in ids])
+    skipped = {bad.id: bad for one in some for bad in one.skipped if bad.id not in sums}
+    return Features(np.stack([sums[id] for id in ids]), labels, ids, [*skipped.values()], classes=some[0].classes)
 
 
 def both_ways(found: Mapping[str, Features], pair: Sequence[str]) -> Sequence[Ranks]:

@@ -199,4 +199,7 @@ def _row_means(errors: np.ndarray) -> np.ndarray:
 
 
 def _labels(batch: Batch) -> np.ndarray:
-    return np.full(len(batch.ids), -1) if batch.labels is None else batch.labels.cpu().numpy()
+    """One label each; a sample that may have several has none here."""
+    if batch.labels is None or batch.labels.ndim > 1:
+        return np.full(len(batch.ids), -1)
+    return batch.labels.cpu().numpy()

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from maemm.data.shots import Shots
 from maemm.errors import MaemmError
 from maemm.evaluate.features import Features
+
+__all__ = ["Overlap", "Shots", "copies", "folds", "groups_of", "overlap"]
 
 Rows = tuple[np.ndarray, np.ndarray]  # indices of the training part and of the test part
 
@@ -26,10 +29,13 @@ def folds(data: Features, count: int, *, seed: int = 0, groups: np.ndarray | Non
     what = "labelled samples" if groups is None else "groups"
     if units < count:
         raise MaemmError(f"{units} {what} do not make {count} folds (--folds); use {max(units, 2)} folds at most")
-    from sklearn.model_selection import GroupKFold, StratifiedKFold
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
+    if data.several and groups is None:  # several labels of a sample cannot be shared out evenly
+        split = KFold(count, shuffle=True, random_state=seed).split(data.x)
+        return [(np.asarray(a), np.asarray(b)) for a, b in split]
     if groups is not None:
-        split = GroupKFold(count, shuffle=True, random_state=seed).split(data.x, data.labels, groups)
+        split = GroupKFold(count, shuffle=True, random_state=seed).split(data.x, groups=groups)
         return [(np.asarray(a), np.asarray(b)) for a, b in split]
     most = int(np.bincount(data.labels).max())
     if most < count:
@@ -57,44 +63,6 @@ def groups_of(ids: list[str], pattern: str) -> np.ndarray:
         )
     texts = [match.group(1) if compiled.groups else match.group(0) for match in found]
     return np.unique(texts, return_inverse=True)[1].astype(np.int64)
-
-
-@dataclass(frozen=True)
-class Shots:
-    """How many labels of each class a classifier may see."""
-
-    text: str  # "5": samples of each class; "10%": share of each class
-    count: int | None = None
-    share: float | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> Shots:
-        """Read "5" or "10%"; raises :class:`MaemmError`."""
-        text = text.strip()
-        try:
-            if text.endswith("%"):
-                share = float(text[:-1]) / 100
-                if 0 < share <= 1:
-                    return cls(text, share=share)
-            elif int(text) > 0:
-                return cls(text, count=int(text))
-        except ValueError:
-            pass
-        raise MaemmError(f"--shots {text!r} means nothing; give samples of a class or a share, such as 1,5,10%")
-
-    def draw(self, labels: np.ndarray, seed: int) -> np.ndarray:
-        """Indices of a part of the samples, at least one of every class. More shots of one seed contain fewer.
-
-        Raises :class:`MaemmError` where a class has fewer samples than asked for.
-        """
-        drawn, found = np.random.default_rng(seed), []
-        for label in np.unique(labels[labels >= 0]):
-            rows = drawn.permutation(np.flatnonzero(labels == label))
-            wanted = max(1, round(self.share * len(rows))) if self.count is None else self.count
-            if wanted > len(rows):
-                raise MaemmError(f"label {label} has {len(rows)} samples, --shots asks for {wanted}; ask for fewer")
-            found.append(rows[:wanted])
-        return np.sort(np.concatenate(found))
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from maemm.errors import MaemmError
 from maemm.evaluate.features import Features
+from maemm.ranking import mean_average_precision
 
 EPS = 1e-6  # added to the deviation of a feature
 
@@ -17,9 +18,20 @@ class Table:
     """What a classifier sees."""
 
     x: np.ndarray  # (n, D) float32, or (n, N, D) of tokens
-    y: np.ndarray  # (n,) int64, 0 .. classes - 1
+    y: np.ndarray  # (n,) int64, 0 .. classes - 1; (n, classes) int8 of 0 and 1 where samples may have several
     classes: int
     valid: np.ndarray | None = None  # (n, N) bool, where samples differ in their number of tokens
+
+    @property
+    def several(self) -> bool:
+        """Whether samples may have several labels."""
+        return self.y.ndim == 2
+
+    def figure(self, scores: np.ndarray) -> float:
+        """Accuracy of scores (n, classes), or mAP where samples may have several labels."""
+        if self.several:
+            return mean_average_precision(scores, self.y)
+        return float((scores.argmax(1) == self.y).mean())
 
     def take(self, rows: np.ndarray) -> Table:
         """The samples ``rows``: indices, or a bool for each."""
@@ -33,6 +45,7 @@ def tables(train: Features, test: Features, *, scale: bool = True) -> tuple[Tabl
     :class:`MaemmError` for one side without labels, training labels of one class only, classes that ``train`` does
     not know, features that are not finite, and widths that differ.
     """
+    train, test = alike(train, test)
     train, test = train.labelled, match_classes(train, test).labelled
     check_task(train, test)
     classes, x, y = count_classes(train), train.x, test.x
@@ -48,6 +61,9 @@ def tables(train: Features, test: Features, *, scale: bool = True) -> tuple[Tabl
 def held_out(train: Table, seed: int, share: float = 0.1) -> np.ndarray:
     """(n,) bool: a part of ``train`` to choose with; every class keeps a sample on either side where it has two."""
     drawn, held = np.random.default_rng(seed), np.zeros(len(train.y), bool)
+    if train.several:
+        held[drawn.permutation(len(held))[: max(1, round(len(held) * share))]] = True
+        return held
     for label in np.unique(train.y):
         rows = drawn.permutation(np.flatnonzero(train.y == label))
         held[rows[: max(round(len(rows) * share), 1 if len(rows) > 1 else 0)]] = True
@@ -56,7 +72,29 @@ def held_out(train: Table, seed: int, share: float = 0.1) -> np.ndarray:
 
 def count_classes(train: Features) -> int:
     """How many outputs a classifier of these labels needs."""
-    return max(len(train.classes or ()), int(train.labels.max()) + 1)
+    return train.labels.shape[1] if train.several else max(len(train.classes or ()), int(train.labels.max()) + 1)
+
+
+def alike(train: Features, test: Features) -> tuple[Features, Features]:
+    """Where samples of either side may have several labels, both as tables of 0 and 1 with columns for all classes."""
+    if not (train.several or test.several):
+        return train, test
+    train = as_several(train)
+    return train, as_several(test, train.labels.shape[1] if train.classes is None else 0)
+
+
+def as_several(one: Features, least: int = 0) -> Features:
+    """The same with labels (n, classes) of 0 and 1, ``least`` classes or more."""
+    known = one.has_label
+    own = one.labels.shape[1] if one.several else int(one.labels.max(initial=0)) + 1
+    width = max(len(one.classes or ()), own, least)
+    table = np.zeros((len(one), width), np.int8)
+    if one.several:
+        table[:, : one.labels.shape[1]] = one.labels
+    else:
+        table[np.flatnonzero(known), one.labels[known]] = 1
+    table[~known] = -1
+    return replace(one, labels=table)
 
 
 def match_classes(train: Features, test: Features) -> Features:
@@ -64,13 +102,19 @@ def match_classes(train: Features, test: Features) -> Features:
     if train.classes is None or test.classes is None or train.classes == test.classes:
         return test
     number = {name: i for i, name in enumerate(train.classes)}
-    met = [test.classes[i] for i in np.unique(test.labels[test.labels >= 0])]
+    found = np.flatnonzero((test.labels > 0).any(0)) if test.several else np.unique(test.labels[test.labels >= 0])
+    met = [test.classes[i] for i in found]
     unknown = [name for name in met if name not in number]
     if unknown:
         raise MaemmError(
             f"the test part has {len(unknown)} classes that the training part does not know ({_some(unknown)}; known: "
             f"{_some(list(number))}); give data with the same class names"
         )
+    if test.several:
+        labels = np.zeros((len(test), len(train.classes)), np.int8)
+        labels[:, [number[name] for name in met]] = test.labels[:, found]
+        labels[~test.has_label] = -1
+        return replace(test, labels=labels, classes=train.classes)
     to = np.array([number.get(name, -1) for name in test.classes] + [-1], np.int64)  # the last for "no label"
     return Features(test.x, to[test.labels], test.ids, test.skipped, test.digests, train.classes, test.valid)
 
@@ -93,6 +137,9 @@ def check_task(train: Features, test: Features) -> None:
         raise MaemmError(
             f"training features are {train.x.shape[-1]} wide, test features {test.x.shape[-1]}; embed both the same way"
         )
+    if train.several:
+        _check_several(train, test)
+        return
     met = np.unique(train.labels)
     if len(met) < 2:
         name = train.classes[met[0]] if train.classes else str(met[0])
@@ -103,6 +150,20 @@ def check_task(train: Features, test: Features) -> None:
             f"the test part has {len(unknown)} classes that the training part does not know "
             f"({_some([str(one) for one in unknown])}); give data with the same labels"
         )
+
+
+def _check_several(train: Features, test: Features) -> None:
+    if train.labels.shape[1] != test.labels.shape[1]:
+        raise MaemmError(
+            f"the training part has {train.labels.shape[1]} classes, the test part {test.labels.shape[1]}; give data "
+            "with the same labels"
+        )
+    if not ((train.labels > 0).any(0) & (train.labels == 0).any(0)).any():
+        raise MaemmError(
+            f"no class is on some of the {len(train):,} training samples and not on others; a classifier needs both"
+        )
+    if not (test.labels > 0).any():
+        raise MaemmError("no sample of the test part has any of the classes; there is nothing to find")
 
 
 def _some(names: list[str], count: int = 5) -> str:

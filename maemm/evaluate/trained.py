@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maemm.draws import seeded
 from maemm.errors import MaemmError
@@ -100,7 +100,7 @@ def _scores(
     if len(rates) > 1:
         held = held_out(train, seed)
         known, asked = train.take(~held), train.take(held)
-        best = max(rates, key=lambda rate: (answer(rate, known, asked).argmax(1) == asked.y).mean())
+        best = max(rates, key=lambda rate: asked.figure(answer(rate, known, asked)))
     return answer(best, train, test)
 
 
@@ -137,7 +137,10 @@ def take_probe_step(
     """One step on features ``x`` with labels ``y``; -> (loss, logits) before it."""
     set_lr(optimizer, lr)
     logits = module(x, valid)
-    loss = cross_entropy(logits, y, weight=weight)
+    if y.ndim == 1:
+        loss = cross_entropy(logits, y, weight=weight)
+    else:
+        loss = binary_cross_entropy_with_logits(logits, y.to(logits.dtype), weight)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
@@ -155,6 +158,6 @@ def _answer(module: nn.Module, test: Table) -> np.ndarray:
 
 
 def class_weights(train: Table) -> np.ndarray:
-    """(classes,) float32: samples / (classes that occur * samples of the class); 0 for classes that do not occur."""
-    counts = np.bincount(train.y, minlength=train.classes)
-    return np.where(counts > 0, len(train.y) / (np.sum(counts > 0) * np.maximum(counts, 1)), 0).astype(np.float32)
+    """(classes,) float32: labels / (classes that occur * samples of the class); 0 for classes that do not occur."""
+    counts = train.y.sum(0, dtype=np.int64) if train.several else np.bincount(train.y, minlength=train.classes)
+    return np.where(counts > 0, counts.sum() / (np.sum(counts > 0) * np.maximum(counts, 1)), 0).astype(np.float32)

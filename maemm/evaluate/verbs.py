@@ -8,7 +8,7 @@ from typing import Any
 
 from maemm.evaluate.compare import Protocol, Show, Subject, compare
 from maemm.evaluate.curves import draw_curves
-from maemm.evaluate.figures import Comparison, save_record
+from maemm.evaluate.figures import Comparison, refresh_page, save_record
 from maemm.evaluate.inputs import What
 
 
@@ -55,6 +55,7 @@ def probe(
     written = save_record(found.record(), verb, what, out)
     if written is not None and len(found.shots) > 1:
         draw_curves(found, written.with_suffix(".png"))
+    refresh_page(written)
     return found
 
 

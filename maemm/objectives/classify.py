@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maemm.contract import Objective, Output, Plan, Prepared, Term
-from maemm.draws import Draw, seeded
+from maemm.data.labels import known, multi_hot
+from maemm.draws import Draw
 from maemm.errors import MaemmError
+from maemm.objectives.mixing import Mixing, erase, mixed_before
+from maemm.ranking import mean_average_precision
 
 
 class Classify(Objective):
-    """Cross entropy of the head's logits, nothing hidden.
+    """Cross entropy of the head's logits.
 
     Mixup, CutMix and random erasing are timm's, on any batch that is one tensor of equal samples: CutMix and erasing
     treat the last two axes as a picture and all before them as channels. The defaults mix nothing; MAE's fine-tuning
@@ -22,6 +25,8 @@ class Classify(Objective):
 
     Options
         weight: of the term in the loss
+        loss: softmax: one label for each sample; sigmoid: any number of labels, binary cross entropy averaged over
+            the classes
         smoothing: label smoothing
         mixup: alpha of mixup; 0: none
         cutmix: alpha of CutMix; 0: none
@@ -29,6 +34,9 @@ class Classify(Objective):
         mix_switch: probability of CutMix where both are on
         erase: probability that a box of a sample is replaced by noise
         class_weights: factor of the loss by class
+        stream: which of several answers is learned, such as multimodal (CAV-MAE); null: the mean of all
+        hide: in training hide tokens as the modalities' masking says (AudioMAE, section 3.2); asked about samples the
+            classifier sees all
     """
 
     masked = False
@@ -38,6 +46,7 @@ class Classify(Objective):
         name: str,
         *,
         weight: float = 1.0,
+        loss: Literal["softmax", "sigmoid"] = "softmax",
         smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
@@ -45,6 +54,8 @@ class Classify(Objective):
         mix_switch: float = 0.5,
         erase: float = 0.0,
         class_weights: list[float] | None = None,
+        stream: str | None = None,
+        hide: bool = False,
     ):
         super().__init__()
         for key, value in (("smoothing", smoothing), ("mix_probability", mix_probability), ("erase", erase)):
@@ -52,9 +63,9 @@ class Classify(Objective):
                 raise MaemmError(f"{key} is {value} (objectives.{name}.{key}); give 0 to 1")
         if min(mixup, cutmix) < 0:
             raise MaemmError(f"mixup {mixup}, cutmix {cutmix} (objectives.{name}); give 0 or more")
-        self.name, self.weight, self.smoothing, self.erase = name, weight, smoothing, erase
-        self.mixup, self.cutmix, self.mix_probability, self.mix_switch = mixup, cutmix, mix_probability, mix_switch
-        self.class_weights = class_weights
+        self.name, self.weight, self.loss, self.smoothing, self.erase = name, weight, loss, smoothing, erase
+        self.mixing = Mixing(mixup, cutmix, mix_probability, mix_switch) if mixup or cutmix else None
+        self.class_weights, self.stream, self.hide = class_weights, stream, hide
 
     # ---- before the forward pass
     def batch(
@@ -63,60 +74,49 @@ class Classify(Objective):
         """Erase and mix. Partners are from the same micro-batch. Raises :class:`MaemmError` for missing labels."""
         if model.head is None:
             raise MaemmError("the recipe has no head to classify with (head); add head: {type: linear, classes: N}")
-        _check_labels(labels, model.head.classes)
+        _check_labels(labels, model.head.classes, self.loss)
         if self.erase:
-            prepared = {name: self._erased(name, one, draw) for name, one in prepared.items()}
-        if self.mixup or self.cutmix:
-            return self._mixed(prepared, labels, draw, model.head.classes)
-        return prepared, labels
+            prepared = {name: erase(name, one, draw, self.erase) for name, one in prepared.items()}
+        before = any("mix_share" in one.info for one in prepared.values())
+        if self.loss == "softmax" and self.mixing is None and not before:
+            return prepared, labels  # the loss smooths
+        soft = self._smooth(multi_hot(labels, model.head.classes))
+        soft = mixed_before(prepared, soft)
+        return (prepared, soft) if self.mixing is None else self.mixing(prepared, soft, draw)
 
-    def _erased(self, name: str, one: Prepared, draw: Draw) -> Prepared:
-        from timm.data.random_erasing import RandomErasing
-
-        planes = _planes(name, one)
-        erasing = RandomErasing(self.erase, mode="pixel", device=str(planes.device))
-        kept = []
-        for row, plane in zip(draw.rows, planes, strict=True):
-            with seeded(*draw.key, "erase", name, row):
-                kept.append(erasing(plane.clone()))
-        return replace(one, x=torch.stack(kept).reshape(one.x.shape))
-
-    def _mixed(
-        self, prepared: dict[str, Prepared], labels: Tensor, draw: Draw, classes: int
-    ) -> tuple[dict[str, Prepared], Tensor | None]:
-        from timm.data import Mixup
-
-        if len(labels) % 2:
-            raise MaemmError(
-                f"mixing needs an even number of samples at a time, got {len(labels)} (train.batch, train.micro_batch)"
-            )
-        mixing = Mixup(
-            self.mixup, self.cutmix, None, self.mix_probability, self.mix_switch, "batch", True, self.smoothing,
-            classes,
-        )  # fmt: skip
-        found, soft = {}, labels
-        for name, one in prepared.items():
-            planes = (_planes if self.cutmix else _values)(name, one).clone()
-            with seeded(*draw.key, "mix", draw.rows[0]):  # the same for all modalities of a sample
-                mixed, soft = mixing(planes, labels.to(planes.device))
-            found[name] = replace(one, x=mixed.reshape(one.x.shape))
-        return found, soft
+    def _smooth(self, labels: Tensor) -> Tensor:
+        return labels * (1 - self.smoothing) + self.smoothing / labels.shape[1]
 
     # ---- the loss
     def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
         out.logits = model.head(model, out.inputs)
         if out.labels is None:
             return {}
-        streams = list(out.logits.values()) if isinstance(out.logits, dict) else [out.logits]
-        losses = [self._loss(one.float(), out.labels) for one in streams]
+        if self.loss == "sigmoid" and not out.labels.is_floating_point():
+            out.labels = multi_hot(out.labels, model.head.classes)
+        losses = [self._loss(one.float(), out.labels) for one in self._streams(out.logits)]
         return {
             self.name: Term(sum(losses[1:], losses[0]) / len(losses), self.counts(out.plans)[self.name], self.weight)
         }
 
+    def _streams(self, logits: Tensor | dict[str, Tensor]) -> list[Tensor]:
+        if not isinstance(logits, dict):
+            return [logits]
+        if self.stream is None:
+            return list(logits.values())
+        if self.stream not in logits:
+            raise MaemmError(
+                f"the head gives no answer {self.stream!r} (objectives.{self.name}.stream); it gives "
+                f"{', '.join(logits)}"
+            )
+        return [logits[self.stream]]
+
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum over samples. Labels that were mixed are smooth already."""
+        """Sum over samples. Labels that are shares of classes are smooth already."""
         with torch.autocast(logits.device.type, enabled=False):
             weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+            if self.loss == "sigmoid":
+                return binary_cross_entropy_with_logits(logits, labels, weight, reduction="none").mean(1).sum()
             smoothing = self.smoothing if labels.ndim == 1 else 0.0
             return cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=smoothing)
 
@@ -124,38 +124,32 @@ class Classify(Objective):
         plan = next(iter(plans.values()))
         return {self.name: torch.tensor(float(plan.visible.shape[0]), device=plan.visible.device)}
 
-    def figures(self, out: Output) -> dict[str, Term]:
-        """Accuracy of the logits; of the mean over streams where several answer."""
-        logits = out.logits
-        if isinstance(logits, dict):
-            logits = torch.stack(list(logits.values())).mean(0)
-        right = (logits.argmax(1) == out.labels).float()
-        return {"accuracy": Term(right.sum(), torch.tensor(float(len(right)), device=right.device))}
+    # ---- figures
+    def answers(self, out: Output) -> dict[str, Tensor]:
+        """Probabilities, of the mean over streams where several answer, and labels."""
+        logits = torch.stack(self._streams(out.logits)).mean(0)
+        said = logits.float().sigmoid() if self.loss == "sigmoid" else logits.float().softmax(1)
+        return {"said": said, "labels": out.labels}
+
+    def figures(self, answers: dict[str, Tensor]) -> dict[str, float]:
+        """accuracy, or mAP where samples may have several labels."""
+        said, labels = answers["said"], answers["labels"]
+        if self.loss == "sigmoid":
+            return {"mAP": mean_average_precision(said.cpu().numpy(), labels.cpu().numpy())}
+        return {"accuracy": float((said.argmax(1) == labels).double().mean())}
 
 
-def _check_labels(labels: Tensor | None, classes: int) -> None:
+def _check_labels(labels: Tensor | None, classes: int, loss: str) -> None:
     """Labels as the loader gives them, on the host: an index out of range would end a GPU's work without a word."""
-    if labels is None or bool((labels < 0).any()):
+    if labels is None or not bool(known(labels).all()):
         raise MaemmError(
             "samples have no labels to learn from (data.root); give a folder per class, or a list or an array file "
             "with labels, and set data.classes"
         )
+    if labels.ndim == 2 and loss == "softmax":
+        raise MaemmError("samples have several labels (data.root); set objectives.classify.loss=sigmoid")
     if int(labels.max()) >= classes:
         raise MaemmError(
             f"a label is {int(labels.max())}, the head has {classes} outputs, which count from 0 (head.classes); raise "
             "it, or mend the labels"
         )
-
-
-def _values(name: str, one: Prepared) -> Tensor:
-    if one.valid is not None and not bool(one.valid.all()):
-        raise MaemmError(f"samples of {name!r} differ in size, so they cannot be mixed (objectives); set mixup to 0")
-    return one.x
-
-
-def _planes(name: str, one: Prepared) -> Tensor:
-    """(B, C, ..., H, W) -> (B, C * ..., H, W)."""
-    x = _values(name, one)
-    if x.ndim < 4:
-        raise MaemmError(f"samples of {name!r} have no two axes to cut boxes from; set cutmix and erase to 0")
-    return x.reshape(x.shape[0], -1, *x.shape[-2:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -14,9 +14,11 @@ from maemm import plugins
 from maemm.errors import MaemmError
 from maemm.report.figures import Run, read_run
 from maemm.report.page import brief, commands, document, name_of, write_html
+from maemm.report.pairs import pair_of, retrieval
 
 SIGN_OF_LIFE = 15.0  # seconds between two lines where no bar is shown
 EPOCHS = 8  # of each recipe
+HELD_OUT = 0.1  # of the samples of a recipe that brings pairs together
 _BAR = 20
 
 
@@ -26,7 +28,7 @@ class Show:
 
     name: str  # of the plugin
     recipe: str
-    samples: str  # name of its sample set
+    samples: str | None  # name of its sample set; None: its recipe pairs the sample sets of others
 
 
 def demo(
@@ -69,9 +71,9 @@ def demo(
 def _shows() -> list[Show]:
     found = []
     for one in plugins.all():
-        if one.plugin and one.plugin.demo and one.plugin.samples:
+        if one.plugin and one.plugin.demo:
             sets = one.plugin.samples
-            found.append(Show(one.name, one.plugin.demo, one.name if one.name in sets else next(iter(sets))))
+            found.append(Show(one.name, one.plugin.demo, one.name if one.name in sets else next(iter(sets), None)))
     return found
 
 
@@ -80,17 +82,45 @@ def _train(show: Show, out: Path, overrides: list[str], say: Callable[[str], Any
     from maemm import config
     from maemm.train import pretrain
 
-    data, folder = out / "data" / show.name, out / show.name
+    folder = out / show.name
     recipe = _shortened(config.load(show.recipe, overrides, training=True))
-    if not data.exists():
-        say(f"{show.name:<12}writing the sample set to {data}")
-    plugins.find("samples", show.samples)(data)
-    recipe["data"]["root"], recipe["out"] = str(data), str(folder)
+    recipe["data"]["root"], recipe["out"] = str(_data(show, recipe, out / "data", say)), str(folder)
+    if pair_of(recipe):
+        recipe["data"]["validation"] = HELD_OUT  # asked for their partners
+        recipe["train"]["validate_every"] = 10**9  # once, at the end
     before = read_run(folder).last("seconds") or 0.0
     pretrain(recipe, echo=_Sparse(show.name, say))
     run = read_run(folder)
     say(summary(show.name, run, before))
     return run
+
+
+def _data(show: Show, recipe: Mapping[str, Any], home: Path, say: Callable[[str], Any]) -> Path:
+    """The folder of the samples, written where they are not there: a set, or one for each part of a pair."""
+    if show.samples is not None:
+        sets, data = {home / show.name: show.samples}, home / show.name
+    else:
+        sets, data = {home / name: name for name in (recipe["data"].get("source") or {}).get("parts", {})}, home
+    if not sets:
+        raise MaemmError(f"the plugin has a demo and no sample set ({show.recipe}); add samples to its manifest")
+    for place, name in sets.items():
+        if not place.exists():
+            say(f"{show.name:<12}writing the sample set to {place}")
+        plugins.find("samples", name)(place)
+    return data
+
+
+def _partners(run: Run) -> str:
+    """Whose partner is whose, of the samples that were held out; nothing for recipes that bring no pair together."""
+    pair = pair_of(run.recipe) if run.recipe.get("modalities") else None
+    if pair is None or not (run.recipe.get("data") or {}).get("validation"):
+        return ""
+    from maemm.train.start import open_parts
+    from maemm.weights import load
+
+    told = "Samples that it has not learned from. A green frame: the one that belongs to it."
+    table = retrieval(load(run.folder), open_parts(run.recipe)[1], pair)
+    return f'<h3>What belongs together</h3><p class="note">{told}</p>{table}'
 
 
 def _shortened(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -137,7 +167,9 @@ def _page(runs: dict[str, Run], failed: dict[str, str]) -> str:
     parts = [f'<nav class="jump">{links}<a href="#go-on">go on</a></nav>' if len(runs) > 1 else ""]
     for name, run in runs.items():
         told = f"Recipe {name_of(run)}, run folder {run.folder}."
-        parts.append(f'<h2 id="{escape(name)}">{escape(name)}</h2><p class="lead">{escape(told)}</p>{brief(run)}')
+        parts.append(
+            f'<h2 id="{escape(name)}">{escape(name)}</h2><p class="lead">{escape(told)}</p>{_partners(run)}{brief(run)}'
+        )
     for name, reason in failed.items():
         parts.append(f'<h2>{escape(name)}</h2><p class="note warn">Left out: {escape(reason)}</p>')
     ways = "".join(f"<h3>{escape(name)}</h3>{commands(run, heading=False)}" for name, run in runs.items())

@@ -52,7 +52,7 @@ def open_data(data: str | os.PathLike, recipe: Recipe = None, overrides: Overrid
         recipe, ending = guess(data)
     name = "the given recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)
     values = config.load(recipe, overrides)
-    values["data"] = {**values["data"], "root": data}
+    values["data"] = {**values["data"], "root": data, "mix": None}
     source = open_source(values)
     if not len(source):
         raise MaemmError(f"there are no samples ({data}); give data that are not empty")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -11,13 +10,13 @@ from pathlib import Path
 
 from maemm.errors import MaemmError
 from maemm.report.curves import Line, charts
+from maemm.report.evaluations import evaluations, picture_figure
 from maemm.report.figures import Run, read_run
 from maemm.report.files import write_whole
 from maemm.report.style import CSS
 from maemm.report.views import view_beside
 
 _EARLIER = 5  # pictures of earlier steps that the page shows besides the last one
-_LARGEST = 8 * 2**20  # bytes of one picture; larger ones are named, not embedded
 
 
 def write_page(run_folder: str | Path) -> Path:
@@ -65,7 +64,9 @@ def write_html(path: Path, text: str) -> Path:
 def section(run: Run) -> str:
     """Figures, curves, pictures and recipe of one run."""
     unread = "".join(f'<p class="note warn">{escape(text)}</p>' for text in run.unread)
-    return unread + _tiles(run) + _loss(run) + _pictures(run) + _speed(run) + _details(run)
+    if not run.rows and (asked := evaluations(run.folder)):  # figures of several runs
+        return unread + asked
+    return unread + _tiles(run) + _loss(run) + evaluations(run.folder) + _pictures(run) + _speed(run) + _details(run)
 
 
 def brief(run: Run) -> str:
@@ -160,26 +161,13 @@ def _pictures(run: Run) -> str:
         "Input, what the encoder sees, and what the model makes of it. A column says when it uses the true mean and "
         "spread of hidden patches, which a model that predicts normalised patches does not know."
     )
-    last = view_beside(run.pictures[-1]) + _figure(run.pictures[-1], caption)
+    last = view_beside(run.pictures[-1]) + picture_figure(run.pictures[-1], caption)
     earlier = _spread(run.pictures[:-1], _EARLIER)
     if not earlier:
         return f"<h3>What it sees and says</h3>{last}"
-    frames = "".join(_figure(path, path.stem) for path in earlier)
+    frames = "".join(picture_figure(path, path.stem) for path in earlier)
     more = f'<details><summary>Earlier</summary><div class="over">{frames}</div></details>'
     return f"<h3>What it sees and says</h3>{last}{more}"
-
-
-def _figure(path: Path, caption: str) -> str:
-    """A picture inside the page."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        data = b""
-    if not data.startswith(b"\x89PNG") or len(data) > _LARGEST:
-        return f'<p class="note">Not shown: {escape(path.name)} (not a picture, or too large for one page)</p>'
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    image = f'<img alt="{escape(caption, quote=True)}" src="{source}">'
-    return f'<figure><div class="scroll">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
 
 
 def _spread(items: Sequence[Path], count: int) -> list[Path]:

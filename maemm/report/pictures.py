@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -147,13 +147,14 @@ def _first(one: Prepared, count: int) -> Prepared:
     def cut(value: Any) -> Any:
         return value[:count] if isinstance(value, Tensor) and value.ndim and value.shape[0] == size else value
 
-    return Prepared(one.x[:count], cut(one.valid), {key: cut(value) for key, value in one.info.items()})
+    info = {key: cut(value) for key, value in one.info.items()}
+    return Prepared(one.x[:count], cut(one.valid), info, cut(one.present))
 
 
 # ------------------------------------------------------------------------------------------------ drawing
 def save_pictures(
     model: Model,
-    batch: Mapping[str, Prepared | Tensor],
+    batch: Mapping[str, Prepared | Tensor] | Sequence[Mapping[str, Prepared | Tensor]],
     path: str | os.PathLike,
     seed: int = 0,
     count: int = 4,
@@ -161,11 +162,14 @@ def save_pictures(
 ) -> Path:
     """Write a PNG with a row per sample and columns input, visible, reconstruction; modalities below each other.
 
-    ``batch``: {modality: Prepared or bare tensor}. The model is back in its mode afterwards. The file appears
+    ``batch``: {modality: Prepared or bare tensor}, or several of them that do not meet in the model, of which a
+    modality's first is drawn. The model is back in its mode afterwards. The file appears
     whole or not at all. ``views``: what can be turned or played goes to an HTML piece beside it, see
     :func:`~maemm.report.views.save_views`. Raises :class:`MaemmError` when the model has no decoder.
     """
-    made = make_rows(model, batch, seed, count)
+    made: dict[str, Rows] = {}
+    for one in [batch] if isinstance(batch, Mapping) else batch:
+        made = {**make_rows(model, one, seed, count), **made}
     if views:
         save_views(model.modalities, made, Path(path).with_suffix(".html"))
     return draw_rows(model.modalities, made, path)
@@ -205,7 +209,8 @@ def _draw_signal(axes: Any, modality: Modality, signal: Tensor) -> None:
     axes.set_facecolor("0.6")
     axes.set_xticks([])
     axes.set_yticks([])
-    modality.draw(axes, signal)
+    if not bool(signal.isnan().all()):  # a sample that lacks the modality stays grey
+        modality.draw(axes, signal)
 
 
 def _parts(figure: Any, heights: list[float]) -> list[Any]:

@@ -11,7 +11,8 @@ from maemm.contract import Prepared, Source
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 from maemm.model import Model
-from maemm.report.pictures import save_pictures
+from maemm.report.pictures import draw_rows, make_rows
+from maemm.report.views import save_views
 
 _TRIES = 50  # samples looked at for each one shown, so that a folder of broken files ends soon
 
@@ -23,10 +24,12 @@ class Reconstruction:
     path: Path
     shown: list[str]  # ids of the samples, top to bottom
     skipped: list[str]  # "id: reason" of samples that could not be read
+    view: Path | None = None  # an HTML piece of what can be turned, played or moves
 
     def __str__(self) -> str:
         skipped = f", {len(self.skipped)} unreadable left out (first: {self.skipped[0]})" if self.skipped else ""
-        return f"{len(self.shown)} samples: input | visible | reconstruction -> {self.path}{skipped}"
+        view = f" and {self.view}" if self.view else ""
+        return f"{len(self.shown)} samples: input | visible | reconstruction -> {self.path}{view}{skipped}"
 
 
 def reconstruct(
@@ -40,6 +43,7 @@ def reconstruct(
 ) -> Reconstruction:
     """Draw input, visible part and reconstruction of ``count`` samples of ``data`` to the PNG ``out``.
 
+    Clips that move, sounds that play and shapes that turn go to ``NAME.view.html`` beside ``NAME.png``.
     ``what``: a run or checkpoint folder, a weights file, or a model. ``data``: what the modality's source reads.
     ``seed`` chooses the hidden tokens. ``known`` goes to :func:`maemm.load`. Raises :class:`MaemmError` for
     weights without a decoder, for data that cannot be opened and where no sample can be read.
@@ -47,7 +51,9 @@ def reconstruct(
     model = _model(what, known)
     source = open_source(model.recipe, data)
     raw, shown, skipped = _samples(model, source, count)
-    return Reconstruction(save_pictures(model, _batch(model, raw), Path(out), seed, count), shown, skipped)
+    made = make_rows(model, _batch(model, raw), seed, count)
+    path = draw_rows(model.modalities, made, out)
+    return Reconstruction(path, shown, skipped, save_views(model.modalities, made, path.with_suffix(".view.html")))
 
 
 def _model(what: str | os.PathLike | Model, known: dict[str, Any]) -> Model:

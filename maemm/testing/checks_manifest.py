@@ -11,6 +11,7 @@ import sys
 from pydantic import BaseModel
 
 from maemm import contract, plugins
+from maemm.data.pack import Packer
 from maemm.options import MISSING, options_of, problems
 from maemm.plugins import CONTRACT, Plugin
 from maemm.testing.case import Case, check
@@ -25,6 +26,7 @@ BASES = {
     "objectives": contract.Objective,
     "heads": contract.Head,
     "weights": contract.WeightsKind,
+    "packs": Packer,
 }
 HEAVY = ("torch", "torchvision", "timm", "matplotlib")
 PARTS = tuple(plugins.ROLES)
@@ -69,7 +71,9 @@ def part_can_be_imported(case: Case) -> None:
         case.require(callable(part), f"{target} is a function", type(part).__name__, "a callable", change)
         return
     good = inspect.isclass(part) and issubclass(part, base)
-    case.require(good, f"{target} has its role's base", part, f"a subclass of maemm.contract.{base.__name__}", change)
+    case.require(
+        good, f"{target} has its role's base", part, f"a subclass of {base.__module__}.{base.__name__}", change
+    )
     missing = sorted(getattr(part, "__abstractmethods__", ()))
     case.require(not missing, f"{target} is complete", f"no {', '.join(missing)}", "all abstract methods", change)
 

@@ -19,7 +19,7 @@ Made from the docstrings of `maemm/contract.py`; do not edit. Again: `{command}`
 A tutorial that uses it is [plugins.md](plugins.md); `maemm plugins check NAME` looks whether a plugin keeps it.
 """
 COMMAND = "python -m maemm.testing.contract_page > docs/contract.md"
-DATA = ("Sample", "Prepared", "Tokens", "Plan", "Planned", "MaskedInput", "Latents", "Term", "Output")
+DATA = ("Sample", "Prepared", "Tokens", "Plan", "Planned", "MaskedInput", "Latents", "Term", "Output", "Handover")
 PARTS = (
     "Source", "Modality", "Masking", "OneMasking", "Encoder", "Decoder", "Target", "Objective", "Head", "WeightsKind",
 )  # fmt: skip

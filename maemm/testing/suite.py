@@ -39,6 +39,7 @@ class Result:
     passed: bool
     message: str = ""  # why it failed, or why it does not apply
     applies: bool = True
+    deviates: str = ""  # why the rule is not kept by design, as the manifest says; such a check counts as passed
     rule: str = ""  # the sentence of the contract that is checked
     change: str = ""  # what to change where it failed
 
@@ -127,14 +128,19 @@ def run_checks(plugin: Plugin, options: Options | None = None, package: str | No
 
 
 def result_of(check: Check) -> Result:
-    """Run one check."""
+    """Run one check. A deviation that the manifest declares must be one: where the rule is kept, the check fails."""
+    reason = check.plugin.deviations.get(check.id)
     about = {"check": check.name, "plugin": check.plugin.name, "part": check.where, "rule": check.promise}
     try:
         check()
     except DoesNotApply as reason:
         return Result(**about, passed=True, applies=False, message=f"does not apply: {reason}")
     except CheckFailed as failure:
+        if reason is not None:
+            return Result(**about, passed=True, deviates=reason)
         return Result(**about, passed=False, message=str(failure), change=failure.change)
+    if reason is not None:
+        return Result(**about, passed=False, message="declared as a deviation, but kept", change="delete it there")
     return Result(**about, passed=True)
 
 
@@ -147,11 +153,12 @@ def parametrize_with_checks(
     """A pytest decorator: one test per check and part.
 
     ``expected_failures``: {"check" or "check[part]": reason}; such a check must fail, one that passes is an error.
+    The deviations of the manifest are among them.
     Raises :class:`MaemmError` for an unknown name there. See :func:`checks_of` for the rest.
     """
     import pytest
 
-    checks, expected = checks_of(plugin, options, package), dict(expected_failures or {})
+    checks, expected = checks_of(plugin, options, package), {**plugin.deviations, **(expected_failures or {})}
     known = sorted({one.name for one in checks} | {one.id for one in checks})
     for name in expected:
         if name not in known:

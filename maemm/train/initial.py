@@ -16,7 +16,8 @@ UNUSED = (*NEW, "decoder.*", "modalities.*.decoder.*")  # what of the old one ma
 
 
 def begin_with(model: Model, what: str | Path | Model) -> None:
-    """Fill ``model`` from a run, a weights file or a model; only its head begins afresh.
+    """Fill ``model`` from a run, a weights file or a model; only its head begins afresh, and class tokens where the
+    old model has none (Point-MAE).
 
     Position tables are made from those of the old model for the new one's size, computed ones too (MAE trains a copy
     of its sin-cos table). Raises :class:`MaemmError` that names all other weights that are missing, left over or of
@@ -27,8 +28,11 @@ def begin_with(model: Model, what: str | Path | Model) -> None:
     unused = [*UNUSED, *([] if any(key.startswith("encoder.norm.") for key in own) else ["encoder.norm.*"])]
     unused += [f"modalities.{name}.*" for name in old.modalities if name not in model.modalities]
     taken = {key: value for key, value in given.items() if key in own or not _fits(key, unused)}
+    afresh = list(NEW)
+    if "encoder.prefix" not in given:  # a class token that is learned now
+        afresh.append("encoder.prefix*")
     for key in own:
-        if _fits(key, NEW) or (key not in given and key.startswith("decoder.") and model.decoder is not None):
+        if _fits(key, afresh) or (key not in given and key.startswith("decoder.") and model.decoder is not None):
             taken[key] = own[key]
         elif (made := _positions(key, model, old)) is not None:
             taken[key] = made

@@ -15,6 +15,7 @@ import torch
 from maemm.contract import Source
 from maemm.contract_checks import first_batch
 from maemm.data.bad_samples import BadSampleLog
+from maemm.data.mixture import Turns
 from maemm.data.order import Slots
 from maemm.errors import MaemmError
 from maemm.train import checkpoint, distributed
@@ -54,7 +55,7 @@ def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = _print) -> 
         interrupts = stack.enter_context(listening())
         team.lead_does(lambda: _open(stack, folder, recipe, console.say))
         source, held_out = team.share(lambda: open_parts(recipe))
-        order = team.share(lambda: make_order(recipe, len(source), team))
+        order = team.share(lambda: make_order(recipe, source, team))
         steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
         found = team.lead_does(lambda: _found(folder, source, console.say))
         if found is not None and found.step >= steps:
@@ -112,7 +113,7 @@ class Run:
         team: Team,
         console: Console,
         source: Source,
-        order: Slots,
+        order: Slots | Turns,
         steps: int,
         found: Checkpoint | None,
         held_out: Source | None = None,
@@ -127,13 +128,16 @@ class Run:
         self.metrics = MetricsFile(folder.metrics)
         self.means = Means(team.device)
         self.watch = Watch(team, self.train["max_nonfinite"], console.say)
-        self.step, self.saved, self.checked = 0, -1, False
+        self.step, self.saved = 0, -1
+        self.checked: set[tuple[str, ...]] = set()  # modalities of the batches that have been looked at
         self.save_every = self.train.get("save_every") or order.steps_per_epoch * _round_up(self.epochs, SAVES)
         self.picture_every = self.train.get("picture_every") or self.save_every * _round_up(
             steps / self.save_every, PICTURES
         )
         self.tensorboard: Any = None
-        self.learner = make_learner(recipe, steps, order.accumulation, team, fresh=found is None)
+        self.learner = make_learner(
+            recipe, steps, order.accumulation, team, fresh=found is None, steps_per_epoch=order.steps_per_epoch
+        )
         self.validation = Validation.of(
             recipe, held_out, order.steps_per_epoch, folder.path / BEST, self.learner.model, team.world
         )
@@ -197,8 +201,8 @@ class Run:
         for batch in found:
             self.bad_samples.add(batch.bad)
         work = prepare(self.learner, step, found)
-        if not self.checked:
-            self.checked = True
+        if (kinds := tuple(work.inputs[0])) not in self.checked:  # of each data set that is mixed
+            self.checked.add(kinds)
             first_batch(self.learner.model, work.inputs[0])
         return work
 

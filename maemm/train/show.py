@@ -30,11 +30,12 @@ class Pictures:
 
     def __init__(self, learner: Learner, loader: Loader, folder: Path, say: Callable[[str], Any]):
         self.learner, self.folder, self.say = learner, folder, say
-        reader, order = loader.reader, Spread(loader.order.samples, PICTURE_ROWS)
+        reader, order = loader.reader, Spread(loader.reader.source, PICTURE_ROWS)
         self._loader = Loader(
-            reader.source, reader.modalities, order, seed=reader.seed, workers=0, augment=False, pin=False
-        )
-        self._batch: dict[str, Any] | None = None
+            reader.source, reader.modalities, order, seed=reader.seed, workers=0, augment=False, pin=False,
+            missing=reader.missing,
+        )  # fmt: skip
+        self._batches: list[dict[str, Any]] = []  # one, or one of each set of a mixture
 
     def make(self, step: int) -> None:
         """Write ``step-NNNNNN.png``."""
@@ -43,13 +44,15 @@ class Pictures:
         from maemm.report import save_pictures
 
         try:
-            if self._batch is None:
-                raw = next(self._loader.batches(0, 1)).to(self.learner.team.device).raw
-                self._batch = self.learner.model.prepare(raw, None)
+            if not self._batches:
+                read = [
+                    one.to(self.learner.team.device) for one in self._loader.batches(0, len(self._loader.order.spans))
+                ]
+                self._batches = [self.learner.model.prepare(one.raw, None, one.present) for one in read]
             with _eager(self.learner.compiled):
                 path = self.folder / f"step-{step:06d}.png"
                 seed = self.learner.seed
-                save_pictures(self.learner.model, self._batch, path, seed=seed, count=PICTURE_ROWS, views=True)
+                save_pictures(self.learner.model, self._batches, path, seed=seed, count=PICTURE_ROWS, views=True)
         except Exception as error:
             self.say(f"no pictures of step {step} ({reason_of(error)})")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,13 +16,15 @@ from maemm.build import build_modalities, build_model, part_of
 from maemm.contract import Source
 from maemm.data.labels import Labelled
 from maemm.data.loader import Loader
+from maemm.data.mixture import Mixture, Part, Turns
 from maemm.data.order import Request, Slots
+from maemm.data.shots import Shots, balancing, labels_of
 from maemm.data.subset import Subset
 from maemm.draws import derive, seeded
 from maemm.errors import MaemmError
 from maemm.options import options_of
 from maemm.train.distributed import Team
-from maemm.train.ema import Ema
+from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initial import begin_with
 from maemm.train.optim import freeze, make_optimizer
 from maemm.train.step import Learner
@@ -33,6 +36,8 @@ def open_source(recipe: Mapping[str, Any]) -> Source:
     Raises :class:`MaemmError` where several modalities leave it open which source gives them all.
     """
     data = recipe["data"]
+    if data.get("mix"):
+        return Mixture({name: _part(recipe, name) for name in data["mix"]})
     name, spec = next(iter(recipe["modalities"].items()))
     if data.get("source") is None and len(recipe["modalities"]) > 1:
         raise MaemmError(
@@ -47,11 +52,53 @@ def open_source(recipe: Mapping[str, Any]) -> Source:
     return source if classes is None else Labelled(source, classes)
 
 
+def open_set(recipe: Mapping[str, Any], name: str) -> Source:
+    """One data set of ``data.mix``. Raises :class:`MaemmError` where there is none of that name."""
+    return _part(recipe, name).source
+
+
+def _part(recipe: Mapping[str, Any], name: str) -> Part:
+    data = recipe["data"]
+    if name not in (data.get("mix") or {}):
+        known = ", ".join(data.get("mix") or {}) or "none"
+        raise MaemmError(f"the recipe mixes no data set {name!r} (data.mix: {known}); choose one of them")
+    own = data["mix"][name]
+    modalities = tuple(own.get("modalities") or recipe["modalities"])
+    places = {key: own.get(key) for key in ("root", "list", "source")}
+    taken = {key: spec for key, spec in recipe["modalities"].items() if key in modalities}
+    try:
+        source = open_source({**recipe, "modalities": taken, "data": {**data, "mix": None, **places}})
+    except MaemmError as error:
+        raise MaemmError(f"data.mix.{name}: {error}") from None
+    return Part(source, modalities, own.get("passes") or 1.0, own.get("repeats") or data.get("repeats") or 1)
+
+
 def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
     """The samples to learn from, and those to validate with: a share of the same, or other data (data.validation)."""
-    source, validation = open_source(recipe), recipe["data"].get("validation")
+    whole = open_source(recipe)
+    if isinstance(whole, Mixture):
+        for key in ("shots", "balance", "epoch"):
+            if recipe["data"].get(key):
+                raise MaemmError(f"data.{key} cannot be told for data.mix; leave one of them out")
+    source, held_out = _held_out(recipe, whole)
+    shots = recipe["data"].get("shots")
+    if shots is not None:
+        source = Subset(source, Shots.parse(str(shots)).draw(labels_of(source), recipe["train"]["seed"]))
+    return source, held_out
+
+
+def _held_out(recipe: Mapping[str, Any], source: Source) -> tuple[Source, Source | None]:
+    validation = recipe["data"].get("validation")
     if validation is None:
         return source, None
+    if isinstance(source, Mixture):
+        if isinstance(validation, str):
+            raise MaemmError(
+                "data.validation is other data, which cannot be told for data.mix; give a share, such as 0.1"
+            )
+        pairs = {name: _held_out(recipe, one.source) for name, one in source.parts.items()}
+        parts = [{name: replace(one, source=pairs[name][n]) for name, one in source.parts.items()} for n in (0, 1)]
+        return Mixture(parts[0]), Mixture(parts[1])
     if isinstance(validation, str):
         return source, open_source({**recipe, "data": {**recipe["data"], "root": validation, "list": None}})
     held = round(validation * len(source))
@@ -64,17 +111,24 @@ def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
     return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))
 
 
-def make_order(recipe: Mapping[str, Any], samples: int, team: Team) -> Slots:
-    """Which samples this process takes in each step."""
-    train = recipe["train"]
-    return Slots(
-        samples,
-        train["batch"],
+def make_order(recipe: Mapping[str, Any], source: Source | int, team: Team) -> Slots | Turns:
+    """Which samples of the source, or of how many, this process takes in each step."""
+    train, data = recipe["train"], recipe["data"]
+
+    def slots(samples: int, seed: int, repeats: int, **rest: Any) -> Slots:
+        ours = {"rank": team.rank, "world": team.world, "micro_batch": train.get("micro_batch")}
+        return Slots(samples, train["batch"], seed, repeats=repeats, **ours, **rest)
+
+    if isinstance(source, Mixture):
+        parts = source.parts.items()
+        turns = [slots(len(one.source), derive(train["seed"], "set", name), one.repeats) for name, one in parts]
+        return Turns(source, turns, train["seed"])
+    return slots(
+        source if isinstance(source, int) else len(source),
         train["seed"],
-        rank=team.rank,
-        world=team.world,
-        micro_batch=train.get("micro_batch"),
-        repeats=recipe["data"].get("repeats") or 1,
+        data.get("repeats") or 1,
+        epoch=data.get("epoch"),
+        weights=balancing(labels_of(source)) if data.get("balance") else None,
     )
 
 
@@ -89,10 +143,19 @@ def make_loader(recipe: Mapping[str, Any], source: Source, order: Any) -> Loader
         workers=data["workers"],
         timeout=data["timeout"],
         prefetch=data["prefetch"],
+        missing=data.get("missing") or "skip",
     )
 
 
-def make_learner(recipe: dict[str, Any], steps: int, accumulation: int, team: Team, *, fresh: bool = True) -> Learner:
+def make_learner(
+    recipe: dict[str, Any],
+    steps: int,
+    accumulation: int,
+    team: Team,
+    *,
+    fresh: bool = True,
+    steps_per_epoch: int | None = None,
+) -> Learner:
     """A fresh model, its optimiser and average, on the team's device, not yet wrapped for several processes.
 
     Weights follow from ``train.seed`` and, in a ``fresh`` run, from the weights of ``init``. Raises
@@ -111,7 +174,7 @@ def make_learner(recipe: dict[str, Any], steps: int, accumulation: int, team: Te
     freeze(model, train.get("trainable") or "all")
     model.to(team.device).train()
     optimizer = make_optimizer(model, train)
-    ema = None if train.get("ema") is None else Ema(model, train["ema"])
+    average = _average(model, train, steps_per_epoch or steps)
     if train.get("compile"):
         model.compile(dynamic=False)
     return Learner(
@@ -125,8 +188,17 @@ def make_learner(recipe: dict[str, Any], steps: int, accumulation: int, team: Te
         bf16=use_bf16(train.get("precision", "auto"), team.device),
         compiled=bool(train.get("compile")),
         clip=train.get("clip_grad"),
-        ema=ema,
+        ema=average,
+        mixed=bool(recipe["data"].get("mix")),
     )
+
+
+def _average(model: nn.Module, train: Mapping[str, Any], steps_per_epoch: int) -> Average | None:
+    if train.get("ema") is not None and train.get("average") is not None:
+        raise MaemmError("train.ema and train.average are both averages of the weights; leave one out")
+    if train.get("average") is not None:
+        return EpochMean(model, train["average"], steps_per_epoch)
+    return None if train.get("ema") is None else Ema(model, train["ema"])
 
 
 def _refuse_micro_batches(model: nn.Module, accumulation: int) -> None:
@@ -159,10 +231,17 @@ def use_bf16(precision: str, device: torch.device) -> bool:
 
 
 class Spread:
-    """An order of one batch: ``count`` samples spread evenly over the source, for pictures."""
+    """An order of one batch a step: ``count`` samples spread evenly over the source, for pictures.
 
-    def __init__(self, samples: int, count: int):
-        self.samples, self.count = samples, min(count, samples)
+    Of a mixture each step takes another set.
+    """
+
+    def __init__(self, source: Source, count: int):
+        self.samples = len(source)
+        self.spans = [*source.spans().values()] if isinstance(source, Mixture) else [range(len(source))]
+        self.count = count
 
     def micro_batches(self, step: int) -> list[list[Request]]:
-        return [[Request(0, row * self.samples // self.count, 0, row) for row in range(self.count)]]
+        span = self.spans[step]
+        count = min(self.count, len(span))
+        return [[Request(0, span[row * len(span) // count], 0, row) for row in range(count)]]

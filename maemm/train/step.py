@@ -19,7 +19,7 @@ from maemm.draws import Draw, seeded
 from maemm.errors import MaemmError
 from maemm.model import Model
 from maemm.train.distributed import Team
-from maemm.train.ema import Ema
+from maemm.train.ema import Average
 from maemm.train.optim import grad_norm, step_unless
 
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
@@ -39,7 +39,8 @@ class Learner:
     bf16: bool = False
     compiled: bool = False
     clip: float | None = None
-    ema: Ema | None = None
+    ema: Average | None = None
+    mixed: bool = False  # steps differ in the modalities that they have
 
 
 @dataclass
@@ -71,7 +72,8 @@ def prepare(learner: Learner, step: int, batches: list[Batch]) -> Work:
     inputs, counts, labels = [], {}, []
     for batch in batches:
         draw = Draw((learner.seed, step), batch.rows, learner.batch, step / learner.steps)
-        prepared = learner.model.prepare(batch.to(learner.team.device).raw, draw)
+        moved = batch.to(learner.team.device)
+        prepared = learner.model.prepare(moved.raw, draw, moved.present)
         known = batch.labels
         for name, objective in learner.model.objectives.items():
             prepared, known = objective.batch(prepared, known, draw.under(name), learner.model)
@@ -113,7 +115,7 @@ def take_step(learner: Learner, work: Work, *, baseline: bool = False) -> Result
     step_unless(learner.optimizer, bad)
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.ema is not None:
-        learner.ema.update(bad)
+        learner.ema.update(bad, work.step)
     for objective in learner.model.objectives.values():
         objective.after_step(learner.model, work.step)
     baselines = {name: value[0] / value[1].clamp(min=1e-12) for name, value in base.items()}
@@ -129,6 +131,8 @@ def _backward(learner: Learner, work: Work, counts: Mapping[str, Tensor], baseli
             with torch.autocast(team.device.type, torch.bfloat16, enabled=learner.bf16):
                 out = learner.net(inputs, labels=labels[number])
             loss = _loss(out, counts)
+            if learner.mixed:
+                loss = loss + _nothing(learner.model)
             (loss * team.world).backward()  # DDP averages over processes
         sums.finite.append(torch.isfinite(loss.detach()))
         for name, term in out.parts.items():
@@ -148,6 +152,11 @@ def _loss(out: Output, counts: Mapping[str, Tensor]) -> Tensor:
     if not parts:
         raise MaemmError("the model has no term to minimise (objectives); add one, such as reconstruct")
     return sum(parts[1:], parts[0])
+
+
+def _nothing(model: nn.Module) -> Tensor:
+    """0, with a gradient of 0 for every parameter: those that a step has no use for must not be waited for."""
+    return 0.0 * sum(one.flatten()[0].float() for one in model.parameters() if one.requires_grad)
 
 
 def _over_processes(team: Team, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from maemm.build import build_modalities
-from maemm.contract import Source, Term
+from maemm.contract import Modality, Source, Term
+from maemm.data.loader import Batch
+from maemm.data.mixture import parts_of
 from maemm.data.once import each
+from maemm.data.views import Viewed, views_of
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 from maemm.model import Model
 from maemm.weights import save
 
 BEST = "best"  # folder in the run: the weights with the best figure
-HIGHER = ("accuracy",)  # figures that are better when larger; otherwise the loss counts
+HIGHER = ("accuracy", "mAP")  # figures that are better when larger; otherwise the loss counts
 
 
 @dataclass
@@ -118,38 +123,70 @@ def measure(
     bf16: bool = False,
     on_progress: Any = None,
 ) -> dict[str, float]:
-    """{"loss": ..., "accuracy": ...}: means over all samples that can be read, without augmentation.
+    """{"loss": ..., "accuracy": ...}: over all samples that can be read, without augmentation.
 
-    Masks are the same each time. The model comes back in the mode it had. Raises :class:`MaemmError` where no sample
-    can be read.
+    Masks are the same each time. With ``train.validate_views`` answers are averaged over the views of each sample.
+    The model comes back in the mode it had. Raises :class:`MaemmError` where no sample can be read.
     """
     data, train, device = recipe["data"], recipe["train"], next(model.parameters()).device
     modalities = build_modalities(dict(recipe)) if data["workers"] else dict(model.modalities)
     size = batch or min(train.get("micro_batch") or train["batch"], 256)
+    views = views_of(modalities) if train.get("validate_views") else 1
+    if views > 1:
+        modalities, size = {name: Viewed(one, views) for name, one in modalities.items()}, max(1, size // views)
     sums: dict[str, list[float]] = {}
-    rows = each(
-        source, modalities, batch=size, workers=data["workers"], timeout=data["timeout"], on_progress=on_progress
-    )
+    answers: dict[str, dict[str, list[Tensor]]] = {name: {} for name in model.objectives}
+    options = {
+        "batch": size,
+        "workers": data["workers"],
+        "timeout": data["timeout"],
+        "missing": data.get("missing") or "skip",
+        "on_progress": on_progress,
+    }
+    batches = _of_parts(source, modalities, options)
     training = model.training
     model.eval()
     try:
-        for one in rows:
+        for one in batches:
             if not one.raw:
                 continue
-            draw = Draw((train["seed"], "validation", one.step), range(len(one.ids)), len(one.ids))
+            rows = len(one.ids) * views
+            draw = Draw((train["seed"], "validation", one.step), range(rows), rows)
             one = one.to(device)
-            planned = model.plan(model.prepare(one.raw, None), draw)
+            planned = model.plan(model.prepare(one.raw, None, one.present), draw)
+            labels = one.labels if one.labels is None or views == 1 else one.labels.repeat_interleave(views, 0)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                out = model(planned, labels=one.labels)
-            figures = [objective.figures(out) for objective in model.objectives.values()]
-            terms = {name: term for some in figures for name, term in some.items()}
-            _add(sums, terms | {"loss": Term(out.total * len(one.ids), torch.tensor(float(len(one.ids))))})
+                out = model(planned, labels=labels)
+            _add(sums, {"loss": Term(out.total * rows, torch.tensor(float(rows)))})
+            for name, objective in model.objectives.items():
+                for key, value in objective.answers(out).items():
+                    answers[name].setdefault(key, []).append(_of_samples(value, views).cpu())
     finally:
-        rows.close()
+        batches.close()
         model.train(training)
     if not sums:
         raise MaemmError(f"none of the {len(source):,} samples to validate with can be read; check data.validation")
-    return {name: total / max(count, 1e-12) for name, (total, count) in sums.items()}
+    found: dict[str, float] = {}
+    for name, objective in model.objectives.items():
+        if answers[name]:
+            found |= objective.figures({key: torch.cat(parts) for key, parts in answers[name].items()})
+    return found | {name: total / max(count, 1e-12) for name, (total, count) in sums.items()}
+
+
+def _of_parts(source: Source, modalities: Mapping[str, Modality], options: dict[str, Any]) -> Iterator[Batch]:
+    """Batches of every sample once; of a mixture set by set."""
+    for part, names in parts_of(source):
+        taken = {name: one for name, one in modalities.items() if names is None or name in names}
+        with closing(each(part, taken, **options)) as batches:
+            yield from batches
+
+
+def _of_samples(values: Tensor, views: int) -> Tensor:
+    """Rows of views -> rows of samples: means of floats, the first of what is no float."""
+    if views == 1:
+        return values
+    rows = values.unflatten(0, (-1, views))
+    return rows.mean(1) if values.is_floating_point() else rows[:, 0]
 
 
 def _add(sums: dict[str, list[float]], terms: Mapping[str, Term]) -> None:

@@ -19,7 +19,7 @@ RATES = (1000, 768000)  # Hz that a file may have
 MOST_CHANNELS = 64
 LOUDEST = 100.0  # full scale is 1; beyond this the numbers are no waveform (whole numbers, noise read as floats)
 CANCELLED = 1e-3  # the mean of the channels below this share of their own spread
-SILENT_TRIES = 5  # random crops of a recording before it counts as silent
+SILENT_TRIES = 5  # parts of a recording that are looked at before it counts as silent
 
 
 class Sound(Protocol):
@@ -67,7 +67,7 @@ def load_wave(sound: Sound, cut: Cut, draw: Draw | None) -> Tensor:
         raise ValueError(f"a rate of {sound.rate} Hz is not between {RATES[0]} and {RATES[1]}")
     most = math.ceil(cut.most * sound.rate / cut.rate)
     spare = sound.length - most
-    tries = SILENT_TRIES if draw is not None and cut.crop == "random" and spare > 0 else 1
+    tries = SILENT_TRIES if cut.crop == "random" and spare > 0 else 1
     for attempt in range(tries):
         part = sound.read(_start(spare, cut, draw, attempt), most)
         _check(part, sound.rate)
@@ -80,7 +80,7 @@ def load_wave(sound: Sound, cut: Cut, draw: Draw | None) -> Tensor:
         if cut.silent == "keep" or np.ptp(wave) > 0:
             break
     else:
-        raise ValueError("silent: all samples are equal (modalities.audio.silent)")
+        raise ValueError(f"silent: all samples of {len(part) / sound.rate:.3g} s are equal (modalities.audio.silent)")
     wave = resample(torch.from_numpy(wave), sound.rate, cut.rate)[: cut.most]
     if len(wave) < cut.least:
         raise ValueError(f"{len(wave) / cut.rate:.3g} s are too short; one patch takes {cut.least / cut.rate:.3g} s")
@@ -92,8 +92,8 @@ def _start(spare: int, cut: Cut, draw: Draw | None, attempt: int) -> int:
         return 0
     if cut.crop == "center":
         return spare // 2
-    if draw is None:  # a fixed part where nothing is drawn
-        return 0
+    if draw is None:  # where nothing is drawn the beginning; after silence a fixed part further on
+        return spare * attempt // (SILENT_TRIES - 1)
     return int(draw.rand(f"crop/{attempt}").item() * (spare + 1))
 
 

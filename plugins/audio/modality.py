@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -19,7 +20,7 @@ from maemm.positions import lattice
 from . import overlap
 from . import prepare as on_device
 from .frontend import FilterBank
-from .load import Cut, Sound, load_wave
+from .load import RATES, Cut, Sound, load_wave
 from .positions import StoredTable
 from .prepare import CONSTANTS, Constants
 
@@ -30,8 +31,8 @@ class SpecAugment(BaseModel):
     """Widest bands that are hidden: mels and frames."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    frequency: int = 48
-    time: int = 192
+    frequency: int = Field(48, ge=0)
+    time: int = Field(192, ge=0)
 
 
 class Audio(GridModality):
@@ -93,6 +94,7 @@ class Audio(GridModality):
         noise: float = 0.0,
         **grid: Any,
     ):
+        _check(rate=rate, channel=channel, seconds=seconds, bucket=bucket, noise=noise, mixup=mixup)
         size, patch = as_tuple(size, 2), as_tuple(patch, 2)
         if len(size) != 2 or len(patch) != 2:
             raise MaemmError(f"audio has two axes, got size {size} and patch {patch}; give [frames, mels]")
@@ -117,8 +119,6 @@ class Audio(GridModality):
         self.gain, self.roll, self.noise = gain, roll, noise
         self.spec_augment = SpecAugment(**spec_augment) if isinstance(spec_augment, Mapping) else spec_augment
         self.mixup = mixup
-        if not 0 <= mixup <= 1:
-            raise MaemmError(f"mixup is {mixup} (modalities.audio.mixup); give a probability, 0 to 1")
 
     def whole(self, frames: int) -> int:
         """The most frames of ``frames`` that tokens cover."""
@@ -261,9 +261,30 @@ def _token_axes(pair: Sequence[int], mel_major: bool) -> tuple[int, int]:
     return (pair[1], pair[0]) if mel_major else (pair[0], pair[1])
 
 
+#: option -> whether a number will do, and what to give
+_NUMBERS = {
+    "rate": (lambda hertz: RATES[0] <= hertz <= RATES[1], f"{RATES[0]} to {RATES[1]} Hz"),
+    "channel": (lambda number: number == "mean" or number >= 0, "mean, or the number of a channel, from 0"),
+    "seconds": (lambda seconds: 0 < seconds < math.inf, "more than 0, or null"),
+    "bucket": (lambda frames: frames >= 1, "1 frame or more, or null"),
+    "noise": (lambda strength: 0 <= strength < math.inf, "0 or more"),
+    "mixup": (lambda probability: 0 <= probability <= 1, "a probability, 0 to 1"),
+}
+
+
+def _check(**given: Any) -> None:
+    for name, value in given.items():
+        fits, wanted = _NUMBERS[name]
+        if value is not None and not fits(value):
+            raise MaemmError(f"{name} is {value} (modalities.audio.{name}); give {wanted}")
+
+
 def _constants(known: Constants, mean: float | None, std: float | None, spread: float | None) -> Constants:
     given = {"mean": mean, "std": std, "spread": spread}
     found = known._replace(**{name: value for name, value in given.items() if value is not None})
-    if min(found.std, found.spread) <= 0:
-        raise MaemmError(f"std {found.std} and spread {found.spread} must be above 0 (modalities.audio)")
+    if not all(map(math.isfinite, found)) or min(found.std, found.spread) <= 0:
+        raise MaemmError(
+            f"mean {found.mean}, std {found.std} and spread {found.spread} cannot be used (modalities.audio); give "
+            "numbers, std and spread above 0"
+        )
     return found

@@ -9,12 +9,13 @@ from typing import Literal
 
 import numpy as np
 
-from maemm.contract import Sample, Source
+from maemm.contract import Label, Sample, Source
 from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 
+from .load import Wave
 from .manifests import Listed, read_json, read_manifest, speech_commands
 from .read import EXTENSIONS, VIDEO_EXTENSIONS, Recording, Truncated
 
@@ -34,6 +35,7 @@ def open_audio(
     slide: float | None = None,
     hop: float | None = None,
     truncated: Truncated = "refuse",
+    memory: bool = False,
 ) -> Source:
     """The source for ``data.root`` and ``data.list``; which kind it is follows from what is there.
 
@@ -51,12 +53,15 @@ def open_audio(
         slide: seconds of a window; every recording becomes one window or more; null: a recording is a sample
         hop: seconds from window to window; null: as slide
         truncated: refuse or read files that end before their header says
+        memory: decode each recording once and keep it, in every worker: for small data sets and many epochs
     """
     for key, value in (("slide", slide), ("hop", hop)):
         if value is not None and value <= 0:
             raise MaemmError(f"{key} is {value:g} s (data.source.{key}); give more than 0")
     found = _listed(root, list, endings(extensions, EXTENSIONS), labels, split)
-    clips = Clips(found, name=name, truncated=truncated)
+    if memory and slide is not None:
+        raise MaemmError("windows of long recordings are read when asked (data.source.slide); leave memory out")
+    clips = Clips(found, name=name, truncated=truncated, memory=memory)
     return clips if slide is None else Windows(clips, slide, hop or slide)
 
 
@@ -96,16 +101,23 @@ def _read_list(path: Path, root: Path | None, labels: str | None) -> Listed:
 class Clips(Files):
     """A recording per file."""
 
-    def __init__(self, listed: Listed, *, name: str = "audio", truncated: Truncated = "refuse"):
-        super().__init__(listed.home, listed.paths, listed.labels, listed.classes, name=name)
+    def __init__(self, listed: Listed, *, name: str = "audio", truncated: Truncated = "refuse", memory: bool = False):
+        labels = listed.labels if listed.several is None else [tuple(row) for row in listed.several]
+        super().__init__(listed.home, listed.paths, labels, listed.classes, name=name)
         self.truncated, self._unknown = truncated, listed.unknown
-        self._several: tuple[np.ndarray, np.ndarray] | None = None
-        if listed.several is not None:
-            ends = np.cumsum([len(row) for row in listed.several])
-            self._several = np.array([one for row in listed.several for one in row], np.int32), ends
+        self._kept: dict[bytes, Wave] | None = {} if memory else None
 
-    def open(self, path: bytes, draw: Draw) -> Recording:
-        return Recording.open(path, self.truncated)
+    def open(self, path: bytes, draw: Draw) -> Recording | Wave:
+        """The recording; with ``memory`` its samples, decoded when it is first asked for."""
+        if self._kept is None:
+            return Recording.open(path, self.truncated)
+        if path not in self._kept:
+            whole = Recording.open(path, self.truncated)
+            self._kept[path] = Wave(whole.read(0, whole.length), whole.rate)
+        return self._kept[path]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_kept": None if self._kept is None else {}}  # each process decodes its own
 
     def read(self, index: int, draw: Draw) -> Sample:
         self.check_label(index)
@@ -118,11 +130,8 @@ class Clips(Files):
 
     def labels_of(self, index: int) -> list[int]:
         """All labels of a sample, of those that have several too."""
-        if self._several is None:
-            label = self.label(index)
-            return [] if label is None else [label]
-        flat, ends = self._several
-        return flat[ends[index - 1] if index else 0 : ends[index]].tolist()
+        label = self.label(index)
+        return [] if label is None else [*label] if isinstance(label, tuple) else [label]
 
 
 class Windows(Source):
@@ -132,7 +141,8 @@ class Windows(Source):
     """
 
     def __init__(self, clips: Clips, seconds: float, hop: float):
-        self.clips, self.seconds, self.hop, self.classes = clips, seconds, hop, clips.classes
+        self.clips, self.seconds, self.hop = clips, seconds, hop
+        self.classes, self.several = clips.classes, clips.several
         counts = [self._count(self._length(index)) for index in range(len(clips))]
         self._ends = np.cumsum(counts, dtype=np.int64)
 
@@ -168,6 +178,9 @@ class Windows(Source):
         start = max(0.0, min(start, whole.seconds - self.seconds))
         part = whole.part(start, start + self.seconds)
         return Sample({self.clips.modality: part}, self.name(index), self.clips.label(clip))
+
+    def label(self, index: int) -> Label | None:
+        return self.clips.label(self.place(index)[0])
 
     def fingerprint(self) -> str:
         return fingerprint("windows", self.clips.fingerprint(), self.seconds, self.hop, self._ends)

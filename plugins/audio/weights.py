@@ -2,6 +2,11 @@
 
 Position tables are loaded as they are stored, one row per token: those of the published files are scrambled (see
 :class:`~.positions.StoredTable`). The local decoder has no class token; its table's first row is kept aside.
+
+Ports of the encoder are state dicts of timm's ``VisionTransformer`` (``vit_base_patch16_1024_128.audiomae_as2m`` and
+its fine-tuned forms on the Hugging Face hub, which ``timm.create_model`` fills strictly), whose key names are these
+too. A timm model that averages tokens calls the last norm ``fc_norm``, and applies it to the average: ask
+``embed(pool="mean", norm="after")`` for its features. The ports' own files have not been opened here.
 """
 
 from __future__ import annotations
@@ -70,6 +75,7 @@ class AudioMAE(WeightsKind):
         constants: Literal["audioset", "esc50", "speechcommands"] = "audioset",
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         self._require(state)
+        state = with_final_norm(state)
         width, tuned = state["cls_token"].shape[-1], "head.weight" in state
         recipe: dict[str, Any] = {
             "modalities": {"audio": self._modality(state, size, tuned)},
@@ -98,8 +104,6 @@ class AudioMAE(WeightsKind):
             raise MaemmError(f"weights are not of kind {self.name!r}: missing {', '.join(missing)}")
         if "head.weight" in state and "fc_norm.weight" not in state:
             raise MaemmError("weights 'audiomae': a head without fc_norm; published files average tokens, then norm")
-        if "fc_norm.weight" in state and "head.weight" not in state:
-            raise MaemmError("weights 'audiomae': fc_norm without a head (head.weight); give the whole fine-tuned file")
 
     def _modality(self, state: dict[str, Tensor], size: list[int] | None, tuned: bool) -> dict[str, Any]:
         patch = list(state["patch_embed.proj.weight"].shape[2:])
@@ -135,6 +139,15 @@ class AudioMAE(WeightsKind):
         if model.modalities["audio"].mel_major:
             raise MaemmError(f"layout {self.name!r} holds tokens in time order; this model is order: mel_major")
         return to_published(model, extras)
+
+
+def with_final_norm(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """An encoder without a head whose last norm is called ``fc_norm``, as timm does: with it under its own name."""
+    if "fc_norm.weight" not in state or "head.weight" in state:
+        return state
+    if "norm.weight" in state:
+        raise MaemmError("weights 'audiomae': both norm and fc_norm and no head; give the whole fine-tuned file")
+    return {key.replace("fc_norm.", "norm.", 1) if key.startswith("fc_norm.") else key: state[key] for key in state}
 
 
 def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@ plugin = Plugin(
     version="0.1.0",
     contract=1,
     summary="images with sound: CAV-MAE",
-    sources={"frames": "sources:open_frames", "clips": "sources:open_clips"},
+    sources={"frames": "sources:open_frames", "clips": "sources:open_clips", "movies": "movies:open_movies"},
     heads={"cav": "heads:StreamHead"},
     weights={"cavmae": "weights:CAVMAE"},
+    demo="cav/cav_mae_tiny_cpu",
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maemm.contract import Sample, Source
+from maemm.contract import Label, Sample, Source
 from maemm.data.files import existing, fingerprint
 from maemm.draws import Draw
 from maemm.errors import MaemmError
@@ -70,7 +70,8 @@ class Clipped(Source):
 
     def __init__(self, sounds: Clips, stores: list[tuple[str, str]], frames: int, frame: int | None, names: dict):
         self.sounds, self.stores, self.frames, self.frame, self.names = sounds, stores, frames, frame, names
-        self.classes = sounds.classes
+        self.classes, self.several = sounds.classes, sounds.several
+        self.views = frames if frame is None else 1  # a classifier is asked about every frame with the same sound
 
     def __len__(self) -> int:
         return len(self.sounds)
@@ -79,9 +80,15 @@ class Clipped(Source):
         return self.stores[index][1]
 
     def read(self, index: int, draw: Draw) -> Sample:
+        number = int(draw.rand("frame")[0] * self.frames) if self.frame is None else self.frame
+        return self._sample(index, number, draw)
+
+    def view(self, index: int, number: int) -> Sample:
+        return self._sample(index, number if self.frame is None else self.frame, Draw(("view", index)))
+
+    def _sample(self, index: int, number: int, draw: Draw) -> Sample:
         heard = self.sounds.read(index, draw)
         folder, video = self.stores[index]
-        number = int(draw.rand("frame")[0] * self.frames) if self.frame is None else self.frame
         path = os.path.join(folder, f"frame_{number}", f"{video}.jpg")
         try:
             seen: np.ndarray = read_image(os.fsencode(path), 255)
@@ -90,9 +97,8 @@ class Clipped(Source):
         raw = {self.names["audio"]: heard.raw[self.sounds.modality], self.names["image"]: seen}
         return Sample(raw, video, heard.label)
 
-    def labels_of(self, index: int) -> list[int]:
-        """All labels of a sample."""
-        return self.sounds.labels_of(index)
+    def label(self, index: int) -> Label | None:
+        return self.sounds.label(index)
 
     def fingerprint(self) -> str:
         return fingerprint("clips", self.sounds.fingerprint(), self.stores, self.frames, self.frame)

@@ -11,7 +11,7 @@ plugin = Plugin(
     sources={"image": "sources:open_images", "image_samples": "samples:open_samples"},
     weights={
         "mae": "weights.mae:MAE",
-        "timm": "weights.mae:Timm",
+        "timm": "weights.timm:Timm",
         "pixio": "weights.mae:Pixio",
         "hf_vitmae": "weights.hf:HFViTMAE",
     },

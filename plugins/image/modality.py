@@ -19,6 +19,7 @@ from maemm.grid import GridModality
 
 from . import prepare as on_device
 from .prepare import Box
+from .randaugment import RandAugment
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
@@ -51,6 +52,7 @@ class Image(GridModality):
         crop: {scale, ratio}: a random box (share of the area, width / height) resized to size; center: as in
             evaluation; null: the whole picture resized, whatever its shape
         flip: mirror half of the pictures
+        randaugment: policy in timm's words, such as rand-m9-mstd0.5-inc1 (MAE's fine-tuning), for 8-bit RGB; null: none
         mean: subtracted from pixels of 0 .. 1, a number per channel; null: ImageNet's for 3 channels, else 0.5
         std: then divided by, a number per channel; null: ImageNet's for 3 channels, else 0.5
         interpolation: bicubic or bilinear
@@ -68,6 +70,7 @@ class Image(GridModality):
         channels: int = 3,
         crop: RandomCrop | Literal["center"] | None = MAE_CROP,
         flip: bool = True,
+        randaugment: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
@@ -87,6 +90,13 @@ class Image(GridModality):
         imagenet = channels == 3
         self.mean = _per_channel(mean, IMAGENET_MEAN if imagenet else (0.5,) * channels, channels, "mean")
         self.std = _per_channel(std, IMAGENET_STD if imagenet else (0.5,) * channels, channels, "std")
+        self.randaugment = None
+        if randaugment is not None:
+            if channels != 3 or device_crop:
+                raise MaemmError(
+                    "randaugment is for 3 channels, cropped in the worker (modalities.image.randaugment); set null"
+                )
+            self.randaugment = RandAugment(randaugment, self.mean, interpolation, "modalities.image.randaugment")
         if min(self.std) <= 0:
             raise MaemmError(f"std is {list(self.std)} (modalities.image.std); all numbers must be above 0")
 
@@ -110,7 +120,8 @@ class Image(GridModality):
         else:
             whole, (top, left) = self._around_center(height, width)
             x = self._resized(_tensor(raw), whole)[:, top : top + self.size[0], left : left + self.size[1]]
-        return {"x": self._with_channels(x)}
+        x = self._with_channels(x)
+        return {"x": x if draw is None or self.randaugment is None else self.randaugment.on_tensor(x, draw)}
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack; where 8-bit pictures meet deeper ones, all become float."""

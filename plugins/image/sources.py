@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from maemm.contract import Sample, Source
+from maemm.contract import Label, Sample, Source
 from maemm.data import files
 from maemm.data.files import endings, existing, fingerprint, whole_labels
+from maemm.data.labels import label_at
 from maemm.data.lists import Labels, class_labels, find_files, read_list
 from maemm.draws import Draw
 from maemm.errors import MaemmError
@@ -128,9 +129,11 @@ class Arrays(Source):
         pixels = self._pixels[index]
         if self._first:
             pixels = np.moveaxis(pixels, 0, -1)
-        label = None if self._labels is None else int(self._labels[index])
         pixels = plain_pixels(pixels.reshape(*pixels.shape[:2], -1))
-        return Sample({self.modality: pixels}, self.name(index), label)
+        return Sample({self.modality: pixels}, self.name(index), self.label(index))
+
+    def label(self, index: int) -> Label | None:
+        return label_at(self._labels, index)
 
     def fingerprint(self) -> str:
         """Shape, type, labels and some of the pixels."""
@@ -160,7 +163,8 @@ class Arrays(Source):
                 why = "it holds Python objects, which may run code"
             raise MaemmError(f"cannot read the array ({self.file}: {why}); save plain numbers with numpy") from error
         _check_pixels(pixels, self.file)
-        self._pixels, self._labels = pixels, whole_labels(labels, len(pixels), self.file)
+        self._pixels, self._labels = pixels, whole_labels(labels, len(pixels), self.file, several=True)
+        self.several = self._labels is not None and self._labels.ndim == 2
 
 
 def _members(archive: Any, file: Path) -> tuple[np.ndarray, np.ndarray | None]:

@@ -91,7 +91,8 @@ def neighbours(xyz: Tensor, centers: Tensor, count: int, valid: Tensor | None = 
     with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
         planes = xyz[..., :3].detach().float().transpose(1, 2).contiguous()
         places = centers[..., :3].detach().float()
-        step = max(1, _AT_ONCE // max(1, xyz.shape[0] * total))
+        # In an exported graph the batch is not a number yet: all centres at once.
+        step = len(places[0]) if torch.compiler.is_exporting() else max(1, _AT_ONCE // max(1, xyz.shape[0] * total))
         found = [_nearest(planes, part, count, valid) for part in places.split(step, 1)]
         return torch.cat(found, 1) if found else places.new_zeros(*places.shape[:2], count, dtype=torch.long)
 
@@ -102,6 +103,10 @@ def _nearest(planes: Tensor, centers: Tensor, count: int, valid: Tensor | None) 
         distance = distance + (planes[:, None, axis] - centers[..., axis, None]).square_()
     if valid is not None:
         distance = torch.where(valid[:, None], distance, math.inf)
+    if (
+        torch.compiler.is_exporting() and valid is None
+    ):  # ONNX has no view of a float's bits; its TopK breaks ties alike
+        return distance.topk(count, largest=False, sorted=True).indices
     # The bits of a float that is not negative sort like the float; below them the index decides between equals.
     places = torch.arange(distance.shape[-1], device=distance.device)
     key = (distance.view(torch.int32).long() << 32) | places

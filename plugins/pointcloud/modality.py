@@ -43,6 +43,8 @@ class PointCloud(Modality):
             which is faster and changes what is learned
         position: mlp: of the centre, one for the encoder and one for the decoder (Point-MAE); sincos: of the
             centre's sin-cos code, shared by both (PCP-MAE)
+        votes: how many times a classifier is asked about a cloud, each time about other points of it, augmented as in
+            training (Point-MAE: 10); its answers are averaged
         up: axis that points up, for pictures alone
         skip_origin: never choose centres within 0.0316 of the origin, as the published code
         per_micro_batch: let batch statistics be those of micro-batches
@@ -63,6 +65,7 @@ class PointCloud(Modality):
         stats: Stats = "all",
         position: Literal["mlp", "sincos"] = "mlp",
         skip_origin: bool = False,
+        votes: int = 1,
         up: Literal["y", "z"] = "y",
         per_micro_batch: bool = False,
     ):
@@ -74,7 +77,9 @@ class PointCloud(Modality):
         self.features, self.normals, self.normalize_cloud = features, normals, normalize_cloud
         self.loss_kind, self.stats, self.position_kind = loss, stats, position
         self.skip_origin, self.per_micro_batch = skip_origin, per_micro_batch
-        self.up, self.width = up, width
+        self.up, self.width, self.views = up, width, votes
+        if votes < 1:
+            raise MaemmError(f"votes is {votes} (modalities.pointcloud.votes); give 1 or more")
         if width < 8 or width % 4:
             raise MaemmError(f"width is {width} (modalities.pointcloud.width); give a multiple of 4, 8 or more")
 
@@ -94,6 +99,17 @@ class PointCloud(Modality):
             )
         # Otherwise one place would be the centre of several groups, and a hidden group could be seen.
         return {"x": x if len(places) >= self.groups else x[np.sort(places)]}
+
+    def load_views(self, raw: np.ndarray) -> list[dict[str, Tensor]]:
+        """``votes`` clouds; one: as it is."""
+        if self.views == 1:
+            return [self.load(raw, None)]
+        found = []
+        for vote in range(self.views):
+            draw = Draw(("vote", vote))
+            x, valid = clouds.augment(self.load(raw, draw)["x"][None], None, draw, self.augment, self.normals)
+            found.append({"x": x[0] if valid is None else x[valid]})
+        return found
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack; clouds of different lengths are padded, with "valid" (B, N)."""
@@ -213,6 +229,10 @@ class PointCloud(Modality):
         box = np.asarray(raw[:, :3], np.float64)
         extent = float(np.ptp(box, axis=0).max()) if points else 0.0
         return {"points": points, "columns": columns, "extent": extent, "type": str(raw.dtype)}
+
+    def sample_shape(self) -> tuple[int, ...] | None:
+        """(points, 3 + features); None where clouds of any size are kept whole."""
+        return None if self.points is None else (self.points, 3 + self.features)
 
     def example(self, batch: int, draw: Draw) -> Prepared:
         """Points on ellipsoids, half as many again as groups or points of a group, whichever is more."""

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from maemm.contract import Sample, Source
+from maemm.contract import Label, Sample, Source
 from maemm.data.files import fingerprint, printable_name, whole_labels
+from maemm.data.labels import label_at
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 
@@ -52,8 +53,10 @@ class SampleArray(Source):
             x = np.stack([resampled(x[row], by, 0, count) for row in rows])
         else:
             x = x[rows]
-        label = None if self._labels is None else int(self._labels[index])
-        return Sample({self.modality: {"x": x, "channels": names}}, self.name(index), None if label == -1 else label)
+        return Sample({self.modality: {"x": x, "channels": names}}, self.name(index), self.label(index))
+
+    def label(self, index: int) -> Label | None:
+        return label_at(self._labels, index)
 
     def fingerprint(self) -> str:
         """Shape, type, labels, some of the values and what is taken."""
@@ -88,7 +91,8 @@ class SampleArray(Source):
         channels = 1 if x.ndim == 2 else x.shape[2 if self._turned else 1]
         if self._names is not None and len(self._names) != channels:
             raise MaemmError(f"{len(self._names)} channel names for {channels} channels ({self.file}); name each one")
-        self._x, self._labels = x, whole_labels(labels, len(x), self.file)
+        self._x, self._labels = x, whole_labels(labels, len(x), self.file, several=True)
+        self.several = self._labels is not None and self._labels.ndim == 2
 
     def _members(self, archive: Any) -> tuple[np.ndarray, np.ndarray | None]:
         keys = archive.files

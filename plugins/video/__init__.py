@@ -22,6 +22,7 @@ plugin = Plugin(
         "mae_st": "weights.mae_st:MaeST",
         "omnimae": "weights.omnimae:OmniMAE",
     },
+    packs={"video": "pack:Videos"},
     samples={"video": "samples:write"},
     demo="video/videomae_tiny_cpu",
     files={"video/videomae_base": ".mp4 .avi .webm .mkv .mov .m4v .mpg .mpeg .wmv .flv .3gp .ogv"},

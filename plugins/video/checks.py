@@ -55,6 +55,28 @@ def crop(given: RandomCrop | Mapping | str | None) -> RandomCrop | str | None:
     return given
 
 
+def region(given: Sequence[float] | None) -> tuple[float, ...] | None:
+    """The region option. Raises :class:`MaemmError`."""
+    if given is None:
+        return None
+    part = tuple(float(one) for one in given)
+    if len(part) != 4 or not all(0 <= one <= 1 for one in part) or not (part[2] and part[3]):
+        raise MaemmError(
+            f"region is {list(part)} (modalities.video.region); give [top, left, height, width] as shares of the frame"
+        )
+    if part[0] + part[2] > 1 + 1e-6 or part[1] + part[3] > 1 + 1e-6:
+        raise MaemmError(f"region {list(part)} reaches beyond the frame (modalities.video.region); make it smaller")
+    return part
+
+
+def views(given: Sequence[int]) -> tuple[int, int]:
+    """The views option. Raises :class:`MaemmError`."""
+    clips, crops = given
+    if clips < 1 or crops < 1:
+        raise MaemmError(f"views is {list(given)} (modalities.video.views); give [clips, crops], 1 or more each")
+    return clips, crops
+
+
 def as_bytes(frames: np.ndarray) -> np.ndarray:
     """Pixels as uint8: of 16 bits, or floats of 0 .. 1. Raises ValueError for others."""
     if frames.dtype == np.uint8:

@@ -61,3 +61,19 @@ def center_box(height: int, width: int, size: tuple[int, int]) -> Box:
     factor = min(height / size[0], width / size[1])
     h, w = (max(1, min(have, round(want * factor))) for want, have in zip(size, (height, width), strict=True))
     return (height - h) // 2, (width - w) // 2, h, w
+
+
+def region_box(height: int, width: int, region: Sequence[float]) -> Box:
+    """The pixels of a part of the frame that is given as shares: top, left, height, width; at least one pixel."""
+    top, left = (min(int(region[i] * side + 0.5), side - 1) for i, side in enumerate((height, width)))
+    high, wide = (int(region[i + 2] * side + 0.5) for i, side in enumerate((height, width)))
+    return top, left, max(1, min(high, height - top)), max(1, min(wide, width - left))
+
+
+def view_boxes(height: int, width: int, size: tuple[int, int], crops: int) -> list[Box]:
+    """``crops`` boxes with the shape of ``size`` along the longer side, from one end to the other (VideoMAE's test)."""
+    top, left, high, wide = center_box(height, width, size)
+    if crops == 1:
+        return [(top, left, high, wide)]
+    shares = [number / (crops - 1) for number in range(crops)]
+    return [(int(share * (height - high)), int(share * (width - wide)), high, wide) for share in shares]

@@ -47,7 +47,8 @@ def read_videos(path: Path, root: Path | None, delimiter: str | None, columns: C
     if index.is_file() and path.name != index.name:
         return _ucf101(path, lines, root, index)
     if delimiter is None and columns is None and _is_table(path, lines[0]):
-        return Listed(*read_list(path, root, EXTENSIONS, PATH_COLUMNS))
+        _, paths, labels, classes = read_list(path, root, EXTENSIONS, PATH_COLUMNS)
+        return Listed(_home(path, root, paths), paths, labels, classes)
     rows = [_row(path, line, delimiter) for line in lines]
     width = {len(numbers) for _, numbers in rows}
     if len(width) > 1:
@@ -190,4 +191,17 @@ def _home(path: Path, root: Path | None, paths: list[str]) -> Path:
     """The root where the first path is found there, or where it is not found beside the list."""
     if root is None:
         return path.parent
-    return root if (root / paths[0]).exists() or not (path.parent / paths[0]).exists() else path.parent
+    there = os.path.lexists(standing_for(os.fsencode(root / paths[0])))
+    return root if there or not (path.parent / paths[0]).exists() else path.parent
+
+
+def standing_for(path: bytes) -> bytes:
+    """The path, or what stands for it: a missing ``a.avi`` may be packed as ``a.mp4``, or as a folder ``a`` of frames.
+
+    A name without an ending gets ``.mp4``, as in VideoMAE's reader.
+    """
+    if os.path.lexists(path):
+        return path
+    stem, ending = os.path.splitext(path)
+    others = (stem + b".mp4", stem) if ending else (path + b".mp4",)
+    return next((one for one in others if os.path.exists(one)), path if ending else path + b".mp4")

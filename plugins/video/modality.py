@@ -15,12 +15,13 @@ from maemm.draws import Draw
 from maemm.errors import MaemmError
 from maemm.grid import GridModality
 
+from ..image.randaugment import RandAugment
 from . import checks, crop, sampling
 from .crop import Box, RandomCrop
 from .decoding import Video as File
 from .positions import ClipTable, FlatSinCos, Separable
 from .resize import resize_clips, shrink
-from .show import contact_sheet
+from .show import animation, contact_sheet
 from .target import FrameChoice, Normaliser, per_colour
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,7 +56,14 @@ class Video(GridModality):
         repeats: what differs between data.repeats of a video: crop, or also clip, its own place in time (MAE-ST)
         crop: multiscale: VideoMAE's; {scale, ratio}: a random box (share of the area, width / height); center; null:
             the whole frame, whatever its shape
+        region: the only part of the frame that is used, before any crop: top, left, height and width as shares of
+            the frame (a mouth, a road); null: all of it
         flip: mirror half of the clips
+        segments: one frame of each of as many equal parts of the video as the clip has frames, in place of stride
+            (Something-Something)
+        views: [clips, crops] that a classifier is asked about, of one decode: clips evenly placed in time, crops along
+            the longer side (VideoMAE: [5, 3]); its answers are averaged
+        randaugment: policy in timm's words, the same for all frames, such as rand-m7-n4-mstd0.5-inc1; null: none
         mean: subtracted from pixels of 0 .. 1, a number per colour; null: ImageNet's for 3 colours, else 0.5
         std: then divided by; null: ImageNet's for 3 colours, else 0.5
     """
@@ -80,7 +88,11 @@ class Video(GridModality):
         shortest: int = 2,
         repeats: Literal["crop", "clip"] = "crop",
         crop: RandomCrop | Literal["multiscale", "center"] | None = "multiscale",
+        region: Sequence[float] | None = None,
         flip: bool = False,
+        segments: bool = False,
+        views: tuple[int, int] = (1, 1),
+        randaugment: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ):
@@ -96,9 +108,15 @@ class Video(GridModality):
             self.normaliser = Normaliser(channels if normalize == "colour" else 1, normalize_eps, eps_on)
         self.choice = None if predict_frames is None else FrameChoice(self.size[0], self.patch[0], predict_frames)
         self.stride, self.fps, self.shortest, self.repeats = stride, fps, shortest, repeats
-        self.crop, self.flip = checks.crop(crop), flip
+        self.crop, self.region, self.flip = checks.crop(crop), checks.region(region), flip
         self.mean = checks.per_channel(mean, IMAGENET_MEAN if channels == 3 else (0.5,) * channels, channels, "mean")
         self.std = checks.per_channel(std, IMAGENET_STD if channels == 3 else (0.5,) * channels, channels, "std")
+
+        self.segments, self._views = segments, checks.views(views)
+        self.views = self._views[0] * self._views[1]
+        self.randaugment = None
+        if randaugment is not None:
+            self.randaugment = RandAugment(randaugment, self.mean, "bicubic", "modalities.video.randaugment")
 
     # ---- in the worker
     def load(self, raw: File | np.ndarray, draw: Draw | None) -> dict[str, Tensor]:
@@ -106,28 +124,73 @@ class Video(GridModality):
 
         Raises ValueError for videos with fewer than ``shortest`` frames, OSError where decoding fails.
         """
-        frames = checks.colours(self._frames(raw, draw), self.channels)
-        top, left, height, width = self._box(*frames.shape[1:3], draw)
-        x = torch.from_numpy(frames[:, top : top + height, left : left + width])
-        if min(height / self.size[1], width / self.size[2]) > _SHRINK:
+        if _is_picture(raw):
+            frames = self._within(checks.as_bytes(raw)[None])
+        else:
+            frames = self._within(self._taken(raw, self._index(raw, draw)))
+        x = _cut(frames, self._box(*frames.shape[1:3], draw))
+        if draw is not None and self.randaugment is not None:
+            x = self.randaugment(x, draw)
+        return self._small(x)
+
+    def load_views(self, raw: File | np.ndarray) -> list[dict[str, Tensor]]:
+        """Clips times crops of one decode; of a still picture one."""
+        clips, crops = self._views
+        if self.views == 1 or _is_picture(raw):
+            return [self.load(raw, None)]
+        indices = self._indices(raw, clips)
+        wanted = np.unique(np.concatenate(indices))
+        frames = self._within(self._taken(raw, wanted))
+        boxes = crop.view_boxes(*frames.shape[1:3], self.size[1:], crops)
+        return [self._small(_cut(frames[np.searchsorted(wanted, one)], box)) for one in indices for box in boxes]
+
+    def _index(self, raw: File | np.ndarray, draw: Draw | None) -> np.ndarray:
+        """Which frames make the clip."""
+        if draw is None:
+            return self._indices(raw, 1)[0] if self.segments else self._at(raw, 0.5)
+        if self.segments:
+            return sampling.by_segments(self._count(raw), self.size[0], draw.rand("segments", self.size[0])[0].numpy())
+        return self._at(raw, self._place(raw, draw))
+
+    def _indices(self, raw: File | np.ndarray, clips: int) -> list[np.ndarray]:
+        """Frames of ``clips`` clips that are evenly placed."""
+        if self.segments:
+            return sampling.views_by_segments(self._count(raw), self.size[0], clips)
+        if self.fps is None:
+            return sampling.views_by_stride(self._count(raw), self.size[0], self.stride, clips)
+        return [self._at(raw, (view + 0.5) / clips if clips == 1 else view / (clips - 1)) for view in range(clips)]
+
+    def _at(self, raw: File | np.ndarray, place: float) -> np.ndarray:
+        count = self._count(raw)
+        if self.fps is None:
+            return sampling.by_stride(count, self.size[0], self.stride, place)
+        if isinstance(raw, np.ndarray):
+            raise ValueError("frames without time stamps cannot be taken by fps; set stride")
+        return sampling.by_time(raw.times, self.size[0], self.fps, place)
+
+    def _count(self, raw: File | np.ndarray) -> int:
+        if len(raw) < self.shortest:
+            raise ValueError(
+                f"has {len(raw)} frames, at least {self.shortest} are asked for (modalities.video.shortest)"
+            )
+        return len(raw)
+
+    @staticmethod
+    def _taken(raw: File | np.ndarray, index: np.ndarray) -> np.ndarray:
+        """(time, H, W, C) uint8"""
+        return checks.as_bytes(raw[index]) if isinstance(raw, np.ndarray) else raw.take(index)
+
+    def _within(self, frames: np.ndarray) -> np.ndarray:
+        """The region that is used, in the model's colours."""
+        if self.region is not None:
+            frames = _cut(frames, crop.region_box(*frames.shape[1:3], self.region))
+        return checks.colours(frames, self.channels)
+
+    def _small(self, frames: np.ndarray) -> dict[str, Tensor]:
+        x = torch.from_numpy(frames)
+        if min(frames.shape[1] / self.size[1], frames.shape[2] / self.size[2]) > _SHRINK:
             x = shrink(x, self.size[1:])
         return {"x": x}
-
-    def _frames(self, raw: File | np.ndarray, draw: Draw | None) -> np.ndarray:
-        """(time, H, W, C) uint8; one frame where a picture is given."""
-        if isinstance(raw, np.ndarray) and raw.ndim == 3:
-            return checks.as_bytes(raw)[None]
-        count = len(raw)
-        if count < self.shortest:
-            raise ValueError(f"has {count} frames, at least {self.shortest} are asked for (modalities.video.shortest)")
-        place = 0.5 if draw is None else self._place(raw, draw)
-        if self.fps is None:
-            index = sampling.by_stride(count, self.size[0], self.stride, place)
-        elif isinstance(raw, np.ndarray):
-            raise ValueError("frames without time stamps cannot be taken by fps; set stride")
-        else:
-            index = sampling.by_time(raw.times, self.size[0], self.fps, place)
-        return checks.as_bytes(raw[index]) if isinstance(raw, np.ndarray) else raw.take(index)
 
     def _place(self, raw: File | np.ndarray, draw: Draw) -> float:
         """Where in time: once for all repeats of a sample, so that it is decoded once, or for each."""
@@ -251,6 +314,10 @@ class Video(GridModality):
         axes.set_axis_off()
         axes.imshow(contact_sheet(self.denormalize(signal.detach()).cpu()).numpy(), interpolation="nearest")
 
+    def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
+        """All clips moving at once, as an animated picture."""
+        return animation({name: self.denormalize(one.detach()).cpu() for name, one in columns.items()})
+
     def _statistics_of_data(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and std (C, 1, 1, 1); no buffers, so that they are neither stored nor lost on ``meta``."""
         cache = self.__dict__.setdefault("_on_device", {})
@@ -259,3 +326,12 @@ class Video(GridModality):
                 torch.tensor(one, device=device)[:, None, None, None] for one in (self.mean, self.std)
             )
         return cache[device]
+
+
+def _is_picture(raw: File | np.ndarray) -> bool:
+    return isinstance(raw, np.ndarray) and raw.ndim == 3
+
+
+def _cut(frames: np.ndarray, box: Box) -> np.ndarray:
+    top, left, height, width = box
+    return frames[:, top : top + height, left : left + width]

@@ -1,157 +1,138 @@
-"""Videos in a form that decodes fast: small, with many key frames and no B-frames, or as JPEG frames.
-
-Each file is written beside its place and renamed when it is whole, so an interrupted run leaves no half a file, and
-the same call again goes on with those that are missing.
-"""
+"""Videos in a form that decodes fast: small, as frames that need no others, or few."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from maemm.data.bad_samples import BadSample, reason_of
-from maemm.data.lists import find_files
+from maemm.data.pack import Packer
 from maemm.errors import MaemmError
 
 from .decoding import VideoFile
+from .decoding.backends import check_backend
 from .decoding.watchdog import Decoder
 from .lists import EXTENSIONS
 
 _BLOCK = 64  # frames decoded at a time
-_NEW = ".new"  # ends the name of what is not whole yet
+_TICKS = 90_000  # of the packed file's clock in a second
+_QUALITY = {"video": 21, "frames": 90}
+_BEST = {"video": (0, 51), "frames": (1, 100)}  # ranges of CRF and of JPEG's quality
 
 
-@dataclass(frozen=True)
-class Form:
-    """What videos are packed into.
+class Videos(Packer):
+    """Videos rewritten small and quick to decode. Lists of the originals' names work on the packed folder.
 
-    ``kind``: "video": H.264 in mp4, ``group`` frames between key frames; "frames": a folder of JPEG pictures each.
-    ``side``: pixels of the short side, null: as it is; smaller videos are not enlarged. ``every``: of the frames, one
-    in this many is kept, so that a recipe's stride becomes stride / every.
+    Options
+        kind: video: H.264 in mp4 without B-frames, which keeps when frames are shown; frames: a folder of JPEG
+            pictures for each video, the fastest, in many files
+        side: pixels of the short side; smaller videos are not enlarged; null: as it is
+        group: of kind video: frames from one key frame to the next; 1: every frame is one, the fastest
+        every: of the frames, one in so many is kept, so that a recipe's stride becomes stride / every
+        quality: of kind video H.264's CRF (0 .. 51, less is better), of kind frames JPEG's (1 .. 100); null: 21 and 90
+        backend: what decodes: av, decord or torchcodec
+        seconds: how long decoding 64 frames may take; then the video is unreadable; null: no limit
     """
 
-    kind: Literal["video", "frames"] = "video"
-    side: int | None = 256
-    group: int = 8
-    every: int = 1
-    quality: int = 21  # of H.264 (CRF: less is better); JPEG is written with quality 90
+    extensions = EXTENSIONS
 
+    def __init__(
+        self,
+        *,
+        kind: Literal["frames", "video"] = "video",
+        side: int | None = 256,
+        group: int = 4,
+        every: int = 1,
+        quality: int | None = None,
+        backend: Literal["av", "decord", "torchcodec"] = "av",
+        seconds: float | None = 60.0,
+    ):
+        for name, value, least in (
+            ("side", side, 2),
+            ("group", group, 1),
+            ("every", every, 1),
+            ("seconds", seconds, 0),
+        ):
+            if value is not None and (value < least or not value):
+                raise MaemmError(f"{name} is {value}; give {max(least, 1)} or more ({name}=...)")
+        check_backend(backend)
+        low, high = _BEST[kind]
+        self.quality = _QUALITY[kind] if quality is None else quality
+        if not low <= self.quality <= high:
+            raise MaemmError(f"quality is {quality} (quality=); give {low} to {high} for kind={kind}")
+        self.kind, self.side, self.group, self.every = kind, side, group, every
+        self.decoder = Decoder(backend, seconds)
 
-@dataclass
-class Packed:
-    """What :func:`pack_folder` did."""
+    def about(self) -> dict[str, Any]:
+        """The options that shape the files."""
+        group = {"group": self.group} if self.kind == "video" else {}
+        return {"kind": self.kind, "side": self.side, **group, "every": self.every, "quality": self.quality}
 
-    written: int = 0
-    there: int = 0  # already, from an earlier run
-    bad: list[BadSample] = field(default_factory=list)
+    def place(self, path: str) -> str:
+        """``a/b.avi`` -> ``a/b.mp4``, or the folder ``a/b`` of frames."""
+        return os.path.splitext(path)[0] + (".mp4" if self.kind == "video" else "")
 
-
-def pack_folder(
-    source: Path,
-    target: Path,
-    form: Form | None = None,
-    *,
-    decoder: Decoder | None = None,
-    on_progress: Callable[[int, int], object] | None = None,
-) -> Packed:
-    """Rewrite every video below ``source`` to the same place below ``target``; unreadable ones are listed, not written.
-
-    ``on_progress(done, total)`` is called after each. Raises :class:`MaemmError` where there is nothing to pack, where
-    the two folders lie in each other, and where ``target`` cannot be written.
-    """
-    source, target, form = Path(source), Path(target), form or Form()
-    if source.resolve() == target.resolve() or source.resolve() in target.resolve().parents:
-        raise MaemmError(f"the packed videos would lie among those to pack ({target}); choose another folder")
-    paths = find_files(source, EXTENSIONS)
-    if not paths:
-        raise MaemmError(f"no video below the folder ({source}); looked for files that end in {' '.join(EXTENSIONS)}")
-    done = Packed()
-    for number, path in enumerate(paths):
-        place = target / (os.path.splitext(path)[0] + (".mp4" if form.kind == "video" else ""))
-        if place.exists():
-            done.there += 1
+    def write(self, path: Path, new: Path) -> None:
+        """One video. Raises ValueError or OSError where it cannot be read to its end."""
+        video = VideoFile(str(path), self.decoder)
+        frames = self._frames(video)
+        if self.kind == "frames":
+            _write_frames(new, frames, self.quality)
         else:
-            try:
-                pack_one(source / path, place, form, decoder or Decoder())
-                done.written += 1
-            except (ValueError, OSError, ImportError) as error:
-                if isinstance(error, OSError) and error.errno in _OURS:
-                    raise MaemmError(
-                        f"cannot write the packed videos ({target}: {error.strerror}); free space"
-                    ) from error
-                done.bad.append(BadSample(number, path, reason_of(error)))
-        if on_progress is not None:
-            on_progress(number + 1, len(paths))
-    return done
+            _write_video(new, frames, video.times[:: self.every], self.group, self.quality)
+
+    def _frames(self, video: VideoFile) -> Iterator[np.ndarray]:
+        """(H, W, 3) frames in the size they are packed in."""
+        index = list(range(0, len(video), self.every))
+        for start in range(0, len(index), _BLOCK):
+            for frame in video.take(index[start : start + _BLOCK]):
+                yield self._shrunk(frame)
+
+    def _shrunk(self, frame: np.ndarray) -> np.ndarray:
+        """The short side to ``side``; for kind video, both sides even."""
+        from PIL import Image
+
+        height, width = frame.shape[:2]
+        factor = 1.0 if self.side is None else min(1.0, self.side / min(height, width))
+        sides = [max(1, round(length * factor)) for length in (height, width)]
+        if self.kind == "video":
+            sides = [max(2, length + length % 2) for length in sides]
+        if sides == [height, width]:
+            return np.ascontiguousarray(frame)
+        picture = Image.fromarray(np.ascontiguousarray(frame)).resize(sides[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(picture)
 
 
-_OURS = (28, 30, 122)  # no space left, read-only, over quota: not the video's fault
-
-
-def pack_one(path: Path, place: Path, form: Form, decoder: Decoder) -> None:
-    """One video, whole or not at all. Raises ValueError or OSError."""
-    video = VideoFile(str(path), decoder)
-    beside = place.with_name(place.name + _NEW)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        write = _write_video if form.kind == "video" else _write_frames
-        write(beside, _frames(video, form), len(video) / form.every / max(video.seconds, 1e-6), form)
-        os.replace(beside, place)
-    finally:
-        if beside.is_dir():
-            shutil.rmtree(beside, ignore_errors=True)
-        else:
-            beside.unlink(missing_ok=True)
-
-
-def _frames(video: VideoFile, form: Form) -> Iterator[np.ndarray]:
-    """(H, W, 3) frames in the size they are packed in."""
-    index = list(range(0, len(video), form.every))
-    for start in range(0, len(index), _BLOCK):
-        for frame in video.take(index[start : start + _BLOCK]):
-            yield _shrunk(frame, form)
-
-
-def _shrunk(frame: np.ndarray, form: Form) -> np.ndarray:
-    """The short side to ``form.side``; for video, both sides even."""
-    from PIL import Image
-
-    height, width = frame.shape[:2]
-    factor = 1.0 if form.side is None else min(1.0, form.side / min(height, width))
-    sides = [max(1, round(side * factor)) for side in (height, width)]
-    if form.kind == "video":
-        sides = [max(2, side + side % 2) for side in sides]
-    if sides == [height, width]:
-        return np.ascontiguousarray(frame)
-    picture = Image.fromarray(np.ascontiguousarray(frame)).resize(sides[::-1], Image.Resampling.BICUBIC)
-    return np.asarray(picture)
-
-
-def _write_video(path: Path, frames: Iterator[np.ndarray], rate: float, form: Form) -> None:
+def _write_video(path: Path, frames: Iterator[np.ndarray], times: np.ndarray, group: int, quality: int) -> None:
+    """``times``: the seconds at which frames appear, which the file keeps."""
     import av
 
-    options = {"crf": str(form.quality), "g": str(form.group), "bf": "0", "threads": "1", "preset": "veryfast",
+    stamps = np.maximum.accumulate(np.round((times - times[0]) * _TICKS).astype(np.int64) - np.arange(len(times)))
+    stamps += np.arange(len(times))  # ascending, whatever the rounding
+    rate = (len(times) - 1) / max(times[-1] - times[0], 1e-3) if len(times) > 1 else 25
+
+    options = {"crf": str(quality), "g": str(group), "bf": "0", "threads": "1", "preset": "veryfast",
                "tune": "fastdecode"}  # fmt: skip
     with av.open(str(path), "w", format="mp4") as container:
         stream = None
-        for frame in frames:
+        for pixels, stamp in zip(frames, stamps.tolist(), strict=True):
             if stream is None:
                 stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001), options=options)
-                stream.height, stream.width, stream.pix_fmt = *frame.shape[:2], "yuv420p"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+                stream.height, stream.width, stream.pix_fmt = *pixels.shape[:2], "yuv420p"
+                stream.codec_context.time_base = Fraction(1, _TICKS)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = stamp, Fraction(1, _TICKS)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
-def _write_frames(path: Path, frames: Iterator[np.ndarray], rate: float, form: Form) -> None:
+def _write_frames(path: Path, frames: Iterator[np.ndarray], quality: int) -> None:
     from PIL import Image
 
-    path.mkdir(exist_ok=True)
+    path.mkdir()
     for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(path / f"{number:06d}.jpg", quality=90)
+        Image.fromarray(frame).save(path / f"{number:06d}.jpg", quality=quality)

@@ -27,3 +27,33 @@ def by_time(times: np.ndarray, frames: int, fps: float, place: float) -> np.ndar
     wanted = times[0] + place * room + np.arange(frames) / fps
     # A frame that appears at the very moment counts, also where the division was rounded.
     return np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, 0, len(times) - 1)
+
+
+def by_segments(count: int, frames: int, places: np.ndarray | None = None) -> np.ndarray:
+    """(frames,) int64: one frame of each of ``frames`` equal segments (TSN; VideoMAE on Something-Something).
+
+    ``places`` (frames,) in [0, 1) choose within the segments; None: their middles.
+    """
+    places = np.full(frames, 0.5) if places is None else places
+    return np.minimum(((np.arange(frames) + places) * count / frames).astype(np.int64), count - 1)
+
+
+def views_by_stride(count: int, frames: int, stride: int, views: int) -> list[np.ndarray]:
+    """Windows of every ``stride``-th frame, evenly placed over the whole video (VideoMAE's test on dense sets)."""
+    every = np.arange(0, count, stride)
+    every = np.pad(every, (0, max(0, frames - len(every))), mode="edge")
+    step = (len(every) - frames) / max(views - 1, 1)
+    first = [int(step * view) for view in range(views)] if views > 1 else [(len(every) - frames) // 2]
+    return [every[start : start + frames] for start in first]
+
+
+def views_by_segments(count: int, frames: int, views: int) -> list[np.ndarray]:
+    """Of ``views`` frames in each of ``frames`` segments, view i takes the i-th.
+
+    VideoMAE tests on SSv2 with two, the start and the middle. A single view takes the middles.
+    """
+    if views == 1:
+        return [by_segments(count, frames)]
+    tick = count / frames
+    every = np.sort([int(tick * (x + view / views)) for x in range(frames) for view in range(views)])
+    return [np.minimum(every[view::views], count - 1) for view in range(views)]

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+
 import torch
+from PIL import Image
 from torch import Tensor
 
 _FRAMES, _COLUMNS = 8, 4
+LARGEST = 700_000  # bytes of an animation; base64 makes it a third longer
+_WIDE, _WIDEST = 640, 960  # pixels: small clips are enlarged towards the first, none beyond the second
+_LASTS_MS = 2500  # how long a clip lasts, about
+_STYLE = (
+    ".clips{max-width:960px}.clips img{width:100%;image-rendering:pixelated}"
+    ".clips div{display:grid;grid-template-columns:repeat(var(--n),1fr);gap:4px;font-size:12px}"
+)
 
 
 def contact_sheet(pixels: Tensor) -> Tensor:
@@ -27,3 +40,57 @@ def _coloured(pixels: Tensor) -> Tensor:
     hidden = pixels.isnan().any(0)
     shown = pixels.clamp(0, 1).nan_to_num(0).expand(3, -1, -1, -1)
     return torch.where(hidden, 0.6, shown).permute(1, 2, 3, 0)
+
+
+def animation(columns: Mapping[str, Tensor]) -> str | None:
+    """A piece of HTML: caption -> clips (R, C, T, H, W) of 0 .. 1, NaN where hidden, all moving in one WebP picture.
+
+    None where nothing moves, that is, for still pictures.
+    """
+    if not columns or max(one.shape[2] for one in columns.values()) < 2:
+        return None
+    data = base64.b64encode(webp(list(columns.values()))).decode()
+    captions = "".join(f"<span>{escape(' '.join(one.split()))}</span>" for one in columns)
+    return (
+        f'<div class="clips"><style>{_STYLE}</style><div style="--n:{len(columns)}">{captions}</div>'
+        f'<img alt="clips: {escape(", ".join(" ".join(one.split()) for one in columns), quote=True)}" '
+        f'src="data:image/webp;base64,{data}"></div>'
+    )
+
+
+def webp(columns: Sequence[Tensor]) -> bytes:
+    """Clips (R, C, T, H, W) as one animated picture: a column each, samples below each other; below ``LARGEST``."""
+    frames = max(one.shape[2] for one in columns)
+    sheets = [torch.stack([_moving(clip, frames) for clip in one]) for one in columns]  # (R, T, H, W, 3)
+    gap = max(1, sheets[0].shape[2] // 32)
+    sheets = [torch.nn.functional.pad(one, (0, 0, 0, gap, 0, gap), value=1.0) for one in sheets]
+    rows = torch.cat(sheets, 3)  # side by side
+    sheet = torch.cat(list(rows), 1)[:, :-gap, :-gap]
+    pictures = [Image.fromarray(one) for one in (sheet * 255).round().byte().numpy()]
+    width = min(_WIDEST, pictures[0].width * max(1, _WIDE // pictures[0].width))
+    for quality in (85, 60, 40, 20):
+        data = _encoded(pictures, width, quality)
+        if len(data) <= LARGEST:
+            return data
+    while len(data) > LARGEST and width > 64:
+        width //= 2
+        data = _encoded(pictures, width, quality)
+    return data
+
+
+def _encoded(pictures: list[Image.Image], width: int, quality: int) -> bytes:
+    size = width, max(1, round(pictures[0].height * width / pictures[0].width))
+    how = Image.Resampling.NEAREST if width >= pictures[0].width else Image.Resampling.BOX
+    scaled = [one.resize(size, how) for one in pictures]
+    pause = min(200, max(40, _LASTS_MS // len(scaled)))
+    file = io.BytesIO()
+    scaled[0].save(
+        file, "WEBP", save_all=True, append_images=scaled[1:], duration=pause, loop=0, quality=quality, method=2
+    )
+    return file.getvalue()
+
+
+def _moving(clip: Tensor, frames: int) -> Tensor:
+    """(C, T, H, W) -> (frames, H, W, 3); a shorter clip stays at its last frame."""
+    coloured = _coloured(clip)
+    return coloured[torch.arange(frames).clamp(max=len(coloured) - 1)]

@@ -17,9 +17,10 @@ from maemm.draws import Draw
 from maemm.errors import MaemmError
 
 from .decoding import FrameFolder, Video, VideoFile
+from .decoding.backends import check_backend
 from .decoding.video import IMAGES
 from .decoding.watchdog import Decoder
-from .lists import EXTENSIONS, Columns, Listed, hmdb51, read_videos
+from .lists import EXTENSIONS, Columns, Listed, hmdb51, read_videos, standing_for
 
 _LISTS = (".txt", ".csv", ".tsv")
 
@@ -62,6 +63,7 @@ def open_videos(
         raise MaemmError("no videos are given; set data.root to a folder or a video, or data.list to a list of paths")
     if seconds is not None and seconds <= 0 or frame_rate <= 0:
         raise MaemmError("seconds and frame_rate must be above 0 (data.source)")
+    check_backend(backend)
     folder = None if not root else existing(root, "data.root")
     if list:
         if folder is not None and not folder.is_dir():
@@ -105,10 +107,9 @@ class Videos(files.Files):
     def open(self, path: bytes, draw: Draw, part: tuple[int, int] = (0, -1)) -> Video:
         """The video at ``path``; its frames are decoded when the modality asks for them."""
         place = float(draw.rand("time")[0])
+        path = standing_for(path)
         if os.path.isdir(path):
             return FrameFolder(path, place, part, self.frame_rate)
-        if b"." not in os.path.basename(path) and not os.path.exists(path):
-            path += b".mp4"  # as VideoMAE's reader does
         return VideoFile(path, self.decoder, place, part)
 
     def read(self, index: int, draw: Draw) -> Sample:

@@ -38,9 +38,24 @@ def test_names_without_their_endings_are_matched(tmp_path):
 
 def test_a_sample_without_a_partner_is_refused_or_skipped(tmp_path):
     sounds_and_pictures(tmp_path, ["a/1", "a/2"], ["a/1"])
-    with pytest.raises(MaemmError, match="image lacks 1 of 2 samples .*a/2.*missing=skip"):
+    with pytest.raises(MaemmError, match="image lacks 1 of 2 samples .*a/2.*missing to skip"):
         open_paired(str(tmp_path), parts=PARTS)
     assert len(open_paired(str(tmp_path), parts=PARTS, missing="skip")) == 1
+
+
+def test_samples_may_lack_a_part(tmp_path):
+    sounds_and_pictures(tmp_path, ["a/1", "a/2"], ["a/1", "b/3"])
+    source = open_paired(str(tmp_path), parts=PARTS, missing="allow")
+    assert [source.name(i) for i in range(len(source))] == ["a/1", "a/2", "b/3"]
+    assert [[*source.read(i, DRAW).raw] for i in range(3)] == [["signal", "image"], ["signal"], ["image"]]
+    assert source.read(2, DRAW).label == source.label(2) and source.name(2) == source.read(2, DRAW).id
+
+
+def test_labels_of_parts_that_know_different_classes_have_one_numbering(tmp_path):
+    sounds_and_pictures(tmp_path, ["a/1", "c/2"], ["a/1", "b/3", "c/4"])
+    source = open_paired(str(tmp_path), parts=PARTS, missing="allow")
+    assert source.classes == ["a", "b", "c"]
+    assert {source.name(i): source.label(i) for i in range(len(source))} == {"a/1": 0, "b/3": 1, "c/2": 2, "c/4": 2}
 
 
 def test_stems_match_across_folders(tmp_path):

@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,21 @@ def test_expected_failures_are_strict():
     for mark in marked.values():
         assert mark.name == "xfail" and mark.kwargs["strict"] and mark.kwargs["raises"] is CheckFailed
     assert len({one.id for one in params}) == len(params)
+
+
+def test_deviations_of_the_manifest_are_shown_and_strict():
+    plugin, package = BROKEN["draw_works_without_a_screen"]
+    broken = f"draw_works_without_a_screen[{plugin.name}]"
+    declared = replace(plugin, deviations={broken: "it has no pictures", f"tokens_agree[{plugin.name}]": "never"})
+    checks = [one for one in checks_of(declared, package=package) if one.id in declared.deviations]
+    found = {one.id: result_of(one) for one in checks}
+    assert found[broken].passed and found[broken].deviates == "it has no pictures"
+    kept = found[f"tokens_agree[{plugin.name}]"]
+    assert not kept.passed and "declared as a deviation, but kept" in kept.message
+    with pytest.raises(MaemmError, match="deviations must be"):
+        replace(plugin, deviations={broken: ""})
+    with pytest.raises(MaemmError, match="unknown check"):
+        parametrize_with_checks(replace(plugin, deviations={"tokens_agre[x]": "typo"}), package=package)
 
 
 def test_importing_the_suite_is_cheap():

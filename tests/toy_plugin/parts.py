@@ -51,8 +51,11 @@ class Toy(GridModality):
 class Toys(Source):
     """Waves of a direction and length that follow from the index; ``other`` is the same wave turned by 90 degrees."""
 
-    def __init__(self, samples: int, bad: Sequence[int], nan: Sequence[int], delay: float, salt: int):
+    def __init__(
+        self, samples: int, bad: Sequence[int], nan: Sequence[int], delay: float, salt: int, lacks: dict | None = None
+    ):
         self.samples, self.bad, self.nan, self.delay, self.salt = samples, set(bad), set(nan), delay, salt
+        self.lacks = lacks or {}
 
     def __len__(self) -> int:
         return self.samples
@@ -71,7 +74,8 @@ class Toys(Source):
         y, x = np.mgrid[0:8, 0:8].astype(np.float32)
         wave = np.sin(0.8 * (np.cos(angle) * x + np.sin(angle) * y) + index)[None].astype(np.float32)
         toy = np.full_like(wave, np.nan) if index in self.nan else wave
-        return Sample({"toy": toy, "other": np.rot90(wave, axes=(1, 2)).copy()}, self.name(index))
+        raw = {"toy": toy, "other": np.rot90(wave, axes=(1, 2)).copy()}
+        return Sample({k: v for k, v in raw.items() if index not in self.lacks.get(k, ())}, self.name(index))
 
 
 def open_toys(
@@ -83,6 +87,7 @@ def open_toys(
     nan: Sequence[int] = (),
     delay: float = 0.0,
     salt: int = 0,
+    lacks: dict[str, Sequence[int]] | None = None,
 ) -> Source:
     """Options
     samples: how many
@@ -90,8 +95,9 @@ def open_toys(
     nan: indices that are not finite
     delay: seconds that one takes
     salt: changes the fingerprint
+    lacks: {modality: indices of the samples that lack it}
     """
-    return Toys(samples, bad, nan, delay, salt)
+    return Toys(samples, bad, nan, delay, salt, lacks)
 
 
 class Coupled(Reconstruct):

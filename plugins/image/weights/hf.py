@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maemm.contract import Handover
 from maemm.errors import MaemmError
 
+from .hf_config import call_of, config_of, known_of, run_there
 from .mae import MAE
 
 #: name in files -> MAE's name, outside the blocks
@@ -48,7 +50,7 @@ class HFViTMAE(MAE):
     """``ViTMAEForPreTraining`` and ``ViTMAEModel`` files, in the names of files and of memory."""
 
     name = "hf_vitmae"
-    eps = 1e-12
+    library = "hf"
 
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
         return "vit.embeddings.cls_token" in keys and "vit.embeddings.position_embeddings" in keys
@@ -62,7 +64,9 @@ class HFViTMAE(MAE):
         norm_pix: bool | None = None,
         mask_ratio: float = 0.75,
         size: int | list[int] | None = None,
+        eps: float = 1e-12,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        self.eps = eps
         return super().read(
             from_hf(state),
             heads=heads,
@@ -74,6 +78,15 @@ class HFViTMAE(MAE):
 
     def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         return to_hf(super().write(model, extras))
+
+    def handover(self, model: torch.nn.Module) -> Handover:
+        """The encoder, and the decoder where there is one, with a config.json for transformers."""
+        self.alone(model)
+        config = config_of(model, self.name)
+        return Handover(self.write(model, {}), call_of(config), "tokens", run_there, config)
+
+    def known_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return known_of(config)
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:

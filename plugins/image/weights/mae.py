@@ -1,4 +1,4 @@
-"""MAE (He et al. 2022), its fine-tuned files, timm's plain ViT, and Pixio: one layout, few differences."""
+"""MAE (He et al. 2022), its fine-tuned files, and Pixio: one layout, few differences."""
 
 from __future__ import annotations
 
@@ -144,18 +144,13 @@ class MAE(WeightsKind):
         return self.mask_block
 
     def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
-        if list(model.modalities) != ["image"]:
-            raise MaemmError(f"layout {self.name!r} holds images alone, this model has {', '.join(model.modalities)}")
+        self.alone(model)
         return {**to_published(model), **extras}
 
-
-class Timm(MAE):
-    """A plain ViT of timm: the layout of MAE's encoder. Recognised as ``mae``; this name is for the way back."""
-
-    name = "timm"
-
-    def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        return False
+    def alone(self, model: torch.nn.Module) -> None:
+        """Raises :class:`MaemmError` for a model of anything but images."""
+        if list(model.modalities) != ["image"]:
+            raise MaemmError(f"layout {self.name!r} holds images alone, this model has {', '.join(model.modalities)}")
 
 
 class Pixio(MAE):
@@ -209,7 +204,8 @@ def to_published(model: torch.nn.Module) -> dict[str, Tensor]:
 def _prefix_rows(part: torch.nn.Module, model: torch.nn.Module, rows: Tensor) -> Tensor:
     if part.prefix_position is not None:
         return part.prefix_position.detach()
-    return rows.new_zeros(1, model.encoder.prefix.shape[1], rows.shape[-1])
+    prefix = model.encoder.prefix
+    return rows.new_zeros(1, 0 if prefix is None else prefix.shape[1], rows.shape[-1])
 
 
 def _rename(key: str, names: dict[str, str]) -> str:

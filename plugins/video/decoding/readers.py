@@ -7,6 +7,7 @@ apart by their time stamps. One thread each: workers are what runs in parallel.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -27,7 +28,8 @@ av.logging.set_level(None)  # FFmpeg tells its troubles on stderr, thousands of 
 class AvReader:
     """PyAV: seek to the key frame before, decode up to the last frame wanted, convert only those wanted.
 
-    Frames that no other depends on are skipped where they are not wanted. ``partial`` reads what is there of a file
+    Between two wanted frames, decoding goes on at the last key frame before the second, if there is one. Frames that
+    no other depends on are skipped where they are not wanted. ``partial`` reads what is there of a file
     that ends too early. Raises ValueError, OSError (FFmpeg's errors are OSErrors or ValueErrors).
     """
 
@@ -65,7 +67,7 @@ class AvReader:
         last = None
         check_bytes(len(wanted), stream.height, stream.width)
         packets = container.demux(stream) if first is None else chain([first], container.demux(stream))
-        for frame in _frames(packets, stream.codec_context, set(wanted.tolist())):
+        for frame in _frames(_needed(packets, wanted, self._keys), stream.codec_context, set(wanted.tolist())):
             if frame.pts is None:
                 continue
             missing = [stamp for stamp in wanted[len(found) :].tolist() if stamp <= frame.pts]
@@ -111,24 +113,52 @@ class _Opened:
 
 
 def _stamps(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Time stamps of all frames that are shown, and of the key frames among them: (n,) and (k,) int64, ascending."""
-    stamps, keys = [], []
+    """Time stamps of all frames that are shown, and of the key frames among them: (n,) and (k,) int64, ascending.
+
+    No key frames where one comes behind a frame that is shown later: such files are read from the start.
+    """
+    stamps, keys, ordered, last = [], [], True, -np.inf
     try:
         for packet in container.demux(stream):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.size and stamp is not None and not packet.is_discard and not packet.is_corrupt:
-                stamps.append(stamp)
                 if packet.is_keyframe:
+                    ordered = ordered and stamp > last
                     keys.append(stamp)
+                last = max(last, stamp)
+                stamps.append(stamp)
     except (av.error.FFmpegError, EOFError):
         pass  # what could be read counts, and is compared with what the header promises
-    return np.unique(np.array(stamps, np.int64)), np.unique(np.array(keys, np.int64))
+    return np.unique(np.array(stamps, np.int64)), np.unique(np.array(keys if ordered else [], np.int64))
+
+
+def _needed(packets: Iterable[Any], wanted: np.ndarray, keys: np.ndarray) -> Iterator[Any]:
+    """Packets without those that no wanted frame needs, from one up to the next key frame; None in their place.
+
+    A frame needs only packets that come before its own, from a key frame on that is shown no later than itself.
+    """
+    unmet, end, gap = sorted(wanted.tolist(), reverse=True), np.inf, False
+    for packet in packets:
+        if packet.is_keyframe and packet.pts is not None and len(keys):
+            end = next(iter(keys[np.searchsorted(keys, packet.pts, side="right") :].tolist()), np.inf)
+        if packet.size and packet.pts is not None and unmet and unmet[-1] >= end:
+            gap = True
+            continue
+        if packet.pts in unmet:
+            unmet.remove(packet.pts)
+        if gap:
+            yield None
+            gap = False
+        yield packet
 
 
 def _frames(packets: Iterable[Any], context: Any, wanted: set[int]) -> Iterator[Any]:
     """Decoded frames in the order in which they are shown; unwanted ones may be missing."""
     damaged = 0
     for packet in packets:
+        if packet is None:  # what follows is a key frame: the decoder hands out what it holds and begins anew
+            yield from _drained(context)
+            continue
         if packet.size:
             context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
         try:
@@ -139,6 +169,12 @@ def _frames(packets: Iterable[Any], context: Any, wanted: set[int]) -> Iterator[
             damaged += 1
             if damaged > 1000:
                 return
+
+
+def _drained(context: Any) -> Iterator[Any]:
+    with suppress(EOFError, av.error.FFmpegError):
+        yield from context.decode(None)
+    context.flush_buffers()
 
 
 def _pixels(frame: Any, found: dict[int, np.ndarray]) -> np.ndarray:

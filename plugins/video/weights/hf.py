@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maemm.contract import Handover
 from maemm.errors import MaemmError
 
+from .hf_config import call_of, config_of, known_of, run_there
 from .videomae import VideoMAE
 
 #: their prefix -> VideoMAE's, outside the blocks (``{e}`` is ``encoder.`` in pre-training files)
@@ -42,6 +44,7 @@ class HFVideoMAE(VideoMAE):
     """
 
     name = "hf_videomae"
+    library = "hf"
     eps = {"encoder": 1e-12, "decoder": 1e-12, "decoder_norm": 1e-5, "head": 1e-5}
 
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -58,7 +61,9 @@ class HFVideoMAE(VideoMAE):
         norm_pix: bool | None = None,
         mask_ratio: float = 0.9,
         size: list[int] | None = None,
+        eps: float = 1e-12,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
+        self.eps = {**self.eps, "encoder": eps, "decoder": eps}  # the other two are fixed in their code
         in_memory = any(key.endswith(f"{ATTENTION}query.bias") for key in state)
         recipe, ours, extras = super().read(
             from_hf(state), heads=heads, decoder_heads=decoder_heads, norm_pix=norm_pix, mask_ratio=mask_ratio,
@@ -70,6 +75,18 @@ class HFVideoMAE(VideoMAE):
         """The names of files, or those in memory where the weights came with them."""
         rest = {key: value for key, value in extras.items() if key != _MARK}
         return to_hf(super().write(model, rest), in_memory=_MARK in extras)
+
+    def handover(self, model: nn.Module) -> Handover:
+        """Encoder, decoder and classifier, as far as there are, with a config.json for transformers."""
+        state = self.write(model, {})
+        if model.head is not None:  # ours skips the encoder's last norm before a classifier, theirs has none then
+            state = {key: value for key, value in state.items() if not key.startswith("encoder.norm.")}
+        config = config_of(model, self.name)
+        answers = "tokens" if model.head is None else "logits"
+        return Handover(state, call_of(config), answers, run_there, config)
+
+    def known_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return known_of(config)
 
 
 def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

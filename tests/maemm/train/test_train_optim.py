@@ -206,8 +206,8 @@ def test_the_average_waits_where_a_step_was_bad():
     before = model.one.weight.detach().clone()
     with torch.no_grad():
         model.one.weight += 1.0
-    ema.update(torch.tensor(True))
+    ema.update(torch.tensor(True), 0)
     assert torch.equal(ema.model.one.weight, before)
-    ema.update(torch.tensor(False))
+    ema.update(torch.tensor(False), 1)
     torch.testing.assert_close(ema.model.one.weight, before + 0.25)
     assert not ema.model.one.weight.requires_grad

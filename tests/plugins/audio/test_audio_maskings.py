@@ -1,5 +1,6 @@
 """Exact counts of the maskings by time and frequency, and the published masks."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from maemm import Draw, MaemmError
-from maemm.contract import Tokens
+from maemm.build import build_model
+from maemm.contract import Plan, Tokens
+from maemm.masking.block import InverseBlock
 from maemm.positions import lattice
 from maemm_plugins.audio.maskings import Frequency, Time, TimeFrequency
 
@@ -112,3 +115,51 @@ def test_needs_a_lattice():
         Time().plan("audio", tokens, draw(1))
     with pytest.raises(MaemmError, match="ratio"):
         Time(ratio=1.0)
+
+
+@pytest.mark.parametrize("shape", ["square", "round"])
+@pytest.mark.parametrize("grid", [(64, 8), (19, 4), (1, 8)])
+def test_inverse_block_shows_one_region_of_exact_size(grid, shape):
+    tokens = tokens_of(grid, rows=16)
+    plan = InverseBlock(ratio=0.8, shape=shape).plan("audio", tokens, draw(16)).check("audio", tokens)
+    count = int(grid[0] * grid[1] * (1 - 0.8))
+    assert plan.visible.shape == (16, count) and plan.predict.shape == (16, grid[0] * grid[1] - count)
+    side = tokens.coords[0][plan.visible]  # (16, count, 2)
+    if grid == (64, 8) and shape == "round":  # a disc of 102 of 512: far smaller than the lattice
+        assert (side.amax(1) - side.amin(1))[:, 0].max() < 40
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        {"type": "random", "ratio": 0.8},
+        {"type": "time_frequency", "time": 0.5, "frequency": 0.5},
+        {"type": "inverse_block", "ratio": 0.75},
+    ],
+)
+@pytest.mark.parametrize("decoder", ["window", "full"])
+def test_several_plans_of_one_decoded_clip(inner, decoder):
+    """One batch of clips of different length, k plans of each: the loss is that of the k plans one after the other."""
+    recipe = {
+        "modalities": {"audio": {"size": [96, 32], "patch": 16, "masking": {
+            "type": "several", "masks_per_sample": 3, "masking": inner}}},
+        "encoder": {"type": "vit", "dim": 32, "depth": 1, "heads": 2},
+        "decoder": {"type": decoder, "dim": 32, "depth": 2, "heads": 2},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    model = build_model(recipe).eval()
+    waves = torch.randn(2, 16000, generator=torch.Generator().manual_seed(0)) * 0.1
+    waves[0, 8000:] = 0.0
+    batch = model.prepare({"audio": {"wave": waves, "samples": [8000, 16000]}}, None)
+    planned = model.plan(batch, draw(2))
+    plan = planned["audio"].plan
+    assert plan.rows.tolist() == [0, 1, 0, 1, 0, 1] and len(plan.visible) == 6
+    assert len({tuple(row.tolist()) for row in plan.visible[1::2]}) > 1  # the plans differ
+    out, total = model(planned), 0.0
+    out.total.backward()
+    with torch.no_grad():
+        for k in range(3):
+            names = ("visible", "predict", "visible_valid", "predict_valid", "counted")
+            one = {name: getattr(plan, name)[2 * k : 2 * k + 2] for name in names}
+            total += model({"audio": replace(planned["audio"], plan=Plan(**one))}).parts["reconstruct.audio"].sum
+    assert abs(total - out.parts["reconstruct.audio"].sum) < 1e-3 * total

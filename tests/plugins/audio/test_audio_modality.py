@@ -217,6 +217,16 @@ def test_a_silent_part_is_not_taken_where_there_is_sound():
     assert kept >= 12  # one try would find sound in 6 of 20
 
 
+@pytest.mark.parametrize("at", [0, 60_000, 150_000])
+def test_where_nothing_is_drawn_a_silent_beginning_is_passed_over(at):
+    """Evaluation reads without a draw: a recording that begins with digital silence is not a silent one."""
+    samples = np.zeros(160_000, np.float32)
+    samples[at : at + 10_000] = np.random.default_rng(0).standard_normal(10_000) * 0.1
+    cut = Cut(16000, 40_000, 400)
+    wave = load_wave(Wave(samples, 16000), cut, None)
+    assert wave.any() and torch.equal(wave, load_wave(Wave(samples, 16000), cut, None))
+
+
 @pytest.mark.parametrize(
     "wave, what",
     [
@@ -307,6 +317,12 @@ def test_all_augmentations_together_are_repeatable():
         ({"channels": 2}, "one channel"),
         ({"mixup": 2.0}, "mixup"),
         ({"std": 0.0}, "above 0"),
+        ({"mean": math.nan}, "cannot be used"),
+        ({"channel": -1}, "channel is -1"),
+        ({"rate": 10**12}, "rate is 1000000000000"),
+        ({"seconds": math.nan}, "seconds is nan"),
+        ({"bucket": -3}, "bucket is -3"),
+        ({"noise": -1.0}, "noise is -1"),
         ({"patch": 16, "stride": 0}, "stride"),
     ],
 )
@@ -319,6 +335,26 @@ def test_measured_constants_replace_published_ones():
     audio = Audio(size=[96, 32], mean=-5.0, std=4.0)
     assert audio.constants == (-5.0, 4.0, 2.0)
     assert (audio.denormalize(torch.tensor([0.0, 1.0])) == torch.tensor([-5.0, 3.0])).all()
+
+
+# ------------------------------------------------------------------------------------------------- to look at
+@pytest.mark.parametrize(
+    "frames, times, bands", [(96, "0.8 s", "48 mel"), (1024, "7.5 s", "48 mel"), (16, "0.1 s", "48 mel")]
+)
+def test_pictures_have_axes_of_seconds_and_mel_bands(frames, times, bands):
+    from matplotlib.figure import Figure
+
+    audio = Audio(size=[96, 64])
+    signal = torch.zeros(frames, 64)
+    signal[: frames // 2] = float("nan")
+    axes = Figure().add_subplot()
+    axes.set_xticks([])
+    audio.draw(axes, signal)
+    right, top = axes.get_xlim()[1], axes.get_ylim()[1]
+    assert (right, top) == (pytest.approx(frames * 0.01), 64)
+    texts = [[one.get_text() for one in side] for side in (axes.get_xticklabels(), axes.get_yticklabels())]
+    assert texts[0][-1] == times and texts[1][-1] == bands
+    assert all(0 < place < right for place in axes.get_xticks())
 
 
 # ------------------------------------------------------------------------------------------------- to listen to

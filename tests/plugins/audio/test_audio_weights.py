@@ -127,6 +127,8 @@ def test_key_lists_are_met_exactly(kind):
         found = written(model)
     assert {k: tuple(v.shape) for k, v in found.items()} == {k: tuple(v) for k, v in content["keys"].items()}
     assert len(found) == content["n_tensors"] and sum(v.numel() for v in found.values()) == content["n_elements"]
+    if kind == "local":
+        assert (len(found), content["n_elements"]) == (430, 136_992_768)
     if kind != "finetune":  # the fine-tuned file's table is stored and not trained
         assert sum(p.numel() for p in model.parameters()) == content["n_trainable"]
 
@@ -195,6 +197,32 @@ def test_the_encoder_alone():
     assert written(model).keys() == state.keys()
 
 
+@pytest.mark.parametrize("pool, classes", [("token", 0), ("avg", 0), ("avg", 5)])
+def test_encoders_ported_to_timm(pool, classes):
+    """Key names of timm's VisionTransformer; its pooled features and its logits are ours."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    ported = VisionTransformer(
+        img_size=(64, 48), patch_size=16, in_chans=1, num_classes=classes, global_pool=pool, embed_dim=48, depth=2,
+        num_heads=4,
+    ).eval()  # fmt: skip
+    state = {key: torch.randn_like(value) * 0.2 for key, value in ported.state_dict().items()}
+    ported.load_state_dict(state)
+    assert ("fc_norm.weight" in state) == (pool == "avg")
+    model = maemm.load(state, kind="audiomae", heads=4, size=[64, 48])
+    x = torch.randn(2, 64, 48)
+    with torch.no_grad():
+        theirs = ported(x[:, None])
+        if classes:
+            ours = model.logits({"audio": x})
+        elif pool == "avg":
+            ours = model.embed({"audio": x}, pool="mean", norm="after")["audio"]
+        else:
+            ours = model.embed({"audio": x}, pool="cls")["audio"]
+    assert ours.shape == theirs.shape and (ours - theirs).abs().max() < 1e-4
+
+
 def without(key, name="global"):
     return {k: v for k, v in state_of(name).items() if not k.startswith(key)}
 
@@ -211,7 +239,7 @@ def without(key, name="global"):
         (without("cls_token"), KNOWN["global"], "missing cls_token"),
         ({**without("?"), "extra": torch.ones(1)}, KNOWN["global"], "1 unexpected"),
         (without("fc_norm", "finetune"), {"heads": 4}, "head without fc_norm"),
-        (without("head", "finetune"), {"heads": 4}, "fc_norm without a head"),
+        (without("head", "finetune") | {"norm.weight": torch.ones(48)}, {"heads": 4}, "both norm and fc_norm"),
         (without("?"), {**KNOWN["global"], "hats": 1}, "hats"),
         ({**without("pos"), "pos_embed": torch.randn(1, 14, 48)}, KNOWN["global"], "size="),
     ],

@@ -217,3 +217,35 @@ def test_absurd_sizes_are_refused(videos, monkeypatch):
     with pytest.raises(ValueError, match="more than"):
         VideoFile(str(videos["plain"]), HERE).take([0, 1])
     assert set(readers.READERS) == {"av", "decord", "torchcodec"}
+
+
+GROUPS = {
+    "every frame a key": {"g": "1"},
+    "short": {"g": "4", "bf": "0"},
+    "b-frames": {"g": "8", "bf": "3", "x264-params": "b-pyramid=normal:scenecut=0"},
+    "open": {"g": "8", "bf": "3", "x264-params": "open-gop=1:scenecut=0"},
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_groups_that_nobody_asks_for_are_not_decoded(tmp_path, picture, name, monkeypatch):
+    path = tmp_path / "x.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={**GROUPS[name], "threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        for number in range(60):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number), format="rgb24")))
+        container.mux(stream.encode())
+    whole, reader, rng, passed = everything(path), AvReader(str(path)), np.random.default_rng(0), []
+
+    def counted(*arguments, needed=readers._needed):
+        for packet in needed(*arguments):
+            passed.append(packet)
+            yield packet
+
+    for _ in range(30):
+        index = sorted(rng.choice(60, rng.integers(1, 6), replace=False).tolist())
+        assert (reader.take(index) == whole[index]).all(), index
+    monkeypatch.setattr(readers, "_needed", counted)
+    reader.take([2, 50])
+    assert sum(one is not None for one in passed) <= 2 + 2 * int(GROUPS[name]["g"])

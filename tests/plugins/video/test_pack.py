@@ -1,17 +1,19 @@
-"""Packs: smaller, faster to decode, whole or absent, and resumed."""
+"""Packed videos: small, quick to decode, with the same frames at the same times."""
 
+import csv
 import shutil
 
 import numpy as np
 import pytest
 
+from maemm.data.pack import pack
 from maemm.errors import MaemmError
-from maemm_plugins.video import pack
 from maemm_plugins.video.decoding import FrameFolder, VideoFile
 from maemm_plugins.video.decoding.watchdog import Decoder
-from maemm_plugins.video.pack import Form, pack_folder
+from maemm_plugins.video.pack import Videos
 from maemm_plugins.video.sources import open_videos
 
+av = pytest.importorskip("av")
 HERE = Decoder(seconds=None)
 
 
@@ -24,46 +26,68 @@ def home(tmp_path, videos):
     return tmp_path
 
 
-def test_videos_are_packed_small_and_with_short_groups(home):
-    av = pytest.importorskip("av")
-    seen = []
-    done = pack_folder(home / "raw", home / "packed", Form(side=32, group=4), decoder=HERE,
-                       on_progress=lambda n, total: seen.append((n, total)))  # fmt: skip
+def packed(home, name, **options):
+    return pack(home / "raw", home / name, Videos(seconds=None, **options))
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_videos_are_packed_small_and_with_short_groups(home, group):
+    done = packed(home, "packed", side=32, group=group)
     assert (done.written, done.there, [one.id for one in done.bad]) == (2, 0, ["b/bad.mp4"])
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert sorted(p.name for p in (home / "packed").rglob("*") if p.is_file()) == ["one.mp4", "two.mp4"]
     before, after = (VideoFile(str(home / p), HERE) for p in ("raw/a/one.mp4", "packed/a/one.mp4"))
     assert len(after) == len(before) == 40 and np.allclose(after.times, before.times, atol=1e-3)
     assert after.take([0]).shape == (1, 32, 44, 3)  # 42.7 wide, and even
     with av.open(str(home / "packed/a/one.mp4")) as container:
         packets = [p for p in container.demux(video=0) if p.size]
-        assert [p.pts for p in packets] == sorted(p.pts for p in packets)  # no B-frames
-        assert sum(p.is_keyframe for p in packets) == 10
-    again = pack_folder(home / "raw", home / "packed", Form(side=32, group=4), decoder=HERE)
-    assert (again.written, again.there, len(again.bad)) == (0, 2, 1)
+    assert [p.pts for p in packets] == sorted(p.pts for p in packets)  # no B-frames
+    assert sum(p.is_keyframe for p in packets) == 40 // group
+
+
+def test_the_same_pictures_at_the_same_times(home, videos, picture):
+    shutil.copy(videos["variable"], home / "raw" / "variable.mp4")
+    packed(home, "packed", side=None)
+    before, after = (VideoFile(str(home / p / "variable.mp4"), HERE) for p in ("raw", "packed"))
+    assert np.allclose(after.times - after.times[0], before.times - before.times[0], atol=1e-3)
+    assert np.abs(after.take([7])[0].astype(int) - picture(7)).mean() < 12
 
 
 def test_frames_are_packed_as_pictures(home):
-    pack_folder(home / "raw", home / "frames", Form("frames", side=24, every=2), decoder=HERE)
+    packed(home, "frames", kind="frames", side=24, every=2)
     source = open_videos(str(home / "frames"))
     assert [source.name(i) for i in range(len(source))] == ["a/one", "b/two"] and source.label(1) == 1
     video = FrameFolder(str(home / "frames" / "a" / "one"))
     assert len(video) == 20 and video.take([3]).shape == (1, 24, 32, 3)
 
 
-def test_an_interrupted_run_leaves_no_half_a_file(home, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("kind", ["video", "frames"])
+@pytest.mark.parametrize("ending", ["txt", "csv"])
+def test_lists_of_the_originals_work_on_packs(home, kind, ending):
+    """Also where the list lies beside the originals."""
+    packed(home, "packed", kind=kind, side=16)
+    path = home / "raw" / f"train.{ending}"
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter="," if ending == "csv" else " ").writerows([["b/two.avi", 0], ["a/one.mp4", 1]])
+    source = open_videos(str(home / "packed"), str(path), seconds=None)
+    frames = [source.read(i, _draw()).raw["video"].take([0]) for i in (0, 1)]
+    assert [one.shape[1] for one in frames] == [16, 16] and source.label(1) == 1
 
-    monkeypatch.setattr(pack.os, "replace", stop)
-    with pytest.raises(KeyboardInterrupt):
-        pack_folder(home / "raw", home / "packed", Form(side=32), decoder=HERE)
-    assert not [p for p in (home / "packed").rglob("*") if p.is_file()]
+
+def _draw():
+    from maemm.draws import Draw
+
+    return Draw((0, 0))
 
 
-def test_what_cannot_be_packed_is_said(home, tmp_path):
-    with pytest.raises(MaemmError, match="among those to pack"):
-        pack_folder(home / "raw", home / "raw" / "packed")
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(MaemmError, match="no video below"):
-        pack_folder(tmp_path / "nothing", tmp_path / "x")
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"side": 0}, "side is 0"),
+        ({"group": -1}, "group is -1"),
+        ({"every": 0}, "every is 0"),
+        ({"quality": 60}, "quality is 60 .* 0 to 51"),
+        ({"kind": "frames", "quality": 0}, "1 to 100 for kind=frames"),
+    ],
+)
+def test_wrong_options_are_one_line(options, text):
+    with pytest.raises(MaemmError, match=text):
+        Videos(**options)

@@ -1,5 +1,7 @@
 """Sources of videos: lists as they are in use, folders, broken files, mixes; through the loader."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -204,14 +206,21 @@ def test_other_backends_give_the_same_batches(home):
     assert (raws[0] == raws[1]).all()
 
 
-def test_a_missing_backend_says_what_to_install(home, monkeypatch):
-    source = open_videos(str(home), backend="torchcodec")
-    video = source.read(0, DRAW).raw["video"]
-    try:
-        import torchcodec  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImportError, match="pip install torchcodec"):
-            video.take([0])
+def test_a_missing_backend_says_what_to_install(home, tmp_path, monkeypatch):
+    """Once, before the first file: whether its package is not there, or there and without FFmpeg's libraries."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MaemmError, match="'torchcodec' is not installed .* pip install torchcodec and FFmpeg"):
+        open_videos(str(home), backend="torchcodec")
+    with pytest.raises(MaemmError, match="pip install decord,"):
+        open_videos(str(home), backend="decord")
+    monkeypatch.undo()
+    package = tmp_path / "packages" / "torchcodec"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('Could not load libtorchcodec.\\nLikely causes: ...')")
+    monkeypatch.syspath_prepend(str(package.parent))
+    monkeypatch.delitem(sys.modules, "torchcodec", raising=False)
+    with pytest.raises(MaemmError, match=r"cannot be loaded \(Could not load libtorchcodec\.\); install FFmpeg"):
+        open_videos(str(home), backend="torchcodec")
 
 
 def test_videos_with_pictures(home):

@@ -255,6 +255,20 @@ def test_large_frames_are_shrunk_in_the_worker():
     assert x.shape == (4, 16, 16, 3)
 
 
+def test_only_the_region_is_seen():
+    """Of 40 x 80 pixels, rows 20 to 29 and columns 40 to 71, with and without a crop inside it; also of a picture."""
+    frames = np.zeros((6, 40, 80, 3), np.uint8)
+    frames[:, 20:30, 40:72] = 200
+    region = {**SMALL, "region": [0.5, 0.5, 0.25, 0.4]}
+    whole = Video(**region, crop=None).load(frames, None)["x"]
+    assert whole.shape == (4, 10, 32, 3) and (whole == 200).all()
+    for number in range(10):
+        drawn = Video(**region, crop={"scale": [0.2, 0.9]}).load(frames, maemm.Draw((0, 0, number, 0)))["x"]
+        assert (drawn == 200).all() and drawn.shape[1] * drawn.shape[2] < 320
+    assert (Video(**region).load(frames[0], None)["x"] == 200).all()
+    assert crop.region_box(3, 3, (0.99, 0.99, 0.01, 0.01)) == (2, 2, 1, 1)
+
+
 @pytest.mark.parametrize("options, text", [
     ({"size": [4, 16]}, "three axes"),
     ({"size": [5, 16, 16]}, "not a multiple of patch"),
@@ -263,6 +277,9 @@ def test_large_frames_are_shrunk_in_the_worker():
     ({"std": [0, 1, 1]}, "std is"),
     ({"mean": [0]}, "mean has 1 numbers"),
     ({"predict_frames": 3}, "use 2 or 4"),
+    ({"region": [0, 0, 1]}, "region is .* top, left, height, width"),
+    ({"region": [0, 0, 0, 1]}, "region is"),
+    ({"region": [0.5, 0, 0.6, 1]}, "reaches beyond the frame"),
 ])  # fmt: skip
 def test_wrong_options_are_one_line(options, text):
     with pytest.raises(MaemmError, match=text) as caught:

@@ -21,6 +21,8 @@ DEFAULTS = {
     "seed": 0,
     "noise": 0.3,
     "prefix": "",
+    "several": False,
+    "views": 1,
 }
 
 
@@ -31,14 +33,18 @@ class Marks(GridModality):
         size: sides
         patch: sides of a patch
         ragged: samples of an odd index are shorter
+        votes: views of a sample, the later ones turned upside down more and more
     """
 
-    def __init__(self, *, size: int = 8, patch: int = 4, ragged: bool = False, **rest: Any):
+    def __init__(self, *, size: int = 8, patch: int = 4, ragged: bool = False, votes: int = 1, **rest: Any):
         super().__init__(size=size, patch=patch, channels=1, **rest)
-        self.ragged = ragged
+        self.ragged, self.views = ragged, votes
 
     def load(self, raw: np.ndarray, draw: Draw | None) -> dict:
         return {"x": torch.from_numpy(raw)}
+
+    def load_views(self, raw: np.ndarray) -> list:
+        return [{"x": torch.from_numpy((raw * (1 - 2 * k / self.views)).astype(np.float32))} for k in range(self.views)]
 
     def prepare(self, raw: dict, draw: Draw | None) -> Prepared:
         x = raw["x"].float()
@@ -55,6 +61,7 @@ class Source_(Source):
     def __init__(self, options: dict):
         self.options = options
         self.classes = options["classes"] if options["named"] else None
+        self.several, self.views = options["several"], options["views"]
 
     def __len__(self) -> int:
         return self.options["samples"]
@@ -77,7 +84,15 @@ class Source_(Source):
         wave = np.sin(1.2 * (np.cos(angle) * x + np.sin(angle) * y)) + o["noise"] * noise
         wave = np.full_like(wave, np.nan) if index in o["nan"] else wave
         known = None if index in o["unlabelled"] else label
+        if self.several and known is not None:  # every third sample has the next class too, as a second wave
+            known = (known, (known + 1) % len(self.options["classes"])) if index % 3 == 0 else (known,)
         return Sample({"marks": wave[None].astype(np.float32)}, self.name(index), known)
+
+    def view(self, index: int, number: int) -> Sample:
+        sample = self.read(index, Draw(("view", index)))
+        if number in self.options.get("lost", []) and index == 1:
+            raise ValueError("this view is gone")
+        return Sample({"marks": sample.raw["marks"] * (1 - number)}, sample.id, sample.label)
 
 
 def open_marks(root: str | None, list: str | None = None) -> Source:

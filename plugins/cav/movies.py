@@ -1,0 +1,210 @@
+"""Pictures and sound of video files: one pass over the file gives both, aligned in time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from maemm.contract import Sample, Source
+from maemm.data.files import Files, endings, existing, fingerprint
+from maemm.data.lists import class_labels, find_files, read_list
+from maemm.draws import Draw
+from maemm.errors import MaemmError
+
+from ..audio.read import VIDEO_EXTENSIONS
+from .decode import Clip, Look, decode, seconds_of
+
+_MARGIN = 0.05  # seconds of sound behind the last picture: a filter bank's last window reaches beyond it
+
+
+# --------------------------------------------------------------------------------------------------- the source
+@dataclass(frozen=True)
+class Names:
+    """Which modality gets what; None: nobody."""
+
+    image: str | None
+    video: str | None
+    audio: str | None
+
+
+class Movies(Files):
+    """A video file per sample, of which a stretch of time is taken."""
+
+    def __init__(
+        self,
+        listed: tuple[Path, list[str], Any, Any],
+        names: Names,
+        look: Look,
+        *,
+        seconds: float | None,
+        fps: float | None,
+        at: float | None,
+        views: int,
+        cache: Path | None,
+    ):
+        home, paths, labels, classes = listed
+        super().__init__(home, paths, labels, classes, name=names.video or names.image or names.audio)
+        self.names, self.look, self.seconds, self.fps, self.at, self.cache = names, look, seconds, fps, at, cache
+        self.views = views
+
+    def open(self, path: bytes, draw: Draw) -> dict[str, Any]:
+        """{modality: what its ``load`` takes}; a modality is missing where the file has no such track."""
+        at = float(draw.rand("frame")[0]) if self.at is None else self.at
+        return self._opened(os.fsdecode(path), float(draw.rand("time")[0]), at)
+
+    def _opened(self, file: str, place: float, at: float) -> dict[str, Any]:
+        """``place`` in [0, 1): where the stretch begins; ``at``: its picture."""
+        if self.cache is not None:
+            clip = _cached(self.cache, file, self.look)
+            length = clip.times[-1] + _step(clip.times) if clip.times is not None else len(clip.sound) / clip.rate
+            start = place * max(0.0, length - (self.seconds or length))
+        elif self.seconds is None:
+            clip, start = decode(file, self.look), 0.0
+        else:
+            start = place * max(0.0, seconds_of(file) - self.seconds)
+            clip = decode(file, self.look, start, start + self.seconds + _MARGIN)
+        return self._cut(clip, start, at)
+
+    def _cut(self, clip: Clip, start: float, at: float) -> dict[str, Any]:
+        raw: dict[str, Any] = {}
+        stop = start + self.seconds if self.seconds else float("inf")
+        if clip.times is not None:
+            shown = self._shown(clip.times, start)
+            start = max(float(clip.times[shown[0]]), 0.0)  # sound begins with the first picture
+            stop = start + self.seconds if self.seconds else float("inf")
+            if self.names.video:
+                raw[self.names.video] = clip.pictures[shown]
+            if self.names.image:
+                raw[self.names.image] = clip.pictures[shown[min(int(at * len(shown)), len(shown) - 1)]]
+        if clip.sound is not None and self.names.audio:
+            end = clip.begin + len(clip.sound) / clip.rate
+            raw[self.names.audio] = clip.heard(start, min(stop + _MARGIN, end))
+        if not raw:
+            raise ValueError("has neither picture nor sound of what is asked for")
+        return raw
+
+    def _shown(self, times: np.ndarray, start: float) -> np.ndarray:
+        """Numbers of the pictures of the stretch that begins at ``start``; the last one is repeated at the end."""
+        first = max(int(np.searchsorted(times, start + 1e-6, side="right")) - 1, 0)
+        stop = times[first] + self.seconds if self.seconds else times[-1] + _step(times)
+        if self.fps is None:
+            return np.arange(first, max(int(np.searchsorted(times, stop - 1e-6)), first + 1))
+        wanted = times[first] + np.arange(max(1, round((stop - times[first]) * self.fps))) / self.fps
+        return np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, first, len(times) - 1)
+
+    def read(self, index: int, draw: Draw) -> Sample:
+        raw = self.open(os.path.join(self.folder, self.path(index)), draw)
+        return Sample(raw, self.name(index), self.label(index))
+
+    def view(self, index: int, number: int) -> Sample:
+        """The middle of the file, and the middle of one of ``views`` equal parts of it as the picture."""
+        file = os.fsdecode(os.path.join(self.folder, self.path(index)))
+        return Sample(self._opened(file, 0.5, (number + 0.5) / self.views), self.name(index), self.label(index))
+
+    def fingerprint(self) -> str:
+        return fingerprint("movies", super().fingerprint(), self.names, self.look, self.seconds, self.fps, self.at)
+
+
+def _step(times: np.ndarray) -> float:
+    """Seconds for which the last picture is shown: as long as the one before."""
+    return float(times[-1] - times[-2]) if len(times) > 1 else 0.0
+
+
+def open_movies(
+    root: str | None,
+    list: str | None = None,
+    *,
+    image: str | None = "image",
+    video: str | None = None,
+    audio: str | None = "audio",
+    seconds: float | None = None,
+    fps: float | None = None,
+    at: float | None = None,
+    views: int = 1,
+    box: Sequence[int] | None = None,
+    shrink: int = 1,
+    cache: str | None = None,
+    extensions: Sequence[str] | None = None,
+) -> Source:
+    """Videos with their sound, of a folder or a list of paths: pictures, clips and sound of the same moments.
+
+    What a file lacks, its sample lacks (``data.missing``). Raises :class:`MaemmError` where there is nothing to read.
+
+    Options
+        image: name of the modality that gets one picture of each stretch; null: none
+        video: name of the modality that gets all its pictures, a whole number of them; null: none
+        audio: name of the modality of the sounds; null: none
+        seconds: length of the stretch that is taken of each file, at random, drawn anew in every epoch; null: all
+        fps: pictures a second of clips, by their time stamps; null: those of the file
+        at: which picture of the stretch, as a share of it (0.5: the middle); null: a random one
+        views: pictures of each file, evenly spread, over which evaluation takes a mean (maemm retrieve --views)
+        box: top, left, height and width in pixels of the part of each picture that is taken; null: all
+        shrink: blocks of this many pixels become one
+        cache: folder that keeps what has been decoded, for short files that are read often; null: decode each time
+        extensions: endings of the files to take from a folder; null: those of all known kinds
+    """
+    for key, value in (("seconds", seconds), ("fps", fps), ("shrink", shrink), ("views", views)):
+        if value is not None and value <= 0:
+            raise MaemmError(f"{key} is {value:g} (data.source.{key}); give more than 0")
+    if at is not None and not 0 <= at <= 1:
+        raise MaemmError(f"at is {at:g} (data.source.at); give a share from 0 to 1, or null for a random picture")
+    if box is not None and (len(box) != 4 or min(box) < 0 or min(box[2:]) < 1):
+        raise MaemmError(f"box is {[*box]} (data.source.box); give top, left, height and width in pixels")
+    wanted = [one for one in (image, video, audio) if one]
+    if not wanted or len(set(wanted)) < len(wanted):
+        raise MaemmError("a video gives one modality or more, each another name (data.source.image, video, audio)")
+    look = Look(None if box is None else tuple(box), shrink)
+    kept = None if cache is None else Path(cache).expanduser()
+    listed = _listed(root, list, endings(extensions, VIDEO_EXTENSIONS))
+    return Movies(listed, Names(image, video, audio), look, seconds=seconds, fps=fps, at=at, views=views, cache=kept)
+
+
+def _listed(root: str | None, list: str | None, taken: tuple[str, ...]) -> tuple[Path, list[str], Any, Any]:
+    if not root and not list:
+        raise MaemmError("no videos are given; set data.root to a folder or a video, or data.list to a list of paths")
+    folder = None if not root else existing(root, "data.root")
+    if list:
+        return read_list(existing(list, "data.list"), folder, taken)
+    if not folder.is_dir():
+        return folder.parent, [folder.name], None, None
+    paths = find_files(folder, taken)
+    if not paths:
+        raise MaemmError(f"no video below the folder ({folder}); looked for files that end in {' '.join(taken)}")
+    return (folder, paths, *class_labels(paths))
+
+
+# ---------------------------------------------------------------------------------------------------- the cache
+def _cached(folder: Path, path: str, look: Look) -> Clip:
+    """The whole file, decoded once; a file that changes is decoded anew."""
+    status = os.stat(path)
+    key = f"{os.path.abspath(path)}\x1f{status.st_size}\x1f{status.st_mtime_ns}\x1f{look}".encode(
+        "utf-8", "surrogateescape"
+    )
+    place = folder / f"{hashlib.blake2b(key, digest_size=12).hexdigest()}.safetensors"
+    try:
+        values = load_file(place)
+        rate, begin = values.pop("clock")
+        return Clip(**values, rate=int(rate), begin=float(begin))
+    except (OSError, SafetensorError, KeyError, TypeError):
+        pass  # not there yet, or not whole: decode
+    clip = decode(path, look)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = place.with_name(f".{place.name}.{os.getpid()}")
+    save_file(dict(_arrays(clip)), beside)
+    os.replace(beside, place)
+    return clip
+
+
+def _arrays(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
+    for name in ("times", "pictures", "sound"):
+        if getattr(clip, name) is not None:
+            yield name, np.ascontiguousarray(getattr(clip, name))
+    yield "clock", np.array([clip.rate, clip.begin])

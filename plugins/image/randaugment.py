@@ -1,0 +1,62 @@
+"""RandAugment (Cubuk et al. 2019) on uint8 pictures, by timm."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image as Pictures
+from torch import Tensor
+
+from maemm.draws import Draw, seeded
+from maemm.errors import MaemmError
+
+_WORDS = re.compile(r"rand(-(m\d+(\.\d+)?|n\d+|mstd\d+(\.\d+)?|mmax\d+|inc[01]|w\d+|p\d+(\.\d+)?|t\w+))*")
+_SHIFT = 0.45  # of the shorter side: how far timm's recipes move a picture at most
+
+
+class RandAugment:
+    """The policy that a text such as ``rand-m9-mstd0.5-inc1`` names (timm's words: magnitude 9, its spread 0.5).
+
+    Raises :class:`MaemmError` for a text that names none; ``where`` is its key, for the message.
+    """
+
+    def __init__(self, text: str, mean: Sequence[float], kernel: str, where: str):
+        self.text, self.kernel = text, kernel
+        self.fill = tuple(min(255, round(255 * one)) for one in mean)
+        try:
+            if not _WORDS.fullmatch(text):
+                raise ValueError("rand, then -m9, -n2, -mstd0.5, -mmax10, -inc1 in any number")
+            _policy(text, self.fill, 100, kernel)
+        except Exception as error:  # timm asserts, and converts numbers
+            raise MaemmError(
+                f"randaugment {text!r} names no policy ({where}: {error}); write one such as rand-m9-mstd0.5-inc1"
+            ) from None
+
+    def __call__(self, frames: np.ndarray, draw: Draw) -> np.ndarray:
+        """(T, H, W, 3) uint8 -> the same, every frame changed alike. Raises ValueError for other pictures."""
+        if frames.dtype != np.uint8 or frames.shape[-1] != 3:
+            raise ValueError("RandAugment is for 8-bit RGB pictures; set randaugment to null")
+        policy = _policy(self.text, self.fill, int(min(frames.shape[1:3]) * _SHIFT), self.kernel)
+        found = []
+        for frame in frames:
+            with seeded(*draw.key, "randaugment"):  # the same draws for every frame
+                found.append(np.asarray(policy(Pictures.fromarray(frame))))
+        return np.stack(found)
+
+    def on_tensor(self, x: Tensor, draw: Draw) -> Tensor:
+        """(3, H, W) uint8 -> the same."""
+        frame = np.ascontiguousarray(x.permute(1, 2, 0).numpy())
+        return torch.from_numpy(self(frame[None], draw)[0]).permute(2, 0, 1)
+
+
+@lru_cache(maxsize=64)
+def _policy(text: str, fill: tuple[int, ...], shift: int, kernel: str) -> Any:
+    from timm.data.auto_augment import rand_augment_transform
+
+    how = Pictures.Resampling.BICUBIC if kernel == "bicubic" else Pictures.Resampling.BILINEAR
+    return rand_augment_transform(text, {"translate_const": shift, "img_mean": fill, "interpolation": how})

@@ -1,0 +1,184 @@
+"""Several views of each sample, few labels on a page, what test and training part share."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from maemm import cli
+from maemm.data.views import Viewed, views_of
+from maemm.errors import MaemmError
+from maemm.evaluate.evaluate import evaluate, shared_with_training
+from maemm.evaluate.features import features
+from maemm.evaluate.finetune import finetune, recipe_for
+from maemm.train.validation import measure
+
+HEAD = {"decoder": None, "head": {"type": "linear", "classes": 4}, "objectives": {"classify": {}}}
+QUICK = {
+    "train.epochs": 2, "train.batch": 4, "train.warmup_epochs": 0, "train.schedule": "constant", "train.base_lr": None,
+    "train.lr": 3e-3, "train.log_every": 1, "train.min_lr": 0.0, "train.layer_decay": None, "encoder.drop_path": 0.0,
+}  # fmt: skip
+
+
+def classifier(world, **modality):
+    model = world.model(**HEAD, modalities={"marks": modality})
+    torch.nn.init.normal_(model.head.linear.weight, std=0.5)
+    return model
+
+
+def by_hand(model, source, factors, average):
+    """Logits of the samples times each factor, averaged."""
+    rows = torch.stack([torch.from_numpy(source.read(i, None).raw["marks"]) for i in range(len(source))])
+    with torch.no_grad():
+        found = torch.stack([model.logits({"marks": rows * factor}) for factor in factors])
+    return found.mean(0) if average == "logits" else found.softmax(-1).mean(0).log()
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_of_a_modality_are_averaged(world, average, workers):
+    model, data = classifier(world, votes=4), world.data(samples=10, bad=[3])
+    found = evaluate(model, data, batch=6, workers=workers, average=average)
+    source = world.source(samples=10)
+    expected = by_hand(model, source, [1, 0.5, 0, -0.5], average)[[0, 1, 2, *range(4, 10)]]
+    np.testing.assert_allclose(found.logits["logits"], expected.numpy(), atol=1e-5)
+    assert found.views == 4 and len(found.skipped) == 1 and "9 samples, 4 views of each, 1 skipped" in str(found)
+    one = evaluate(model, data, views=False)
+    np.testing.assert_allclose(one.logits["logits"], by_hand(model, source, [1], "logits")[[0, 1, 2, *range(4, 10)]],
+                               atol=1e-5)  # fmt: skip
+
+
+def test_views_of_a_source_take_a_pass_each(world):
+    model = classifier(world)
+    found = evaluate(model, world.data(samples=8, views=3, lost=[2]))
+    source = world.source(samples=8)
+    expected = by_hand(model, source, [1, 0, -1], "probabilities")[[0, *range(2, 8)]]
+    np.testing.assert_allclose(found.logits["logits"], expected.numpy(), atol=1e-5)
+    assert [one.reason for one in found.skipped] == ["ValueError: this view is gone"] and found.views == 3
+
+
+def test_validation_asks_all_views_where_told(world):
+    model, source = classifier(world, votes=4), world.source(samples=12)
+    data = {**model.recipe["data"], "classes": 4}
+    recipe = {**model.recipe, "data": data}
+    one = measure(model, source, recipe)
+    recipe["train"] = {**recipe["train"], "validate_views": True}
+    found = measure(model, source, recipe)
+    labels = torch.arange(12) % 4
+    expected = by_hand(model, source, [1, 0.5, 0, -0.5], "probabilities")
+    assert found["accuracy"] == pytest.approx(float((expected.argmax(1) == labels).float().mean()))
+    assert one["loss"] != pytest.approx(found["loss"])
+
+
+def test_numbers_of_views_must_agree():
+    class One:
+        def __init__(self, views):
+            self.views = views
+
+    assert views_of({"a": One(1), "b": One(3)}) == 3
+    with pytest.raises(MaemmError, match=r"different numbers of views \(a 2, b 3\)"):
+        views_of({"a": One(2), "b": One(3)})
+    single = Viewed(type("M", (), {"load_views": lambda self, raw: [raw], "collate": lambda self, s: s})(), 3)
+    assert single.load("x", None) == ["x"] * 3 and single.collate([["a", "b"], ["c", "d"]]) == ["a", "b", "c", "d"]
+
+
+def test_features_take_one_view(world):
+    model = classifier(world, votes=4)
+    assert features(model, world.source(samples=5))["marks"].x.shape == (5, 16)
+
+
+# -------------------------------------------------------------------------------------------------- few labels
+def test_few_labels_beside_from_scratch_on_a_page(world, capsys):
+    run, data = world.run(), world.data(samples=40)
+    test = world.data("test", samples=16, seed=1, prefix="t")
+    words = [f"{key}={'null' if value is None else value}" for key, value in QUICK.items()]
+    command = ["finetune", run, data, *words, "--test", test, "--shots", "1,50%", "--seeds", "2", "--json"]
+    assert cli.main(command) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    cells = {(one["features"], one["shots"]): one for one in told["results"]}
+    assert set(cells) == {(a, b) for a in ("fine-tuned", "from scratch") for b in ("1", "50%")}
+    assert np.array(cells["fine-tuned", "1"]["values"]).shape == (2, 1)
+    page = (world.folder / "run-labels/report.html").read_text()
+    assert "Few labels" in page and "fine-tuned" in page and "finetune, 50% labels" in page
+    assert page.count("data:image/png;base64") == 1
+    runs = sorted(one.name for one in (world.folder / "run-labels/runs").iterdir())
+    assert len(runs) == 8 and runs[0] == "fine-tuned-1-seed-0"
+    recipe = (world.folder / "run-labels/runs/fine-tuned-1-seed-0/recipe.yaml").read_text()
+    assert "shots: '1'" in recipe and "validation: null" in recipe
+    assert cli.main(command) == 0  # nothing is trained again
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["results"] == told["results"]
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--shots", "1"], "--shots needs --test DATA"),
+        (["--shots", "x", "--test", "{test}"], "'x' means nothing"),
+        (["--shots", "1000", "--test", "{test}"], "has 10 samples, --shots asks for 1000"),
+    ],
+)
+def test_few_labels_that_mean_nothing(world, capsys, words, text):
+    run, data, test = world.run(), world.data(samples=40), world.data("test", samples=8)
+    assert cli.main(["finetune", run, data, *(one.replace("{test}", test) for one in words)]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_figures_of_probes_stand_on_the_page_of_the_run(world):
+    from maemm.evaluate.verbs import probe
+    from maemm.report import write_page
+
+    run = world.run()
+    write_page(run)
+    assert "What it is good for" not in (world.folder / "run/report.html").read_text()
+    probe(run, world.data(samples=40), shots=["1", "5"], seeds=1, folds=2, baselines=True)
+    page = (world.folder / "run/report.html").read_text()
+    assert "Probes of frozen features" in page and "untrained" in page and "data:image/png;base64" in page
+    (world.folder / "run/evaluate/zz.json").write_text('{"verb": "knn", "results": [{"odd": 1}]}')
+    write_page(run)
+    assert "Not shown: zz.json" in (world.folder / "run/report.html").read_text()
+
+
+# ------------------------------------------------------------------------------------------------ hostile answers
+def test_a_recipe_without_weights_to_begin_with(world, tmp_path):
+    from maemm.config import dump
+
+    recipe = recipe_for(world.run(), world.data(samples=16), QUICK)
+    recipe.pop("init")
+    (tmp_path / "bare.yaml").write_text(dump(recipe))
+    with pytest.raises(MaemmError, match="begins with no weights.*set init=RUN_OR_WEIGHTS, or add --scratch"):
+        finetune(tmp_path / "bare.yaml", echo=lambda text: None)
+    out = finetune(tmp_path / "bare.yaml", scratch=True, echo=lambda text: None, **{"train.epochs": 1})
+    assert out.name.endswith("-scratch")
+
+
+def test_a_test_part_that_was_learned_from_is_told_with_its_count(world, capsys):
+    run, data = world.run(), world.data(samples=40)
+    words = [f"{key}={'null' if value is None else value}" for key, value in QUICK.items()]
+    test = world.data("test", samples=12, prefix="t")  # the same waves under other names
+    assert cli.main(["finetune", run, data, *words, "train.epochs=1", "data.validation=null", "--test", test]) == 0
+    assert (
+        "12 of 12 test samples have the content of a training sample (0 of them its id too)" in capsys.readouterr().err
+    )
+    apart = shared_with_training(f"{run}-finetune", world.data("apart", samples=12, seed=1))
+    assert apart.content == 0 and apart.same_name == 12
+
+
+def test_weights_averaged_over_epochs(world):
+    from maemm.weights import load
+
+    run, data = world.run(), world.data(samples=16)
+    options = {**QUICK, "data.validation": None, "train.keep": 9, "train.save_every": 4, "train.epochs": 3}
+    out = finetune(run, data, echo=lambda text: None, **options, **{"train.average": 2})
+    from safetensors.torch import load_file
+
+    steps = {name: out / f"checkpoints/step-00000{name}" for name in (4, 8)}
+    last = out / "checkpoints/step-000012"
+    means = next(path for path in last.glob("*.safetensors") if path.name != "model.safetensors")
+    key = "encoder.blocks.0.mlp.fc1.weight"
+    ends = [load_file(path / "model.safetensors")[key] for path in (steps[8], last)]
+    torch.testing.assert_close(load_file(means)[key], sum(ends) / 2)
+    assert load(out) is not None
+    both = {"train.average": 2, "train.ema": 0.9, "out": str(world.folder / "both")}
+    with pytest.raises(MaemmError, match="are both averages"):
+        finetune(run, data, echo=lambda text: None, **QUICK, **both)

@@ -1,0 +1,34 @@
+"""A classifier of clips is asked about every stored frame; lists with several labels."""
+
+import json
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from maemm.data.shots import labels_of
+from maemm.draws import Draw
+from maemm_plugins.cav.sources import open_clips
+
+
+def clips(folder, frames=3):
+    rows = []
+    for number, labels in enumerate(["dog,rain", "rain"]):
+        soundfile.write(folder / f"{number}.wav", np.random.default_rng(number).normal(0, 0.1, 1600), 16000)
+        for frame in range(frames):
+            (folder / f"frame_{frame}").mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (0, 80 * frame, 0)).save(folder / f"frame_{frame}/{number}.jpg", quality=100)
+        rows.append({"video_id": str(number), "wav": f"{number}.wav", "video_path": ".", "labels": labels})
+    (folder / "list.json").write_text(json.dumps({"data": rows}))
+    return str(folder / "list.json")
+
+
+def test_every_frame_is_a_view(tmp_path):
+    source = open_clips(None, clips(tmp_path), frames=3)
+    assert source.views == 3 and source.several and source.classes == ["dog", "rain"]
+    colours = [source.view(1, number).raw["image"].reshape(-1, 3).mean(0) for number in range(3)]
+    assert [round(float(one[1]) / 80) for one in colours] == [0, 1, 2]
+    assert source.view(0, 2).label == (0, 1) and labels_of(source).tolist() == [[1, 1], [0, 1]]
+    fixed = open_clips(None, clips(tmp_path), frames=3, frame=1)
+    assert fixed.views == 1 and round(float(fixed.view(0, 0).raw["image"][..., 1].mean()) / 80) == 1
+    assert fixed.read(0, Draw((0,))).id == "0"
