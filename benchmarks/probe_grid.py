@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> Path:
         "date": str(date.today()), "command": "python benchmarks/probe_grid.py grid/s1 --run RUN", "clips": len(codes),
         "held out": int(held_out(codes).sum()), "standard error of one figure": 0.03,
         "loss": last_loss(args.run), "loss of predicting zero": 1 - 1 / values, "rows": rows_of(tokens, codes),
-        "recipe": {key: trained.recipe[key] for key in ("modalities", "encoder", "decoder", "data", "train")},
+        "recipe": {key: trained.recipe[key] for key in ("modalities", "encoder", "decoder", "train")},
         "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)

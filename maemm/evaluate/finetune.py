@@ -69,7 +69,19 @@ def _recipe_for(what: str | os.PathLike, data: str | os.PathLike | None, given: 
             f"{what} is a recipe of pre-training; give a run or weights to fine-tune, or a recipe with objectives: "
             "{classify: {}}, a head and init"
         )
-    return _with_classes(recipe)
+    recipe = _with_classes(recipe)
+    return recipe if "train.batch" in given else _with_batch(recipe)
+
+
+def _with_batch(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe whose batch is no larger than the few labels that it learns from."""
+    shots = recipe["data"].get("shots")
+    if shots is None:
+        return recipe
+    left = len(Shots.parse(str(shots)).draw(labels_of(open_source(recipe)), 0))
+    if recipe["train"]["batch"] <= left * recipe["data"]["repeats"]:
+        return recipe
+    return {**recipe, "train": {**recipe["train"], "batch": batch_for(left)}}
 
 
 def _with_classes(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -43,6 +43,7 @@ class Alone(Model):
         stream: str | None = None,
     ) -> dict[str, Tensor]:
         """{stream: (B, D)}. Of one modality the choices are those of :meth:`Model.embed`; several have their mean."""
+        batch = {name: one for name, one in batch.items() if name in self.modalities}
         if stream is not None or len(self.modalities) == 1:
             return super().embed(batch, pool, norm, layers, tokens, stream)
         if any(one is not None for one in (norm, layers)) or pool not in (None, "mean") or tokens:

@@ -30,7 +30,11 @@ def write_page(run_folder: str | Path) -> Path:
         raise MaemmError(f"there is no run folder {folder}; give the folder that pretrain wrote (out=...)")
     run = read_run(folder)
     lead = f"Recipe {name_of(run)}. Everything in this page comes from the files beside it."
-    return write_html(folder / "report.html", document(run_title(run), lead, [section(run), commands(run)]))
+    several = not run.rows and bool(
+        evaluations(folder)
+    )  # a folder of runs, to be continued by the command that made it
+    parts = [section(run)] if several else [section(run), commands(run)]
+    return write_html(folder / "report.html", document(run_title(run), lead, parts))
 
 
 def run_title(run: Run) -> str:

@@ -47,3 +47,10 @@ def test_few_labels_and_balanced_epochs(world):
     drawn = [one.index for step in range(300) for one in order.micro_batches(step)[0]]
     labels = [source.label(i) for i in drawn]
     assert None not in labels and abs(sum(labels) / len(labels) - 0.5) < 0.05
+
+
+def test_a_batch_is_no_larger_than_the_few_labels(world, tmp_path):
+    path, data = bare(world, tmp_path, 4), world.data(samples=40)
+    assert recipe_for(path, data, {"data.shots": 1, "train.epochs": 1})["train"]["batch"] == 2
+    assert recipe_for(path, data, {"data.shots": 5})["train"]["batch"] == 4  # that of the recipe
+    assert recipe_for(path, data, {"data.shots": 1, "train.batch": 3})["train"]["batch"] == 3

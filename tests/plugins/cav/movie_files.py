@@ -19,8 +19,8 @@ def tone(seconds, rate=RATE):
     return (0.2 * t / 3 * np.sin(2 * np.pi * 400 * t)).astype(np.float32)
 
 
-def write(path, frames=50, sound=2.0, size=(32, 48), silent=False):
-    """``frames`` at 25 a second and ``sound`` seconds; 0: without that track."""
+def write(path, frames=50, sound=2.0, size=(32, 48), silent=False, first=0):
+    """``frames`` from the number ``first`` on at 25 a second, and ``sound`` seconds; 0: without that track."""
     with av.open(str(path), "w") as container:
         video = audio = None
         if frames:
@@ -29,7 +29,7 @@ def write(path, frames=50, sound=2.0, size=(32, 48), silent=False):
         if sound:
             audio = container.add_stream("aac", rate=RATE, layout="mono")
         for number in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(number, *size), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(picture(first + number, *size), format="rgb24")
             container.mux(video.encode(frame))
         if sound:
             wave = np.zeros(round(sound * RATE), np.float32) if silent else tone(sound)

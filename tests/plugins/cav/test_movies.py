@@ -172,7 +172,7 @@ def test_every_odd_file_is_counted_with_its_reason(home):
     for name, says in {
         "no_sound": "the sample has no 'audio', only 'image'",
         "no_picture": "the sample has no 'image', only 'audio'",
-        "silent": "silent: all samples are equal",
+        "silent": "silent: all samples",
         "empty": "empty file",
         "noise": "not a readable video",
         "cut": "not a readable video",

@@ -277,7 +277,7 @@ def test_only_the_region_is_seen():
     ({"std": [0, 1, 1]}, "std is"),
     ({"mean": [0]}, "mean has 1 numbers"),
     ({"predict_frames": 3}, "use 2 or 4"),
-    ({"region": [0, 0, 1]}, "region is .* top, left, height, width"),
+    ({"region": [0, 0, 1]}, "region is .* give .top, left, height, width"),
     ({"region": [0, 0, 0, 1]}, "region is"),
     ({"region": [0.5, 0, 0.6, 1]}, "reaches beyond the frame"),
 ])  # fmt: skip
