@@ -136,7 +136,13 @@ def of_run(run: Path, folder: Path, lists: Path, cache: str | None) -> dict[str,
         rows[name] = both(found, pair)
     learned = features(model, Middle(train))
     rows["trained, on the training clips"] = both(learned, pair)
-    return {"rows": rows, "letter": letters(model, Middle(train), Middle(test), pair), "recipe": model.recipe}
+    return {"rows": rows, "letter": letters(model, Middle(train), Middle(test), pair), "recipe": about(model)}
+
+
+def about(model: maemm.Model) -> dict[str, Any]:
+    """Which recipe, and what of it matters most here."""
+    train = {key: model.recipe["train"][key] for key in ("epochs", "batch", "lr", "seed")}
+    return {"name": model.recipe.get("name"), **train, "objectives": model.recipe["objectives"]}
 
 
 def letters(model: maemm.Model, train: Source, test: Source, pair: tuple[str, str]) -> dict[str, float]:
