@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +48,12 @@ def occupancy(source: maemm.Source) -> Features:
 def embedded(model: maemm.Model, source: maemm.Source, groups: int) -> Features:
     """Mean and maximum of the tokens side by side, with that many groups."""
     model.modalities["pointcloud"].groups = groups
-    mean, most = (features(model, source, pool=pool, batch=32)["pointcloud"] for pool in ("mean", "max"))
-    return replace(mean, x=np.concatenate([mean.x, most.x], axis=1))
+
+    def both(one: maemm.Model, batch: dict[str, maemm.Prepared]) -> dict[str, torch.Tensor]:
+        tokens = one.embed(batch, tokens=True)["pointcloud"]
+        return {"pointcloud": torch.cat([tokens.mean(1), tokens.amax(1)], 1)}
+
+    return features(model, source, embed=both, batch=32)["pointcloud"]
 
 
 @torch.no_grad()
@@ -89,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--run", type=Path, action="append", required=True, help="one for each seed of pre-training")
-    parser.add_argument("--groups", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--groups", type=int, nargs="+", default=[64, 128])
     parser.add_argument("--seeds", type=int, default=3, help="untrained encoders")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()

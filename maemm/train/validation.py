@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maemm.build import build_modalities
-from maemm.contract import Modality, Source, Term
+from maemm.contract import Modality, Output, Source
 from maemm.data.loader import Batch
 from maemm.data.mixture import parts_of
 from maemm.data.once import each
@@ -128,49 +128,68 @@ def measure(
     Masks are the same each time. With ``train.validate_views`` answers are averaged over the views of each sample.
     The model comes back in the mode it had. Raises :class:`MaemmError` where no sample can be read.
     """
-    data, train, device = recipe["data"], recipe["train"], next(model.parameters()).device
-    modalities = build_modalities(dict(recipe)) if data["workers"] else dict(model.modalities)
-    size = batch or min(train.get("micro_batch") or train["batch"], 256)
-    views = views_of(modalities) if train.get("validate_views") else 1
-    if views > 1:
-        modalities, size = {name: Viewed(one, views) for name, one in modalities.items()}, max(1, size // views)
-    sums: dict[str, list[float]] = {}
-    answers: dict[str, dict[str, list[Tensor]]] = {name: {} for name in model.objectives}
-    options = {
-        "batch": size,
-        "workers": data["workers"],
-        "timeout": data["timeout"],
-        "missing": data.get("missing") or "skip",
-        "on_progress": on_progress,
-    }
-    batches = _of_parts(source, modalities, options)
+    train, device = recipe["train"], next(model.parameters()).device
+    views = views_of(dict(model.modalities)) if train.get("validate_views") else 1
+    batches = _of_parts(source, *_reading(model, recipe, batch, views, on_progress))
+    seen = _Seen(model, views)
     training = model.training
     model.eval()
     try:
         for one in batches:
-            if not one.raw:
-                continue
-            rows = len(one.ids) * views
-            draw = Draw((train["seed"], "validation", one.step), range(rows), rows)
-            one = one.to(device)
-            planned = model.plan(model.prepare(one.raw, None, one.present), draw)
-            labels = one.labels if one.labels is None or views == 1 else one.labels.repeat_interleave(views, 0)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                out = model(planned, labels=labels)
-            _add(sums, {"loss": Term(out.total * rows, torch.tensor(float(rows)))})
-            for name, objective in model.objectives.items():
-                for key, value in objective.answers(out).items():
-                    answers[name].setdefault(key, []).append(_of_samples(value, views).cpu())
+            if one.raw:
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    seen.add(_answer(model, one.to(device), train["seed"], views))
     finally:
         batches.close()
         model.train(training)
-    if not sums:
+    if not seen.rows:
         raise MaemmError(f"none of the {len(source):,} samples to validate with can be read; check data.validation")
-    found: dict[str, float] = {}
-    for name, objective in model.objectives.items():
-        if answers[name]:
-            found |= objective.figures({key: torch.cat(parts) for key, parts in answers[name].items()})
-    return found | {name: total / max(count, 1e-12) for name, (total, count) in sums.items()}
+    return seen.figures()
+
+
+def _reading(
+    model: Model, recipe: Mapping[str, Any], batch: int | None, views: int, on_progress: Any
+) -> tuple[dict[str, Modality], dict[str, Any]]:
+    """The modalities that read in the workers, and how batches are made."""
+    data, train = recipe["data"], recipe["train"]
+    modalities = build_modalities(dict(recipe)) if data["workers"] else dict(model.modalities)
+    size = batch or min(train.get("micro_batch") or train["batch"], 256)
+    if views > 1:
+        modalities, size = {name: Viewed(one, views) for name, one in modalities.items()}, max(1, size // views)
+    options = {"workers": data["workers"], "timeout": data["timeout"], "missing": data.get("missing") or "skip"}
+    return modalities, {"batch": size, "on_progress": on_progress, **options}
+
+
+def _answer(model: Model, batch: Batch, seed: int, views: int) -> tuple[Output, int]:
+    """The forward pass of one batch and its rows, with masks that are the same each time."""
+    rows = len(batch.ids) * views
+    draw = Draw((seed, "validation", batch.step), range(rows), rows)
+    planned = model.plan(model.prepare(batch.raw, None, batch.present), draw)
+    labels = batch.labels if batch.labels is None or views == 1 else batch.labels.repeat_interleave(views, 0)
+    return model(planned, labels=labels), rows
+
+
+class _Seen:
+    """What the batches of a validation add up to."""
+
+    def __init__(self, model: Model, views: int):
+        self.model, self.views = model, views
+        self.loss, self.rows = 0.0, 0
+        self.answers: dict[str, dict[str, list[Tensor]]] = {name: {} for name in model.objectives}
+
+    def add(self, found: tuple[Output, int]) -> None:
+        out, rows = found
+        self.loss, self.rows = self.loss + float(out.total) * rows, self.rows + rows
+        for name, objective in self.model.objectives.items():
+            for key, value in objective.answers(out).items():
+                self.answers[name].setdefault(key, []).append(_of_samples(value, self.views).cpu())
+
+    def figures(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, objective in self.model.objectives.items():
+            if self.answers[name]:
+                found |= objective.figures({key: torch.cat(parts) for key, parts in self.answers[name].items()})
+        return found | {"loss": self.loss / self.rows}
 
 
 def _of_parts(source: Source, modalities: Mapping[str, Modality], options: dict[str, Any]) -> Iterator[Batch]:
@@ -187,10 +206,3 @@ def _of_samples(values: Tensor, views: int) -> Tensor:
         return values
     rows = values.unflatten(0, (-1, views))
     return rows.mean(1) if values.is_floating_point() else rows[:, 0]
-
-
-def _add(sums: dict[str, list[float]], terms: Mapping[str, Term]) -> None:
-    for name, term in terms.items():
-        pair = sums.setdefault(name, [0.0, 0.0])
-        pair[0] += float(term.sum)
-        pair[1] += float(term.count)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from maemm.contract import Handover
 from maemm.errors import MaemmError
+from maemm.export.transformers import call_of
 
-from .hf_config import call_of, config_of, known_of, run_there
+from .hf_config import config_of, known_of, run_there
 from .mae import MAE
 
 #: name in files -> MAE's name, outside the blocks

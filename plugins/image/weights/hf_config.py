@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from maemm.decoders.full import Full
 from maemm.encoders.vit import plain_vit
 from maemm.errors import MaemmError
+from maemm.export.transformers import decoder_settings, encoder_settings, known_settings
 
 MODEL, WITH_DECODER = "ViTMAEModel", "ViTMAEForPreTraining"
 
@@ -26,27 +27,17 @@ def config_of(model: nn.Module, layout: str) -> dict[str, Any]:
         raise MaemmError(f"layout {layout!r} has one class token and a final norm, this encoder has not")
     if image.position_kinds["encoder"] == "none":
         raise MaemmError(f"layout {layout!r} adds positions, and this encoder has none")
-    block = encoder.blocks[0]
     config = {
         "architectures": [MODEL],
         "model_type": "vit_mae",
         "image_size": image.size[0],
         "patch_size": image.patch[0],
         "num_channels": image.channels,
-        "hidden_size": encoder.dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": block.attn.num_heads,
-        "intermediate_size": block.mlp.fc1.out_features,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
-        "layer_norm_eps": block.norm1.eps,
-        "qkv_bias": block.attn.qkv.bias is not None,
+        **encoder_settings(encoder),
         "norm_pix_loss": image.normalize == "patch",
         "mask_ratio": _mask_ratio(model),
     }
-    return config if model.decoder is None else {**config, **_decoder(model, block.norm1.eps, layout)}
+    return config if model.decoder is None else {**config, **_decoder(model, encoder.blocks[0].norm1.eps, layout)}
 
 
 def _decoder(model: nn.Module, eps: float, layout: str) -> dict[str, Any]:
@@ -59,13 +50,7 @@ def _decoder(model: nn.Module, eps: float, layout: str) -> dict[str, Any]:
         raise MaemmError(
             f"layout {layout!r} has the decoder of MAE alone, with the eps of the encoder; this is another"
         )
-    return {
-        "architectures": [WITH_DECODER],
-        "decoder_hidden_size": decoder.dim,
-        "decoder_num_hidden_layers": len(decoder.blocks),
-        "decoder_num_attention_heads": decoder.blocks[0].attn.num_heads,
-        "decoder_intermediate_size": decoder.blocks[0].mlp.fc1.out_features,
-    }
+    return {"architectures": [WITH_DECODER], **decoder_settings(decoder)}
 
 
 def _mask_ratio(model: nn.Module) -> float:
@@ -75,20 +60,7 @@ def _mask_ratio(model: nn.Module) -> float:
 
 def known_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings -> what reading the weights wants to know; what is missing stays asked for."""
-    names = {
-        "heads": "num_attention_heads",
-        "decoder_heads": "decoder_num_attention_heads",
-        "norm_pix": "norm_pix_loss",
-        "mask_ratio": "mask_ratio",
-        "size": "image_size",
-        "eps": "layer_norm_eps",
-    }
-    return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
-
-
-def call_of(config: Mapping[str, Any]) -> str:
-    """Python that loads the folder in transformers; a mask ratio of 0 and ordered noise leave all tokens in order."""
-    return f"transformers.{config['architectures'][0]}.from_pretrained({{path!r}})"
+    return known_settings(config, mask_ratio="mask_ratio", size="image_size")
 
 
 def run_there(path: str) -> Callable[[Tensor], Tensor]:

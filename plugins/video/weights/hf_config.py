@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from maemm.decoders.full import Full
 from maemm.encoders.vit import plain_vit
 from maemm.errors import MaemmError
+from maemm.export.transformers import decoder_settings, encoder_settings, known_settings
 from maemm.heads import Linear
 
 MODEL, WITH_DECODER, CLASSIFIER = "VideoMAEModel", "VideoMAEForPreTraining", "VideoMAEForVideoClassification"
@@ -23,7 +24,6 @@ def config_of(model: nn.Module, layout: str) -> dict[str, Any]:
         raise MaemmError(f"layout {layout!r} takes square frames and patches, this model {video.size}, {video.patch}")
     if model.head is None and isinstance(encoder.norm, nn.Identity):
         raise MaemmError(f"layout {layout!r} has a final norm or a classifier, this encoder has neither")
-    block = encoder.blocks[0]
     config = {
         "architectures": [MODEL],
         "model_type": "videomae",
@@ -32,22 +32,15 @@ def config_of(model: nn.Module, layout: str) -> dict[str, Any]:
         "num_channels": video.channels,
         "num_frames": video.size[0],
         "tubelet_size": video.patch[0],
-        "hidden_size": encoder.dim,
-        "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": block.attn.num_heads,
-        "intermediate_size": block.mlp.fc1.out_features,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.02,
-        "layer_norm_eps": block.norm1.eps,
-        "qkv_bias": block.attn.qkv.bias is not None,
+        **encoder_settings(encoder),
         "use_mean_pooling": model.head is not None,
         "norm_pix_loss": video.normalize == "colour",
     }
     if model.head is not None:
         return {**config, **_classifier(model.head, layout)}
-    return config if model.decoder is None else {**config, **_decoder(model.decoder, block.norm1.eps, layout)}
+    return (
+        config if model.decoder is None else {**config, **_decoder(model.decoder, encoder.blocks[0].norm1.eps, layout)}
+    )
 
 
 def _classifier(head: nn.Module, layout: str) -> dict[str, Any]:
@@ -60,33 +53,16 @@ def _classifier(head: nn.Module, layout: str) -> dict[str, Any]:
 def _decoder(decoder: nn.Module, eps: float, layout: str) -> dict[str, Any]:
     if type(decoder) is not Full or decoder.blocks[0].norm1.eps != eps:
         raise MaemmError(f"layout {layout!r} has the decoder of VideoMAE alone, with the eps of the encoder")
-    return {
-        "architectures": [WITH_DECODER],
-        "decoder_hidden_size": decoder.dim,
-        "decoder_num_hidden_layers": len(decoder.blocks),
-        "decoder_num_attention_heads": decoder.blocks[0].attn.num_heads,
-        "decoder_intermediate_size": decoder.blocks[0].mlp.fc1.out_features,
-    }
+    return {"architectures": [WITH_DECODER], **decoder_settings(decoder)}
 
 
 def known_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings -> what reading the weights wants to know; what is missing stays asked for."""
-    names = {
-        "heads": "num_attention_heads",
-        "decoder_heads": "decoder_num_attention_heads",
-        "norm_pix": "norm_pix_loss",
-        "eps": "layer_norm_eps",
-    }
-    known = {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
+    known = known_settings(config)
     side = config.get("image_size")
     if isinstance(side, int) and "num_frames" in config:
         known["size"] = [config["num_frames"], side, side]
     return known
-
-
-def call_of(config: Mapping[str, Any]) -> str:
-    """Python that loads the folder in transformers."""
-    return f"transformers.{config['architectures'][0]}.from_pretrained({{path!r}})"
 
 
 def run_there(path: str) -> Callable[[Tensor], Tensor]:

@@ -12,11 +12,11 @@ from maemm.train.start import make_order, open_parts
 QUICK = {"train.epochs": 1, "train.batch": 4, "train.warmup_epochs": 0, "train.log_every": 1}
 
 
-def bare(world, tmp_path, classes):
+def bare(world, tmp_path, classes, batch=4):
     """A recipe of fine-tuning that knows no names of classes."""
     recipe = recipe_for(world.run(), world.data(samples=16), QUICK)
     recipe["data"]["classes"], recipe["data"]["validation"] = None, None
-    recipe["head"]["classes"] = classes
+    recipe["head"]["classes"], recipe["train"]["batch"] = classes, batch
     (tmp_path / "bare.yaml").write_text(dump(recipe))
     return tmp_path / "bare.yaml"
 
@@ -50,7 +50,7 @@ def test_few_labels_and_balanced_epochs(world):
 
 
 def test_a_batch_is_no_larger_than_the_few_labels(world, tmp_path):
-    path, data = bare(world, tmp_path, 4), world.data(samples=40)
+    path, data = bare(world, tmp_path, 4, batch=6), world.data(samples=40)
     assert recipe_for(path, data, {"data.shots": 1, "train.epochs": 1})["train"]["batch"] == 2
-    assert recipe_for(path, data, {"data.shots": 5})["train"]["batch"] == 4  # that of the recipe
+    assert recipe_for(path, data, {"data.shots": 5})["train"]["batch"] == 6  # that of the recipe
     assert recipe_for(path, data, {"data.shots": 1, "train.batch": 3})["train"]["batch"] == 3

@@ -33,8 +33,9 @@ def test_builds_on_meta(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_when_shrunk(name):
     shrunk = {f"{part}.{key}": n for part in ("encoder", "decoder") for key, n in (("dim", 16), ("heads", 2))}
-    recipe = config.load(name, {**shrunk, "encoder.depth": 1, "decoder.depth": 1,
-                                "modalities.video.size": [16, 64, 64]})  # fmt: skip
+    time, height, width = config.load(name)["modalities"]["video"]["patch"]
+    size = {"modalities.video.size": [8 * time, 4 * height, 4 * width]}
+    recipe = config.load(name, {**shrunk, **size, "encoder.depth": 1, "decoder.depth": 1})
     torch.manual_seed(0)
     model = build_model(recipe)
     batch = {n: m.example(2, maemm.Draw((0, "example"))) for n, m in model.modalities.items()}
