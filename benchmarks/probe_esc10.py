@@ -209,8 +209,13 @@ def main() -> None:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         about = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.processor() or "x86-64"}
-        about |= {"clips": len(waves), "runs": {name: told(Path(name)) for name in args.run}, "tuning": TUNING}
-        about |= {"recipe": recipe, "pre_training_heard": args.heard}
+        about |= {
+            "clips": len(waves),
+            "runs": {Path(name).name: told(Path(name)) for name in args.run},
+            "tuning": TUNING,
+        }
+        kept = {key: recipe[key] for key in ("modalities", "encoder", "decoder", "objectives", "train")}
+        about |= {"recipe": kept, "pre_training_heard": args.heard}
         args.out.write_text(json.dumps({"about": about, "rows": rows, "summary": found}, indent=1) + "\n")
 
 

@@ -107,8 +107,9 @@ def main() -> None:
             rows.append(row(name, values, groups=groups))
     if args.out:
         runs = [(run / "metrics.jsonl").read_text().splitlines()[-1] for run in args.run]
+        kept = {key: trained[0].recipe[key] for key in ("modalities", "encoder", "decoder", "objectives", "train")}
         sizes = {"train": len(train), "test": len(test), "few": f"{FEW} labels of each class, {DRAWS} draws"}
-        save(args.out, {**sizes, "recipe": trained[0].recipe, "last step of each run": runs, "rows": rows})
+        save(args.out, {**sizes, "recipe": kept, "last step of each run": runs, "rows": rows})
 
 
 if __name__ == "__main__":
