@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from maemm.contract import Source
     from maemm.data.pack import Packed
-    from maemm.diagnose.diagnose import Diagnosis
+    from maemm.diagnose.record import Diagnosis
     from maemm.evaluate.embed import Embedded
     from maemm.evaluate.evaluate import Answers
     from maemm.evaluate.figures import Comparison
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from maemm.model import Model
     from maemm.report.check import Checked
     from maemm.report.reconstruction import Reconstruction
-    from maemm.report.show import Shown
+    from maemm.report.shown import Shown
 
 
 def pretrain(what: str | os.PathLike | Mapping[str, Any], **overrides: Any) -> Path:

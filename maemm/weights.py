@@ -17,6 +17,7 @@ from maemm import options, plugins
 from maemm.build import build_model
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
+from maemm.files import usual_rights, write_whole
 from maemm.model import Model
 
 _WRAPPERS = ("model", "state_dict", "module", "base_model", "model_state_dict")
@@ -142,6 +143,7 @@ def save(model: Model, path: str | Path) -> None:
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     state |= {f"extras/{key}": value.contiguous() for key, value in model.extras.items()}
     save_file(_unshared(state), path, metadata=header)
+    usual_rights(Path(path))
 
 
 def _unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -214,11 +216,16 @@ def convert(
     layout = None if to is None else plugins.find("weights", to)()  # a wrong name is told before minutes of reading
     model = load(source, kind, **known)
     if layout is None:
-        save(model, out)
+        write_whole(out, lambda file: save(model, file), "the weights")
         return f"{source} ({model.kind or 'maemm'}) -> {out}: {len(model.state_dict())} tensors, maemm format"
     state = layout.write(model, model.extras)
-    if out.suffix == ".safetensors":
-        save_file(_unshared({k: v.detach().contiguous() for k, v in state.items()}), out)
-    else:
-        torch.save({"model": state}, out)
+    write_whole(out, lambda file: _save_layout(state, file, out.suffix), "the weights")
     return f"{source} ({model.kind or 'maemm'}) -> {out}: {len(state)} tensors, layout {to!r}"
+
+
+def _save_layout(state: dict[str, Tensor], file: Path, suffix: str) -> None:
+    if suffix == ".safetensors":
+        save_file(_unshared({key: value.detach().contiguous() for key, value in state.items()}), file)
+        usual_rights(file)
+    else:
+        torch.save({"model": state}, file)

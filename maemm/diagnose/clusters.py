@@ -11,7 +11,8 @@ import torch
 from maemm.contract import Modality, Prepared, Tokens
 from maemm.diagnose.sphere import on_sphere
 from maemm.model import Model
-from maemm.report.pictures import INPUT, Rows, put_together
+from maemm.report.pictures import INPUT, put_together
+from maemm.report.rows import Rows
 
 CLUSTERS = 6
 _FITTED = 20_000  # tokens that k-means is fitted on

@@ -7,20 +7,17 @@ import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maemm.contract import Modality
 from maemm.diagnose.heads import draw_heads
 from maemm.diagnose.measure import Findings
+from maemm.diagnose.record import Diagnosis
 from maemm.evaluate.compare import TRAINED
 from maemm.report.curves import Line, charts
 from maemm.report.page import document, write_html
 from maemm.report.pictures import png
-
-if TYPE_CHECKING:
-    from maemm.diagnose.diagnose import Diagnosis
 
 _STYLES = ("main", "baseline")  # of the networks, in their order
 _SMALLEST = 1e-6  # of the largest singular value, below which a curve says no more

@@ -17,6 +17,7 @@ import numpy as np
 
 from maemm.errors import MaemmError
 from maemm.evaluate.features import Features, joined_labels
+from maemm.files import usual_rights
 
 ENDINGS = (".npz", ".safetensors", ".parquet")
 _BESIDE = ("ids", "labels", "digests", "classes", "about")  # what is no modality
@@ -108,6 +109,7 @@ def _safetensors(
     if classes is not None:
         header["classes"] = json.dumps(classes)
     save_file(numbers, path, metadata=header)
+    usual_rights(path)
 
 
 def _parquet(path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]) -> None:

@@ -20,8 +20,11 @@ from maemm.errors import MaemmError
 from maemm.evaluate.evaluate import best_of
 from maemm.evaluate.inputs import What, open_model
 from maemm.export.card import card_of
+from maemm.export.handover import kind_for
 from maemm.export.subject import Subject, subject_of
-from maemm.export.targets import FORMATS, Written, check_target, kind_for, writer_of
+from maemm.export.targets import check_target, writer_of
+from maemm.export.written import FORMATS, Written
+from maemm.files import usual_rights
 from maemm.model import Model
 
 BATCHES = (1, 3)  # sizes that are compared; neither is what a graph is specialised to by accident
@@ -180,12 +183,9 @@ def _sha256(file: Path) -> str:
 
 
 def _take_name(folder: Path, path: Path, written: Written, card: Path | None) -> None:
-    """Rename, with the rights that a new file has here: safetensors come readable by their owner alone."""
-    (folder / "new").touch()
-    rights = (folder / "new").stat().st_mode
     for file in folder.rglob("*"):
         if file.is_file():
-            file.chmod(rights)
+            usual_rights(file)
     for name in (*written.beside, *([] if card is None else [card.name]), written.name):
         place = path.parent / name
         if place.is_dir():

@@ -16,7 +16,7 @@ from maemm.export.card import card_of
 from maemm.export.graph_torch import trace
 from maemm.export.quiet import quiet
 from maemm.export.subject import Answers, Subject
-from maemm.export.targets import Written
+from maemm.export.written import Written
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 LARGEST = 1_900_000_000  # bytes of weights that one file may hold; protobuf ends at 2 GiB

@@ -13,7 +13,7 @@ from torch import Tensor
 from maemm.errors import MaemmError
 from maemm.export.card import card_of
 from maemm.export.subject import Answers, Subject
-from maemm.export.targets import Written
+from maemm.export.written import Written
 
 TRACED = 3  # samples of the batch that the graph is traced with; 1 would become a constant
 

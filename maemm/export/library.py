@@ -10,9 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maemm.contract import Handover, WeightsKind
+from maemm.export.handover import kind_for
 from maemm.export.quiet import quiet
 from maemm.export.subject import Answers, Subject, answers_of
-from maemm.export.targets import Read, Write, Written, kind_for
+from maemm.export.written import Read, Write, Written
 from maemm.weights import load
 
 

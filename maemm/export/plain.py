@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from maemm.export.subject import Answers, Subject, answers_of
-from maemm.export.targets import Written
+from maemm.export.written import Written
 from maemm.weights import load, save
 
 

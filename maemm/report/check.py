@@ -16,8 +16,8 @@ from maemm.data.findings import Findings, numbers
 from maemm.data.once import Progress
 from maemm.draws import derive
 from maemm.errors import MaemmError
+from maemm.files import write_whole
 from maemm.options import options_of
-from maemm.report.files import write_whole
 from maemm.report.opened import Opened, Overrides, Recipe, open_data
 
 

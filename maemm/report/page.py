@@ -9,10 +9,10 @@ from html import escape
 from pathlib import Path
 
 from maemm.errors import MaemmError
+from maemm.files import write_whole
 from maemm.report.curves import Line, charts
 from maemm.report.evaluations import evaluations, picture_figure
 from maemm.report.figures import Run, read_run
-from maemm.report.files import write_whole
 from maemm.report.style import CSS
 from maemm.report.views import view_beside
 

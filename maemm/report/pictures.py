@@ -9,7 +9,7 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +18,15 @@ from torch import Tensor
 
 from maemm.contract import Modality, Plan, Planned, Prepared, Tokens
 from maemm.draws import Draw
+from maemm.files import write_whole
 from maemm.model import Model, as_prepared
-from maemm.report.files import write_whole
+from maemm.report.rows import Rows
 from maemm.report.views import save_views
 
 INPUT = "input"
 OUTRIGHT = "reconstruction"
 TRUE = "reconstruction: uses each\nhidden patch's true mean and spread"
 NEAREST = "reconstruction: mean and spread\nof the nearest visible patch"
-
-
-@dataclass
-class Rows:
-    """Pictures of one modality: under each caption the signals of all samples, NaN where nothing is shown."""
-
-    columns: dict[str, Tensor] = field(default_factory=dict)  # caption -> (R, ...)
-    note: str = ""  # why there are no columns
-    names: list[str] = field(default_factory=list)  # written into the first picture of each row
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), ()))
 
 
 @torch.no_grad()

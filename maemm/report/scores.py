@@ -18,9 +18,10 @@ from maemm.data.order import Request
 from maemm.errors import MaemmError
 from maemm.evaluate.inputs import data_config, open_data, open_model
 from maemm.evaluate.score import Scores, score
+from maemm.files import write_whole
 from maemm.model import Model
-from maemm.report.files import write_whole
-from maemm.report.pictures import Rows, draw_rows, make_rows, put_together
+from maemm.report.pictures import draw_rows, make_rows, put_together
+from maemm.report.rows import Rows
 
 KINDS = (".csv", ".npz")
 _WORST_TOKENS = 0.1  # share of a sample's tokens that its last picture shows

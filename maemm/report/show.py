@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,49 +12,19 @@ import torch
 from torch import Tensor
 
 from maemm.build import build_masking
-from maemm.contract import Masking, Modality, Plan, Prepared, Tokens
+from maemm.contract import Masking, Plan, Prepared, Tokens
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.loader import name_of
-from maemm.data.look import element_valid, shapes
+from maemm.data.look import shapes
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 from maemm.report.opened import Opened, Overrides, Recipe, open_data
-from maemm.report.pictures import Rows, by_row, draw_rows, put_together, share
+from maemm.report.pictures import by_row, draw_rows, put_together, share
+from maemm.report.rows import Rows
+from maemm.report.show_page import page
+from maemm.report.shown import Part, Shown
 
 VIEWS = 4  # augmented views of each sample
-
-
-@dataclass
-class Shown:
-    """What :func:`show` wrote, and what it is about."""
-
-    opened: Opened
-    path: Path
-    ids: list[str]  # of the samples, top to bottom
-    labels: list[int | None]
-    refused: list[BadSample]
-    parts: dict[str, Part] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        refused = f", {len(self.refused):,} refused" if self.refused else ""
-        first = f"{self.opened.title}: {len(self.ids):,} of {len(self.opened.source):,} samples{refused} -> {self.path}"
-        return "\n".join([first, *(f"  refused {one.id}: {one.reason}" for one in self.refused)])
-
-
-@dataclass
-class Part:
-    """One modality of the samples shown."""
-
-    modality: Modality
-    facts: list[dict[str, Any]]  # of each sample, about what the source read
-    loaded: list[list[str]]  # of each sample, the arrays that ``load`` returned
-    prepared: Prepared
-    tokens: Tokens
-    plan: Plan | None  # None: the masking asks a trained encoder
-    target: Tensor | None
-    rows: Rows
-    views: Rows  # augmented
-    notes: list[str]
 
 
 def show(
@@ -95,8 +65,6 @@ def show(
 
 def _write(shown: Shown) -> None:
     if shown.path.suffix.lower() == ".html":
-        from maemm.report.show_page import page  # it reads Shown
-
         page(shown)
         return
     made = {
@@ -260,23 +228,3 @@ def _first_rows(plan: Plan, batch: int) -> Tensor:
     if plan.rows is None:
         return torch.arange(batch)
     return torch.stack([(plan.rows == one).nonzero()[0, 0] for one in range(batch)])
-
-
-# ------------------------------------------------------------------------------------------------ figures
-def figures(values: Tensor, valid: Tensor | None = None) -> dict[str, str]:
-    """Shape, type, range, mean and std of a tensor in words, of its valid values alone."""
-    known = values.float() if valid is None else values.float()[valid]
-    text = {"shape": " x ".join(map(str, values.shape)), "type": str(values.dtype).removeprefix("torch.")}
-    if not known.numel():
-        return {**text, "range": "no values"}
-    wrong = int((~torch.isfinite(known)).sum())
-    known = known[torch.isfinite(known)]
-    if known.numel():
-        text["range"] = f"{known.min():.4g} .. {known.max():.4g}"
-        text["mean"], text["std"] = f"{known.double().mean():.4g}", f"{known.double().std(correction=0):.4g}"
-    return {**text, "not finite": f"{wrong:,}"} if wrong else text
-
-
-def padding(prepared: Prepared) -> float:
-    """Share of the elements that are padding."""
-    return 0.0 if prepared.valid is None else 1 - float(element_valid(prepared).float().mean())

@@ -9,8 +9,9 @@ from html import escape
 from maemm.data.findings import number
 from maemm.data.look import element_valid
 from maemm.report.page import document, write_html
-from maemm.report.pictures import Rows, cell
-from maemm.report.show import Part, Shown, figures, padding
+from maemm.report.pictures import cell
+from maemm.report.rows import Rows
+from maemm.report.shown import Part, Shown, figures, padding
 
 _COLUMNS = ("shape", "type", "range", "mean", "std", "not finite")
 

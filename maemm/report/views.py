@@ -7,11 +7,11 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from maemm.report.files import write_whole
+from maemm.files import write_whole
 
 if TYPE_CHECKING:
     from maemm.contract import Modality
-    from maemm.report.pictures import Rows
+    from maemm.report.rows import Rows
 
 LARGEST = 8 * 2**20  # bytes of a piece that a page still takes in
 

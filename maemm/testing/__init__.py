@@ -12,6 +12,7 @@ With pytest::
 Without: ``run_checks(plugin)``. Importing this module imports neither torch nor pytest.
 """
 
-from maemm.testing.suite import Check, CheckFailed, DoesNotApply, Result, checks_of, parametrize_with_checks, run_checks
+from maemm.testing.outcome import CheckFailed, DoesNotApply, Result
+from maemm.testing.suite import Check, checks_of, parametrize_with_checks, run_checks
 
 __all__ = ["Check", "CheckFailed", "DoesNotApply", "Result", "checks_of", "parametrize_with_checks", "run_checks"]

@@ -16,7 +16,7 @@ from maemm.draws import Draw, seeded
 from maemm.model import Model
 from maemm.options import MISSING, options_of
 from maemm.plugins import SINGULAR, Plugin
-from maemm.testing.suite import ALL, CheckFailed, DoesNotApply
+from maemm.testing.outcome import ALL, CheckFailed, DoesNotApply
 from maemm.testing.toy import SIGNAL
 
 ROWS = 3

@@ -15,7 +15,7 @@ from maemm.data.pack import Packer
 from maemm.options import MISSING, options_of, problems
 from maemm.plugins import CONTRACT, Plugin
 from maemm.testing.case import Case, check
-from maemm.testing.suite import ALL, DoesNotApply
+from maemm.testing.outcome import ALL, DoesNotApply
 
 BASES = {
     "modalities": contract.Modality,

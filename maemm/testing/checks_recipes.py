@@ -18,7 +18,7 @@ from maemm.errors import MaemmError
 from maemm.model import Model
 from maemm.options import options_of
 from maemm.testing.case import Case, check
-from maemm.testing.suite import ALL, DoesNotApply
+from maemm.testing.outcome import ALL, DoesNotApply
 from maemm.weights import fill
 
 DEPTH = 2

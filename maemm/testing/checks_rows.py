@@ -12,7 +12,7 @@ from maemm.contract import Planned, Prepared, Tokens
 from maemm.errors import MaemmError
 from maemm.model import Model
 from maemm.testing.case import DECODER_WIDTH, WIDTH, Case, check, take_plan, take_rows
-from maemm.testing.suite import DoesNotApply
+from maemm.testing.outcome import DoesNotApply
 
 CLOSE = 1e-5
 MODEL_PARTS = ("modalities", "encoders", "decoders")

@@ -10,7 +10,7 @@ import torch
 from maemm.contract import Plan
 from maemm.errors import MaemmError
 from maemm.testing.case import Case, check
-from maemm.testing.suite import DoesNotApply
+from maemm.testing.outcome import DoesNotApply
 
 
 @check("modalities")

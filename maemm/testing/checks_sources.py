@@ -21,8 +21,8 @@ from maemm.data.order import Once, Slots
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 from maemm.testing.case import Case, check
+from maemm.testing.outcome import ALL, DoesNotApply
 from maemm.testing.samples import given_root, open_source, same
-from maemm.testing.suite import ALL, DoesNotApply
 
 FEW, BATCH, STEPS = 4, 4, 3
 

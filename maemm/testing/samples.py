@@ -16,7 +16,7 @@ from maemm.contract import Source
 from maemm.errors import MaemmError
 from maemm.options import MISSING, options_of
 from maemm.testing.case import Case
-from maemm.testing.suite import DoesNotApply
+from maemm.testing.outcome import DoesNotApply
 
 COUNT = 24  # samples that a writer is asked for, where it can be asked
 _written: dict[tuple[str, str], Path] = {}

@@ -18,19 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from maemm.errors import MaemmError
+from maemm.files import WRITE_ERRORS, cause_of
 from maemm.weights import fill, save
 
 MODEL, EMA, OPTIMIZER, META = "model.safetensors", "ema.safetensors", "optimizer.pt", "meta.json"
 FORMAT = 1
 _STEP = re.compile(r"step-(\d{6,})")
 _CHUNK = 1 << 20
-# What writing raises on a full disk: torch and safetensors have their own words for it.
-_WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,10 @@ def write(
         _clear(final)  # a damaged one of the same step
         os.replace(beside, final)
         _sync_folder(folder)
-    except _WRITE_ERRORS as error:
+    except WRITE_ERRORS as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise MaemmError(
-            f"the checkpoint of step {step} cannot be written ({final}: {_reason(error)}); "
+            f"the checkpoint of step {step} cannot be written ({final}: {cause_of(error)}); "
             "free space and start again: the last whole checkpoint is kept"
         ) from error
     return final
@@ -120,13 +118,6 @@ def _sync_folder(folder: Path) -> None:
         pass  # some network file systems cannot sync a folder; the files themselves are synced
     finally:
         os.close(number)
-
-
-def _reason(error: BaseException) -> str:
-    for one in (error, error.__context__):
-        if isinstance(one, OSError) and one.strerror:
-            return one.strerror
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -189,7 +180,7 @@ def read(checkpoint: Checkpoint, model: nn.Module, ema: nn.Module | None = None)
     try:
         return torch.load(checkpoint.path / OPTIMIZER, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError) as error:
-        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else _reason(error)
+        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else cause_of(error)
         raise MaemmError(
             f"{checkpoint.path / OPTIMIZER} cannot be read ({reason}); remove that checkpoint to use an older one"
         ) from error

@@ -170,7 +170,7 @@ class Run:
     def go(self, interrupts: Interrupts) -> None:
         """Step until the end, or until an interrupt or an error, before which what has been learned is saved."""
         self.learner.net = self.team.wrap(self.learner.model)
-        self.console.say(first_line(self))
+        self.console.say(first_line(self.folder.path, self.learner, len(self.source), self.order, self.steps))
         if self.step:
             self.console.say(f"going on from step {self.step}")
         self.console.begin(self.step, self.steps)

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,12 +15,11 @@ import maemm
 from maemm import plugins
 from maemm.data.bad_samples import reason_of
 from maemm.data.loader import Loader
+from maemm.data.mixture import Turns
+from maemm.data.order import Slots
 from maemm.train.run import RunFolder
 from maemm.train.start import Spread
 from maemm.train.step import Learner
-
-if TYPE_CHECKING:
-    from maemm.train.loop import Run
 
 PICTURE_ROWS = 6
 
@@ -73,18 +72,17 @@ def page(folder: RunFolder, say: Callable[[str], Any]) -> Path | None:
         return None
 
 
-def first_line(run: Run) -> str:
+def first_line(path: Path, learner: Learner, samples: int, order: Slots | Turns, steps: int) -> str:
     """What is going to run, where, and how large it is."""
-    model, team = run.learner.model, run.team
-    inside = sum(one.numel() for one in model.encoder.parameters())
+    model, team = learner.model, learner.team
+    inside, parameters = (sum(one.numel() for one in part.parameters()) for part in (model.encoder, model))
     one = "GPU" if team.device.type == "cuda" else "CPU process"
     devices = f"{team.world} {one}{'s' if team.world > 1 and one == 'GPU' else 'es' if team.world > 1 else ''}"
-    precision = "bf16" if run.learner.bf16 else "fp32"
-    micro = f" in {run.order.accumulation} micro-batches" if run.order.accumulation > 1 else ""
+    precision = "bf16" if learner.bf16 else "fp32"
+    micro = f" in {order.accumulation} micro-batches" if order.accumulation > 1 else ""
     return (
-        f"{run.folder.path}   {count(run.parameters)} parameters (encoder {count(inside)})   {devices}, {precision}   "
-        f"{len(run.source):,} samples, batch {run.order.batch}{micro}   "
-        f"{run.order.steps_per_epoch} steps/epoch, {run.steps:,} steps"
+        f"{path}   {count(parameters)} parameters (encoder {count(inside)})   {devices}, {precision}   "
+        f"{samples:,} samples, batch {order.batch}{micro}   {order.steps_per_epoch} steps/epoch, {steps:,} steps"
     )
 
 

@@ -69,12 +69,7 @@ def open_signals(
             raise MaemmError(f"data.root is no folder ({root}); with data.list it is what the paths are relative to")
         return _listed(existing(list, "data.list"), home, taken, name, time_first)
     if home.is_dir():
-        paths = find_files(home, endings(extensions, EXTENSIONS))
-        if not paths:
-            raise MaemmError(
-                f"no recording below the folder ({root}); looked for files that end in {_text(extensions)}"
-            )
-        return _recordings(home, paths, *class_labels(paths), taken, name, time_first)
+        return _folder(home, extensions, taken, name, time_first)
     if not home.is_file():
         raise MaemmError(f"data.root is neither a folder nor an ordinary file ({root}); give one of them")
     suffix = home.suffix.lower()
@@ -87,6 +82,13 @@ def open_signals(
     if suffix in EXTENSIONS:
         return _recordings(home.parent, [home.name], None, None, taken, name, time_first)
     raise MaemmError(f"data.root is a file of no known kind ({root}); known are {_text(None)} and .txt lists")
+
+
+def _folder(home: Path, extensions: Sequence[str] | None, taken: Taken, name: str, time_first: bool | None) -> Source:
+    paths = find_files(home, endings(extensions, EXTENSIONS))
+    if not paths:
+        raise MaemmError(f"no recording below the folder ({home}); looked for files that end in {_text(extensions)}")
+    return _recordings(home, paths, *class_labels(paths), taken, name, time_first)
 
 
 def _listed(path: Path, root: Path | None, taken: Taken, name: str, time_first: bool | None) -> Source:

@@ -11,7 +11,8 @@ from maemm import MaemmError
 from maemm.report import demo as demos
 from maemm.report import write_page
 from maemm.report.figures import read_run
-from maemm.report.pictures import Rows, save_pictures
+from maemm.report.pictures import save_pictures
+from maemm.report.rows import Rows
 from maemm.report.views import LARGEST, save_views, view_beside
 
 spec = importlib.util.spec_from_file_location("report_helpers", Path(__file__).with_name("test_report.py"))

@@ -13,7 +13,8 @@ from maemm.config.guess import guess
 from maemm.contract import Prepared, Tokens
 from maemm.errors import MaemmError
 from maemm.plugins import Plugin
-from maemm.report.show import _every_second, figures, padding, show
+from maemm.report.show import _every_second, show
+from maemm.report.shown import figures, padding
 
 MANIFEST = """
     from maemm.plugins import Plugin

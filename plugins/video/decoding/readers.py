@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 
-from .video import check_bytes
+from .limits import check_bytes
 
 _OPTIONS = {"protocol_whitelist": "file"}  # a play list posing as a video must not open addresses
 _EXACT = {"mp4", "mov"}  # containers whose header says exactly how many frames there are

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .limits import check_bytes
 from .watchdog import Decoder
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_MOST_BYTES = 2**31  # of one clip: a file may claim any size
 
 
 class Video(ABC):
@@ -86,12 +86,6 @@ class FrameFolder(Video):
             raise ValueError(f"frames differ in size: {', '.join(f'{h} x {w}' for h, w in sorted(sizes)[:3])}")
         check_bytes(len(frames), *frames[0].shape[:2])
         return np.stack(frames)
-
-
-def check_bytes(frames: int, height: int, width: int) -> None:
-    """Raises ValueError for clips that no memory holds."""
-    if frames * height * width * 3 > _MOST_BYTES:
-        raise ValueError(f"{frames} frames of {width} x {height} are more than {_MOST_BYTES >> 30} GiB")
 
 
 def _is_frame(name: str) -> bool:

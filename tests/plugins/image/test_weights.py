@@ -194,3 +194,24 @@ def test_our_own_format_and_convert(tmp_path):
     assert all(torch.equal(back[k], v) for k, v in state_of("mae_tiny_norm").items())
     with pytest.raises(MaemmError, match="exists"):
         convert(tmp_path / "ours.safetensors", tmp_path / "back.pth")
+
+
+def test_convert_on_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    save_file(state_of("mae_tiny_norm"), tmp_path / "published.safetensors")
+    before = sorted(tmp_path.iterdir())
+
+    def full(state, path, **_):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("maemm.weights.save_file", full)
+    with pytest.raises(MaemmError, match="No space left on device"):
+        convert(tmp_path / "published.safetensors", tmp_path / "ours.safetensors", norm_pix=True, **TINY)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_weights_have_the_rights_of_other_files(tmp_path):
+    save_file(state_of("mae_tiny_norm"), tmp_path / "published.safetensors")
+    convert(tmp_path / "published.safetensors", tmp_path / "ours.safetensors", norm_pix=True, **TINY)
+    (tmp_path / "other").touch()
+    assert (tmp_path / "ours.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode

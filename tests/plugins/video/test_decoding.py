@@ -213,7 +213,7 @@ def test_the_process_ends_with_its_parent(videos, python):
 
 
 def test_absurd_sizes_are_refused(videos, monkeypatch):
-    monkeypatch.setattr("maemm_plugins.video.decoding.video._MOST_BYTES", 10_000)
+    monkeypatch.setattr("maemm_plugins.video.decoding.limits.MOST_BYTES", 10_000)
     with pytest.raises(ValueError, match="more than"):
         VideoFile(str(videos["plain"]), HERE).take([0, 1])
     assert set(readers.READERS) == {"av", "decord", "torchcodec"}

@@ -1,0 +1,19 @@
+"""What a picture of samples is made of, before it is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Rows:
+    """Pictures of one modality: under each caption the signals of all samples, NaN where nothing is shown."""
+
+    columns: dict[str, Tensor] = field(default_factory=dict)  # caption -> (R, ...)
+    note: str = ""  # why there are no columns
+    names: list[str] = field(default_factory=list)  # written into the first picture of each row
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values()), ()))
