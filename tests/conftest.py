@@ -40,6 +40,17 @@ def plugin_path() -> Iterator[None]:
 
 
 @pytest.fixture
+def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The plugin in tests/toy_plugin is found."""
+    from maemm import plugins
+
+    monkeypatch.setenv(plugins.VARIABLE, str(Path(__file__).parent / "toy_plugin"))
+    plugins.forget()
+    yield
+    plugins.forget()
+
+
+@pytest.fixture
 def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """``make_plugin("toy", **{"__init__.py": text, ...})`` writes a plugin folder and adds it, for one test."""
     import maemm_plugins

@@ -12,7 +12,13 @@ from maemm.build import build_model
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
 #: trained parameters that publications state
-TRAINED = {"image/mae_base": 111_655_680, "image/mae_large": 329_239_296, "image/mae_huge": 656_613_964}
+TRAINED = {
+    "image/mae_base": 111_655_680,
+    "image/mae_large": 329_239_296,
+    "image/mae_huge": 656_613_964,
+    "audio/audiomae_base": 136_336_128,
+    "audio/audiomae_esc50": 136_336_128,
+}
 SMALL = {"dim": 48, "depth": 1, "heads": 2}
 
 

@@ -10,7 +10,6 @@ and with ``read=`` (a function path -> array) and ``endings=`` the same for file
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
-from maemm.data.files import whole_labels
-from maemm.data.labels import LabelTable, label_at
+from maemm.data.files import Files, existing, fingerprint, printable_name, whole_labels
+from maemm.data.labels import label_at
 from maemm.data.lists import Labels, class_labels, find_files, read_list
 from maemm.draws import Draw
 from maemm.errors import MaemmError
 
 ENDINGS = (".npy", ".npz")
-_LABELS = ("y", "labels", "label", "targets", "y_train")
+LABELS = ("y", "labels", "label", "targets", "y_train")
 Read = Callable[[Path], np.ndarray]
 
 
@@ -63,9 +62,9 @@ def open_arrays(
         raise MaemmError(
             f"no data are given; set data.root to a folder of {' or '.join(endings)} files, or to one file"
         )
-    home = None if not root else _existing(root, "data.root")
+    home = None if not root else existing(root, "data.root")
     if list:
-        folder, paths, labels, classes = read_list(_existing(list, "data.list"), home, endings)
+        folder, paths, labels, classes = read_list(existing(list, "data.list"), home, endings)
         return ArrayFiles(folder, paths, labels, classes, name=name, read=read)
     if home.is_dir():
         paths = find_files(home, endings)
@@ -77,17 +76,7 @@ def open_arrays(
     raise MaemmError(f"data.root is a file of no known kind ({root}); give a folder, a .npy or a .npz file")
 
 
-def _existing(path: str, key: str) -> Path:
-    found = Path(path).expanduser()
-    try:
-        found.stat()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise MaemmError(f"{key} cannot be opened ({path}: {why}); check the path") from None
-    return found
-
-
-class ArrayFiles(Source):
+class ArrayFiles(Files):
     """Files with one sample each, below a folder."""
 
     def __init__(
@@ -100,32 +89,11 @@ class ArrayFiles(Source):
         name: str,
         read: Read = read_array,
     ):
-        self.folder, self.modality, self.classes, self._read = Path(folder), name, classes, read
-        # One block of bytes: a million Python strings would be copied into every worker sooner or later.
-        self._paths = np.array([os.fsencode(path) for path in paths])
-        self._labels = None if labels is None else LabelTable(labels)
-        self.several = labels is not None and self._labels.several
+        super().__init__(folder, paths, labels, classes, name=name)
+        self._read = read
 
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def path(self, index: int) -> Path:
-        """Path of a sample's file."""
-        return self.folder / os.fsdecode(self._paths[index])
-
-    def name(self, index: int) -> str:
-        return self._paths[index].decode("utf-8", "backslashreplace")
-
-    def read(self, index: int, draw: Draw) -> Sample:
-        return Sample({self.modality: self._read(self.path(index))}, self.name(index), self.label(index))
-
-    def label(self, index: int) -> Label | None:
-        return None if self._labels is None else self._labels[index]
-
-    def fingerprint(self) -> str:
-        """The paths below the folder and the labels; moving the folder changes nothing."""
-        labels = (None,) if self._labels is None else self._labels.arrays
-        return _fingerprint("files", self._paths, *labels)
+    def open(self, path: bytes, draw: Draw) -> np.ndarray:
+        return self._read(Path(os.fsdecode(path)))
 
 
 class ArrayFile(Source):
@@ -139,10 +107,11 @@ class ArrayFile(Source):
         return len(self._values)
 
     def name(self, index: int) -> str:
-        return f"{os.fsencode(self.file.name).decode('utf-8', 'backslashreplace')}#{index}"
+        """What messages call the sample: ``file#index``."""
+        return f"{printable_name(self.file.name)}#{index}"
 
     def read(self, index: int, draw: Draw) -> Sample:
-        values = plain(self._values[index]).copy()  # the file is mapped for reading alone
+        values = self.sample(self._values[index])
         return Sample({self.modality: values}, self.name(index), self.label(index))
 
     def label(self, index: int) -> Label | None:
@@ -151,7 +120,25 @@ class ArrayFile(Source):
     def fingerprint(self) -> str:
         """Shape, type, labels and some of the values."""
         some = np.ascontiguousarray(self._values[:: max(1, len(self) // 16)])
-        return _fingerprint("array", self._values.shape, self._values.dtype, some, self._labels)
+        return fingerprint("array", self._values.shape, self._values.dtype, some, self._labels)
+
+    def find(self, file: Path) -> tuple[np.ndarray, np.ndarray | None]:
+        """The array of samples and their labels in a file. Whatever is wrong with it is an exception."""
+        found = np.load(file, mmap_mode="r", allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found, None
+        with found:
+            return found[_key_of(found)], next((found[key] for key in LABELS if key in found.files), None)
+
+    def check(self, values: np.ndarray) -> None:
+        """Raises :class:`MaemmError`, or ValueError, for an array that holds no samples."""
+        _numbers(values)
+        if values.ndim < 2 or not values.size:
+            raise MaemmError(f"the array has shape {values.shape} ({self.file}); its first axis must be the samples")
+
+    def sample(self, values: np.ndarray) -> np.ndarray:
+        """A row of the array -> what the modality's ``load`` takes."""
+        return plain(values).copy()  # the file is mapped for reading alone
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key not in ("_values", "_labels")}
@@ -162,24 +149,21 @@ class ArrayFile(Source):
 
     def _open(self) -> None:
         try:
-            found = np.load(self.file, mmap_mode="r", allow_pickle=False)
-            labels = None
-            if not isinstance(found, np.ndarray):
-                with found:
-                    labels = next((found[key] for key in _LABELS if key in found.files), None)
-                    found = found[_key_of(found)]
-            self._values = _numbers(found)
+            values, labels = self.find(self.file)
+            self.check(values)
+        except MaemmError:
+            raise
         except Exception as error:  # zipfile, zlib and NumPy have many
             why = " ".join(str(error).split())
+            if "Object arrays" in why:
+                why = "it holds Python objects, which may run code"
             raise MaemmError(f"cannot read the array ({self.file}: {why}); save plain numbers with numpy") from error
-        if found.ndim < 2 or not found.size:
-            raise MaemmError(f"the array has shape {found.shape} ({self.file}); its first axis must be the samples")
-        self._labels = whole_labels(labels, len(found), self.file, several=True)
+        self._values, self._labels = values, whole_labels(labels, len(values), self.file, several=True)
         self.several = self._labels is not None and self._labels.ndim == 2
 
 
 def _key_of(archive: Any) -> str:
-    others = [key for key in archive.files if key not in _LABELS]
+    others = [key for key in archive.files if key not in LABELS]
     if "x" in others or len(others) == 1:
         return "x" if "x" in others else others[0]
     raise ValueError(f"cannot tell which array is meant of {', '.join(archive.files) or 'none'}: call it x")
@@ -189,11 +173,3 @@ def _numbers(array: np.ndarray) -> np.ndarray:
     if array.dtype.kind not in "biuf":
         raise ValueError(f"it holds {array.dtype}, not plain numbers")
     return array
-
-
-def _fingerprint(kind: str, *parts: Any) -> str:
-    digest = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        digest.update(part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
-        digest.update(b"\x1f")
-    return f"{kind}:{digest.hexdigest()}"

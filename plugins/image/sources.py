@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from maemm.contract import Label, Sample, Source
+from maemm.contract import Source
 from maemm.data import files
-from maemm.data.files import endings, existing, fingerprint, whole_labels
-from maemm.data.labels import label_at
+from maemm.data.arrays import LABELS, ArrayFile
+from maemm.data.files import endings, existing
 from maemm.data.lists import Labels, class_labels, find_files, read_list
 from maemm.draws import Draw
 from maemm.errors import MaemmError
@@ -22,7 +22,6 @@ _ARRAYS = (".npy", ".npz")
 _LISTS = (".txt", ".csv", ".tsv")
 _PIXEL_KEYS = ("x", "images", "image", "data", "x_train")
 _PATH_COLUMNS = ("image", "image_path", "img")  # of a list, besides the usual ones
-_LABEL_KEYS = ("y", "labels", "label", "targets", "y_train")
 
 
 def open_images(
@@ -104,7 +103,7 @@ class Files(files.Files):
         return read_image(path, self.background)
 
 
-class Arrays(Source):
+class Arrays(ArrayFile):
     """Images of one size in a .npy file (mapped, so it may be larger than memory) or a .npz file (read into memory).
 
     Pixels stand under one of ``x images image data x_train`` or are the only array that can be images; labels under
@@ -113,58 +112,24 @@ class Arrays(Source):
     """
 
     def __init__(self, path: Path, name: str = "image", first: bool | None = None):
-        self.file, self.modality = path, name
-        self._open()
-        shape = self._pixels.shape
+        super().__init__(path, name)
+        shape = self._values.shape
         self._first = len(shape) == 4 and (channels_first(shape) if first is None else first)
 
-    def __len__(self) -> int:
-        return len(self._pixels)
+    def find(self, file: Path) -> tuple[np.ndarray, np.ndarray | None]:
+        with file.open("rb") as opened:
+            if opened.read(2) == b"PK":  # a zip archive
+                opened.seek(0)
+                return _members(np.load(opened, allow_pickle=False), file)
+        return np.load(file, mmap_mode="r", allow_pickle=False), None
 
-    def name(self, index: int) -> str:
-        """What messages call the sample: ``file#index``."""
-        return f"{files.printable_name(self.file.name)}#{index}"
+    def check(self, values: np.ndarray) -> None:
+        _check_pixels(values, self.file)
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        pixels = self._pixels[index]
+    def sample(self, values: np.ndarray) -> np.ndarray:
         if self._first:
-            pixels = np.moveaxis(pixels, 0, -1)
-        pixels = plain_pixels(pixels.reshape(*pixels.shape[:2], -1))
-        return Sample({self.modality: pixels}, self.name(index), self.label(index))
-
-    def label(self, index: int) -> Label | None:
-        return label_at(self._labels, index)
-
-    def fingerprint(self) -> str:
-        """Shape, type, labels and some of the pixels."""
-        some = np.ascontiguousarray(self._pixels[:: max(1, len(self) // 16)])
-        return fingerprint("arrays", self._pixels.shape, self._pixels.dtype, some, self._labels)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_pixels", "_labels")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._open()  # a mapped array would otherwise be copied into the message to the worker
-
-    def _open(self) -> None:
-        try:
-            with self.file.open("rb") as file:
-                if file.read(2) == b"PK":  # a zip archive
-                    file.seek(0)
-                    pixels, labels = _members(np.load(file, allow_pickle=False), self.file)
-                else:
-                    pixels, labels = np.load(self.file, mmap_mode="r", allow_pickle=False), None
-        except MaemmError:
-            raise
-        except Exception as error:  # zipfile, zlib and NumPy have many
-            why = " ".join(str(error).split())
-            if "Object arrays" in why:
-                why = "it holds Python objects, which may run code"
-            raise MaemmError(f"cannot read the array ({self.file}: {why}); save plain numbers with numpy") from error
-        _check_pixels(pixels, self.file)
-        self._pixels, self._labels = pixels, whole_labels(labels, len(pixels), self.file, several=True)
-        self.several = self._labels is not None and self._labels.ndim == 2
+            values = np.moveaxis(values, 0, -1)
+        return plain_pixels(values.reshape(*values.shape[:2], -1))
 
 
 def _members(archive: Any, file: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -177,7 +142,7 @@ def _members(archive: Any, file: Path) -> tuple[np.ndarray, np.ndarray | None]:
                 held = ", ".join(f"{key} {archive[key].shape} {archive[key].dtype}" for key in archive.files)
                 raise MaemmError(f"cannot tell which array holds the images ({file}: {held or 'none'}); call it 'x'")
             key = fit[0]
-        label_key = next((key for key in _LABEL_KEYS if key in archive.files), None)
+        label_key = next((key for key in LABELS if key in archive.files), None)
         return archive[key], None if label_key is None else archive[label_key]
 
 

@@ -1,27 +1,18 @@
 """Several data sets in one run: which set a step takes, and what belongs to it."""
 
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from maemm import Draw, MaemmError, config, plugins
+from maemm import Draw, MaemmError, config
 from maemm.build import build_modalities
 from maemm.data.mixture import Mixture, Part, Turns, parts_of
 from maemm.data.order import Slots
 from maemm.train.distributed import Team
 from maemm.train.start import make_loader, make_order, open_parts, open_set, open_source
 
-TOY = Path(__file__).parents[1] / "toy_plugin"
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    monkeypatch.setenv(plugins.VARIABLE, str(TOY))
-    plugins.forget()
-    yield
-    plugins.forget()
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 def recipe(mix=None, **overrides):

@@ -1,7 +1,5 @@
 """Samples that lack a modality: not seen, not predicted, not counted, in no pair."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -14,15 +12,7 @@ from maemm.data.order import Slots
 from maemm.draws import seeded
 from maemm.report.pictures import make_rows
 
-TOY = Path(__file__).parents[1] / "toy_plugin"
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    monkeypatch.setenv(plugins.VARIABLE, str(TOY))
-    plugins.forget()
-    yield
-    plugins.forget()
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 STREAMS = {"type": "streams", "dim": 16, "depth": 1, "joint_depth": 2, "heads": 2, "streams": ["toy", "other"]}

@@ -1,24 +1,15 @@
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from maemm import Draw, MaemmError, Plan, plugins
+from maemm import Draw, MaemmError, Plan
 from maemm.build import build_model
 from maemm.contract import Output, Prepared
 from maemm.draws import seeded
 from maemm.objectives.contrastive import Contrastive
 
-TOY = Path(__file__).parents[1] / "toy_plugin"
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    monkeypatch.setenv(plugins.VARIABLE, str(TOY))
-    plugins.forget()
-    yield
-    plugins.forget()
+pytestmark = pytest.mark.usefixtures("toys")
 
 
 def recipe(encoder=None, **contrastive):

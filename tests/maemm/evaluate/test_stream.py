@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from maemm import Draw, MaemmError, plugins
+from maemm import Draw, MaemmError
 from maemm.build import build_model
 from maemm.cli import main
 from maemm.contract import Sample, Source
@@ -18,16 +18,9 @@ from maemm.evaluate.inputs import open_data, open_model, weights_stamp
 from maemm.evaluate.retrieve import features_of_views
 
 TOY = Path(__file__).parents[2] / "toy_plugin"
+pytestmark = pytest.mark.usefixtures("toys")
 STREAMS = {"type": "streams", "dim": 16, "depth": 1, "joint_depth": 2, "heads": 2, "streams": ["toy", "other"]}
 VIT = {"type": "vit", "dim": 16, "depth": 1, "heads": 2, "prefix": 0}
-
-
-@pytest.fixture(autouse=True)
-def toys(monkeypatch):
-    monkeypatch.setenv(plugins.VARIABLE, str(TOY))
-    plugins.forget()
-    yield
-    plugins.forget()
 
 
 def recipe(encoder=STREAMS, **source):
