@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
+from maemm.layout import blocks_of, heads_of, rename, require
 from maemm.patches import conv_to_linear, linear_to_conv
 
 from .positions import period_of
@@ -80,7 +81,8 @@ class AudioMAE(WeightsKind):
         recipe: dict[str, Any] = {
             "modalities": {"audio": self._modality(state, size, tuned)},
             "encoder": {
-                "type": "vit", **_blocks(state, "blocks.", width), "heads": heads or _heads(width), "eps": EPS,
+                "type": "vit", **blocks_of(state, "blocks.", width), "eps": EPS,
+                "heads": heads_of(width, heads, HEADS, "heads"),
                 "prefix_position": "learned" if tuned else "fixed", "final_norm": "norm.weight" in state,
             },
             "decoder": self._decoder(state, decoder, decoder_heads),
@@ -99,9 +101,7 @@ class AudioMAE(WeightsKind):
         return recipe, ours, extras
 
     def _require(self, state: dict[str, Tensor]) -> None:
-        missing = [k for k in ("patch_embed.proj.weight", "cls_token", "pos_embed") if k not in state]
-        if missing:
-            raise MaemmError(f"weights are not of kind {self.name!r}: missing {', '.join(missing)}")
+        require(state, ("patch_embed.proj.weight", "cls_token", "pos_embed"), self.name)
         if "head.weight" in state and "fc_norm.weight" not in state:
             raise MaemmError("weights 'audiomae': a head without fc_norm; published files average tokens, then norm")
 
@@ -123,15 +123,13 @@ class AudioMAE(WeightsKind):
         if wanted not in (None, found):
             raise MaemmError(f"the weights hold the {found} decoder, not {wanted!r}; give decoder={found!r} or nothing")
         width = state["decoder_embed.weight"].shape[0]
-        made = {"type": found, **_blocks(state, "decoder_blocks.", width), "eps": EPS}
+        made = {"type": found, **blocks_of(state, "decoder_blocks.", width), "eps": EPS}
         if found == "window":
             own = state[WINDOW].shape[0]
             if heads not in (None, own):
                 raise MaemmError(f"the window decoder has {own} heads, not {heads}; leave decoder_heads out")
             return {**made, "heads": own, "bias_hidden": state["decoder_blocks.0.attn.meta_mlp.fc1.weight"].shape[0]}
-        if heads is None and width != 512:
-            raise MaemmError(f"a decoder of width {width} is not a published one; give decoder_heads=")
-        return {**made, "heads": heads or 16, "prefix_position": "fixed"}
+        return {**made, "heads": heads_of(width, heads, {512: 16}, "decoder_heads"), "prefix_position": "fixed"}
 
     def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         if list(model.modalities) != ["audio"]:
@@ -158,7 +156,7 @@ def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
             cls, patches = TABLES[key]
             ours[cls], ours[patches] = value[:, :1].contiguous(), value[:, 1:].contiguous()
             continue
-        ours[_rename(key, back)] = conv_to_linear(value) if key == "patch_embed.proj.weight" else value
+        ours[rename(key, back)] = conv_to_linear(value) if key == "patch_embed.proj.weight" else value
     return ours
 
 
@@ -170,7 +168,7 @@ def to_published(model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tenso
             continue
         if key == "modalities.audio.embedding.weight":
             value = linear_to_conv(value, 1, audio.patch)
-        state[_rename(key, NAMES)] = value
+        state[rename(key, NAMES)] = value
     sides = {"pos_embed": (model.encoder, audio.positions)}
     if model.decoder is not None:
         sides["decoder_pos_embed"] = (model.decoder, audio.decoder.positions)
@@ -193,22 +191,3 @@ def _bands(table: Tensor, count: int) -> int:
     if count % BANDS:
         raise MaemmError(f"a position table of {count} rows is not {BANDS} bands wide; give size=[frames, mels]")
     return BANDS
-
-
-def _blocks(state: dict[str, Tensor], prefix: str, width: int) -> dict[str, Any]:
-    key = f"{prefix}0.mlp.fc1.weight"
-    if key not in state:
-        raise MaemmError(f"weights 'audiomae': {key} is missing")
-    depth = len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-    return {"dim": width, "depth": depth, "mlp_ratio": state[key].shape[0] / width}
-
-
-def _heads(width: int) -> int:
-    if width not in HEADS:
-        raise MaemmError(f"an encoder of width {width} is not a published one; give heads=")
-    return HEADS[width]
-
-
-def _rename(key: str, names: Mapping[str, str]) -> str:
-    start = next((one for one in names if key.startswith(one)), None)
-    return key if start is None else names[start] + key[len(start) :]  # the strict load names unknown keys

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
+from maemm.layout import blocks_of, depth_of, rename, require
 from maemm.patches import conv_to_linear, linear_to_conv
 
 LETTERS = {"a": "audio", "v": "image"}
@@ -46,9 +47,7 @@ class CAVMAE(WeightsKind):
         contrastive_weight: float = 0.01,
         temperature: float = 0.05,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-        missing = [key for key in NEEDED if key not in state]
-        if missing:
-            raise MaemmError(f"weights are not of kind {self.name!r}: missing {', '.join(missing)}")
+        require(state, NEEDED, self.name)
         extras = {key: value for key, value in state.items() if UNUSED.match(key)}
         ours = self._ours({key: value for key, value in state.items() if key not in extras})
         normalize = {None: None, True: "patch", False: "none"}[norm_pix]
@@ -56,9 +55,9 @@ class CAVMAE(WeightsKind):
         recipe: dict[str, Any] = {
             "modalities": {name: self._modality(state, letter, tuned) for letter, name in LETTERS.items()},
             "encoder": {
-                "type": "streams", "dim": state["norm.weight"].numel(), "depth": _depth(state, "blocks_a."),
-                "joint_depth": _depth(state, "blocks_u."), "heads": heads, "mlp_ratio": _ratio(state, "blocks_u."),
-                "eps": EPS, "streams": list(LETTERS.values()), "chain_streams": False,
+                "type": "streams", **blocks_of(state, "blocks_a.", state["norm.weight"].numel()),
+                "joint_depth": depth_of(state, "blocks_u."), "heads": heads, "eps": EPS,
+                "streams": list(LETTERS.values()), "chain_streams": False,
             },
         }  # fmt: skip
         for one in recipe["modalities"].values():
@@ -67,8 +66,8 @@ class CAVMAE(WeightsKind):
             recipe["head"] = {"type": "cav", "classes": state["mlp_head.1.weight"].shape[0], "eps": EPS}
         if "decoder_embed.weight" in state:
             recipe["decoder"] = {
-                "type": "full", "dim": state["decoder_norm.weight"].numel(), "depth": _depth(state, "decoder_blocks."),
-                "heads": decoder_heads, "mlp_ratio": _ratio(state, "decoder_blocks."), "eps": EPS, "prefix": "none",
+                "type": "full", **blocks_of(state, "decoder_blocks.", state["decoder_norm.weight"].numel()),
+                "heads": decoder_heads, "eps": EPS, "prefix": "none",
             }  # fmt: skip
             pair = {"pair": list(LETTERS.values()), "weight": contrastive_weight, "temperature": temperature}
             recipe["objectives"] = {"reconstruct": {}, "contrastive": pair}
@@ -91,18 +90,18 @@ class CAVMAE(WeightsKind):
         return {"type": "image", "size": size, "patch": patch, "channels": channels, "position": position}
 
     def _ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        table, found = _names(_depth(state, "blocks_u.")), {}
+        table, found = _names(depth_of(state, "blocks_u.")), {}
         for key, value in state.items():
             if re.fullmatch(r"patch_embed_.\.proj\.weight", key):
                 value = conv_to_linear(value)
-            found[_rename(key, table)] = value.flatten() if VECTOR.fullmatch(key) else value
+            found[rename(key, table)] = value.flatten() if VECTOR.fullmatch(key) else value
         return found
 
     def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         if not hasattr(model.encoder, "joint") or set(model.modalities) != set(LETTERS.values()):
             raise MaemmError("layout 'cavmae' takes encoder streams over audio and image, nothing else")
         back = {ours: published for published, ours in _names(len(model.encoder.joint)).items()}
-        state = {_rename(key, back): value for key, value in model.state_dict().items()}
+        state = {rename(key, back): value for key, value in model.state_dict().items()}
         for letter, name in LETTERS.items():
             kernel, one = f"patch_embed_{letter}.proj.weight", model.modalities[name]
             state[kernel] = linear_to_conv(state[kernel], one.channels, one.patch)
@@ -139,16 +138,3 @@ def _names(joint: int) -> dict[str, str]:
         "mlp_head.0.": "head.norm.",
         "mlp_head.1.": "head.linear.",
     }
-
-
-def _rename(key: str, table: Mapping[str, str]) -> str:
-    return next((new + key.removeprefix(old) for old, new in table.items() if key.startswith(old)), key)
-
-
-def _depth(state: dict[str, Tensor], prefix: str) -> int:
-    return len({key.removeprefix(prefix).split(".")[0] for key in state if key.startswith(prefix)})
-
-
-def _ratio(state: dict[str, Tensor], blocks: str) -> float:
-    hidden, width = state[f"{blocks}0.mlp.fc1.weight"].shape
-    return hidden / width

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
+from maemm.layout import blocks_of, heads_of, rename, require
 from maemm.patches import conv_to_linear, linear_to_conv
 
 #: (width, depth) of the published encoders -> heads
@@ -80,9 +81,7 @@ class MAE(WeightsKind):
 
     def _require(self, state: dict[str, Tensor]) -> None:
         needed = ["patch_embed.proj.weight", "cls_token", "pos_embed", "blocks.0.attn.qkv.weight"]
-        missing = [key for key in needed if key not in state]
-        if missing:
-            raise MaemmError(f"weights are not of kind {self.name!r}: missing {', '.join(missing)}")
+        require(state, needed, self.name)
 
     def _choose_pool(self, state: dict[str, Tensor], pool: str | None) -> dict[str, Tensor]:
         """Fine-tuned files that hold both norms: only one is used, the other is kept aside."""
@@ -99,7 +98,7 @@ class MAE(WeightsKind):
         prefix = state["cls_token"].shape[1]
         tuned = "head.weight" in state
         position = "learned" if tuned or self.learned_positions else "fixed"
-        depth = _depth(state, "blocks.")
+        blocks = blocks_of(state, "blocks.", width)
         recipe: dict[str, Any] = {
             "modalities": {
                 "image": {
@@ -111,9 +110,8 @@ class MAE(WeightsKind):
                 }
             },
             "encoder": {
-                "type": "vit", "dim": width, "depth": depth, "heads": heads or _heads(width, depth),
-                "mlp_ratio": _ratio(state, "blocks.0.", width), "eps": self.eps, "prefix": prefix,
-                "prefix_position": position, "final_norm": "norm.weight" in state,
+                "type": "vit", **blocks, "heads": heads_of((width, blocks["depth"]), heads, HEADS, "heads"),
+                "eps": self.eps, "prefix": prefix, "prefix_position": position, "final_norm": "norm.weight" in state,
             },
             "decoder": self._decoder(state, decoder_heads, position) if "decoder_embed.weight" in state else None,
         }  # fmt: skip
@@ -127,11 +125,9 @@ class MAE(WeightsKind):
 
     def _decoder(self, state: dict[str, Tensor], heads: int | None, position: str) -> dict[str, Any]:
         width = state["decoder_embed.weight"].shape[0]
-        if heads is None and width != 512:
-            raise MaemmError(f"a decoder of width {width} is not a published one; give decoder_heads=")
         return {
-            "type": "full", "dim": width, "depth": _depth(state, "decoder_blocks."), "heads": heads or 16,
-            "mlp_ratio": _ratio(state, "decoder_blocks.0.", width), "eps": self.eps, "prefix_position": position,
+            "type": "full", **blocks_of(state, "decoder_blocks.", width),
+            "heads": heads_of(width, heads, {512: 16}, "decoder_heads"), "eps": self.eps, "prefix_position": position,
         }  # fmt: skip
 
     def _size(self, count: int, patch: list[int]) -> list[int]:
@@ -177,7 +173,7 @@ def to_ours(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         if key == "patch_embed.proj.weight":
             value = conv_to_linear(value)
-        ours[_rename(key, {theirs: mine for mine, theirs in NAMES.items()})] = value
+        ours[rename(key, {theirs: mine for mine, theirs in NAMES.items()})] = value
     return {key: value.contiguous() for key, value in ours.items()}
 
 
@@ -190,7 +186,7 @@ def to_published(model: torch.nn.Module) -> dict[str, Tensor]:
             continue
         if key == "modalities.image.embedding.weight":
             value = linear_to_conv(value, image.channels, image.patch)
-        state[_rename(key, NAMES)] = value
+        state[rename(key, NAMES)] = value
     sides = {"pos_embed": (model.encoder, image.positions)}
     if model.decoder is not None:
         sides["decoder_pos_embed"] = (model.decoder, image.decoder.positions)
@@ -206,27 +202,3 @@ def _prefix_rows(part: torch.nn.Module, model: torch.nn.Module, rows: Tensor) ->
         return part.prefix_position.detach()
     prefix = model.encoder.prefix
     return rows.new_zeros(1, 0 if prefix is None else prefix.shape[1], rows.shape[-1])
-
-
-def _rename(key: str, names: dict[str, str]) -> str:
-    for start, other in names.items():
-        if key.startswith(start):
-            return other + key[len(start) :]
-    return key  # unknown keys keep their name, and the strict load names them
-
-
-def _depth(state: dict[str, Tensor], prefix: str) -> int:
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
-
-
-def _ratio(state: dict[str, Tensor], block: str, width: int) -> float:
-    hidden = state.get(f"{block}mlp.fc1.weight")
-    if hidden is None:
-        raise MaemmError(f"the weights are not whole: {block}mlp.fc1.weight is missing")
-    return hidden.shape[0] / width
-
-
-def _heads(width: int, depth: int) -> int:
-    if (width, depth) not in HEADS:
-        raise MaemmError(f"an encoder {width} wide and {depth} deep is not a published one; give heads=")
-    return HEADS[width, depth]

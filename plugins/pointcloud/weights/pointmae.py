@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
+from maemm.layout import blocks_of, depth_of, heads_of, rename, require
 
 #: (width, depth) of the published encoders -> heads
 HEADS = {(384, 12): 6}
@@ -88,14 +89,11 @@ class PointMAE(WeightsKind):
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         pretraining = "MAE_encoder." + FIRST in state
         names, prefix = (PRETRAINING, "MAE_encoder.") if pretraining else (FINETUNED, "")
-        for key in ("pos_embed.0.weight", "norm.weight", "blocks.blocks.0.mlp.fc1.weight", FIRST):
-            if prefix + key not in state:
-                raise MaemmError(f"weights are not of kind {self.name!r}: missing {prefix + key}")
-        dim, depth = state[prefix + "norm.weight"].shape[0], _depth(state, prefix + "blocks.blocks.")
-        blocks = {
-            "dim": dim, "mlp_ratio": state[prefix + "blocks.blocks.0.mlp.fc1.weight"].shape[0] / dim,
-            "qkv_bias": prefix + "blocks.blocks.0.attn.qkv.bias" in state, "eps": 1e-5,
-        }  # fmt: skip
+        needed = ("pos_embed.0.weight", "norm.weight", "blocks.blocks.0.mlp.fc1.weight", FIRST)
+        require(state, [prefix + key for key in needed], self.name)
+        blocks = blocks_of(state, prefix + "blocks.blocks.", state[prefix + "norm.weight"].shape[0])
+        dim, depth = blocks["dim"], blocks["depth"]
+        blocks |= {"qkv_bias": prefix + "blocks.blocks.0.attn.qkv.bias" in state, "eps": 1e-5}
         recipe: dict[str, Any] = {
             "modalities": {
                 "pointcloud": {
@@ -106,12 +104,12 @@ class PointMAE(WeightsKind):
                     "masking": {"type": "random", "ratio": mask_ratio, "count": "floor_hidden"},
                 }
             },
-            "encoder": {"depth": depth, "heads": heads or _heads(dim, depth), **blocks},
+            "encoder": {**blocks, "heads": heads_of((dim, depth), heads, HEADS, "heads")},
         }  # fmt: skip
         recipe["encoder"] |= self._encoder(state, pretraining)
         recipe["decoder"] = _decoder(state, blocks, decoder_heads) if "mask_token" in state else None
         recipe["head"] = _head(state, depth, layers)
-        return recipe, {_rename(k, names): v.squeeze(-1) if _pointwise(k, v) else v for k, v in state.items()}, {}
+        return recipe, {rename(k, names): v.squeeze(-1) if _pointwise(k, v) else v for k, v in state.items()}, {}
 
     def _encoder(self, state: dict[str, Tensor], pretraining: bool) -> dict[str, Any]:
         if pretraining and self.encoder != "vit":
@@ -123,7 +121,7 @@ class PointMAE(WeightsKind):
         own = model.state_dict()
         names = PRETRAINING if model.decoder is not None else FINETUNED
         back = {ours: theirs for theirs, ours in names.items()}
-        state = {_rename(key, back): value for key, value in own.items()}
+        state = {rename(key, back): value for key, value in own.items()}
         left = [key for key in state if key in own and not key.startswith(tuple(names))]
         if left:
             raise MaemmError(f"this model does not fit the layout {self.name!r}: no place for {', '.join(left[:3])}")
@@ -145,28 +143,11 @@ def _pointwise(key: str, value: Tensor) -> bool:
     return value.ndim == 3 and any(part in key for part in CONVOLUTIONS)
 
 
-def _rename(key: str, names: Mapping[str, str]) -> str:
-    for start, other in names.items():
-        if key.startswith(start):
-            return other + key[len(start) :]
-    return key  # unknown keys keep their name, and the strict load names them
-
-
-def _depth(state: dict[str, Tensor], prefix: str) -> int:
-    return len({key[len(prefix) :].split(".")[0] for key in state if key.startswith(prefix)})
-
-
 def _width(state: dict[str, Tensor], prefix: str) -> int:
     key = prefix + "encoder.second_conv.0.weight"
     if key not in state:
         raise MaemmError(f"the weights are not whole: {key} is missing")
     return state[key].shape[0]
-
-
-def _heads(dim: int, depth: int) -> int:
-    if (dim, depth) not in HEADS:
-        raise MaemmError(f"an encoder {dim} wide and {depth} deep is not a published one; give heads=")
-    return HEADS[dim, depth]
 
 
 def _groups(state: dict[str, Tensor]) -> int:
@@ -191,12 +172,10 @@ def _group_size(state: dict[str, Tensor], given: int | None) -> int:
 
 
 def _decoder(state: dict[str, Tensor], blocks: dict[str, Any], heads: int | None) -> dict[str, Any]:
-    depth = _depth(state, "MAE_decoder.blocks.")
-    if heads is None and blocks["dim"] != 384:
-        raise MaemmError(f"a decoder of width {blocks['dim']} is not a published one; give decoder_heads=")
     return {
-        "type": "full", "depth": depth, "heads": heads or 6, "prefix": "none", "project": "none",
-        "position_every_block": True, **blocks,
+        **blocks, "type": "full", "depth": depth_of(state, "MAE_decoder.blocks."),
+        "heads": heads_of(blocks["dim"], heads, {384: 6}, "decoder_heads"), "prefix": "none", "project": "none",
+        "position_every_block": True,
     }  # fmt: skip
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
 from maemm.errors import MaemmError
+from maemm.layout import rename
 from maemm.patches import conv_to_linear, linear_to_conv
 
 KERNEL = "modalities.video.embedding.weight"
@@ -15,37 +15,6 @@ NORMALIZE = {None: None, True: "colour", False: "none"}
 #: width -> heads of the published encoders and decoders
 HEADS = {384: 6, 768: 12, 1024: 16, 1280: 16, 1408: 16}
 DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
-
-
-def heads_of(width: int, given: int | None, known: Mapping[int, int], name: str) -> int:
-    """The number given, or that of the published model of this width. Raises :class:`MaemmError`."""
-    if given is not None:
-        return given
-    if width not in known:
-        raise MaemmError(f"a width of {width} is not a published one; give {name}=")
-    return known[width]
-
-
-def blocks_of(state: Mapping[str, Tensor], blocks: str, width: int) -> dict[str, Any]:
-    """``dim``, ``depth`` and ``mlp_ratio`` of the blocks whose keys begin with ``blocks``."""
-    depth = len({key[len(blocks) :].split(".")[0] for key in state if key.startswith(blocks)})
-    hidden = state.get(f"{blocks}0.mlp.fc1.weight")
-    if hidden is None:
-        raise MaemmError(f"the weights are not whole: {blocks}0.mlp.fc1.weight is missing")
-    return {"dim": width, "depth": depth, "mlp_ratio": hidden.shape[0] / width}
-
-
-def require(state: Mapping[str, Tensor], keys: list[str], kind: str) -> None:
-    """Raises :class:`MaemmError` that names the missing keys."""
-    missing = [key for key in keys if key not in state]
-    if missing:
-        raise MaemmError(f"weights are not of kind {kind!r}: missing {', '.join(missing)}")
-
-
-def rename(key: str, names: Mapping[str, str]) -> str:
-    """The longest fitting prefix is replaced; unknown keys keep their name, and the strict load names them."""
-    start = max((one for one in names if key.startswith(one)), key=len, default="")
-    return names.get(start, "") + key[len(start) :]
 
 
 def to_ours(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:

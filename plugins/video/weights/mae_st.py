@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
+from maemm.layout import blocks_of, heads_of, require
 
-from .common import blocks_of, heads_of, require, to_ours, to_theirs, video_alone
+from .common import to_ours, to_theirs, video_alone
 
 NAMES = {
     "modalities.video.embedding.": "patch_embed.proj.",

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
+from maemm.layout import blocks_of, heads_of, require
 
 from ..positions import flat_sincos
-from .common import NORMALIZE, blocks_of, heads_of, require, to_ours, to_theirs
+from .common import NORMALIZE, to_ours, to_theirs
 
 NAMES = {
     "modalities.video.embedding.": "trunk.patch_embed.proj.1.",  # 0 repeats pictures

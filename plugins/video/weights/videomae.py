@@ -10,18 +10,9 @@ from torch import Tensor, nn
 
 from maemm.contract import WeightsKind
 from maemm.errors import MaemmError
+from maemm.layout import blocks_of, heads_of, require
 
-from .common import (
-    DECODER_HEADS,
-    HEADS,
-    NORMALIZE,
-    blocks_of,
-    heads_of,
-    require,
-    to_ours,
-    to_theirs,
-    video_alone,
-)
+from .common import DECODER_HEADS, HEADS, NORMALIZE, to_ours, to_theirs, video_alone
 
 PRETRAINED = {
     "modalities.video.embedding.": "encoder.patch_embed.proj.",
