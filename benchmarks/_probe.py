@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from _machine import about
 
 from maemm.evaluate.features import Features
 from maemm.evaluate.knn import knn
@@ -64,7 +61,5 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def save(path: Path, report: Mapping[str, Any]) -> None:
     """A report as JSON, with the machine and the versions."""
-    about = {"date": str(date.today()), "torch": torch.__version__, "python": platform.python_version()}
-    about |= {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"about": about, **report}, indent=1, default=str) + "\n")
+    path.write_text(json.dumps({"about": about(), **report}, indent=1, default=str) + "\n")

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import torch
+from _machine import about
 from torchaudio.compliance.kaldi import fbank
 
 import maemm
@@ -158,8 +158,7 @@ def main(argv: list[str] | None = None) -> Path:
         if device.type == "cuda":
             told(rows, front_end_gpu(seconds, args.rounds))
     told(rows, step(max(2, args.rounds // 2), device))
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    report = {"date": str(date.today()), "device": name, "torch": torch.__version__, "threads": 1}
+    report = about(device) | {"threads": 1}
     report |= {"command": f"python benchmarks/audio_frontend.py --rounds {args.rounds}", "rows": rows}
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"audio_frontend-{device.type}-{date.today()}.json"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from _machine import about
 from torch.utils.flop_counter import FlopCounterMode
 
 import maemm
@@ -172,14 +172,8 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--budget", type=float, default=500, help="seconds; rows past it are left out and named")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     rate = matmul_rate(device)
-    report = {
-        "date": str(date.today()),
-        "device": name,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+    report = about(device) | {"threads": torch.get_num_threads()}
     report |= {"command": "python benchmarks/gpu_suite.py", "matmul_tflops": rate / 1e12, "rows": []}
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"suite-{device.type}-{date.today()}.json"

@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from datetime import date
 from pathlib import Path
 
 import torch
+from _machine import about
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv1d
 
@@ -95,13 +95,6 @@ def has_bf16() -> bool:
     return seconds[torch.bfloat16] < seconds[torch.float32]
 
 
-def processor() -> str:
-    """The CPU's name, where the system tells it."""
-    listed = Path("/proc/cpuinfo")
-    lines = listed.read_text().splitlines() if listed.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def _cpu_seconds(work) -> float:
     start = time.process_time()
     work()
@@ -147,15 +140,12 @@ def main(argv: list[str] | None = None) -> Path:
             + (f"  (gate {gate}x)" if gate else "")
         )
     report = {
-        "date": str(date.today()),
+        **about(),
         "command": f"python benchmarks/points_step.py --batch {args.batch} --rounds {args.rounds}"
         + " --tiny" * args.tiny,
-        "machine": processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
         "sizes": {"batch": args.batch, "points": 1024, "groups": 64, "group_size": 32, "visible": 26},
         "gates": GATES,
         "steps": found,

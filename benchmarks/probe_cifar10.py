@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-from datetime import date
 from pathlib import Path
 
 import torch
+from _machine import about as where
 
 import maemm
 from maemm.contract import Source
@@ -59,8 +58,7 @@ def main(argv: list[str] | None = None) -> None:
     rows.append(row("pre-trained", *embed(model, parts)))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.processor() or "x86-64"}
-        about |= {"train": len(parts[0]), "test": len(parts[1]), "run": Path(args.run).name}
+        about = where() | {"train": len(parts[0]), "test": len(parts[1]), "run": Path(args.run).name}
         args.out.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 
 

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from copy import deepcopy
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
+from _machine import about as where
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -208,8 +207,7 @@ def main() -> None:
     found = summary(rows)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.processor() or "x86-64"}
-        about |= {
+        about = where() | {
             "clips": len(waves),
             "runs": {Path(name).name: told(Path(name)) for name in args.run},
             "tuning": TUNING,

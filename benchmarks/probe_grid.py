@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-from datetime import date
 from pathlib import Path
 
 import numpy as np
 import torch
+from _machine import about
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
@@ -141,11 +140,10 @@ def main(argv: list[str] | None = None) -> Path:
     tokens, codes = features({**models, "pre-trained": trained.eval()}, args.folder)
     values = int(np.prod(trained.recipe["modalities"]["video"]["patch"]))
     report = {
-        "date": str(date.today()), "command": "python benchmarks/probe_grid.py grid/s1 --run RUN", "clips": len(codes),
+        **about(), "command": "python benchmarks/probe_grid.py grid/s1 --run RUN", "clips": len(codes),
         "held out": int(held_out(codes).sum()), "standard error of one figure": 0.03,
         "loss": last_loss(args.run), "loss of predicting zero": 1 - 1 / values, "rows": rows_of(tokens, codes),
         "recipe": {key: trained.recipe[key] for key in ("modalities", "encoder", "decoder", "train")},
-        "torch": torch.__version__, "python": platform.python_version(),
     }  # fmt: skip
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1, default=str) + "\n")

@@ -19,14 +19,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _machine import about as where
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import cross_entropy
@@ -234,8 +233,7 @@ def main() -> None:
     novel = [unseen(args.data, args.work, data, label, 0, args.set) for label in args.unseen]
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        about = {"date": str(date.today()), "torch": torch.__version__, "machine": platform.processor() or "x86-64"}
-        about |= {"recipe": config.load(RECIPE, args.set), "threads": 1, "runs": runs}
+        about = where() | {"recipe": config.load(RECIPE, args.set), "threads": 1, "runs": runs}
         found = {"about": about, "rows": rows, "few_labels": few, "unseen": novel}
         args.out.write_text(json.dumps(found, indent=1) + "\n")
 

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from _machine import about as where
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
@@ -295,8 +294,7 @@ def main() -> None:
         "clips": "GRID, speaker s1: 802 training clips, 198 held out",
         "chance": {f"R@{k}": round(k / count, 4) for k in (1, 5, 10)},
         "command": "see benchmarks/README.md",
-        "date": date.today().isoformat(),
-        "versions": {"maemm": maemm.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        **where(),
         "threads": 1,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

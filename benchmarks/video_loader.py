@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _machine import about
 from PIL import Image
 
 import maemm
@@ -158,8 +158,7 @@ def compare(folder: Path, packs: Path, args: argparse.Namespace) -> dict:
         )
         print(f"{name:40s} {1 / middle:7.1f} clips per CPU-second   {base / middle:5.2f} x plain", flush=True)
     return {
-        "date": str(date.today()), "command": "python benchmarks/video_loader.py", "machine": platform.processor(),
-        "python": platform.python_version(), "torch": torch.__version__, "versions": versions(),
+        **about(), "command": "python benchmarks/video_loader.py", "versions": versions(),
         "files": f"{len(paths)} files, {sum(Path(one).stat().st_size for one in paths):,} bytes",
         "clip": [FRAMES, SIDE, SIDE], "stride": STRIDE, "rows": rows,
     }  # fmt: skip

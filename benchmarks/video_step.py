@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from datetime import date
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _machine import about
 
 import maemm
 
@@ -144,9 +144,8 @@ def main(argv: list[str] | None = None) -> Path:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         torch.set_num_threads(1)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, 1 thread, CPU seconds"
     report = {
-        "date": str(date.today()), "device": name, "torch": torch.__version__, "python": platform.python_version(),
+        **about(device), "seconds": "wall" if device.type == "cuda" else "of one CPU thread",
         "command": f"python benchmarks/video_step.py --size {args.size} --batch {args.batch}",
         "clip": SIZES[args.size][0], "rows": measure(args, device),
     }  # fmt: skip

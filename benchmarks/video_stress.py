@@ -13,7 +13,6 @@ import argparse
 import io
 import json
 import os
-import platform
 import tempfile
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
-import torch
+from _machine import about
 
 from maemm.data.loader import Loader
 from maemm.data.order import Slots
@@ -151,8 +150,7 @@ def main(argv: list[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as scratch:
         found = run(Path(scratch), make(Path(scratch)), args.reads, args.workers)
-    report = {"date": str(date.today()), "command": "python benchmarks/video_stress.py", "workers": args.workers,
-              "python": platform.python_version(), "torch": torch.__version__, **found}  # fmt: skip
+    report = {**about(), "command": "python benchmarks/video_stress.py", "workers": args.workers, **found}
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"video_stress-{date.today()}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+Init = Literal["xavier", "normal"]
 
 
 def make_blocks(
@@ -19,8 +22,9 @@ def make_blocks(
     qkv_bias: bool,
     eps: float,
     drop_path: float | Sequence[float],
+    init: Init = "xavier",
 ) -> nn.ModuleList:
-    """``depth`` pre-norm blocks. Linear layers start as in MAE.
+    """``depth`` pre-norm blocks. ``init``: how linear layers start, see :func:`init_linear` and :func:`init_normal`.
 
     ``drop_path``: the last block's rate, to which it grows linearly from 0, or the rate of every block.
     """
@@ -30,7 +34,7 @@ def make_blocks(
     blocks = nn.ModuleList(
         Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate, norm_layer=norm) for rate in rates
     )
-    blocks.apply(init_linear)
+    blocks.apply(init_normal if init == "normal" else init_linear)
     return blocks
 
 
@@ -38,6 +42,17 @@ def init_linear(module: nn.Module) -> None:
     """Xavier uniform weights and zero bias for every linear layer (MAE, published code)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def init_normal(module: nn.Module) -> None:
+    """Truncated normal weights of deviation 0.02 and zero bias for every linear layer (Point-MAE, published code).
+
+    A narrow encoder then begins close to passing its tokens on, where Xavier's weights add much that all tokens share.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
 

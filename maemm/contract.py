@@ -12,6 +12,7 @@ type hints, and ``maemm plugins show`` prints them. Positional parameters come f
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -294,6 +295,15 @@ class Source(ABC):
     def view(self, index: int, number: int) -> Sample:
         """The sample in the way ``number`` of ``views``: a classifier is asked about all, its answers are averaged."""
         return self.read(index, Draw(("view", index)))
+
+    def files(self) -> Iterable[str | bytes | os.PathLike]:
+        """Files, or folders of them, behind the samples: stored features are stale when one of them has changed.
+
+        By default those of the sources that this one holds. Where none are told, ``data.root`` stands for them.
+        """
+        for held in vars(self).values():
+            if isinstance(held, Source):
+                yield from held.files()
 
     def fingerprint(self) -> str:
         """Changes when the data change: guards exact resume. By default the number of samples."""

@@ -16,7 +16,7 @@ def grid_of(size: tuple[int, ...], patch: tuple[int, ...], where: str = "size") 
         if side < step or side % step:
             near = sorted({max(side // step, 1) * step, (side // step + 1) * step})
             use = " or ".join(str(n) for n in near)
-            raise MaemmError(f"size {side} is not a multiple of patch {step} ({where}); use {use}, or set crop")
+            raise MaemmError(f"size {side} is not a multiple of patch {step} ({where}); use {use}")
     return tuple(side // step for side, step in zip(size, patch, strict=True))
 
 

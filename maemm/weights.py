@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from maemm.errors import MaemmError
 from maemm.files import usual_rights, write_whole
 from maemm.model import Model
 
+MODEL, EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint: the weights, and their average over training
+BEST = "best"  # folder in the run: the weights with the best figure of validation
 _WRAPPERS = ("model", "state_dict", "module", "base_model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 
@@ -27,7 +30,8 @@ _PREFIXES = ("module.", "_orig_mod.")
 def load(what: str | Path | dict[str, Tensor], kind: str | None = None, **known: Any) -> Model:
     """A model from weights: a file, a run or checkpoint folder, or a state dict; published or our own.
 
-    A folder may also be another library's: config.json and model.safetensors.
+    Which weights of a run, see :func:`find_checkpoint`. A folder may also be another library's: config.json and
+    model.safetensors.
 
     ``kind`` names the published layout where it cannot be told. ``known`` is what the weights do not tell:
     ``heads``, ``decoder_heads``, ``norm_pix``, ``mask_ratio``... Every key and shape is checked: a partial match
@@ -38,7 +42,7 @@ def load(what: str | Path | dict[str, Tensor], kind: str | None = None, **known:
         path = Path(what)
         config = config_of(path)
         if config is not None:
-            path = path / "model.safetensors"
+            path = path / MODEL
         elif path.is_dir():
             return _load_own(find_checkpoint(path), known)
         elif recipe_of(path) is not None:
@@ -171,7 +175,7 @@ def recipe_of(path: Path) -> dict[str, Any] | None:
 def config_of(folder: Path) -> dict[str, Any] | None:
     """The config.json of a folder that another library wrote beside its model.safetensors; None: it is none."""
     path = folder / "config.json"
-    if not path.is_file() or recipe_of(folder / "model.safetensors") is not None:
+    if not path.is_file() or recipe_of(folder / MODEL) is not None:
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -197,13 +201,41 @@ def _load_own(path: Path, known: dict[str, Any]) -> Model:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The model file of a checkpoint folder, or of the last checkpoint of a run folder."""
-    if (folder / "model.safetensors").is_file():
-        return folder / "model.safetensors"
-    steps = sorted((folder / "checkpoints").glob("step-*/model.safetensors"))
-    if not steps:
-        raise MaemmError(f"{folder} holds no checkpoint; give a run folder, a checkpoint folder or a weights file")
-    return steps[-1]
+    """The model file of a checkpoint folder; of a run folder the best of a classifier that validated, else the last.
+
+    A checkpoint with an average of the weights (``train.ema``, ``train.average``) stands for that average.
+    """
+    best = folder / BEST / MODEL
+    if not (folder / MODEL).is_file():
+        if ((recipe_of(best) or {}).get("recipe") or {}).get("head"):
+            return best
+        steps = [path.parent for path in (folder / "checkpoints").glob(f"step-*/{MODEL}")]
+        if not steps:
+            raise MaemmError(f"{folder} holds no checkpoint; give a run folder, a checkpoint folder or a weights file")
+        folder = max(steps, key=lambda path: (len(path.name), path.name))  # step-1000000 behind step-999999
+    return folder / EMA if (folder / EMA).is_file() else folder / MODEL
+
+
+def rebuilt(model: Model, overrides: Mapping[str, Any] | Iterable[str]) -> Model:
+    """The model with other options of its modalities (``modalities.NAME.KEY``) and the same weights.
+
+    For what a checkpoint does not tell or was trained without, such as views. Checked as a recipe is; raises
+    :class:`MaemmError` also for options that ask for other weights.
+    """
+    from maemm import config
+    from maemm.config.layers import flatten, from_overrides
+
+    given = flatten(from_overrides(overrides).values)
+    for key in given:
+        above, name, *_ = *key.split("."), ""
+        if above != "modalities" or name not in model.modalities:
+            known = ", ".join(f"modalities.{one}.KEY" for one in model.modalities)
+            raise MaemmError(f"{key!r} is no option of this model's modalities; only those can be set here: {known}")
+    parts = {key: model.recipe[key] for key in ("modalities", "encoder")}
+    found = build_model({**model.recipe, "modalities": config.load(parts, overrides)["modalities"]})
+    fill(found, model.state_dict(), f"the weights, with other {', '.join(given)},")
+    found.extras, found.kind = model.extras, model.kind
+    return found.to(next(model.parameters()).device).eval()
 
 
 def convert(

@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 
 from maemm.cli.parser import VERBS, split, verb_parser
-from maemm.cli.subject import EPILOG, data_words
+from maemm.cli.subject import EPILOG, words
 from maemm.errors import MaemmError
 
 MORE = """Writes a page, and its figures beside it as JSON. Without -o: diagnose.html in the run's folder.
@@ -29,7 +29,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     (what, data), overrides = split(args.words, 1, 2, f"diagnose {VERBS['diagnose'].words}")
     if args.batch < 1:
         raise MaemmError(f"--batch is {args.batch}; give 1 or more")
-    options = data_words(overrides) | ({} if args.kind is None else {"kind": args.kind})
+    options = words(overrides, args) | ({} if args.kind is None else {"kind": args.kind})
     if args.ratios is not None:
         options["ratios"] = _shares(args.ratios)
     settings = {"samples": args.samples, "clusters": args.clusters, "seed": args.seed, "batch": args.batch}

@@ -7,7 +7,7 @@ from argparse import Namespace
 from contextlib import ExitStack
 
 from maemm.cli.parser import VERBS, split, verb_parser
-from maemm.cli.subject import EPILOG, data_words
+from maemm.cli.subject import EPILOG, words
 
 
 def run(argv: list[str], flags: Namespace) -> int:
@@ -31,7 +31,7 @@ def run(argv: list[str], flags: Namespace) -> int:
             batch=args.batch,
             baselines=args.baselines,
             show=lambda kind: stack.enter_context(progress(f"embed, {kind}")),
-            **data_words(overrides),
+            **words(overrides, args),
         )
     print(json.dumps(found.record()) if flags.json else found)
     if found.skipped and not flags.json:

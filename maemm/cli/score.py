@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 
 from maemm.cli.parser import VERBS, split, verb_parser
-from maemm.cli.subject import EPILOG, data_words
+from maemm.cli.subject import EPILOG, words
 from maemm.errors import MaemmError
 
 MORE = """A .csv holds id, label and score; a .npz also the error of every token.
@@ -32,7 +32,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     from maemm.evaluate.progress import progress
     from maemm.report.scores import score_data
 
-    options = data_words(overrides) | ({} if args.kind is None else {"kind": args.kind})
+    options = words(overrides, args) | ({} if args.kind is None else {"kind": args.kind})
     with progress("score") as show:
         made = score_data(
             str(what),

@@ -38,25 +38,36 @@ def subject(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     for key in ("kind", "stream"):
         if getattr(args, key) is not None:
             found[key] = getattr(args, key)
-    return {**found, **data_words(overrides)}
+    return {**found, **words(overrides, args)}
 
 
-def data_words(overrides: list[str]) -> dict[str, Any]:
-    """The words ``data.KEY=value`` and ``KEY=value`` -> {KEY: value}."""
-    found = {}
-    return found | words(overrides)
+def words(overrides: list[str], args: Namespace, *more: str) -> dict[str, Any]:
+    """``data.KEY=value`` of the known keys and ``more``, and ``KEY=value`` for :func:`maemm.load` -> {KEY: value}.
 
-
-def words(overrides: list[str], *more: str) -> dict[str, Any]:
-    """``data.KEY=value`` of the known keys and ``more``, and ``KEY=value`` for :func:`maemm.load`."""
-    known, found = (*_DATA, *more), {}
+    ``args``: the flags of the verb, which are no words.
+    """
+    known, found, flags = (*_DATA, *more), {}, {key: one for key, one in vars(args).items() if key != "words"}
     for word in overrides:
         key, _, text = word.partition("=")
         name = key.removeprefix("data.")
-        if (key != name and name not in known) or "." in name:
-            raise MaemmError(f"{key!r} means nothing here (override {word}); known: data.{', data.'.join(known)}")
+        if name not in known and key in flags:
+            flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
+            given = "" if isinstance(flags[key], bool) else f" {text}"
+            raise MaemmError(f"{key} is a flag (override {word}); write {flag}{given}")
+        if name not in known and key not in _untold():
+            told = [*(f"data.{one}" for one in known), *_untold()]
+            raise MaemmError(f"{key!r} means nothing here (override {word}); known: {', '.join(told)}")
         found[name] = reader.value(text, key)
     return found
+
+
+def _untold() -> list[str]:
+    """What published weights do not tell, of all kinds."""
+    from maemm import plugins
+    from maemm.options import options_of
+
+    kinds = [plugins.find("weights", name) for name in plugins.names("weights")]
+    return sorted({option for kind in kinds for option in options_of(kind.read)})
 
 
 def numbers(text: str, flag: str) -> list[int]:

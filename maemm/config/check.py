@@ -162,20 +162,30 @@ class _Check:
 
     def _data(self) -> dict[str, Any]:
         data = self._keys(DataConfig, "data")
-        data["source"] = self.part("sources", data["source"], "data.source")
+        data["source"] = self._source(data["source"], "data.source", list(self._named()))
         if data["mix"] is not None:
-            for key in ("root", "list", "source", "epoch", "balance", "shots"):
+            for key in ("root", "list", "source", "epoch", "balance", "shots", "fold"):
                 if self.layer.get(f"data.{key}"):
                     self.add(f"data.{key} cannot be set beside data.mix", f"data.{key}", "set it to null")
             data["mix"] = {name: self._set(name, one) for name, one in data["mix"].items() if one is not None}
         return data
 
+    def _source(self, value: Any, where: str, names: list[str]) -> dict[str, Any] | None:
+        """A source of one modality is that modality's own unless it says otherwise."""
+        spec = self._named().get(names[0]) if len(names) == 1 else None
+        own = spec.get("type", names[0]) if isinstance(spec, dict) else spec
+        return self.part("sources", value, where, default=None if value is None else own)
+
+    def _named(self) -> dict[str, Any]:
+        found = self.given.get("modalities")
+        return {name: spec for name, spec in found.items() if spec is not None} if isinstance(found, dict) else {}
+
     def _set(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
         """One data set of a mixture."""
         where = f"data.mix.{name}"
         found = self._valid(SetConfig, values, where)
-        found["source"] = self.part("sources", found["source"], join(where, "source"))
-        known = self.given.get("modalities") if isinstance(self.given.get("modalities"), dict) else {}
+        known = self._named()
+        found["source"] = self._source(found["source"], join(where, "source"), found["modalities"] or list(known))
         for one in found["modalities"] or ():
             if one not in known:
                 self.add(f"{where}.modalities names {value_text(one)}", join(where, "modalities"), advice(one, known))

@@ -51,6 +51,10 @@ class DataConfig(_Keys):
     shots: int | str | None = Field(
         None, description="labels of each class to learn from: a number, or a share such as 10%; null: all"
     )
+    fold: str | None = Field(
+        None, description="leave one fold out of what is learned from, to ask about it: 2/5 is the second of five"
+    )
+    groups: str | None = Field(None, description="regular expression: ids that give the same text share a fold")
     balance: bool = Field(False, description="draw samples of rare classes as often as those of common ones")
     epoch: int | None = Field(None, ge=1, description="samples of an epoch, drawn anew each time; null: all, once")
     max_bad_share: float = Field(0.05, ge=0, le=1, description="share of unreadable samples at which a run stops")

@@ -11,7 +11,7 @@ and with ``read=`` (a function path -> array) and ``endings=`` the same for file
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,9 @@ class ArrayFile(Source):
 
     def label(self, index: int) -> Label | None:
         return label_at(self._labels, index)
+
+    def files(self) -> Iterable[Path]:
+        return (self.file,)
 
     def fingerprint(self) -> str:
         """Shape, type, labels and some of the values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ class Files(Source):
     def read(self, index: int, draw: Draw) -> Sample:
         raw = self.open(os.path.join(self.folder, self.path(index)), draw)
         return Sample({self.modality: raw}, self.name(index), self.label(index))
+
+    def files(self) -> Iterator[bytes]:
+        for index in range(len(self)):
+            yield os.path.join(self.folder, self.path(index))
 
     def fingerprint(self) -> str:
         """The paths below the folder and the labels; moving the folder changes nothing."""

@@ -71,14 +71,18 @@ class Findings:
             self.reasons[self._kinds.setdefault(re.sub(r"\d+", "", row["bad"]), row["bad"])] += 1
             return
         label = row["label"]
-        if label is not None:
-            self.labels[self.class_name(label)] += 1
+        self.labels.update(self._class_names(label))
         for name, one in row["of"].items():
             self.modalities.setdefault(name, Seen()).add(one)
         first, its_label = self._first.setdefault(row["digest"], (index, label))
         if first != index:
             self.same[index] = first
             self.other_label += label != its_label
+
+    def _class_names(self, label: int | list[int] | None) -> list[str]:
+        """The classes of a sample in words: none, one, or several."""
+        found = [] if label is None else label if isinstance(label, list) else [label]
+        return [self.class_name(one) for one in found]
 
     def class_name(self, label: int) -> str:
         """A label in words."""
@@ -138,7 +142,7 @@ class Findings:
     def _cells(self, index: int, row: Row, ids: Mapping[int, str], facts: list[tuple[str, str]]) -> list[Any]:
         if "bad" in row:
             return ["", row["bad"], *[""] * len(facts)]
-        label = "" if row["label"] is None else self.class_name(row["label"])
+        label = ";".join(self._class_names(row["label"]))
         reason = f"same content as {ids[self.same[index]]}" if index in self.same else ""
         return [label, reason, *[row["of"].get(name, {}).get("facts", {}).get(key, "") for name, key in facts]]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from maemm.contract import Label
 from maemm.errors import MaemmError
 
-_PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path")
+PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path")
 _LABEL_COLUMNS = ("label", "class", "target", "category", "y", "label_id", "class_id", "class_name")
 _SEVERAL_COLUMNS = ("labels", "classes", "targets", "tags")  # any number of them, between commas, semicolons or bars
 
@@ -76,6 +76,14 @@ def class_labels(paths: list[str]) -> tuple[Labels | None, list[str] | None]:
     return [number[name] for name in folders], classes
 
 
+def strays(paths: list[str]) -> list[str]:
+    """The files that keep folders from being classes: those outside of folders of one level, where most lie in such."""
+    folders = {path: os.path.dirname(path) for path in paths}
+    odd = [path for path, folder in folders.items() if not folder or os.sep in folder]
+    classes = {folder for folder in folders.values() if folder and os.sep not in folder}
+    return odd if len(classes) > 1 and 2 * len(odd) < len(folders) else []
+
+
 # --------------------------------------------------------------------------------------------------- list files
 def read_list(
     path: Path, root: Path | None, extensions: Iterable[str], columns: Iterable[str] = ()
@@ -92,7 +100,7 @@ def read_list(
     relative to ``root`` if the first one is found there, otherwise to the folder of the list. Labels are numbers from
     0, or words, which are numbered in alphabetical order.
     """
-    lines, endings, names = _lines(path), tuple(extensions), {*_PATH_COLUMNS, *columns}
+    lines, endings, names = _lines(path), tuple(extensions), {*PATH_COLUMNS, *columns}
     table = path.suffix.lower() in (".csv", ".tsv")
     several = False
     if table:
@@ -197,10 +205,19 @@ def _labels(texts: list[str], path: Path) -> tuple[Labels | None, list[str] | No
     if not known:
         return None, None
     if all(text.isdecimal() for text in known):
-        return [int(text) if text else None for text in texts], None
+        return [whole_number(text, path) if text else None for text in texts], None
     if any(text.lstrip("-").isdecimal() for text in known):
         odd = min(text for text in known if not text.isdecimal())
         raise MaemmError(f"labels are both numbers and words ({path}: {odd!r}); use numbers from 0, or words")
     classes = sorted(known)
     number = {name: i for i, name in enumerate(classes)}
     return [number[text] if text else None for text in texts], classes
+
+
+def whole_number(text: str, path: Path) -> int:
+    """The number in a cell of a list. Raises ValueError where it is none, :class:`MaemmError` beyond 64 bits."""
+    if len(text) < 19 or not text.lstrip("-").isdecimal():
+        return int(text)
+    lines = os.fsdecode(path.read_bytes()).splitlines()
+    line = next(number for number, words in enumerate(lines, 1) if text in words)
+    raise MaemmError(f"a number of the list is too large ({path}, line {line}: {text[:40]}); mend it")

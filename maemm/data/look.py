@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maemm.contract import Modality, Prepared, Source
+from maemm.contract import Label, Modality, Prepared, Source
 from maemm.data.bad_samples import printable, reason_of
 from maemm.data.loader import name_of
 from maemm.data.statistics import moments
@@ -66,8 +66,13 @@ class Looker:
                 "loaded": shapes(loaded),
                 **_prepared(modality, loaded),
             }
-        label = None if sample.label is None else int(sample.label)
-        return {"id": printable(sample.id), "label": label, "digest": state.hexdigest(), "of": of}
+        return {"id": printable(sample.id), "label": _plain_label(sample.label), "digest": state.hexdigest(), "of": of}
+
+
+def _plain_label(label: Label | None) -> int | list[int] | None:
+    if label is None:
+        return None
+    return [int(one) for one in label] if isinstance(label, tuple) else int(label)
 
 
 class _Lost(Exception):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,10 @@ class Mixture(Source):
         sample = part.source.read(inner, draw)
         raw = {key: value for key, value in sample.raw.items() if key in part.modalities}
         return Sample(raw, f"{name}/{sample.id}", sample.label)
+
+    def files(self) -> Iterator[str | bytes | os.PathLike]:
+        for one in self.parts.values():
+            yield from one.source.files()
 
     def fingerprint(self) -> str:
         return fingerprint("mixture", *(f"{name}={one.source.fingerprint()}" for name, one in self.parts.items()))

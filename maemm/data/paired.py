@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -60,6 +61,10 @@ class Paired(Source):
         if isinstance(label, tuple):
             return tuple(sorted(self.classes.index(part.classes[one]) for one in label))
         return self.classes.index(part.classes[label])
+
+    def files(self) -> Iterator[str | bytes | os.PathLike]:
+        for one in self.parts.values():
+            yield from one.files()
 
     def fingerprint(self) -> str:
         return fingerprint("paired", self.names, *(f"{k}={one.fingerprint()}" for k, one in self.parts.items()))

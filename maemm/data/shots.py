@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,11 +82,11 @@ class Shots:
             pass
         raise MaemmError(f"--shots {text!r} means nothing; give samples of a class or a share, such as 1,5,10%")
 
-    def draw(self, labels: np.ndarray, seed: int) -> np.ndarray:
+    def draw(self, labels: np.ndarray, seed: int, classes: Sequence[str] | None = None) -> np.ndarray:
         """Indices of a part of the samples, at least one of every class. More shots of one seed contain fewer.
 
-        ``labels`` (n,) or (n, classes); where samples have several, a class may get more. Raises
-        :class:`MaemmError` where a class has fewer samples than asked for.
+        ``labels`` (n,) or (n, classes); where samples have several, a class may get more. ``classes``: their names.
+        Raises :class:`MaemmError` where a class has fewer samples than asked for.
         """
         drawn, found = np.random.default_rng(seed), []
         several = labels.ndim == 2
@@ -96,7 +97,8 @@ class Shots:
                 continue
             wanted = max(1, round(self.share * len(rows))) if self.count is None else self.count
             if wanted > len(rows):
-                raise MaemmError(f"label {label} has {len(rows)} samples, --shots asks for {wanted}; ask for fewer")
+                name = f"label {label}" if classes is None else f"class {classes[label]!r}"
+                raise MaemmError(f"{name} has {len(rows)} samples, --shots asks for {wanted}; ask for fewer")
             found.append(rows[:wanted])
         if not found:
             raise MaemmError("samples have no labels to choose from (data.shots); give data with labels")

@@ -31,6 +31,8 @@ class Full(Decoder):
         project: linear, linear without bias ("no_bias"), or none where the widths are equal
         position_every_block: add positions before every block instead of once (Point-MAE)
         drop_path: rate of the last block, growing linearly from 0
+        head_scale: of the heads' first weights, times Xavier's. Where targets are small, predictions must begin small:
+            first gradients a thousand times the later ones stay in Adam's memory and leave the encoder unmoved
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Full(Decoder):
         project: Literal["linear", "no_bias", "none"] = "linear",
         position_every_block: bool = False,
         drop_path: float = 0.0,
+        head_scale: float = 1.0,
     ):
         super().__init__()
         check_width(dim, heads, "decoder")
@@ -63,6 +66,9 @@ class Full(Decoder):
         self.norm = nn.LayerNorm(dim, eps=eps if norm_eps is None else norm_eps)
         self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
         self.heads.apply(init_linear)
+        with torch.no_grad():
+            for head in self.heads.values():
+                head.weight.mul_(head_scale)
         self.project.apply(init_linear)
         self.prefix, self.prefix_position = None, None
         count = 0 if prefix == "none" else prefix_count or int(prefix == "own")

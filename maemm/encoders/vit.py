@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from maemm.blocks import key_mask, make_blocks
+from maemm.blocks import Init, key_mask, make_blocks
 from maemm.contract import Encoder, Latents, MaskedInput
 from maemm.errors import MaemmError
 
@@ -31,6 +31,7 @@ class ViT(Encoder):
         position_every_block: add positions before every block instead of once (Point-MAE)
         drop_path: rate of the last block, growing linearly from 0
         final_norm: false where fine-tuned weights have none
+        init: how linear layers start: xavier (MAE), or normal with a deviation of 0.02 (Point-MAE)
     """
 
     def __init__(
@@ -48,12 +49,13 @@ class ViT(Encoder):
         position_every_block: bool = False,
         drop_path: float = 0.0,
         final_norm: bool = True,
+        init: Init = "xavier",
     ):
         super().__init__()
         check_width(dim, heads, "encoder")
         self.dim, self.names, self.position_every_block = dim, list(names), position_every_block
         self.blocks = make_blocks(
-            dim, depth, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, drop_path=drop_path
+            dim, depth, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, drop_path=drop_path, init=init
         )
         self.norm = nn.LayerNorm(dim, eps=eps) if final_norm else nn.Identity()
         self.prefix, self.prefix_position = None, None

@@ -18,10 +18,10 @@ from maemm.evaluate.features import Embed, Features, embedder, features, raw_val
 from maemm.evaluate.figures import Cell, Comparison
 from maemm.evaluate.inputs import What, data_config, data_stamp, open_data, open_model, weights_stamp
 from maemm.evaluate.knn import knn_scores
-from maemm.evaluate.probe import logistic_scores
+from maemm.evaluate.probe import logistic_scores, strength_choice
 from maemm.evaluate.stream import fresh
-from maemm.evaluate.tables import tables
-from maemm.evaluate.trained import attentive_scores, published_scores
+from maemm.evaluate.tables import Choice, tables
+from maemm.evaluate.trained import attentive_choice, attentive_scores, published_choice, published_scores
 from maemm.model import Model
 
 PROTOCOLS: dict[str, Callable[..., np.ndarray]] = {
@@ -29,6 +29,11 @@ PROTOCOLS: dict[str, Callable[..., np.ndarray]] = {
     "linear": logistic_scores,
     "published": published_scores,
     "attentive": attentive_scores,
+}
+CHOICES: dict[str, Callable[..., Choice | None]] = {  # what is chosen inside the training part before it is fitted
+    "linear": strength_choice,
+    "published": published_choice,
+    "attentive": attentive_choice,
 }
 RAW, UNTRAINED, TRAINED = "raw values", "untrained", "trained"
 Show = Callable[[str], Callable[[int, int], Any] | None]  # what is embedded -> its on_progress
@@ -154,6 +159,7 @@ def _row(subject: Subject, protocol: Protocol, kind: str, name: str, found: Comp
                 cell = cells.setdefault((title, shots), Cell(title, name, shots))
                 cell.values.append([_figure(cell, part, protocol, name, shots, seed) for part in pairs])
     found.cells += cells.values()
+    found.notes += [note for cell in cells.values() for note in cell.notes() if note not in found.notes]
 
 
 def _pairs(
@@ -168,9 +174,11 @@ def _pairs(
     found.tell(data, None)
     known = data.labelled
     if not len(known):
-        raise MaemmError("the data have no labels; give a folder per class, or a list or an array file with labels")
+        raise MaemmError(
+            "the data have no labels; give all files in a folder per class, or a list or array with labels"
+        )
     groups = None if protocol.groups is None else splits.groups_of(known.ids, protocol.groups)
-    count = protocol.folds or (5 if groups is None else min(10, len(np.unique(groups))))
+    count = protocol.folds or splits.usual_count(groups)
     found.folds = count
     return [(known.take(a), known.take(b)) for a, b in splits.folds(known, count, seed=seed, groups=groups)]
 
@@ -179,9 +187,13 @@ def _figure(cell: Cell, pair: tuple[Features, Features], protocol: Protocol, nam
     """Accuracy or mAP of one fit; its answers go into the cell's table per class."""
     train, test = pair
     if shots != "all":
-        train = train.take(splits.Shots.parse(shots).draw(train.labels, seed))
+        train = train.take(splits.Shots.parse(shots).draw(train.labels, seed, train.classes))
     a, b = tables(train, test, scale=name in ("knn", "linear"))
-    scores = PROTOCOLS[name](a, b, seed=seed, **protocol.options.get(name, {}))
+    options = protocol.options.get(name, {})
+    if name in CHOICES and (choice := CHOICES[name](a, seed=seed, **options)) is not None:
+        cell.choices.append(choice)
+        options = {**options, choice.option: choice.value}
+    scores = PROTOCOLS[name](a, b, seed=seed, **options)
     if seed == 0:
         cell.add(b.y, scores, train.classes, a.classes)
     return b.figure(scores)

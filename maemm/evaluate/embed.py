@@ -168,24 +168,26 @@ class _Parts:
                 "goes on"
             ) from error
 
-    def chunks(self) -> Iterator[tuple[dict[str, np.ndarray], list[BadSample]]]:
+    def skipped(self) -> list[BadSample]:
+        return [BadSample(**one) for chunk in self.chunks() for one in json.loads(str(chunk["skipped"]))]
+
+    def chunks(self) -> Iterator[np.lib.npyio.NpzFile]:
+        """The stored chunks; each reads an array when it is asked for it, and is closed when the next one comes."""
         for path in self.paths:
             with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-            yield arrays, [BadSample(**one) for one in json.loads(str(arrays.pop("skipped")))]
+                yield stored
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _finish(parts: _Parts, out: Path, source: Source, resumed: int, about: dict[str, Any]) -> Embedded:
-    skipped = [one for _, some in parts.chunks() for one in some]
-    kept = [arrays for arrays, _ in parts.chunks() if len(arrays["ids"])]
-    if not kept:
+    skipped = parts.skipped()
+    arrays = files.concatenated(parts.chunks)
+    if not arrays:
         parts.remove()
         none = Features(np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [], skipped)
         check_any(none, len(source))
-    arrays = files.concatenated(kept)
     classes = None if source.classes is None else [*source.classes]
     files.write(out, arrays, classes, about)
     if skipped:

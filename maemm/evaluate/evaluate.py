@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,14 +16,15 @@ from maemm.errors import MaemmError
 from maemm.evaluate.features import Features, contents, features
 from maemm.evaluate.figures import aligned, details, per_class, precision_table, precisions, refresh_page, save_record
 from maemm.evaluate.inputs import What, data_config, open_data, open_model
-from maemm.evaluate.splits import Overlap, overlap
+from maemm.evaluate.seen import Seen, seen, warnings_of
 from maemm.evaluate.tables import as_several
 from maemm.evaluate.views import Passes
 from maemm.model import Model
+from maemm.options import value_text
 from maemm.ranking import mean_average_precision
-from maemm.train.validation import BEST
+from maemm.weights import rebuilt
 
-MOST_COMPARED = 100_000  # training samples that are read once more to look for test samples among them
+OWN_DATA = "no data are named: the figures are of the run's own, which it has learned from; name the data to test with"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Answers:
     classes: tuple[str, ...]
     skipped: list[BadSample]  # unreadable, or without a label that the model knows
     views: int = 1  # of each sample, over which answers are averaged
+    warnings: tuple[str, ...] = ()  # why the figures may be too good
 
     @property
     def several(self) -> bool:
@@ -116,6 +118,7 @@ class Answers:
             "skipped": len(self.skipped),
             "views": self.views,
             "classes": list(self.classes),
+            "warnings": list(self.warnings),
             "results": streams,
         }
 
@@ -131,6 +134,8 @@ def evaluate(
     classes: Any = None,
     views: bool = True,
     average: Literal["probabilities", "logits"] = "probabilities",
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    compare: bool = False,
     out: str | os.PathLike | None = None,
     on_progress: Progress | None = None,
     **known: Any,
@@ -140,17 +145,20 @@ def evaluate(
     Of a run the best weights of its validation are taken, where there were any, else the last. Labels are matched by
     the names of the classes that the model was trained with. ``classes``: those names, or their number, where the
     weights do not tell. ``views``: ask about all views of each sample that its modality or source has, and average
-    the probabilities or logits (``average``). The rest as in :func:`maemm.evaluate.embed.embed`. Raises
-    :class:`MaemmError`.
+    the probabilities or logits (``average``). ``overrides``: other options of modalities than in training, such as
+    ``{"modalities.NAME.KEY": value}``, for views that the weights do not tell. ``compare``: also read what a run was
+    trained and validated with, and warn of samples that are among ``data``. The rest as in
+    :func:`maemm.evaluate.embed.embed`. Raises :class:`MaemmError`.
     """
-    model = open_model(best_of(what), **known)
+    model = open_model(what, **known)
+    if overrides:
+        model = rebuilt(model, overrides)
     if model.head is None:
         raise MaemmError(f"{_name(what)} has no classifier to evaluate; fine-tune it (maemm finetune), or probe it")
     options = {k: v for k, v in (("source", source), ("list", list)) if v is not None}
     config = data_config(model.recipe, data, **options)
     opened = open_data(model.recipe, data, **options)
-    names = classes or (model.recipe.get("data") or {}).get("classes")
-    opened = Labelled(opened, _classes(model, opened.classes, names))
+    opened = Labelled(opened, _classes(model, opened.classes, classes))
     workers = config["workers"] if workers is None else workers
     several = opened.several or _sigmoid(model)
     passes = Passes(model, opened, several=several, average=average, on=views)
@@ -160,41 +168,36 @@ def evaluate(
         )
     )
     answers = _answers(found, opened, several, passes.count)
+    if data is None and not options:
+        answers = replace(answers, warnings=(OWN_DATA,))
+    elif compare:
+        test = next(iter(found.values())) if passes.count == 1 else contents(model, opened, workers=workers)
+        answers = replace(answers, warnings=tuple(warnings_of(model, what, test, workers=workers)))
     refresh_page(save_record(answers.record(), "evaluate", what, out))
     return answers
 
 
-def shared_with_training(run: str | os.PathLike, data: str | os.PathLike) -> Overlap | None:
-    """Samples of ``data`` that a run has learned from, by what is loaded; None above :data:`MOST_COMPARED`.
+def shared_with_training(run: str | os.PathLike, data: str | os.PathLike) -> Seen | None:
+    """Samples of ``data`` that a run has learned from, or that chose its weights; see :func:`maemm.evaluate.seen.seen`.
 
-    Reads both once, without the model.
+    Reads the data once more, without the model.
     """
-    from maemm.train.start import open_parts
-
     model = open_model(run)
-    trained, _ = open_parts(model.recipe)
-    if len(trained) > MOST_COMPARED:
-        return None
-    asked = open_data(model.recipe, data)
     workers = (model.recipe.get("data") or {}).get("workers") or 0
-    return overlap(*(contents(model, one, workers=workers) for one in (trained, asked)))
-
-
-def best_of(what: What) -> What:
-    """The weights of a run that validated best, where it validated."""
-    if isinstance(what, Model):
-        return what
-    best = Path(what) / BEST / "model.safetensors"
-    return best if best.is_file() else what
+    return seen(model, run, contents(model, open_data(model.recipe, data), workers=workers), workers=workers)
 
 
 def _name(what: What) -> str:
     return "the model" if isinstance(what, Model) else os.fspath(what)
 
 
-def _classes(model: Model, given: Any, known: Any) -> Any:
-    """The numbering of the labels: the model's own names, or, where it has none, that of the data if it can be its."""
-    count = model.head.classes
+def _classes(model: Model, given: Any, told: Any) -> Any:
+    """The numbering of the labels: the model's own names, or, where it has none, those told, or that of the data if it
+    can be its."""
+    count, own = model.head.classes, (model.recipe.get("data") or {}).get("classes")
+    if told and isinstance(own, list) and (isinstance(told, int) or list(told) != own):
+        raise MaemmError(f"data.classes are not those of the model, {value_text(own)}; leave data.classes out")
+    known = told or own
     if known is not None:
         size = known if isinstance(known, int) else len(known)
         if size > count:

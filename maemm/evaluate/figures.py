@@ -6,20 +6,25 @@ import json
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maemm.data.bad_samples import BadSample
 from maemm.errors import MaemmError
 from maemm.evaluate.features import Features
 from maemm.evaluate.splits import copies, overlap
+from maemm.evaluate.tables import Choice
 from maemm.ranking import average_precision
 
 FEW_CLASSES = 20  # so many still fit on a screen
+_OPTIONS = {"strength": "C", "base_lr": "base learning rate"}  # what people call what is chosen
 
 
 @dataclass
@@ -33,6 +38,7 @@ class Cell:
     confusion: np.ndarray | None = None  # (classes, classes) counts of the first seed: truth down, answer across
     classes: tuple[str, ...] | None = None
     asked: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # (scores, truth) of several labels
+    choices: list[Choice] = field(default_factory=list)  # in the order of the values: by seed, then by fold
 
     @property
     def figure(self) -> str:
@@ -72,6 +78,27 @@ class Cell:
             return precisions(*(np.concatenate(some) for some in zip(*self.asked, strict=True)), self.classes)
         return per_class(self.confusion, self.classes)
 
+    def notes(self) -> list[str]:
+        """What is to be said about the choices, each once."""
+        return [f"{self._label()}: {one}" for one in dict.fromkeys(one.note for one in self.choices) if one]
+
+    def chosen(self) -> str:
+        """How often which value was chosen, the most frequent first."""
+        counts = Counter(one.value for one in self.choices).most_common()
+        often = f"{counts[0][0]:g}" if len(counts) == 1 else ", ".join(f"{value:g} ({n}x)" for value, n in counts)
+        return f"{self._label()}: {_OPTIONS[self.choices[0].option]} {often}"
+
+    def _label(self) -> str:
+        return f"{self.features}, {self.protocol}" + ("" if self.shots == "all" else f", {_labels(self.shots)}")
+
+    def _chosen(self) -> dict[str, Any]:
+        """The choices as the values stand: a list for each seed."""
+        if not self.choices:
+            return {}
+        folds = len(self.values[0])
+        values = [one.value for one in self.choices]
+        return {"chosen": {self.choices[0].option: [values[i : i + folds] for i in range(0, len(values), folds)]}}
+
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" ± {self.spread:.3f}"
         return f"{self.mean:.3f}{spread}"
@@ -109,12 +136,14 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)
+    skipped: list[BadSample] = field(default_factory=list)  # samples of either part, each once
 
     def tell(self, data: Features, test: Features | None) -> None:
         """Take note of the sizes, of what was skipped, and of samples on both sides; once."""
         if self.data:
             return
         self.data = {"samples": len(data), "labelled": int(data.has_label.sum()), "skipped": len(data.skipped)}
+        self.skipped += data.skipped + ([] if test is None else test.skipped)
         asked = data if test is None else test
         if test is None:
             self.data["copies"] = copies(data)
@@ -145,7 +174,10 @@ class Comparison:
         if "majority" in self.data:
             rows = {"largest class": dict.fromkeys(columns, f"{self.data['majority']:.3f}"), **rows}
         body = [[name, *(some.get(column, "") for column in columns)] for name, some in rows.items()]
-        return "\n".join([*aligned([["features, mAP" if several else "features", *heads], *body]), "", self._about()])
+        table = aligned([["features, mAP" if several else "features", *heads], *body])
+        chosen = [one.chosen() for one in self.cells if one.choices]
+        told = ["", "Chosen inside the training part:", *(f"  {one}" for one in chosen)] if chosen else []
+        return "\n".join([*table, *told, "", self._about()])
 
     def _about(self) -> str:
         known = self.data
@@ -160,7 +192,8 @@ class Comparison:
             how.append(f"± standard deviation over {'seeds' if self.seeds > 1 else 'folds'}")
         skipped = known["skipped"] + known.get("test_skipped", 0)
         if skipped:
-            how.append(f"{skipped:,} skipped")
+            first = f" (first: {self.skipped[0].id}: {self.skipped[0].reason})" if self.skipped else ""
+            how.append(f"{skipped:,} skipped{first}")
         return "; ".join(how)
 
     def details(self) -> str:
@@ -179,13 +212,15 @@ class Comparison:
                 one.figure: one.mean,
                 "spread": one.spread,
                 "values": one.values,
+                **one._chosen(),
                 "per_class": one.per_class,
                 **({} if one.confusion is None else {"confusion": one.confusion.tolist()}),
             }
             for one in self.cells
         ]
         classes = list(self.cells[0].classes) if self.cells else []
-        rest = {"data": self.data, "notes": self.notes, "warnings": self.warnings, "classes": classes}
+        rest = {"data": self.data, "bad_samples": [asdict(one) for one in self.skipped], "notes": self.notes}
+        rest |= {"warnings": self.warnings, "classes": classes}
         return {"seeds": self.seeds, "folds": self.folds, **rest, "results": cells}
 
 
@@ -240,7 +275,7 @@ def save_record(record: Mapping[str, Any], verb: str, what: Any, out: str | os.P
         run = Path(what) if isinstance(what, (str, os.PathLike)) else None
         if run is None or not (run / "checkpoints").is_dir():
             return None
-        out = run / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+        out = _unused(run / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json")
     out = Path(out)
     versions = {"maemm": maemm.__version__, "torch": torch.__version__, "python": platform.python_version()}
     about = {"verb": verb, "what": os.fspath(what) if isinstance(what, (str, os.PathLike)) else "a model"}
@@ -251,6 +286,20 @@ def save_record(record: Mapping[str, Any], verb: str, what: Any, out: str | os.P
     except OSError as error:
         raise MaemmError(f"cannot write the figures ({out}: {error.strerror}); choose another -o") from error
     return out
+
+
+def _unused(path: Path) -> Path:
+    """The path, or one with a number behind it: two calls may end in one second. The file is there then."""
+    for number in count(1):
+        one = path if number == 1 else path.with_stem(f"{path.stem}_{number}")  # sorted behind it
+        try:
+            one.parent.mkdir(parents=True, exist_ok=True)
+            one.touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        except OSError:
+            pass  # told when the figures are written
+        return one
 
 
 def refresh_page(written: Path | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from maemm.evaluate.features import Features, joined_labels
 from maemm.files import usual_rights
 
 ENDINGS = (".npz", ".safetensors", ".parquet")
-_BESIDE = ("ids", "labels", "digests", "classes", "about")  # what is no modality
+_ROWS = ("ids", "labels", "digests")  # what is no modality and has a row for each sample
+_BESIDE = (*_ROWS, "classes", "about", "skipped")
 
 
 def is_features(name: str) -> bool:
@@ -37,31 +38,49 @@ def arrays_of(found: Mapping[str, Features]) -> dict[str, np.ndarray]:
     return {**arrays, "ids": ids, "labels": one.labels, "digests": one.digests}
 
 
-def concatenated(chunks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Arrays of chunks one after the other; token features are padded to the longest."""
-    names = {name for chunk in chunks for name in chunk}
-    found = {}
-    for name in sorted(names):
-        if name.endswith(".valid"):
-            continue
-        if name == "labels":
-            found[name] = joined_labels([chunk[name] for chunk in chunks])
-        elif name in _BESIDE or chunks[0][name].ndim == 2:
-            found[name] = np.concatenate([chunk[name] for chunk in chunks])
-        else:
-            found |= _tokens(name, chunks, f"{name}.valid" in names)
+def concatenated(chunks: Callable[[], Iterable[Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    """Arrays of chunks one after the other; token features are padded to the longest. Empty where there are no rows.
+
+    ``chunks()`` is gone through twice, so that one of them is in memory beside what comes out. Raises
+    :class:`MaemmError` where features differ in width.
+    """
+    small: dict[str, list[np.ndarray]] = {}
+    shapes: dict[str, list[tuple[int, ...]]] = {}
+    ragged: set[str] = set()
+    for chunk in _filled(chunks()):
+        for name in chunk:
+            if name in _ROWS:
+                small.setdefault(name, []).append(chunk[name])
+            elif name.endswith(".valid"):
+                ragged.add(name.removesuffix(".valid"))
+            elif is_features(name):
+                shapes.setdefault(name, []).append(chunk[name].shape)
+    found = {name: joined_labels(some) if name == "labels" else np.concatenate(some) for name, some in small.items()}
+    for name, some in sorted(shapes.items()):
+        found |= _joined(name, some, chunks, name in ragged)
     return found
 
 
-def _tokens(name: str, chunks: Sequence[Mapping[str, np.ndarray]], ragged: bool) -> dict[str, np.ndarray]:
-    longest, total = max(chunk[name].shape[1] for chunk in chunks), sum(len(chunk[name]) for chunk in chunks)
-    ragged = ragged or any(chunk[name].shape[1] != longest for chunk in chunks)
-    x = np.zeros((total, longest, chunks[0][name].shape[2]), np.float32)
-    valid, at = np.zeros((total, longest), bool), 0
-    for chunk in chunks:
+def _filled(chunks: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
+    return (one for one in chunks if len(one["ids"]))
+
+
+def _joined(
+    name: str, shapes: list[tuple[int, ...]], chunks: Callable[[], Iterable[Mapping[str, np.ndarray]]], ragged: bool
+) -> dict[str, np.ndarray]:
+    widths = sorted({shape[-1] for shape in shapes})
+    if len(widths) > 1:
+        raise MaemmError(f"features of {name!r} differ in width ({widths[0]} to {widths[-1]}); they are no table")
+    rows, lengths = sum(shape[0] for shape in shapes), {shape[1:-1] for shape in shapes}
+    x = np.zeros((rows, *max(lengths), widths[0]), np.float32)
+    ragged = ragged or len(lengths) > 1
+    valid, at = np.zeros(x.shape[:2] if ragged else 0, bool), 0
+    for chunk in _filled(chunks()):
         part = chunk[name]
-        x[at : at + len(part), : part.shape[1]] = part
-        valid[at : at + len(part), : part.shape[1]] = chunk.get(f"{name}.valid", True)
+        place = (slice(at, at + len(part)), *(slice(n) for n in part.shape[1:-1]))
+        x[place] = part
+        if ragged:
+            valid[place] = chunk.get(f"{name}.valid", True)
         at += len(part)
     return {name: x, f"{name}.valid": valid} if ragged else {name: x}
 

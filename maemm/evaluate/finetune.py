@@ -17,7 +17,7 @@ from maemm.errors import MaemmError
 from maemm.evaluate.inputs import data_config, open_data
 from maemm.model import Model
 from maemm.options import options_of
-from maemm.train.start import open_source
+from maemm.train.start import open_fold, open_source
 from maemm.weights import load
 
 #: MAE, appendix A.1 and its published script for ViT-B, with the layer decay of its larger models; the mixing of
@@ -78,7 +78,8 @@ def _with_batch(recipe: dict[str, Any]) -> dict[str, Any]:
     shots = recipe["data"].get("shots")
     if shots is None:
         return recipe
-    left = len(Shots.parse(str(shots)).draw(labels_of(open_source(recipe)), 0))
+    source = open_fold(recipe)[0]
+    left = len(Shots.parse(str(shots)).draw(labels_of(source), 0, source.classes))
     if recipe["train"]["batch"] <= left * recipe["data"]["repeats"]:
         return recipe
     return {**recipe, "train": {**recipe["train"], "batch": batch_for(left)}}
@@ -107,16 +108,24 @@ def supervised(recipe: Mapping[str, Any]) -> bool:
 
 
 def _made(path: Path, model: Model, given: dict[str, Any]) -> dict[str, Any]:
+    names = list(model.recipe["modalities"])
+    if len(names) > 1:
+        raise MaemmError(
+            f"{path} has several modalities ({', '.join(names)}), and a linear head reads one of them; give a recipe "
+            f"with a head for all of them and init={path} (maemm config ls shows recipes named */finetune/*)"
+        )
     own = {key.removeprefix("data."): one for key, one in given.items() if key in ("data.list", "data.source")}
     root = given.get("data.root")
     source = open_data(model.recipe, root, **own)
     classes = given.get("data.classes") or classes_of(source)
     count = classes if isinstance(classes, int) else len(classes)
     values = data_config(model.recipe, root, **own) | {"classes": classes, "validation": VALIDATION}
+    fold = {key: given.get(f"data.{key}") for key in ("fold", "groups")}
+    source, _ = open_fold({"data": fold, "train": {"seed": given.get("train.seed", 0)}}, source)
     shots = given.get("data.shots")
     if shots is not None:  # few labels are few labels: none besides to stop by
         values["validation"] = None
-        left = len(Shots.parse(str(shots)).draw(labels_of(source), 0))
+        left = len(Shots.parse(str(shots)).draw(labels_of(source), 0, source.classes))
     else:
         share = given.get("data.validation", VALIDATION)
         left = len(source) * (1 - share) if isinstance(share, float) else len(source)
@@ -139,8 +148,7 @@ def _made(path: Path, model: Model, given: dict[str, Any]) -> dict[str, Any]:
 
 def with_class_weights(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with ``class_weights`` from the labels of its data: samples / (classes that occur * of the class)."""
-    source = open_source(recipe)
-    labels = labels_of(source)
+    labels = labels_of(open_fold(recipe)[0])
     kept = np.maximum(labels, 0) if labels.ndim == 2 else labels[labels >= 0]
     counts = kept.sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(kept)
     if not counts.any():
@@ -168,7 +176,9 @@ def classes_of(source: Source) -> list[str]:
             continue
         found += label if isinstance(label, tuple) else [] if label is None or label < 0 else [label]
     if not found:
-        raise MaemmError("the data have no labels; give a folder per class, or a list or an array file with labels")
+        raise MaemmError(
+            "the data have no labels; give all files in a folder per class, or a list or array with labels"
+        )
     raise MaemmError(
         f"the labels are numbers without names (such as {max(found)}); say how many there are: data.classes=N"
     )
@@ -212,6 +222,18 @@ def finetune(
     """
     from maemm.train.loop import pretrain
 
+    return pretrain(beginning(what, data, overrides, scratch=scratch, balanced=balanced), echo=echo)
+
+
+def beginning(
+    what: str | os.PathLike,
+    data: str | os.PathLike | None,
+    overrides: Mapping[str, Any],
+    *,
+    scratch: bool = False,
+    balanced: bool = False,
+) -> dict[str, Any]:
+    """The recipe that :func:`finetune` trains. Raises :class:`MaemmError` where it begins with no weights."""
     recipe = recipe_for(what, data, overrides, balanced=balanced)
     if not (scratch or recipe.get("init") or (Path(what) / RECIPE).is_file()):
         raise MaemmError(
@@ -220,4 +242,4 @@ def finetune(
     if scratch:
         recipe.pop("init", None)
         recipe["out"] += "-scratch"
-    return pretrain(recipe, echo=echo)
+    return recipe

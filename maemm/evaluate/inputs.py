@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from maemm.model import Model
 from maemm.options import check, validate
 
 What = str | os.PathLike | Model
+Data = str | os.PathLike | Source | None  # None: the data of the recipe
 _PROBED = 8  # samples whose content stands for all of a source
 
 
@@ -39,14 +41,16 @@ def open_model(what: What, *, stream: str | None = None, **known: Any) -> Model:
     return model if stream is None else Alone(model, stream)
 
 
-def open_data(recipe: Mapping[str, Any], data: str | os.PathLike | None = None, **options: Any) -> Source:
-    """The source of a recipe, on other data where they are given.
+def open_data(recipe: Mapping[str, Any], data: Data = None, **options: Any) -> Source:
+    """The source of a recipe, on other data where they are given; a source that is open stays as it is.
 
     ``options`` are keys of a recipe's ``data`` part: ``list``, ``source``. Raises :class:`MaemmError`.
     """
     from maemm.build import part_of
     from maemm.train.start import open_source
 
+    if isinstance(data, Source):
+        return data
     values = data_config(recipe, data, **options)
     if values["mix"]:
         sets = ", ".join(values["mix"])
@@ -59,10 +63,33 @@ def open_data(recipe: Mapping[str, Any], data: str | os.PathLike | None = None, 
     return open_source({**recipe, "data": values})
 
 
-def data_config(recipe: Mapping[str, Any], data: str | os.PathLike | None = None, **options: Any) -> dict[str, Any]:
+def open_part(recipe: Mapping[str, Any], data: Data, given: Mapping[str, Any]) -> Source:
+    """:func:`open_data` with some options of the recipe's source changed.
+
+    ``given``: ``list``, ``source`` or single options of the source, such as ``source.split``. Raises
+    :class:`MaemmError`.
+    """
+    from maemm.build import part_of
+
+    options = {key: value for key, value in given.items() if key in ("list", "source")}
+    name, modality = next(iter(recipe["modalities"].items()))
+    spec = options.get("source") or (recipe.get("data") or {}).get("source")
+    kind, own = part_of(spec, default=modality.get("type") or name)
+    for key, value in given.items():
+        if key in options:
+            continue
+        first, _, option = key.partition(".")
+        if first != "source" or not option or "." in option:
+            raise MaemmError(f"'test.{key}' means nothing here; known: test.list, test.source, test.source.OPTION")
+        own[option] = value
+        options["source"] = {"type": kind, **own}
+    return open_data(recipe, data, **options)
+
+
+def data_config(recipe: Mapping[str, Any], data: Data = None, **options: Any) -> dict[str, Any]:
     """The ``data`` part of a recipe, with other data: then its list is not meant. All samples, with their labels."""
     values = {key: value for key, value in (recipe.get("data") or {}).items() if key in DataConfig.model_fields}
-    if data is not None:
+    if isinstance(data, str | os.PathLike):
         values |= {"root": os.fspath(data), "list": None}
     if data is not None or any(options.get(key) for key in ("list", "source")):
         values["mix"] = None
@@ -86,12 +113,18 @@ def weights_stamp(model: Model) -> str:
 
 
 def data_stamp(source: Source, *places: str | os.PathLike | None) -> str:
-    """Changes when the data change: names, labels, files (size and time), and the content of a few samples."""
+    """Changes when the data change: names, labels, files (size and time), and the content of a few samples.
+
+    Files are those of the source; where it tells none, those at the ``places``.
+    """
     found = hashlib.blake2b(digest_size=16)
     found.update(source.fingerprint().encode())
+    told = False
+    for file in source.files():
+        told = _feed(found, os.fsdecode(file)) or told
     for place in places:
-        if place is not None:
-            _feed_files(found, Path(place))
+        if place is not None and not told:
+            _feed(found, os.fspath(place))
     for index in spread(len(source), _PROBED):
         try:
             sample = source.read(index, Draw(("stamp", index)))
@@ -108,15 +141,14 @@ def spread(total: int, count: int) -> list[int]:
     return sorted({i * total // count for i in range(count)}) if total else []
 
 
-def _feed_files(found: Any, place: Path) -> None:
-    """Size and time of a file, or of all files below a folder."""
-    if not place.is_dir():
-        files = [place]
-    else:
-        files = (Path(folder) / name for folder, _, names in sorted(os.walk(place)) for name in sorted(names))
-    for file in files:
-        try:
-            status = file.stat()
-        except OSError:
-            continue
-        found.update(f"{os.fspath(file)}:{status.st_size}:{status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+def _feed(found: Any, place: str) -> bool:
+    """Size and time of a file, or of all files below a folder; whether there was one."""
+    try:
+        status = os.stat(place)
+    except (OSError, ValueError):
+        return False
+    if not stat.S_ISDIR(status.st_mode):
+        found.update(f"{place}:{status.st_size}:{status.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+        return True
+    below = (os.path.join(folder, name) for folder, _, names in sorted(os.walk(place)) for name in sorted(names))
+    return any([_feed(found, file) for file in below])

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from maemm.evaluate.features import Features
-from maemm.evaluate.tables import Table, held_out, tables
+from maemm.evaluate.tables import Choice, Table, held_out, tables
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression: the inverse of its L2 penalty
 _HELD, _FEW, _FOLDS, _DEFAULT = 10, 30, 5, 1e-2
@@ -35,6 +35,11 @@ def logistic_scores(
     train, test = _narrow(train, test)
     c = choose_strength(train, seed=seed, balanced=balanced) if strength is None else strength
     return _scores(train, test.x, c, balanced)
+
+
+def strength_choice(train: Table, *, seed: int = 0, balanced: bool = False) -> Choice:
+    """The C that :func:`logistic_scores` takes, as its option."""
+    return Choice("strength", choose_strength(_narrow(train, train)[0], seed=seed, balanced=balanced))
 
 
 def _scores(train: Table, x: np.ndarray, c: float, balanced: bool) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -38,10 +39,19 @@ class Table:
         return Table(self.x[rows], self.y[rows], self.classes, None if self.valid is None else self.valid[rows])
 
 
+class Choice(NamedTuple):
+    """What was chosen inside the training part among several values of an option."""
+
+    option: str
+    value: float
+    note: str = ""  # what is to be said about it
+
+
 def tables(train: Features, test: Features, *, scale: bool = True) -> tuple[Table, Table]:
     """Labelled samples of both; with ``scale`` z-scored with the statistics of ``train``.
 
-    Test labels are matched with those of ``train`` by the names of the classes, where both sides have names. Raises
+    Test labels are matched with those of ``train`` by the names of the classes, numbers without names by themselves.
+    Raises
     :class:`MaemmError` for one side without labels, training labels of one class only, classes that ``train`` does
     not know, features that are not finite, and widths that differ.
     """
@@ -98,9 +108,18 @@ def as_several(one: Features, least: int = 0) -> Features:
 
 
 def match_classes(train: Features, test: Features) -> Features:
-    """``test`` with the labels that ``train`` has for the same names."""
-    if train.classes is None or test.classes is None or train.classes == test.classes:
+    """``test`` with the labels that ``train`` has for the same names.
+
+    Raises :class:`MaemmError` for names that ``train`` does not know, and where only one side has names.
+    """
+    if train.classes == test.classes or not (train.has_label.any() and test.has_label.any()):
         return test
+    if train.classes is None or test.classes is None:
+        named, other = ("training", "test") if test.classes is None else ("test", "training")
+        raise MaemmError(
+            f"the classes of the {named} part have names, the labels of the {other} part are numbers without; give "
+            "both names, or both numbers"
+        )
     number = {name: i for i, name in enumerate(train.classes)}
     found = np.flatnonzero((test.labels > 0).any(0)) if test.several else np.unique(test.labels[test.labels >= 0])
     met = [test.classes[i] for i in found]
@@ -124,7 +143,7 @@ def check_task(train: Features, test: Features) -> None:
     for part, one in (("training", train), ("test", test)):
         if not len(one):
             raise MaemmError(
-                f"the {part} part has no labels; give a folder per class, or a list or an array file with labels"
+                f"the {part} part has no labels; give all files in a folder per class, or a list or array with labels"
             )
         bad = ~np.isfinite(one.x.reshape(len(one), -1)).all(1)
         if bad.any():

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maemm.draws import seeded
 from maemm.errors import MaemmError
-from maemm.evaluate.tables import Table, held_out
+from maemm.evaluate.tables import Choice, Table, held_out
 from maemm.train.optim import make_optimizer, set_lr
 from maemm.train.schedules import learning_rate
 
@@ -65,43 +65,73 @@ def published_scores(
 ) -> np.ndarray:
     """(n, classes) logits of :class:`PublishedLinear` under the published schedule.
 
-    Of several ``base_lr`` (for a batch of 256) the best on a held-out part of ``train`` is used. ``options`` replace
-    those of :data:`PUBLISHED`; the batch is at most the size of ``train``.
+    Of several ``base_lr`` (for a batch of 256) the best on a held-out part of ``train`` is used, the first where
+    nothing can be held out. ``options`` replace those of :data:`PUBLISHED`; the batch is at most the size of ``train``.
     """
-    return _scores(PublishedLinear, PUBLISHED, train, test, seed, base_lr, options)
+    return _Probe(PublishedLinear, PUBLISHED, seed, options).scores(train, test, base_lr)
 
 
 def attentive_scores(
     train: Table, test: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
 ) -> np.ndarray:
     """(n, classes) logits of :class:`Attentive` on tables of tokens; the rest as in :func:`published_scores`."""
-    if train.x.ndim != 3:
-        raise MaemmError("an attentive probe needs the features of tokens; embed with tokens=True")
-    return _scores(Attentive, ATTENTIVE, train, test, seed, base_lr, options)
+    return _Probe(Attentive, ATTENTIVE, seed, options).scores(train, test, base_lr)
 
 
-def _scores(
-    make: Callable[[int, int], nn.Module],
-    recipe: Mapping[str, Any],
-    train: Table,
-    test: Table,
-    seed: int,
-    base_lr: float | list[float] | None,
-    options: Mapping[str, Any],
-) -> np.ndarray:
-    rates = base_lr if isinstance(base_lr, list) else [base_lr or recipe["base_lr"]]
-    options = dict(options)
-    balanced = bool(options.pop("balanced", False))
+def published_choice(
+    train: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
+) -> Choice | None:
+    """The one of several ``base_lr`` that :func:`published_scores` uses; None where there is nothing to choose."""
+    return _Probe(PublishedLinear, PUBLISHED, seed, options).choice(train, base_lr)
 
-    def answer(rate: float, known: Table, asked: Table) -> np.ndarray:
-        return _answer(_fitted(make, {**recipe, **options, "base_lr": rate}, known, seed, balanced), asked)
 
-    best = rates[0]
-    if len(rates) > 1:
-        held = held_out(train, seed)
+def attentive_choice(
+    train: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
+) -> Choice | None:
+    """The one of several ``base_lr`` that :func:`attentive_scores` uses; None where there is nothing to choose."""
+    return _Probe(Attentive, ATTENTIVE, seed, options).choice(train, base_lr)
+
+
+class _Probe:
+    """A kind of probe and how it is trained."""
+
+    def __init__(
+        self,
+        make: Callable[[int, int], nn.Module],
+        recipe: Mapping[str, Any],
+        seed: int,
+        options: Mapping[str, Any],
+    ):
+        self.make, self.seed = make, seed
+        self.recipe = {**recipe, **options}
+        self.balanced = bool(self.recipe.pop("balanced", False))
+
+    def scores(self, train: Table, test: Table, base_lr: float | list[float] | None) -> np.ndarray:
+        self._check(train)
+        best = self.choice(train, base_lr)
+        return self._answer(best.value if best else self._rates(base_lr)[0], train, test)
+
+    def choice(self, train: Table, base_lr: float | list[float] | None) -> Choice | None:
+        self._check(train)
+        rates = self._rates(base_lr)
+        if len(rates) == 1:
+            return None
+        held = held_out(train, self.seed)
+        if not held.any() or held.all():
+            note = f"no class has two samples to choose a learning rate with, so the first one is used ({rates[0]:g})"
+            return Choice("base_lr", rates[0], note)
         known, asked = train.take(~held), train.take(held)
-        best = max(rates, key=lambda rate: asked.figure(answer(rate, known, asked)))
-    return answer(best, train, test)
+        return Choice("base_lr", max(rates, key=lambda rate: asked.figure(self._answer(rate, known, asked))))
+
+    def _check(self, train: Table) -> None:
+        if self.make is Attentive and train.x.ndim != 3:
+            raise MaemmError("an attentive probe needs the features of tokens; embed with tokens=True")
+
+    def _rates(self, base_lr: float | list[float] | None) -> list[float]:
+        return base_lr if isinstance(base_lr, list) else [base_lr or self.recipe["base_lr"]]
+
+    def _answer(self, rate: float, known: Table, asked: Table) -> np.ndarray:
+        return _answer(_fitted(self.make, {**self.recipe, "base_lr": rate}, known, self.seed, self.balanced), asked)
 
 
 def _fitted(

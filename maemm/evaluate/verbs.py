@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
+from maemm.errors import MaemmError
 from maemm.evaluate.compare import Protocol, Show, Subject, compare
 from maemm.evaluate.curves import draw_curves
 from maemm.evaluate.figures import Comparison, refresh_page, save_record
@@ -41,6 +43,7 @@ def probe(
     published and attentive, ``k`` and ``temperature`` for knn. Figures go to ``out``, or beside the run. ``subject``:
     see :class:`maemm.evaluate.compare.Subject`. Raises :class:`MaemmError`.
     """
+    _check_training(protocols, epochs, base_lr)
     trained = {"balanced": balanced, "base_lr": base_lr}
     if epochs is not None:
         trained |= {"epochs": epochs, "warmup_epochs": epochs / 9}  # the published share of the warmup
@@ -57,6 +60,21 @@ def probe(
         draw_curves(found, written.with_suffix(".png"))
     refresh_page(written)
     return found
+
+
+def _check_training(protocols: Sequence[str], epochs: int | None, base_lr: float | list[float] | None) -> None:
+    """Whether options of training are ones, and have something to train."""
+    rates = [] if base_lr is None else base_lr if isinstance(base_lr, list) else [base_lr]
+    if not all(0 < one < inf for one in rates) or base_lr == []:
+        raise MaemmError(f"base_lr is {base_lr} (--base-lr); give numbers above 0")
+    if epochs is not None and epochs < 1:
+        raise MaemmError(f"{epochs} epochs train nothing (--epochs); give 1 or more")
+    given = [flag for flag, one in (("--epochs", epochs), ("--base-lr", base_lr)) if one is not None]
+    if given and not {"published", "attentive"} & set(protocols):
+        raise MaemmError(
+            f"{' and '.join(given)} {'means' if len(given) == 1 else 'mean'} nothing to {', '.join(protocols)}; add "
+            "--protocol published or attentive"
+        )
 
 
 def knn(

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from maemm.errors import MaemmError
-from maemm.evaluate.evaluate import best_of
 from maemm.evaluate.inputs import What, open_model
 from maemm.export.card import card_of
 from maemm.export.handover import kind_for
@@ -98,13 +97,10 @@ def export(
 
 
 def _opened(what: What, known: dict[str, Any]) -> tuple[Model, str]:
-    """A model of our own to do with as we like, and its name; of a fine-tuned run the best weights, as in evaluate."""
+    """A model of our own to do with as we like, and its name."""
     if isinstance(what, Model):
         return copy.deepcopy(what), "a model"
-    model, best = open_model(what, **known), best_of(what)
-    if model.head is None or best == what:
-        return model, os.fspath(what)
-    return open_model(best), os.fspath(best)
+    return open_model(what, **known), os.fspath(what)
 
 
 # ------------------------------------------------------------------------------------------------ the check

@@ -74,6 +74,7 @@ class Classify(Objective):
         """Erase and mix. Partners are from the same micro-batch. Raises :class:`MaemmError` for missing labels."""
         if model.head is None:
             raise MaemmError("the recipe has no head to classify with (head); add head: {type: linear, classes: N}")
+        self._check_weights(model.head.classes)
         _check_labels(labels, model.head.classes, self.loss)
         if self.erase:
             prepared = {name: erase(name, one, draw, self.erase) for name, one in prepared.items()}
@@ -83,6 +84,13 @@ class Classify(Objective):
         soft = self._smooth(multi_hot(labels, model.head.classes))
         soft = mixed_before(prepared, soft)
         return (prepared, soft) if self.mixing is None else self.mixing(prepared, soft, draw)
+
+    def _check_weights(self, classes: int) -> None:
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise MaemmError(
+                f"{len(self.class_weights)} class_weights are given for {classes} outputs of the head (objectives."
+                f"{self.name}.class_weights); give one for each"
+            )
 
     def _smooth(self, labels: Tensor) -> Tensor:
         return labels * (1 - self.smoothing) + self.smoothing / labels.shape[1]
@@ -143,8 +151,8 @@ def _check_labels(labels: Tensor | None, classes: int, loss: str) -> None:
     """Labels as the loader gives them, on the host: an index out of range would end a GPU's work without a word."""
     if labels is None or not bool(known(labels).all()):
         raise MaemmError(
-            "samples have no labels to learn from (data.root); give a folder per class, or a list or an array file "
-            "with labels, and set data.classes"
+            "samples have no labels to learn from (data.root); give all files in a folder per class, or a list or "
+            "array with labels, and set data.classes"
         )
     if labels.ndim == 2 and loss == "softmax":
         raise MaemmError("samples have several labels (data.root); set objectives.classify.loss=sigmoid")

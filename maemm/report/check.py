@@ -13,6 +13,8 @@ from maemm import plugins
 from maemm.build import part_of
 from maemm.data.check import State, look_at, run
 from maemm.data.findings import Findings, numbers
+from maemm.data.lists import strays
+from maemm.data.loader import name_of
 from maemm.data.once import Progress
 from maemm.draws import derive
 from maemm.errors import MaemmError
@@ -33,7 +35,7 @@ class Checked:
         found = self.findings
         first = f"{self.opened.title}: {found.samples:,} samples, {found.broken:,} broken"
         first += f", {len(found.same):,} repeated (list: {self.path})"
-        lines = [first, *found.lines()]
+        lines = [first, *found.lines(), *_no_classes(self.opened)]
         if any(len(seen.spread) and _has_options(self.opened, name) for name, seen in found.modalities.items()):
             lines += ["to normalise with these figures, in the recipe:", *self.yaml()]
         return "\n".join(lines)
@@ -124,6 +126,20 @@ def _some_readable(checked: Checked) -> Checked:
         f"none of {found.samples:,} samples can be read (first: {ident}: {reason}{place}); "
         "give other data, or another --recipe"
     )
+
+
+def _no_classes(opened: Opened) -> list[str]:
+    """A line about folders that look like classes and are not taken as such."""
+    source = opened.source
+    if source.classes is not None or not Path(opened.data).expanduser().is_dir() or opened.recipe["data"].get("list"):
+        return []
+    odd = strays([name_of(source, index) for index in range(len(source))])
+    if not odd:
+        return []
+    files = "1 file does" if len(odd) == 1 else f"{len(odd):,} files do"
+    return [
+        f"  no labels: {files} not lie in a folder of exactly one level, so folders are no classes (first: {odd[0]})"
+    ]
 
 
 # ------------------------------------------------------------------------------------------------ YAML

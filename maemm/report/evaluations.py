@@ -10,7 +10,7 @@ from typing import Any
 
 _LARGEST = 8 * 2**20  # bytes of one picture; larger ones are named, not embedded
 _TITLES = {"knn": "Nearest neighbours", "probe": "Probes of frozen features", "evaluate": "The classifier asked",
-           "labels": "Few labels"}  # fmt: skip
+           "labels": "Few labels", "runs": "Several runs"}  # fmt: skip
 
 
 def evaluations(folder: Path) -> str:

@@ -23,9 +23,9 @@ from torch import nn
 
 from maemm.errors import MaemmError
 from maemm.files import WRITE_ERRORS, cause_of
-from maemm.weights import fill, save
+from maemm.weights import EMA, MODEL, fill, save
 
-MODEL, EMA, OPTIMIZER, META = "model.safetensors", "ema.safetensors", "optimizer.pt", "meta.json"
+OPTIMIZER, META = "optimizer.pt", "meta.json"
 FORMAT = 1
 _STEP = re.compile(r"step-(\d{6,})")
 _CHUNK = 1 << 20

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -172,6 +172,15 @@ def start(timeout_s: float = 1800.0) -> Team:
             f"the {world} processes do not find each other ({one_line(error)}); start them with torchrun"
         ) from error
     return _team(cuda, ours=True)
+
+
+@contextmanager
+def joined() -> Iterator[Team]:
+    """The processes as one team until the end of the block, however many runs they train in it."""
+    team = start()
+    with ExitStack() as stack:
+        stack.push(team.leave)
+        yield team
 
 
 def _team(cuda: bool, ours: bool) -> Team:

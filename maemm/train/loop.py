@@ -29,8 +29,9 @@ from maemm.train.show import Pictures, first_line, page, versions
 from maemm.train.signals import Interrupted, Interrupts, listening
 from maemm.train.start import make_learner, make_loader, make_order, open_parts
 from maemm.train.step import Result, Work, prepare, take_step
-from maemm.train.validation import BEST, Validation
+from maemm.train.validation import Validation
 from maemm.train.watch import Watch
+from maemm.weights import BEST
 
 SAVES, PICTURES = 200, 10  # about how many of each a run makes where the recipe does not say
 

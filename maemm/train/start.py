@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from maemm import plugins
 from maemm.build import build_modalities, build_model, part_of
 from maemm.contract import Source
+from maemm.data.folds import Fold
 from maemm.data.labels import Labelled
 from maemm.data.loader import Loader
 from maemm.data.mixture import Mixture, Part, Turns
@@ -77,14 +78,24 @@ def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
     """The samples to learn from, and those to validate with: a share of the same, or other data (data.validation)."""
     whole = open_source(recipe)
     if isinstance(whole, Mixture):
-        for key in ("shots", "balance", "epoch"):
+        for key in ("shots", "balance", "epoch", "fold"):
             if recipe["data"].get(key):
                 raise MaemmError(f"data.{key} cannot be told for data.mix; leave one of them out")
+    whole, _ = open_fold(recipe, whole)
     source, held_out = _held_out(recipe, whole)
     shots = recipe["data"].get("shots")
     if shots is not None:
-        source = Subset(source, Shots.parse(str(shots)).draw(labels_of(source), recipe["train"]["seed"]))
+        rows = Shots.parse(str(shots)).draw(labels_of(source), recipe["train"]["seed"], source.classes)
+        source = Subset(source, rows)
     return source, held_out
+
+
+def open_fold(recipe: Mapping[str, Any], source: Source | None = None) -> tuple[Source, Source | None]:
+    """All samples, and None; with ``data.fold`` those that may be learned from, and those that are left out."""
+    source, data = open_source(recipe) if source is None else source, recipe["data"]
+    if data.get("fold") is None:
+        return source, None
+    return Fold.parse(data["fold"], data.get("groups")).split(source, recipe["train"]["seed"])
 
 
 def _held_out(recipe: Mapping[str, Any], source: Source) -> tuple[Source, Source | None]:

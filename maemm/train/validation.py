@@ -24,7 +24,6 @@ from maemm.errors import MaemmError
 from maemm.model import Model
 from maemm.weights import save
 
-BEST = "best"  # folder in the run: the weights with the best figure
 HIGHER = ("accuracy", "mAP")  # figures that are better when larger; otherwise the loss counts
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,12 @@ class Clipped(Source):
 
     def label(self, index: int) -> Label | None:
         return self.sounds.label(index)
+
+    def files(self) -> Iterator[str | bytes | os.PathLike]:
+        yield from self.sounds.files()
+        for folder, video in self.stores:
+            for number in range(self.frames):
+                yield os.path.join(folder, f"frame_{number}", f"{video}.jpg")
 
     def fingerprint(self) -> str:
         return fingerprint("clips", self.sounds.fingerprint(), self.stores, self.frames, self.frame)

@@ -51,7 +51,7 @@ class PCP(ViT):
             raise MaemmError(f"encoder pcp takes one modality, got {', '.join(names)} (encoder.type); choose vit")
         super().__init__(
             names, dim=dim, depth=depth, heads=heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, prefix=0,
-            position_every_block=True, drop_path=drop_path,
+            position_every_block=True, drop_path=drop_path, init="normal",
         )  # fmt: skip
         self.center_weight = center_weight
         self.hidden_position = nn.Parameter(torch.randn(1, 1, dim) * 0.02)

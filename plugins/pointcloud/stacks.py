@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +163,9 @@ class Stacks(Source):
     def _where(self, index: int) -> tuple[Stack, int]:
         stack, row = self._at[index]
         return self.stacks[int(stack)], int(row)
+
+    def files(self) -> Iterable[Path]:
+        return [one.path for one in self.stacks]
 
     def fingerprint(self) -> str:
         """Shapes, labels, the rows in use and some of the points."""

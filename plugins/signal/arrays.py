@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,9 @@ class SampleArray(Source):
 
     def label(self, index: int) -> Label | None:
         return label_at(self._labels, index)
+
+    def files(self) -> Iterable[Path]:
+        return (self.file,)
 
     def fingerprint(self) -> str:
         """Shape, type, labels, some of the values and what is taken."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from maemm.data.lists import Labels, read_list
+from maemm.data.lists import PATH_COLUMNS, Labels, read_list, whole_number
 from maemm.errors import MaemmError
 
 Columns = Literal["path label", "path start frames", "path frames label"]
@@ -22,7 +22,7 @@ EXTENSIONS = (
     *(".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv"),
     ".gif",
 )
-PATH_COLUMNS = ("video", "video_path", "clip", "filename")
+_COLUMNS = {*PATH_COLUMNS, "video", "video_path", "clip"}
 
 
 @dataclass
@@ -47,9 +47,13 @@ def read_videos(path: Path, root: Path | None, delimiter: str | None, columns: C
     if index.is_file() and path.name != index.name:
         return _ucf101(path, lines, root, index)
     if delimiter is None and columns is None and _is_table(path, lines[0]):
-        _, paths, labels, classes = read_list(path, root, EXTENSIONS, PATH_COLUMNS)
+        _, paths, labels, classes = read_list(path, root, EXTENSIONS, _COLUMNS)
         return Listed(_home(path, root, paths), paths, labels, classes)
     rows = [_row(path, line, delimiter) for line in lines]
+    if _is_header(*rows[0]):
+        rows = rows[1:]
+    if not rows:
+        raise MaemmError(f"the list names no video ({path}); write one path a line")
     width = {len(numbers) for _, numbers in rows}
     if len(width) > 1:
         few, many = min(rows, key=lambda r: len(r[1])), max(rows, key=lambda r: len(r[1]))
@@ -102,7 +106,20 @@ def _lines(path: Path) -> list[str]:
 def _is_table(path: Path, line: str) -> bool:
     """Cells between commas or tabs, perhaps with a header; VideoMAE's own .csv files have blanks."""
     separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
-    return separator is not None and separator in line
+    if separator is None or separator not in line:
+        return False
+    cells = [cell.strip(" \t\"'").lower() for cell in line.split(separator)]
+    if not any(cell.endswith(EXTENSIONS) or cell in _COLUMNS for cell in cells):
+        raise MaemmError(
+            f"the list has no column of paths ({path}: {line}); call one of its columns 'path', or set "
+            "data.source.delimiter"
+        )
+    return True
+
+
+def _is_header(name: str, values: list[str]) -> bool:
+    """Names of columns; a folder of frames may have such a name, too, but has numbers behind it."""
+    return name.lower() in _COLUMNS and not any(one.lstrip("-").isdecimal() for one in values)
 
 
 def _row(path: Path, line: str, delimiter: str | None) -> tuple[str, list[str]]:
@@ -159,14 +176,15 @@ def _guessed(path: Path, rows: list[list[str]]) -> Columns:
 
 def _numbers(path: Path, rows: list[list[str]]) -> list[tuple[int, int]]:
     try:
-        return [(int(row[0]), int(row[1])) for row in rows]
+        return [(whole_number(row[0], path), whole_number(row[1], path)) for row in rows]
     except ValueError as error:
         raise MaemmError(f"a line of the list has no numbers behind the path ({path}: {error}); mend it") from None
 
 
 def _labels(path: Path, texts: list[str]) -> tuple[Labels, list[str] | None]:
-    if all(text.lstrip("-").isdecimal() for text in texts):
-        return [int(text) if int(text) >= 0 else None for text in texts], None
+    if all(text.removeprefix("-").isdecimal() for text in texts):
+        numbers = [whole_number(text, path) for text in texts]
+        return [number if number >= 0 else None for number in numbers], None
     if any(text.isdecimal() for text in texts):
         raise MaemmError(f"labels are both numbers and words ({path}); use numbers from 0, or words")
     classes = sorted(set(texts))

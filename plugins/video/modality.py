@@ -149,8 +149,9 @@ class Video(GridModality):
         if draw is None:
             return self._indices(raw, 1)[0] if self.segments else self._at(raw, 0.5)
         if self.segments:
-            return sampling.by_segments(self._count(raw), self.size[0], draw.rand("segments", self.size[0])[0].numpy())
-        return self._at(raw, self._place(raw, draw))
+            places = self._in_time(raw, draw).rand("segments", self.size[0])[0].numpy()
+            return sampling.by_segments(self._count(raw), self.size[0], places)
+        return self._at(raw, float(self._in_time(raw, draw).rand("time")[0]))
 
     def _indices(self, raw: File | np.ndarray, clips: int) -> list[np.ndarray]:
         """Frames of ``clips`` clips that are evenly placed."""
@@ -170,9 +171,8 @@ class Video(GridModality):
 
     def _count(self, raw: File | np.ndarray) -> int:
         if len(raw) < self.shortest:
-            raise ValueError(
-                f"has {len(raw)} frames, at least {self.shortest} are asked for (modalities.video.shortest)"
-            )
+            frames = "1 frame" if len(raw) == 1 else f"{len(raw)} frames"
+            raise ValueError(f"has {frames}, at least {self.shortest} are asked for (modalities.video.shortest)")
         return len(raw)
 
     @staticmethod
@@ -192,11 +192,10 @@ class Video(GridModality):
             x = shrink(x, self.size[1:])
         return {"x": x}
 
-    def _place(self, raw: File | np.ndarray, draw: Draw) -> float:
-        """Where in time: once for all repeats of a sample, so that it is decoded once, or for each."""
-        if self.repeats == "crop" and isinstance(raw, File) and raw.place is not None:
-            return raw.place
-        return float(draw.rand("time")[0])
+    def _in_time(self, raw: File | np.ndarray, draw: Draw) -> Draw:
+        """What chooses frames: one draw for all repeats of a video, so that it is decoded once, or that of each."""
+        shared = raw.draw if self.repeats == "crop" and isinstance(raw, File) else None
+        return draw if shared is None else shared
 
     def _box(self, height: int, width: int, draw: Draw | None) -> Box:
         size = self.size[1:]

@@ -15,6 +15,7 @@ from maemm.errors import MaemmError
 
 from .decoding import VideoFile
 from .decoding.backends import check_backend
+from .decoding.video import TIMES
 from .decoding.watchdog import Decoder
 from .lists import EXTENSIONS
 
@@ -28,8 +29,8 @@ class Videos(Packer):
     """Videos rewritten small and quick to decode. Lists of the originals' names work on the packed folder.
 
     Options
-        kind: video: H.264 in mp4 without B-frames, which keeps when frames are shown; frames: a folder of JPEG
-            pictures for each video, the fastest, in many files
+        kind: video: H.264 in mp4 without B-frames; frames: a folder of JPEG pictures for each video, the fastest, in
+            many files; both keep when frames are shown
         side: pixels of the short side; smaller videos are not enlarged; null: as it is
         group: of kind video: frames from one key frame to the next; 1: every frame is one, the fastest
         every: of the frames, one in so many is kept, so that a recipe's stride becomes stride / every
@@ -79,11 +80,11 @@ class Videos(Packer):
     def write(self, path: Path, new: Path) -> None:
         """One video. Raises ValueError or OSError where it cannot be read to its end."""
         video = VideoFile(str(path), self.decoder)
-        frames = self._frames(video)
+        frames, times = self._frames(video), video.times[:: self.every]
         if self.kind == "frames":
-            _write_frames(new, frames, self.quality)
+            _write_frames(new, frames, times, self.quality)
         else:
-            _write_video(new, frames, video.times[:: self.every], self.group, self.quality)
+            _write_video(new, frames, times, self.group, self.quality)
 
     def _frames(self, video: VideoFile) -> Iterator[np.ndarray]:
         """(H, W, 3) frames in the size they are packed in."""
@@ -130,9 +131,11 @@ def _write_video(path: Path, frames: Iterator[np.ndarray], times: np.ndarray, gr
         container.mux(stream.encode())
 
 
-def _write_frames(path: Path, frames: Iterator[np.ndarray], quality: int) -> None:
+def _write_frames(path: Path, frames: Iterator[np.ndarray], times: np.ndarray, quality: int) -> None:
+    """Pictures, and the seconds at which they appear."""
     from PIL import Image
 
     path.mkdir()
+    np.save(path / TIMES, times)
     for number, frame in enumerate(frames):
         Image.fromarray(frame).save(path / f"{number:06d}.jpg", quality=quality)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,10 +49,10 @@ def open_videos(
     Options
         name: the modality that the videos are for
         backend: what decodes: av, decord or torchcodec
-        seconds: how long a file may take; then the decoder is killed and the file is unreadable; null: no watchdog,
-            decode in the worker itself
+        seconds: how long opening a file may take, and each decoding of frames from it; then the decoder is killed and
+            the file is unreadable; null: no watchdog, decode in the worker itself
         partial: take what can be read of files that end too early; false: they are unreadable
-        frame_rate: frames a second of folders of frames
+        frame_rate: frames a second of folders of frames, unless they were packed with their times
         extensions: endings of the files to take from a folder; null: those of all known kinds
         delimiter: between path and numbers of a list; null: a tab, a comma or blanks
         columns: what stands behind the path; null: a label, or for two numbers what they look like
@@ -106,16 +106,18 @@ class Videos(files.Files):
 
     def open(self, path: bytes, draw: Draw, part: tuple[int, int] = (0, -1)) -> Video:
         """The video at ``path``; its frames are decoded when the modality asks for them."""
-        place = float(draw.rand("time")[0])
         path = standing_for(path)
         if os.path.isdir(path):
-            return FrameFolder(path, place, part, self.frame_rate)
-        return VideoFile(path, self.decoder, place, part)
+            return FrameFolder(path, draw, part, self.frame_rate)
+        return VideoFile(path, self.decoder, draw, part)
 
     def read(self, index: int, draw: Draw) -> Sample:
         part = tuple(self._parts[index].tolist()) if len(self._parts) else (0, -1)
         video = self.open(os.path.join(self.folder, self.path(index)), draw, part)
         return Sample({self.modality: video}, self.name(index), self.label(index))
+
+    def files(self) -> Iterator[bytes]:
+        return (standing_for(path) for path in super().files())
 
     def fingerprint(self) -> str:
         """The paths below the folder, the labels and the parts; moving the folder changes nothing."""

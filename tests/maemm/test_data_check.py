@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -236,6 +236,19 @@ def test_two_writers_are_noticed_and_a_place_without_rights_too(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------ findings
+def test_samples_with_several_labels(tmp_path):
+    class Tagged(Grids):
+        def read(self, index, draw):
+            sample = super().read(index, draw)
+            return replace(sample, label=(0, 1) if index == 2 else () if index == 3 else (index % 2,))
+
+    source = Tagged(6)
+    found = Findings.of(rows_of(source), source.classes)
+    assert found.broken == 0 and found.labels == {"even": 3, "odd": 3}
+    found.write_csv(lambda: rows_of(source), tmp_path / "a.csv")
+    assert "ok,grid-2,even;odd," in (tmp_path / "a.csv").read_text()
+
+
 def test_findings_sum_up(tmp_path):
     source = Grids(trouble={k: fail(OSError(f"cut at byte {k}")) for k in (1, 3)} | {5: fail(ValueError("empty"))})
     rows = rows_of(source)

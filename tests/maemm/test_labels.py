@@ -7,7 +7,7 @@ import torch
 from maemm.contract import Sample, Source
 from maemm.data.arrays import open_arrays
 from maemm.data.labels import Labelled, LabelTable, known, multi_hot, stack
-from maemm.data.lists import read_list
+from maemm.data.lists import class_labels, read_list, strays
 from maemm.data.order import Slots, drawn
 from maemm.data.shots import Shots, balancing, labels_of
 from maemm.data.subset import Subset
@@ -56,6 +56,26 @@ def test_a_column_of_labels_holds_several(tmp_path):
     assert labels == [(1, 2), (), (2, 0), (1, 0)]
     path.write_text("path,label\na.npy,dog\nb.npy,cat\n")
     assert read_list(path, None, [".npy"])[2:] == ([1, 0], ["cat", "dog"])
+
+
+def test_numbers_beyond_64_bits_are_named_with_their_line(tmp_path):
+    path = tmp_path / "x.csv"
+    for column in ("label", "labels"):
+        path.write_text(f"path,{column}\na.npy,1\n\nb.npy,{'9' * 20}\n")
+        with pytest.raises(MaemmError, match=rf"too large \({path}, line 4: 9{{20}}\)"):
+            read_list(path, None, [".npy"])
+    path.write_text(f"a.npy,1\nb.npy,{'9' * 5000}\n")  # more digits than Python reads
+    with pytest.raises(MaemmError, match="line 2: 9{40}"):
+        read_list(path, None, [".npy"])
+
+
+def test_strays_keep_folders_from_being_classes():
+    within = [f"{folder}/{number}.npy" for folder in "ab" for number in range(3)]
+    assert class_labels(within)[1] == ["a", "b"] and strays(within) == []
+    for odd in ("c.npy", "a/b/c.npy"):
+        assert class_labels([*within, odd]) == (None, None) and strays([*within, odd]) == [odd]
+    assert strays(["a/0.npy", "a/1.npy", "c.npy"]) == []  # a single folder is no class
+    assert strays(["a/0.npy", "b/0.npy", "c.npy", "d.npy", "e.npy"]) == []  # most are outside
 
 
 def test_an_array_of_zeros_and_ones_holds_several(tmp_path):

@@ -19,7 +19,10 @@ _HEAD = 2**16  # bytes at most of a header
 
 
 def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
-    """(N, C): all fields; a field with several numbers gives a column for each. Raises ValueError."""
+    """(N, C): all fields; a field with several numbers, or with a packed colour, gives a column for each.
+
+    Raises ValueError.
+    """
     with open(path, "rb") as file:
         header = _header(file)
         kind, count = _fields(header), _count(header)
@@ -27,13 +30,15 @@ def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
         stored = header["DATA"][0].lower()
         if stored == "ascii":
             check_count(count, room, 2 * len(kind.names))
-            return from_records(from_text(itertools.islice(file, count), count, kind), how)
-        if stored == "binary":
+            records = from_text(itertools.islice(file, count), count, kind)
+        elif stored == "binary":
             check_count(count, room, kind.itemsize)
-            return from_records(from_bytes(file, count, kind), how)
-        if stored == "binary_compressed":
-            return from_records(_compressed(file, count, kind, room), how)
-        raise ValueError(f"unknown PCD data {stored[:30]!r}")
+            records = from_bytes(file, count, kind)
+        elif stored == "binary_compressed":
+            records = _compressed(file, count, kind, room)
+        else:
+            raise ValueError(f"unknown PCD data {stored[:30]!r}")
+    return from_records(_unpacked(records), how)
 
 
 def _header(file: BinaryIO) -> dict[str, list[str]]:
@@ -68,6 +73,23 @@ def _fields(header: dict[str, list[str]]) -> np.dtype:
         return np.dtype(fields)
     except (KeyError, ValueError, TypeError):
         raise ValueError("the PCD header's FIELDS, SIZE, TYPE and COUNT do not fit together") from None
+
+
+def _unpacked(records: np.ndarray) -> np.ndarray:
+    """PCL packs a colour into the four bytes of one number, often called a float: red, green and blue instead."""
+    kind = records.dtype
+    packed = [name for name in kind.names or () if name.lower() in ("rgb", "rgba") and kind[name].itemsize == 4]
+    if not packed:
+        return records
+    bits = np.ascontiguousarray(records[packed[0]]).view("u4")
+    colours = {"red": bits >> 16, "green": bits >> 8, "blue": bits}
+    kept = {name: records[name] for name in kind.names if name != packed[0]}
+    found = np.empty(
+        len(records), [*((name, one.dtype) for name, one in kept.items()), *((name, "u1") for name in colours)]
+    )
+    for name, one in {**kept, **{name: one & 255 for name, one in colours.items()}}.items():
+        found[name] = one
+    return found
 
 
 def _count(header: dict[str, list[str]]) -> int:

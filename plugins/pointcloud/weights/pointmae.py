@@ -115,7 +115,13 @@ class PointMAE(WeightsKind):
         if pretraining and self.encoder != "vit":
             return {"type": self.encoder}
         prefix, place = int("cls_token" in state), "learned" if "cls_pos" in state else "none"
-        return {"type": "vit", "prefix": prefix, "prefix_position": place, "position_every_block": True}
+        return {
+            "type": "vit",
+            "prefix": prefix,
+            "prefix_position": place,
+            "position_every_block": True,
+            "init": "normal",
+        }
 
     def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         own = model.state_dict()

@@ -12,10 +12,10 @@ def check_backend(name: str) -> None:
     """Raises :class:`MaemmError` where the package of a backend is missing, or cannot be loaded."""
     if importlib.util.find_spec(name) is None:
         raise MaemmError(
-            f"the backend {name!r} is not installed (backend); run: pip install {name}{_MORE.get(name, '')}, "
-            "or leave it at av"
+            f"the backend {name!r} is not installed (backend); run: {_INSTALL.get(name, f'pip install {name}')}, "
+            "or leave the backend at av"
         )
-    if name not in _MORE:
+    if name not in _INSTALL:
         return
     try:
         importlib.import_module(name)
@@ -27,4 +27,4 @@ def check_backend(name: str) -> None:
         ) from error
 
 
-_MORE = {"torchcodec": " and FFmpeg's libraries in the system"}
+_INSTALL = {"torchcodec": "pip install 'maemm[torchcodec]' (it also needs FFmpeg's libraries in the system)"}

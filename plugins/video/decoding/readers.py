@@ -82,7 +82,7 @@ class AvReader:
     def _stacked(self, wanted: list[int], found: dict[int, np.ndarray]) -> np.ndarray:
         lost = sum(stamp not in found for stamp in wanted)
         if lost > _LOST * len(wanted) or not found:
-            raise ValueError(f"{lost} of the {len(wanted)} frames asked for cannot be decoded")
+            raise ValueError(f"{lost} of {len(wanted)} frames asked for cannot be decoded")
         frames = []
         for stamp in wanted:
             frames.append(found[stamp] if stamp in found else frames[-1])
@@ -96,11 +96,14 @@ class _Opened:
         self.path = path
 
     def __enter__(self) -> tuple[Any, Any]:
-        self.container = av.open(self.path, options=_OPTIONS)
+        try:
+            self.container = av.open(self.path, options=_OPTIONS)
+        except EOFError:  # FFmpeg's, which is neither OSError nor ValueError
+            raise ValueError("has no frame that can be read") from None
         try:
             streams = [one for one in self.container.streams.video if one.codec_context is not None]
             if not streams:
-                raise ValueError(f"has no picture, only {len(self.container.streams.audio)} streams of sound")
+                raise ValueError(f"has no picture{', only sound' if self.container.streams.audio else ''}")
             streams[0].codec_context.thread_count = 1
             streams[0].codec_context.thread_type = "NONE"
             return self.container, streams[0]
@@ -190,29 +193,36 @@ def _pixels(frame: Any, found: dict[int, np.ndarray]) -> np.ndarray:
 
 
 class DecordReader(AvReader):
-    """decord for the pixels. Frames are counted as by :class:`AvReader`, which also takes over where counts differ."""
+    """decord for the pixels. Frames are counted as by :class:`AvReader`, which also takes over where counts differ.
+
+    So it does where decord fails, as on GIFs: its messages name files of the machine that it was built on.
+    """
 
     def take(self, index: list[int]) -> np.ndarray:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
-        reader = decord.VideoReader(self.path, num_threads=1)  # with more it fails on VP9
         check_bytes(len(index), *self._size)
-        turned = reader[index[0]].shape[:2] != self._size  # its batches of turned frames fail
-        return super().take(index) if turned or len(reader) != len(self._stamps) else reader.get_batch(index).asnumpy()
+        with suppress(decord.DECORDError):
+            reader = decord.VideoReader(self.path, num_threads=1)  # with more it fails on VP9
+            # Its batches of turned frames fail.
+            if len(reader) == len(self._stamps) and reader[index[0]].shape[:2] == self._size:
+                return reader.get_batch(index).asnumpy()
+        return super().take(index)
 
 
 class TorchcodecReader(AvReader):
-    """torchcodec, which needs FFmpeg's libraries in the system; the frames are counted as by :class:`AvReader`."""
+    """torchcodec, which needs FFmpeg's libraries in the system. Otherwise like :class:`DecordReader`."""
 
     def take(self, index: list[int]) -> np.ndarray:
         from torchcodec.decoders import VideoDecoder
 
-        decoder = VideoDecoder(self.path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-        if decoder.metadata.num_frames != len(self._stamps):
-            return super().take(index)
-        check_bytes(len(index), decoder.metadata.height, decoder.metadata.width)
-        return decoder.get_frames_at(index).data.numpy()
+        check_bytes(len(index), *self._size)
+        with suppress(RuntimeError):
+            decoder = VideoDecoder(self.path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+            if decoder.metadata.num_frames == len(self._stamps):
+                return decoder.get_frames_at(index).data.numpy()
+        return super().take(index)
 
 
 READERS = {"av": AvReader, "decord": DecordReader, "torchcodec": TorchcodecReader}

@@ -6,24 +6,29 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .limits import check_bytes
 from .watchdog import Decoder
 
+if TYPE_CHECKING:
+    from maemm.draws import Draw
+
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+TIMES = ".times.npy"  # beside pictures: (n,) the seconds at which they appear
 
 
 class Video(ABC):
     """``times`` (n,) float64: the seconds at which frames appear, ascending. Frames are numbered as they are shown."""
 
-    def __init__(self, times: np.ndarray, place: float | None = None, part: tuple[int, int] = (0, -1)):
-        """``place`` in [0, 1): where a clip is taken, for all repeats; ``part``: first frame and number, -1: all."""
+    def __init__(self, times: np.ndarray, draw: Draw | None = None, part: tuple[int, int] = (0, -1)):
+        """``draw``: for what all repeats of this video share; ``part``: first frame and number, -1: all."""
         first, count = part
         if first < 0 or first >= max(len(times), 1) or (count != -1 and not 0 < count <= len(times) - first):
             raise ValueError(f"the list asks for frames {first} to {first + count - 1}, the video has {len(times)}")
-        self.place, self._first = place, first
+        self.draw, self._first = draw, first
         self.times = times[first:] if count == -1 else times[first : first + count]
         self._last: tuple[tuple[int, ...], np.ndarray] | None = None
 
@@ -52,32 +57,32 @@ class Video(ABC):
 class VideoFile(Video):
     """A file, decoded by a :class:`~.watchdog.Decoder`."""
 
-    def __init__(
-        self, path: str | bytes, decoder: Decoder, place: float | None = None, part: tuple[int, int] = (0, -1)
-    ):
+    def __init__(self, path: str | bytes, decoder: Decoder, draw: Draw | None = None, part: tuple[int, int] = (0, -1)):
         self.path, self._decoder = os.path.abspath(os.fsdecode(path)), decoder
-        super().__init__(decoder.open(self.path), place, part)
+        super().__init__(decoder.open(self.path), draw, part)
 
     def _decode(self, index: list[int]) -> np.ndarray:
         return self._decoder.take(self.path, index)
 
 
 class FrameFolder(Video):
-    """A folder of pictures, one a frame, in the order of the numbers in their names; ``fps`` says when they show.
+    """A folder of pictures, one a frame, in the order of the numbers in their names.
 
-    The first frame of ``part`` is a number as it stands in the names, which may start at 0 or 1.
+    A file :data:`TIMES` with a number for each picture says when they show, otherwise ``fps`` does. The first frame of
+    ``part`` is a number as it stands in the names, which may start at 0 or 1.
     """
 
-    def __init__(
-        self, path: str | bytes, place: float | None = None, part: tuple[int, int] = (0, -1), fps: float = 25.0
-    ):
+    def __init__(self, path: str | bytes, draw: Draw | None = None, part: tuple[int, int] = (0, -1), fps: float = 25.0):
         self.path = os.fsdecode(path)
         self.names = sorted((n for n in os.listdir(self.path) if _is_frame(n)), key=_natural)
         if not self.names:
             raise ValueError(f"holds no frames ({' '.join(IMAGES)})")
         first = re.findall(r"\d+", self.names[0])
         offset = max(0, part[0] - int(first[-1])) if first else part[0]
-        super().__init__(np.arange(len(self.names)) / fps, place, (offset, part[1]))
+        times = _stored_times(os.path.join(self.path, TIMES))
+        if times is None or len(times) != len(self.names):
+            times = np.arange(len(self.names)) / fps
+        super().__init__(times, draw, (offset, part[1]))
 
     def _decode(self, index: list[int]) -> np.ndarray:
         frames = [_picture(os.path.join(self.path, self.names[i])) for i in index]
@@ -97,8 +102,22 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _picture(path: str) -> np.ndarray:
-    from PIL import Image
+def _stored_times(path: str) -> np.ndarray | None:
+    """(n,) float64 of a file of times; None where there is none. Raises ValueError for a broken one."""
+    if not os.path.isfile(path):
+        return None
+    try:  # mapped: nothing is unpickled, and a header which promises more than the file holds is noticed
+        times = np.array(np.lib.format.open_memmap(path, mode="r"))
+    except (ValueError, TypeError, OverflowError):
+        times = np.empty(0, object)
+    if times.ndim != 1 or times.dtype.kind != "f" or not np.isfinite(times).all() or (np.diff(times) < 0).any():
+        raise ValueError(f"{TIMES} does not hold ascending seconds; remove it, or pack the video anew")
+    return times
 
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+
+def _picture(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 of a file, read as pictures are."""
+    from ...image.load import read_image
+    from ..checks import as_bytes, colours
+
+    return colours(as_bytes(read_image(path)), 3)

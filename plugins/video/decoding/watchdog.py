@@ -21,7 +21,7 @@ import numpy as np
 
 from .child import HEADER
 
-_FILES = 2000  # that one process decodes before another takes its place
+_FILES = 500  # that one process decodes before another takes its place
 _PIPE = 2**20  # bytes that a pipe holds, where the system allows it
 
 

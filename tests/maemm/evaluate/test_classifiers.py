@@ -1,4 +1,5 @@
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 import maemm
 from maemm.errors import MaemmError
 from maemm.evaluate.features import Features
+from maemm.evaluate.figures import save_record
 from maemm.evaluate.knn import knn, knn_scores
 from maemm.evaluate.probe import _fit, choose_strength, linear, logistic_scores
 from maemm.evaluate.tables import Table, held_out, tables
@@ -18,9 +20,11 @@ from maemm.evaluate.trained import (
     PublishedLinear,
     attentive_scores,
     class_weights,
+    published_choice,
     published_scores,
     take_probe_step,
 )
+from maemm.evaluate.verbs import probe
 from maemm.train.optim import make_optimizer
 from maemm.train.schedules import learning_rate
 
@@ -147,7 +151,64 @@ def test_a_sweep_takes_the_best_on_a_held_out_part():
     a, b = tables(blobs(200), blobs(200, seed=1), scale=False)
     swept, best = (published_scores(a, b, base_lr=one, epochs=20, warmup_epochs=2) for one in ([1e-9, 3.0], 3.0))
     assert np.array_equal(swept, best)
+    assert published_choice(a, base_lr=[1e-9, 3.0], epochs=20, warmup_epochs=2) == ("base_lr", 3.0, "")
     assert not np.array_equal(best, published_scores(a, b, base_lr=1e-9, epochs=20, warmup_epochs=2))
+
+
+def test_a_sweep_with_nothing_to_hold_out_takes_the_first_and_says_so(world, capsys):
+    options = {"test": world.data("test", samples=16, seed=1), "seeds": 1, "protocols": ["published"], "epochs": 2}
+    found = probe(world.model(), world.data(samples=40), shots=[1], base_lr=[0.1, 1.0], **options)
+    assert found.notes == [
+        "trained, published, 1 per class: no class has two samples to choose a learning rate with, so the first one is "
+        "used (0.1)"
+    ]
+    assert found.record()["results"][0]["chosen"] == {"base_lr": [[0.1]]}
+
+
+def test_what_was_chosen_is_told_and_kept(world):
+    found = probe(
+        world.model(), world.data(samples=60), folds=2, seeds=2, epochs=20, base_lr=[1e-9, 30.0],
+        protocols=["linear", "published", "knn"],
+    )  # fmt: skip
+    linear, published, nearest = found.record()["results"]
+    rates = published["chosen"]["base_lr"]
+    assert np.shape(rates) == (2, 2) and set(np.ravel(rates)) <= {1e-9, 30.0} and "chosen" not in nearest
+    assert np.shape(linear["chosen"]["strength"]) == (2, 2)
+    said = str(found).splitlines()
+    assert any(one.startswith("  trained, published: base learning rate ") for one in said)
+    assert any(one.startswith("  trained, linear: C ") for one in said)
+    one = probe(world.model(), world.data(samples=60), folds=2, seeds=1, epochs=1, protocols=["published"])
+    assert "chosen" not in one.record()["results"][0]  # nothing was
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": 0, "protocols": ["published"]}, "0 epochs train nothing .--epochs.; give 1 or more"),
+        ({"epochs": -4, "protocols": ["attentive"]}, "-4 epochs train nothing"),
+        ({"epochs": 3}, "--epochs means nothing to linear; add --protocol published or attentive"),
+        ({"epochs": 3, "base_lr": [1.0]}, "--epochs and --base-lr mean nothing to linear"),
+        ({"base_lr": float("nan"), "protocols": ["published"]}, "base_lr is nan"),
+        ({"base_lr": [], "protocols": ["published"]}, r"base_lr is \[\]"),
+    ],
+)
+def test_options_that_would_change_nothing(world, options, message):
+    with pytest.raises(MaemmError, match=message):
+        probe(world.model(), world.data(), **options)
+
+
+def test_the_first_skipped_sample_is_named(world):
+    found = probe(world.model(), world.data(samples=40, bad=[3], nan=[5]), folds=2, seeds=1, protocols=["knn"])
+    assert str(found).endswith("; 2 skipped (first: 003: ValueError: broken on purpose)")
+    told = found.record()["bad_samples"]
+    assert told[0] == {"index": 3, "id": "003", "reason": "ValueError: broken on purpose"} and told[1]["id"] == "005"
+
+
+def test_records_of_one_second_are_both_kept(world, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda form: "20260101-000000")
+    run = world.run()
+    paths = [save_record({"results": i}, "knn", run, None) for i in range(3)]
+    assert paths == sorted(set(paths)) and [json.loads(one.read_text())["results"] for one in paths] == [0, 1, 2]
 
 
 def test_class_weights():
@@ -171,6 +232,14 @@ def test_labels_are_matched_by_their_names():
     [
         (lambda a, b: (a, replaced(b, classes=("a", "b", "x"))), r"1 classes that the training part does not know \(x"),
         (lambda a, b: (a, replaced(b, labels=b.labels + 1, classes=None)), r"does not know \(3\)"),
+        (
+            lambda a, b: (a, replaced(b, classes=None)),
+            "of the training part have names, the labels of the test part are",
+        ),
+        (
+            lambda a, b: (replaced(a, classes=None), b),
+            "of the test part have names, the labels of the training part are",
+        ),
         (lambda a, b: (replaced(a, labels=a.labels * 0), b), "training labels are 'a'; a classifier needs two"),
         (lambda a, b: (replaced(a, labels=a.labels * 0 - 1), b), "the training part has no labels"),
         (lambda a, b: (a, replaced(b, labels=b.labels * 0 - 1)), "the test part has no labels"),

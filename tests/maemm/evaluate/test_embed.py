@@ -9,6 +9,7 @@ from maemm.errors import MaemmError
 from maemm.evaluate import embed as module
 from maemm.evaluate.embed import embed
 from maemm.evaluate.features import features
+from maemm.evaluate.files import concatenated
 
 
 def test_the_three_formats_hold_the_same(world):
@@ -78,6 +79,12 @@ def test_an_unfinished_file_of_other_weights_is_not_gone_on_with(world):
         embed(world.model(seed=1), data, world.folder / "f.npz")
     with pytest.raises(MaemmError, match="unfinished embedding of other"):
         embed(run, data, world.folder / "f.npz", pool="cls")
+
+
+def test_chunks_of_another_width_are_no_table():
+    chunks = [{"ids": np.array(["a"]), "m": np.zeros((1, width), np.float32)} for width in (3, 4)]
+    with pytest.raises(MaemmError, match=r"features of 'm' differ in width \(3 to 4\)"):
+        concatenated(lambda: chunks)
 
 
 def test_mistakes_take_one_line(world, monkeypatch, capsys):

@@ -82,6 +82,33 @@ def test_the_model_comes_back_in_its_mode_and_hides_nothing(world, monkeypatch):
     assert model.training and plans and all(one.grad is None for one in model.parameters())
 
 
+def test_a_stamp_follows_every_file_of_a_source(tmp_path):
+    """Also those that lie elsewhere, that are not probed, and that stand behind other sources."""
+    from maemm.data.arrays import ArrayFiles
+    from maemm.data.labels import Labelled
+    from maemm.data.mixture import Mixture, Part
+    from maemm.data.paired import Paired
+    from maemm.data.views import View
+    from maemm.evaluate.inputs import data_stamp
+
+    names = [f"{i:02d}.npy" for i in range(36)]
+    for name in names:
+        np.save(tmp_path / name, np.zeros((4, 4)))
+    (tmp_path / "elsewhere").mkdir()
+    files = ArrayFiles(tmp_path, names, [i % 2 for i in range(36)], ["a", "b"], name="m")
+    subset = Subset(Labelled(files, ["a", "b"]), range(36))
+    pair = Paired({"m": files, "n": files}, names, [(i, i) for i in range(36)])
+    sources = [files, subset, View(subset, 0), Mixture({"one": Part(subset, ("m",))}), pair]
+
+    def stamps():
+        return [data_stamp(one, tmp_path / "elsewhere") for one in sources]
+
+    before = stamps()
+    assert before == stamps()
+    np.save(tmp_path / names[7], np.ones((5, 4)))
+    assert not set(before) & set(stamps())
+
+
 def test_a_subset_is_a_source(world):
     source = Subset(world.source(samples=10, bad=[7]), [7, 2, 9])
     found = features(world.model(), source)["marks"]

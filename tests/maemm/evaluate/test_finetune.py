@@ -18,6 +18,7 @@ from maemm.train.distributed import Team
 from maemm.train.initial import begin_with
 from maemm.train.optim import freeze, layer_scales, make_optimizer
 from maemm.train.start import make_learner
+from maemm.weights import save
 
 GOLDEN = Path(__file__).parents[2] / "golden/mae"
 QUICK = {
@@ -162,7 +163,9 @@ def test_fine_tuning_learns_keeps_the_best_and_answers(world, capsys, monkeypatc
     measured = [row["validation"]["accuracy"] for row in rows if "validation" in row]
     best = json.loads((Path(told["run"]) / "best/meta.json").read_text())
     assert len(measured) == 12 and best["validation"]["accuracy"] == max(measured)
-    assert maemm.load(told["run"]).recipe["data"]["classes"] == ["a", "b", "c", "d"]
+    loaded, kept = maemm.load(told["run"]), load_file(Path(told["run"]) / "best/model.safetensors")
+    assert loaded.recipe["data"]["classes"] == ["a", "b", "c", "d"]
+    assert all(torch.equal(value, kept[key]) for key, value in loaded.state_dict().items())
     capsys.readouterr()
     assert cli.main(["evaluate", told["run"], test, "--per-class"]) == 0
     said = capsys.readouterr().out
@@ -187,6 +190,25 @@ def test_it_goes_on_where_it_stopped(world):
     for name in ("model.safetensors", "ema.safetensors"):
         a, b = (load_file(sorted(Path(out).glob("checkpoints/step-*"))[-1] / name) for out in outs)
         assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_without_validation_the_average_answers(world):
+    run, data = world.run(), world.data(samples=40)
+    options = {**QUICK, "data.validation": None, "train.ema": 0.9999}
+    out = finetune(run, data, echo=lambda text: None, **options)
+    raw, mean = (load_file(out / f"checkpoints/step-000015/{name}.safetensors") for name in ("model", "ema"))
+    loaded = maemm.load(out).state_dict()
+    assert all(torch.equal(loaded[key], mean[key]) for key in loaded)
+    assert not torch.equal(loaded["head.linear.weight"], raw["head.linear.weight"])
+
+
+def test_the_last_step_is_found_by_its_number(world):
+    run = Path(world.run())
+    for step, seed in ((999_999, 1), (1_000_000, 2)):
+        (run / f"checkpoints/step-{step}").mkdir()
+        save(world.model(seed), run / f"checkpoints/step-{step}/model.safetensors")
+    key = "encoder.blocks.0.mlp.fc1.weight"
+    assert torch.equal(maemm.load(run).state_dict()[key], world.model(2).state_dict()[key])
 
 
 def test_a_fine_tuned_run_goes_on_by_its_name(world):

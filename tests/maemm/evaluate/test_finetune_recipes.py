@@ -11,6 +11,7 @@ from maemm.config import packaged
 from maemm.draws import Draw
 from maemm.train.distributed import Team
 from maemm.train.initial import begin_with
+from maemm.train.optim import parameter_groups
 from maemm.train.schedules import learning_rate, peak_lr
 from maemm.train.start import make_learner
 from maemm.train.step import Work, take_step
@@ -26,9 +27,12 @@ PUBLISHED = {
     "image/probe/mae_huge": (16384, 50, 10, 6.4, 0.0, None, 0.0, 0.0),
     "video/finetune/videomae_small_k400": (384, 150, 5, 7.5e-4, 1.5e-6, 0.75, 0.1, 0.05),
     "video/finetune/videomae_base_k400": (384, 75, 5, 7.5e-4, 1.5e-6, 0.75, 0.1, 0.05),
+    "video/finetune/videomae_base_k400_800": (512, 100, 5, 2e-3, 2e-6, 0.75, 0.1, 0.05),
+    "video/finetune/videomae_huge_k400": (512, 50, 5, 2e-3, 2e-5, 0.75, 0.2, 0.05),
     "video/finetune/videomae_large_k400": (128, 35, 5, 1e-3, 5e-7, 0.75, 0.1, 0.05),
     "video/finetune/videomae_small_ssv2": (384, 40, 5, 1.5e-3, 1.5e-6, 0.7, 0.1, 0.05),
     "video/finetune/videomae_base_ssv2": (384, 30, 5, 7.5e-4, 1.5e-6, 0.75, 0.1, 0.05),
+    "video/finetune/videomae_base_ssv2_800": (512, 50, 5, 1e-3, 1e-6, 0.75, 0.1, 0.05),
     "video/finetune/videomae_base_ucf101": (128, 100, 5, 2.5e-4, 5e-6, 0.7, 0.2, 0.05),
     "audio/finetune/audiomae_base_as20k": (32, 60, 4, 1.25e-4, 1e-6, 0.75, 0.1, 5e-4),
     "audio/finetune/audiomae_base_as2m": (256, 100, 10, 2e-4, 1e-6, 0.75, 0.1, 5e-4),
@@ -112,7 +116,27 @@ def test_published_numbers(name):
         assert views["video"] == ([2, 3] if "ssv2" in name else [5, 3])
         assert recipe["modalities"]["video"]["flip"] is ("ssv2" not in name)
     if name.startswith("pointcloud"):
-        assert recipe["modalities"]["pointcloud"]["votes"] == 10 and train["clip_grad"] == 10
+        cloud = recipe["modalities"]["pointcloud"]
+        assert cloud["votes"] == 10 and train["clip_grad"] == 10
+        assert cloud["normalize_cloud"] == ("none" if "scanobjectnn" in name else "unit_sphere")
+        with torch.device("meta"):
+            groups = parameter_groups(build_model(recipe), 0.05, train["no_decay"])
+        plain = {one for group in groups if not group["weight_decay"] for one in group["names"]}
+        assert "encoder.prefix" in plain and "encoder.prefix_position" not in plain  # published: cls_pos decays
+
+
+def test_videomae_sees_copies_and_drops_answers_as_published():
+    """(augmented copies of each video, dropout before the last layer)"""
+    found = {}
+    for name in PUBLISHED:
+        if "videomae" in name:
+            recipe = config.load(name)
+            found[name.rpartition("videomae_")[2]] = recipe["data"]["repeats"], recipe["head"]["dropout"]
+    assert found == {
+        "small_k400": (2, 0.0), "base_k400": (2, 0.0), "base_k400_800": (1, 0.0), "large_k400": (2, 0.0),
+        "huge_k400": (2, 0.5), "small_ssv2": (2, 0.0), "base_ssv2": (2, 0.0), "base_ssv2_800": (1, 0.0),
+        "base_ucf101": (2, 0.5),
+    }  # fmt: skip
 
 
 def test_the_rate_of_cav_mae_is_halved_each_epoch_from_the_fifth():

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from maemm.data.folds import Fold
 from maemm.errors import MaemmError
 from maemm.evaluate.features import Features
 from maemm.evaluate.splits import Shots, copies, folds, groups_of, overlap
@@ -42,6 +43,9 @@ def test_groups_are_never_torn_apart():
         (lambda: Shots.parse("0"), "means nothing"),
         (lambda: Shots.parse("120%"), "means nothing"),
         (lambda: Shots.parse("4").draw(np.array([0, 0, 0, 0, 1]), 0), "label 1 has 1 samples, --shots asks for 4"),
+        (lambda: Shots.parse("2").draw(np.array([0, 0, 1]), 0, ["cat", "dog"]), "class 'dog' has 1 samples, --shots"),
+        (lambda: Fold.parse("0/3"), "fold '0/3' means nothing"),
+        (lambda: Fold.parse("2"), "fold '2' means nothing"),
     ],
 )
 def test_what_cannot_be_split_is_said(call, message):
@@ -61,6 +65,19 @@ def test_shots():
     assert np.bincount(labels[share]).tolist() == [10, 1, 1]  # one at least
     assert set(Shots.parse("1").draw(labels, 7)) < set(Shots.parse("3").draw(labels, 7))
     assert set(few) != set(Shots.parse("2").draw(labels, seed=1))
+
+
+def test_the_folds_of_a_source_are_those_of_its_features(world):
+    source = world.source(samples=23, unlabelled=[4])
+    known = np.array([i for i in range(23) if i != 4])
+    expected = folds(made(known % 4), 3, seed=7)
+    for number, rows in enumerate(expected, 1):
+        learned, asked = Fold(number, 3).split(source, 7)
+        assert learned.rows.tolist() == known[rows[0]].tolist() and asked.rows.tolist() == known[rows[1]].tolist()
+    learned, asked = Fold(1, 2, r"^0(\d)").split(source, 0)
+    assert not {learned.name(i)[1] for i in range(len(learned))} & {asked.name(i)[1] for i in range(len(asked))}
+    with pytest.raises(MaemmError, match="no labels to make folds of"):
+        Fold(1, 2).split(world.source(samples=3, unlabelled=[0, 1, 2]), 0)
 
 
 def test_overlap_counts_content_and_names():

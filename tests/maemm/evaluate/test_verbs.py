@@ -126,7 +126,7 @@ def test_mistakes_take_one_line(world, capsys, monkeypatch):
         ([run, data, "--folds", "60"], "40 labelled samples do not make 60 folds"),
         ([run, data, "--test", world.data("t", classes=["a", "x"])], "1 classes that the training part does not know"),
         ([run, world.data("one", classes=["a"])], "all 32 training labels are 'a'"),
-        ([run, numbers], "the data have no labels; give a folder per class"),
+        ([run, numbers], "the data have no labels; give all files in a folder per class"),
         ([run, data, "--seeds", "0"], "0 seeds give no figure"),
         ([run, data, "--shots", "many"], "--shots 'many' means nothing"),
         ([run, data, "--shots", "99"], "--shots asks for 99"),
@@ -135,12 +135,21 @@ def test_mistakes_take_one_line(world, capsys, monkeypatch):
         ([run, data, "--protocol", "svm"], "unknown protocol 'svm'"),
         ([run, data, "data.lists=x"], "'data.lists' means nothing here"),
         ([run, data, "heads=3"], "heads is already in the recipe"),
+        ([run, data, "seeds=2"], "seeds is a flag (override seeds=2); write --seeds 2"),
+        ([run, data, "folds=2"], "folds is a flag (override folds=2); write --folds 2"),
+        ([run, data, "show=1"], "'show' means nothing here"),
+        ([run, data, "verb=knn"], "'verb' means nothing here"),
         ([run, data, "--groups", "["], "is no regular expression"),
         ([run, "gone.json"], "gone.json"),
     ):
         assert cli.main(["probe", *words]) == 2, words
         said = capsys.readouterr().err
         assert message in said and said.count("\n") == 1, said
+
+
+def test_a_flag_written_as_a_word(world, capsys):
+    assert cli.main(["knn", world.run(), world.data(), "k=5"]) == 2
+    assert capsys.readouterr().err == "maemm: error: k is a flag (override k=5); write -k 5\n"
 
 
 def test_nothing_heavy_is_imported_for_help(capsys):

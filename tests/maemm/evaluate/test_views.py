@@ -161,7 +161,94 @@ def test_a_test_part_that_was_learned_from_is_told_with_its_count(world, capsys)
         "12 of 12 test samples have the content of a training sample (0 of them its id too)" in capsys.readouterr().err
     )
     apart = shared_with_training(f"{run}-finetune", world.data("apart", samples=12, seed=1))
-    assert apart.content == 0 and apart.same_name == 12
+    assert apart.content == 0 and apart.trained.same_name == 12 and apart.chosen is None
+
+
+def tuned(world, data, **more):
+    options = {**QUICK, "train.epochs": 1, "data.validation": None, **more}
+    return str(finetune(world.run(), data, echo=lambda text: None, **options))
+
+
+def warned(capsys, *words):
+    assert cli.main(["evaluate", *words]) == 0
+    return capsys.readouterr().err.splitlines()
+
+
+def test_a_test_part_that_chose_the_weights_is_told_apart(world, capsys):
+    test = world.data("test", samples=12, seed=1)
+    run = tuned(world, world.data(samples=40), **{"data.validation": test})
+    said = "maemm: warning: 12 of 12 test samples are validation samples, by which the weights were chosen"
+    assert warned(capsys, run, test) == [said]
+    assert str(shared_with_training(run, test)) == said.removeprefix("maemm: warning: ")
+    (record,) = (world.folder / "run-finetune/evaluate").glob("evaluate-*.json")
+    assert json.loads(record.read_text())["warnings"] == [said.removeprefix("maemm: warning: ")]
+
+
+def test_a_held_out_share_and_the_rest_are_both_told(world, capsys):
+    data = world.data(samples=40)
+    said = warned(capsys, tuned(world, data, **{"data.validation": 0.1}), data)
+    assert len(said) == 2 and "36 of 40 test samples have the content of a training sample" in said[0]
+    assert "4 of 40 test samples are validation samples" in said[1]
+
+
+def test_evaluate_tells_of_the_runs_own_data(world, capsys):
+    data = world.data(samples=20)
+    run = tuned(world, data)
+    assert ["no data are named" in line for line in warned(capsys, run)] == [True]
+    for _ in range(2):  # the second time from what was kept
+        assert "20 of 20 test samples have the content of a training" in warned(capsys, run, data)[0]
+    assert "20 of 20" in warned(capsys, run, data, "modalities.marks.votes=2")[0]
+    apart = world.data("apart", samples=8, seed=1)
+    assert warned(capsys, run, apart) == []
+    (world.folder / "data.json").unlink()
+    assert "no test sample was looked for in it: " in warned(capsys, run, apart)[0]
+
+
+def test_names_in_another_order_are_refused(world):
+    data = world.data(samples=20)
+    run = tuned(world, data)
+    for classes in (["b", "a", "c", "d"], ["a", "b"], 4):
+        with pytest.raises(MaemmError, match=r"are not those of the model, \['a', 'b', 'c', 'd'\]; leave"):
+            evaluate(run, data, classes=classes)
+    assert evaluate(run, data, classes=["a", "b", "c", "d"]).classes == ("a", "b", "c", "d")
+
+
+# ------------------------------------------------------------------------------------------- other ways to read
+def test_views_that_the_weights_do_not_tell(world, capsys):
+    model, data = classifier(world), world.data(samples=10)
+    found = evaluate(model, data, overrides={"modalities.marks.votes": 4})
+    assert found.views == 4 and model.modalities["marks"].views == 1  # the model that was given stays as it was
+    expected = evaluate(classifier(world, votes=4), data)
+    np.testing.assert_array_equal(found.logits["logits"], expected.logits["logits"])
+    run = tuned(world, data)
+    assert cli.main(["evaluate", run, data, "modalities.marks.votes=3", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["views"] == 3
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("modalities.marks.vote=4", "unknown key 'modalities.marks.vote' (override); did you mean"),
+        ("modalities.marks.votes=many", "modalities.marks.votes must be int, got 'many'"),
+        ("modalities.marks.patch=2", "the weights, with other modalities.marks.patch, do not fit: "),
+        ("modalities.other.votes=4", "is no option of this model's modalities; only those can be set here: modalities"),
+        ("modalities=4", "'modalities' means nothing here"),
+        ("encoder.depth=4", "'encoder.depth' means nothing here"),
+        ("views=[5,3]", "'views' means nothing here (override views=[5,3]); known: data.list, data.source"),
+        ("show=3", "'show' means nothing here"),
+        ("data=x", "'data' means nothing here"),
+        ("batch=8", "batch is a flag (override batch=8); write --batch 8"),
+        ("one_view=true", "one_view is a flag (override one_view=true); write --one-view\n"),
+    ],
+)
+def test_words_that_mean_nothing(world, capsys, word, text):
+    model = classifier(world)
+    from maemm.weights import save
+
+    save(model, world.folder / "model.safetensors")
+    assert cli.main(["evaluate", str(world.folder / "model.safetensors"), world.data(), word]) == 2
+    said = capsys.readouterr().err
+    assert text in said and said.count("\n") == 1, said
 
 
 def test_weights_averaged_over_epochs(world):
@@ -178,7 +265,9 @@ def test_weights_averaged_over_epochs(world):
     key = "encoder.blocks.0.mlp.fc1.weight"
     ends = [load_file(path / "model.safetensors")[key] for path in (steps[8], last)]
     torch.testing.assert_close(load_file(means)[key], sum(ends) / 2)
-    assert load(out) is not None
+    torch.testing.assert_close(load(out).state_dict()[key], sum(ends) / 2)
+    assert torch.equal(load(steps[8]).state_dict()[key], ends[0])  # the mean of one
+    assert torch.equal(load(last / "model.safetensors").state_dict()[key], ends[1])
     both = {"train.average": 2, "train.ema": 0.9, "out": str(world.folder / "both")}
     with pytest.raises(MaemmError, match="are both averages"):
         finetune(run, data, echo=lambda text: None, **QUICK, **both)

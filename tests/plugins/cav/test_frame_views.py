@@ -1,6 +1,7 @@
 """A classifier of clips is asked about every stored frame; lists with several labels."""
 
 import json
+import os
 
 import numpy as np
 import soundfile
@@ -28,6 +29,8 @@ def test_every_frame_is_a_view(tmp_path):
     assert source.views == 3 and source.several and source.classes == ["dog", "rain"]
     colours = [source.view(1, number).raw["image"].reshape(-1, 3).mean(0) for number in range(3)]
     assert [round(float(one[1]) / 80) for one in colours] == [0, 1, 2]
+    files = [*source.files()]
+    assert len(files) == 2 * (1 + 3) and all(os.path.isfile(one) for one in files)  # the sound and its frames
     assert source.view(0, 2).label == (0, 1) and labels_of(source).tolist() == [[1, 1], [0, 1]]
     fixed = open_clips(None, clips(tmp_path), frames=3, frame=1)
     assert fixed.views == 1 and round(float(fixed.view(0, 0).raw["image"][..., 1].mean()) / 80) == 1

@@ -152,3 +152,11 @@ def test_the_manifest_names_the_endings_that_are_read():
     from maemm_plugins.image.load import EXTENSIONS
 
     assert set(plugin.files["image/mae_base"].split()) == {*EXTENSIONS, ".npz"}
+
+
+def test_a_stray_file_that_costs_the_classes_is_told(tmp_path):
+    folder = Folder(tmp_path, 6)
+    assert "no labels" not in str(folder.check(tmp_path / "a.csv", [], 0))
+    (folder.home / "data" / "stray.png").write_bytes(png(9)[0])
+    told = str(folder.check(tmp_path / "b.csv", [], 0))
+    assert "no labels: 1 file does not lie in a folder of exactly one level" in told and "first: stray.png" in told

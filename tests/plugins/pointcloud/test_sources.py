@@ -534,3 +534,15 @@ def test_modelnet10():
     assert (len(train), len(test), len(train.classes)) == (1186, 908, 10)
     sample = train.read(130, DRAW)
     assert sample.raw["pointcloud"].shape == (1024, 3) and train.classes[sample.label] in sample.id
+
+
+@pytest.mark.parametrize("kind", ["F", "U"])
+def test_a_packed_colour_of_pcd_becomes_three_features(tmp_path, kind):
+    colours = np.array([[255, 0, 128], [1, 2, 3]], np.uint32)
+    bits = (255 << 24) + (colours[:, 0] << 16) + (colours[:, 1] << 8) + colours[:, 2]  # alpha 255: as a float, NaN
+    table = np.empty(2, [("xyz", "<f4", 3), ("rgb", "<u4")])
+    table["xyz"], table["rgb"] = [[0, 0, 1], [0, 1, 0]], bits
+    header = pcd_header(2, "binary", "x y z rgb", "4 4 4 4", f"F F F {kind}")
+    (tmp_path / "a.pcd").write_bytes(header + table.tobytes())
+    cloud = read(tmp_path / "a.pcd")
+    assert np.allclose(cloud[:, 3:], colours / 255) and np.array_equal(cloud[:, :3], table["xyz"])

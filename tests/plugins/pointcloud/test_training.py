@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import maemm
+from maemm.draws import seeded
 from maemm.errors import MaemmError
 from maemm.train import pretrain
 
@@ -104,3 +106,19 @@ def test_a_resumed_run_is_the_run(clouds, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["terms"]["centers"] < rows[0]["terms"]["centers"]
+
+
+@pytest.mark.parametrize("name", ["point_mae_tiny_cpu", "point_mae_tiny_modelnet10"])
+def test_small_recipes_begin_near_an_empty_guess(name):
+    """A first loss hundreds of times the later ones leaves the encoder unmoved: Adam remembers those gradients."""
+    with seeded(0):
+        model = maemm.build(f"pointcloud/{name}")
+    on_sphere = torch.nn.functional.normalize(
+        torch.randn(8, 1024, 3, generator=torch.Generator().manual_seed(0)), dim=2
+    )
+    out = model({"pointcloud": on_sphere}, draw=maemm.Draw((0, 0), range(8), 8))
+    pred, target = out.pred["pointcloud"], out.target["pointcloud"]
+    empty = model.modalities["pointcloud"].loss(torch.zeros_like(pred), target).mean()
+    assert out.total < 2 * empty
+    spread = out.encoded["pointcloud"].std(1).mean()
+    assert spread > 0.2  # tokens of a cloud differ: they are not one vector that the blocks have added to all

@@ -46,6 +46,15 @@ def write_sound(path):
     return path
 
 
+def write_header(path):
+    """A file with a stream of pictures and no picture in it."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        container.start_encoding()
+    return path
+
+
 def rotate(source, path):
     """A copy of an mp4 file whose display matrix turns the picture by 90 degrees."""
     data = bytearray(source.read_bytes())
@@ -87,6 +96,8 @@ def videos(tmp_path_factory):
     }.items():
         made[name] = home / f"{name}.mp4"
         made[name].write_bytes(data)
+    for name, ending in (("no_frame", "avi"), ("no_frame_mkv", "mkv")):
+        made[name] = write_header(home / f"{name}.{ending}")
     made["truncated"] = _front(made["plain"], home)
     made["wrong_name"] = home / "wrong_name.mp4"
     made["wrong_name"].write_bytes(made["mpeg4"].read_bytes())

@@ -23,7 +23,9 @@ BROKEN = {
     "text": "Invalid data",
     "no_index": "Invalid data",
     "truncated": r"ends too early: \d+ of 40 frames",
-    "sound": "has no picture, only 1 streams of sound",
+    "sound": "has no picture, only sound",
+    "no_frame": "has no frame that can be read",
+    "no_frame_mkv": "has no frame that can be read",
 }
 
 
@@ -52,6 +54,38 @@ def test_decord_and_av_are_bit_identical(videos, name):
     path = str(videos[name])
     index = [0, 3, 4, 11, 19]
     assert (DecordReader(path).take(index) == AvReader(path).take(index)).all()
+
+
+def test_av_reads_what_decord_cannot(tmp_path, picture):
+    """A GIF. decord's reason would be a path of the machine that it was built on."""
+    from PIL import Image
+
+    pytest.importorskip("decord")
+    pictures = [Image.fromarray(picture(number)) for number in range(9)]
+    pictures[0].save(tmp_path / "x.gif", save_all=True, append_images=pictures[1:], duration=100)
+    video, plain = (VideoFile(str(tmp_path / "x.gif"), Decoder(name, seconds=None)) for name in ("decord", "av"))
+    assert len(video) == 9 and (video.take([0, 4, 8]) == plain.take([0, 4, 8])).all()
+
+
+def test_av_reads_what_torchcodec_cannot(videos, monkeypatch):
+    class VideoDecoder:
+        def __init__(self, *_, **__):
+            raise RuntimeError("Failed to open.\nException raised from open at /build/src/decoder.cpp:1")
+
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(VideoDecoder=VideoDecoder))
+    path = str(videos["plain"])
+    assert (TorchcodecReader(path).take([3, 5]) == AvReader(path).take([3, 5])).all()
+
+
+@pytest.mark.parametrize("backend", ["av", "decord"])
+@pytest.mark.parametrize("name", ["no_frame", "no_frame_mkv"])
+def test_files_without_a_frame_have_one_clear_reason(videos, backend, name):
+    if backend == "decord":
+        pytest.importorskip("decord")
+    for decoder in (Decoder(backend), Decoder(backend, seconds=None)):
+        with pytest.raises(ValueError, match="^has no frame that can be read$"):
+            VideoFile(str(videos[name]), decoder)
 
 
 def test_torchcodec_is_asked_in_its_own_words(videos, monkeypatch):
@@ -133,6 +167,19 @@ def test_folders_of_frames(tmp_path, picture):
     with pytest.raises(ValueError, match="no frames"):
         (tmp_path / "nothing").mkdir()
         FrameFolder(str(tmp_path / "nothing"))
+
+
+def test_pictures_of_16_bits_and_of_grey_are_frames(tmp_path):
+    """As the pictures of the image plugin: 65535 is white."""
+    from PIL import Image
+
+    deep = np.array([[0, 256, 32768, 65535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / "0.png")
+    Image.fromarray((deep >> 8).astype(np.uint8)).save(tmp_path / "1.png")
+    Image.new("RGB", (4, 1), (9, 8, 7)).save(tmp_path / "2.png")
+    frames = FrameFolder(str(tmp_path)).take([0, 1, 2])
+    assert frames.shape == (3, 1, 4, 3) and frames.dtype == np.uint8 and (frames[0] == frames[1]).all()
+    assert frames[0, 0, :, 0].tolist() == [0, 1, 128, 255] and frames[2, 0, 0].tolist() == [9, 8, 7]
 
 
 # ---------------------------------------------------------------------------------------------- the watchdog

@@ -51,6 +51,39 @@ def test_the_same_pictures_at_the_same_times(home, videos, picture):
     assert np.abs(after.take([7])[0].astype(int) - picture(7)).mean() < 12
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_pictures_keep_their_times(home, videos, every):
+    """So that sampling by fps takes the same frames of the pack as of the original, whatever frame_rate says."""
+    shutil.copy(videos["variable"], home / "raw" / "variable.mp4")
+    packed(home, "packed", kind="frames", every=every)
+    before, after = VideoFile(str(home / "raw/variable.mp4"), HERE), FrameFolder(str(home / "packed/variable"), fps=25)
+    assert (after.times == before.times[::every]).all()
+
+
+def test_times_that_do_not_fit_the_pictures(home):
+    packed(home, "packed", kind="frames")
+    folder = home / "packed/a/one"
+    (folder / "000039.jpg").unlink()
+    assert np.allclose(FrameFolder(str(folder), fps=10).times, np.arange(39) / 10)  # as without them
+    written = folder / ".times.npy"
+    for times in (np.arange(39)[::-1] / 10, np.full(39, np.nan), np.zeros((39, 1)), np.zeros(39, complex)):
+        np.save(written, times)
+        with pytest.raises(ValueError, match="ascending seconds; remove it, or pack the video anew"):
+            FrameFolder(str(folder))
+    np.save(written, np.array([Trap()] * 39), allow_pickle=True)
+    for data in (written.read_bytes(), b"", b"no array", b"PK\3\4 no archive"):
+        written.write_bytes(data)
+        with pytest.raises(ValueError, match="ascending seconds"):
+            FrameFolder(str(folder))
+
+
+class Trap:
+    """What must not be unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("it was unpickled",)
+
+
 def test_frames_are_packed_as_pictures(home):
     packed(home, "frames", kind="frames", side=24, every=2)
     source = open_videos(str(home / "frames"))

@@ -94,6 +94,30 @@ def test_a_delimiter_of_ones_own(home):
     assert len(source.read(1, DRAW).raw["video"]) == 40
 
 
+@pytest.mark.parametrize("name, text, options", [
+    ("list.txt", "path|label\nb/one.mp4|3\n", {"delimiter": "|"}),
+    ("list.csv", "Video;Class\nb/one.mp4;3\n", {"delimiter": ";"}),
+    ("list.txt", "file label\nb/one.mp4 3\n", {}),
+    ("list.txt", "filename,frames,label\nb/one.mp4,40,3\n", {"columns": "path frames label"}),
+])  # fmt: skip
+def test_names_of_columns_are_no_video(home, name, text, options):
+    assert content(listed(home, text, name, **options)) == [("b/one.mp4", 3)]
+
+
+def test_a_folder_of_frames_may_be_called_like_a_column(home):
+    assert content(listed(home, "clip 3\nb/one.mp4 1\n", "list.txt")) == [("clip", 3), ("b/one.mp4", 1)]
+    with pytest.raises(MaemmError, match="names no video"):
+        listed(home, "path label\n", "list.txt")
+
+
+def test_a_comma_in_a_path_of_a_csv_with_blanks(home):
+    (home / "a, b.mp4").write_bytes((home / "b/one.mp4").read_bytes())
+    with pytest.raises(MaemmError, match=r"no column of paths .*a, b\.mp4\t3\).* data\.source\.delimiter"):
+        listed(home, "a, b.mp4\t3\n")
+    assert content(listed(home, "a, b.mp4\t3\n", delimiter="\t")) == [("a, b.mp4", 3)]
+    assert content(listed(home, '"a, b.mp4",3\n')) == [("a, b.mp4", 3)]
+
+
 def test_words_as_labels_and_names_without_a_dot(home):
     source = listed(home, "b/one.mp4 run\na/three.avi jump\n", "list.txt")
     assert list(source.classes) == ["jump", "run"] and content(source)[0] == ("b/one.mp4", 1)
@@ -148,6 +172,10 @@ def test_hmdb51_splits(home):
     ("b/one.mp4 1\na/three.avi run\n", "both numbers and words"),
     ("b/one.mp4 x y\n", "no numbers behind the path"),
     ("b/one.mp4\0 1\n", "no text"),
+    ("b/one.mp4 1\n\na/three.avi 99999999999999999999\n", r"too large .*train\.csv, line 3: 9{20}\)"),
+    ("b/one.mp4,1\na/three.avi,99999999999999999999\n", r"too large .*train\.csv, line 2: 9{20}\)"),
+    ("b/one.mp4 0 -1\na/three.avi 1 -99999999999999999999\n", r"too large .*train\.csv, line 2: -9{20}\)"),
+    ("b/one.mp4 1\na/three.avi --1\n", "both numbers and words"),
 ])  # fmt: skip
 def test_wrong_lists_are_one_line(home, text, message):
     with pytest.raises(MaemmError, match=message) as caught:
@@ -183,6 +211,25 @@ def test_repeats_are_decoded_once(home, monkeypatch):
         assert len(taken) <= expected and len(taken) > expected - 6
 
 
+def test_frames_of_segments_are_drawn_once_for_all_repeats(home, monkeypatch):
+    """As in the published recipe of Something-Something; other epochs take other frames, and so does each clip."""
+    from maemm_plugins.video.decoding import watchdog
+
+    taken = []
+    take = watchdog.Decoder.take
+    monkeypatch.setattr(watchdog.Decoder, "take", lambda self, *given: taken.append(given[1]) or take(self, *given))
+    source = open_videos(str(home / "b"), seconds=None)
+    for repeats, decodes in (("crop", 1), ("clip", 4)):
+        loader = Loader(source, {"video": Video(**MODALITY, segments=True, repeats=repeats)},
+                        Slots(1, 4, 0, repeats=4), seed=0)  # fmt: skip
+        epochs = []
+        for batch in loader.batches(0, 2):
+            assert batch.raw["video"]["x"].shape[:2] == (4, 4) and len(batch.ids) == 4
+            epochs.append(list(taken))
+            taken.clear()
+        assert [len(one) for one in epochs] == [decodes] * 2 and epochs[0] != epochs[1]
+
+
 def test_broken_files_are_counted_and_named(home, videos):
     names = ("empty", "noise", "text", "no_index", "truncated", "sound", "one")
     for name in names:
@@ -193,7 +240,7 @@ def test_broken_files_are_counted_and_named(home, videos):
     bad = {one.id: one.reason for batch in batches for one in batch.bad}
     assert set(bad) == {f"a/{name}.mp4" for name in names}
     assert sum(len(batch.ids) for batch in batches) == 3
-    assert "has 1 frames" in bad["a/one.mp4"] and "40 frames" in bad["a/truncated.mp4"]
+    assert "has 1 frame," in bad["a/one.mp4"] and "40 frames" in bad["a/truncated.mp4"]
 
 
 def test_other_backends_give_the_same_batches(home):
@@ -209,7 +256,9 @@ def test_other_backends_give_the_same_batches(home):
 def test_a_missing_backend_says_what_to_install(home, tmp_path, monkeypatch):
     """Once, before the first file: whether its package is not there, or there and without FFmpeg's libraries."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MaemmError, match="'torchcodec' is not installed .* pip install torchcodec and FFmpeg"):
+    with pytest.raises(
+        MaemmError, match=r"'torchcodec' is not .* run: pip install 'maemm\[torchcodec\]' \(it .*FFmpeg"
+    ):
         open_videos(str(home), backend="torchcodec")
     with pytest.raises(MaemmError, match="pip install decord,"):
         open_videos(str(home), backend="decord")

@@ -72,7 +72,7 @@ def test_views_by_time_and_of_a_region():
 def test_a_picture_has_one_view_and_short_videos_are_told():
     model = video(views=(5, 3))
     assert len(model.load_views(np.zeros((32, 32, 3), np.uint8))) == 1
-    with pytest.raises(ValueError, match="has 1 frames, at least 2"):
+    with pytest.raises(ValueError, match="has 1 frame, at least 2"):
         model.load_views(Counted(1))
     with pytest.raises(MaemmError, match=r"views is \[0, 3\]"):
         video(views=(0, 3))
