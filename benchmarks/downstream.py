@@ -182,7 +182,7 @@ def finetuned(name: str, place: Path, run: str, args: argparse.Namespace) -> dic
     """Fine-tuning from the run and from scratch."""
     given: dict[str, Any] = {"init": run, "out": str(args.work / f"{name}-labels"), "data.workers": 0}
     if args.epochs is not None:
-        given |= {"train.epochs": args.epochs, "train.warmup_epochs": 0}
+        given |= {"train.epochs": args.epochs, "train.warmup_epochs": args.epochs / 10}
     train, test = place / "train", place / "test"
     if name == "modelnet10":
         train, test = split_files(place, args.work, args.limit)

@@ -49,7 +49,7 @@ def run(argv: list[str], flags: Namespace) -> int:
 def _one(
     args: Namespace, flags: Namespace, what: str, data: str | None, given: dict[str, Any], asked: dict[str, Any]
 ) -> int:
-    from maemm.evaluate.evaluate import evaluate, shared_with_training
+    from maemm.evaluate.evaluate import evaluate
     from maemm.evaluate.finetune import beginning
     from maemm.evaluate.inputs import open_part
     from maemm.train.distributed import joined
@@ -61,9 +61,9 @@ def _one(
         folder = pretrain(recipe)
     if not team.lead:
         return 0
-    found = None if test is None else evaluate(folder, test)
-    if found is not None and (shared := shared_with_training(folder, test)) is not None and shared.content:
-        print(f"maemm: warning: {shared}", file=sys.stderr)
+    found = None if test is None else evaluate(folder, test, compare=True)
+    for text in () if found is None else found.warnings:
+        print(f"maemm: warning: {text}", file=sys.stderr)
     if flags.json:
         print(json.dumps({"run": str(folder), **({} if found is None else {"test": found.record()})}))
     elif found is not None:

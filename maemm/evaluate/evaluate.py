@@ -15,7 +15,7 @@ from maemm.data.once import Progress
 from maemm.errors import MaemmError
 from maemm.evaluate.features import Features, contents, features
 from maemm.evaluate.figures import aligned, details, per_class, precision_table, precisions, refresh_page, save_record
-from maemm.evaluate.inputs import What, data_config, open_data, open_model
+from maemm.evaluate.inputs import Data, What, data_config, open_data, open_model
 from maemm.evaluate.seen import Seen, seen, warnings_of
 from maemm.evaluate.tables import as_several
 from maemm.evaluate.views import Passes
@@ -125,7 +125,7 @@ class Answers:
 
 def evaluate(
     what: What,
-    data: str | os.PathLike | None = None,
+    data: Data = None,
     *,
     batch: int = 64,
     workers: int | None = None,
@@ -177,7 +177,7 @@ def evaluate(
     return answers
 
 
-def shared_with_training(run: str | os.PathLike, data: str | os.PathLike) -> Seen | None:
+def shared_with_training(run: str | os.PathLike, data: Data) -> Seen | None:
     """Samples of ``data`` that a run has learned from, or that chose its weights; see :func:`maemm.evaluate.seen.seen`.
 
     Reads the data once more, without the model.
