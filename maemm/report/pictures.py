@@ -23,6 +23,9 @@ from maemm.model import Model, as_prepared
 from maemm.report.rows import Rows
 from maemm.report.views import save_views
 
+_WIDTH, _HEIGHT = 2.15, 1.6  # inches of a column, and of a row at most
+_HEAD = 0.75  # inches above the rows
+
 INPUT = "input"
 OUTRIGHT = "reconstruction"
 TRUE = "reconstruction: uses each\nhidden patch's true mean and spread"
@@ -174,10 +177,11 @@ def png(modalities: Mapping[str, Modality], made: Mapping[str, Rows]) -> bytes:
     """The same as bytes."""
     from matplotlib.figure import Figure
 
-    heights = [max(0.5, 1.6 * len(rows) + 0.75) for rows in made.values()]
-    figure = Figure(figsize=(max(4.0, 2.15 * max(len(r.columns) for r in made.values())), sum(heights)), dpi=120)
-    for part, (name, rows) in zip(_parts(figure, heights), made.items(), strict=True):
-        _draw_one(part, modalities[name], name if len(made) > 1 else "", rows)
+    each = {name: _row_height(modalities[name], rows) for name, rows in made.items()}
+    heights = [each[name] * len(rows) + _HEAD if rows.columns else _HEAD for name, rows in made.items()]
+    figure = Figure(figsize=(max(4.0, _WIDTH * max(len(r.columns) for r in made.values())), sum(heights)), dpi=120)
+    for part, (name, rows), height in zip(_parts(figure, heights), made.items(), heights, strict=True):
+        _draw_one(part, modalities[name], name if len(made) > 1 else "", rows, height)
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})  # the same bytes for the same picture
     return file.getvalue()
@@ -202,18 +206,32 @@ def _draw_signal(axes: Any, modality: Modality, signal: Tensor) -> None:
         modality.draw(axes, signal)
 
 
+def _row_height(modality: Modality, rows: Rows) -> float:
+    """Inches of a row: as high as its pictures are in a column's width, where they are pictures with a shape."""
+    from matplotlib.figure import Figure
+
+    shown = [one for signals in rows.columns.values() for one in signals if not bool(one.isnan().all())]
+    if not shown:
+        return _HEIGHT
+    axes = Figure().add_subplot()
+    _draw_signal(axes, modality, shown[0])
+    if not axes.images or axes.get_aspect() == "auto":
+        return _HEIGHT
+    high, wide = axes.images[0].get_array().shape[:2]
+    return min(_HEIGHT, max(0.3, _WIDTH * high / wide + 0.1))
+
+
 def _parts(figure: Any, heights: list[float]) -> list[Any]:
     return list(figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0])
 
 
-def _draw_one(part: Any, modality: Modality, title: str, rows: Rows) -> None:
-    """One modality on its part of the figure."""
+def _draw_one(part: Any, modality: Modality, title: str, rows: Rows, height: float) -> None:
+    """One modality on its part of the figure, which is ``height`` inches high."""
     if title:
         part.suptitle(title, x=0.01, y=0.995, ha="left", va="top", fontsize=9, fontweight="bold")
     if not rows.columns:
         part.text(0.5, 0.4, rows.note, ha="center", va="center", fontsize=8)
         return
-    height = 1.6 * len(rows) + 0.75
     grid = part.subplots(len(rows), len(rows.columns), squeeze=False)
     part.subplots_adjust(left=0.005, right=0.995, bottom=0.05 / height, top=1 - 0.7 / height, wspace=0.03, hspace=0.05)
     for column, (caption, signals) in enumerate(rows.columns.items()):
