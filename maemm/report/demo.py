@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -52,12 +53,13 @@ def demo(
     say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; two to three minutes on two cores")
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
-    for show in shows:
-        try:
-            runs[show.name] = _train(show, out, list(overrides), say)
-        except MaemmError as error:
-            failed[show.name] = str(error)
-            say(f"{show.name:<12}left out: {error}")
+    with _one_thread():
+        for show in shows:
+            try:
+                runs[show.name] = _train(show, out, list(overrides), say)
+            except MaemmError as error:
+                failed[show.name] = str(error)
+                say(f"{show.name:<12}left out: {error}")
     if not runs:
         raise MaemmError(next(iter(failed.values())))
     page = write_html(out / "report.html", _page(runs, failed))
@@ -66,6 +68,19 @@ def demo(
         "the curves, and the commands to go on."
     )
     return page
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Models so small gain nothing from a second thread, and wait for it tenfold where another program has its core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _shows() -> list[Show]:
