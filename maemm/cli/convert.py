@@ -20,6 +20,6 @@ def run(argv: list[str], flags: Namespace) -> int:
     (source, out), overrides = split(args.words, 2, 2, f"convert {VERBS['convert'].words}")
     from maemm.weights import convert
 
-    line = convert(str(source), str(out), kind=args.kind, to=args.to, **values(overrides))
+    line = convert(str(source), str(out), kind=args.kind, to=args.to, **values(overrides, args))
     print(json.dumps({"file": str(out), "text": line}) if flags.json else line)
     return 0

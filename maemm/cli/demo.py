@@ -14,9 +14,9 @@ from maemm.nearest import advice
 
 def run(argv: list[str], flags: Namespace) -> int:
     """Pre-train a small model on the sample set of each plugin and write one page."""
-    words = verb_parser("demo", "The default of FOLDER is runs/demo.").parse_intermixed_args(argv).words
-    _, overrides = split(words, 0, 0, f"demo {VERBS['demo'].words}")
-    given = values(overrides)
+    args = verb_parser("demo", "The default of FOLDER is runs/demo.").parse_intermixed_args(argv)
+    _, overrides = split(args.words, 0, 0, f"demo {VERBS['demo'].words}")
+    given = values(overrides, args)
     for key in given.keys() - {"out"}:
         raise MaemmError(f"unknown key {key!r}; {advice(key, ['out'])}")
     from maemm.report.demo import demo

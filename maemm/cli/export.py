@@ -32,7 +32,7 @@ def run(argv: list[str], flags: Namespace) -> int:
         raise MaemmError("no file to write is given; add -o PATH")
     from maemm.export.export import export
 
-    known = values(overrides) | ({} if args.kind is None else {"kind": args.kind})
+    known = values(overrides, args) | ({} if args.kind is None else {"kind": args.kind})
     settings = {"output": args.output, "pool": args.pool, "shape": args.shape, "force": args.force}
     made = export(str(what), args.out, to=args.to, **settings, **known)
     if flags.json:

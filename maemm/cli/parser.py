@@ -114,3 +114,13 @@ def screen(version: str) -> str:
         f"maemm VERB WHAT [DATA] [key=value ...] [--flags]\n\n{verbs}\n\n{flags}\n\n"
         "Start with:  maemm demo      More:  maemm VERB --help"
     )
+
+
+def refuse_flag(word: str, args: argparse.Namespace) -> None:
+    """Raises :class:`MaemmError` for ``KEY=value`` where KEY is a flag of the verb."""
+    key, _, text = word.partition("=")
+    if key == "words" or key not in vars(args):
+        return
+    flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
+    given = "" if isinstance(vars(args)[key], bool) else f" {text}"
+    raise MaemmError(f"{key} is a flag (override {word}); write {flag}{given}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from maemm.cli.parser import VERBS, split, verb_parser
+from maemm.cli.parser import VERBS, refuse_flag, split, verb_parser
 from maemm.config import reader
 from maemm.errors import MaemmError
 
@@ -20,8 +20,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--kind", help="published layout of the weights, where it cannot be told")
     args = parser.parse_intermixed_args(argv)
     (what, data), overrides = split(args.words, 2, 2, f"reconstruct {VERBS['reconstruct'].words}")
-    known = values(overrides)
-    out = args.out or known.pop("out", None) or "reconstruction.png"
+    known, out = values(overrides, args), args.out or "reconstruction.png"
     if args.kind is not None:
         known["kind"] = args.kind
     from maemm.options import check
@@ -33,11 +32,12 @@ def run(argv: list[str], flags: Namespace) -> int:
     return 0
 
 
-def values(overrides: list[str]) -> dict[str, object]:
-    """``["heads=12"]`` -> {"heads": 12}; the names are flat here."""
+def values(overrides: list[str], args: Namespace) -> dict[str, object]:
+    """``["heads=12"]`` -> {"heads": 12}; the names are flat here, and flags of the verb are none."""
     found = {}
     for word in overrides:
         key, _, text = word.partition("=")
+        refuse_flag(word, args)
         if "." in key:
             raise MaemmError(f"{key!r} means nothing here (override {word}); names have no dots")
         found[key] = reader.value(text, key)

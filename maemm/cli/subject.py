@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from maemm.cli.parser import Parser
+from maemm.cli.parser import Parser, refuse_flag
 from maemm.config import reader
 from maemm.errors import MaemmError
 
@@ -46,14 +46,12 @@ def words(overrides: list[str], args: Namespace, *more: str) -> dict[str, Any]:
 
     ``args``: the flags of the verb, which are no words.
     """
-    known, found, flags = (*_DATA, *more), {}, {key: one for key, one in vars(args).items() if key != "words"}
+    known, found = (*_DATA, *more), {}
     for word in overrides:
         key, _, text = word.partition("=")
         name = key.removeprefix("data.")
-        if name not in known and key in flags:
-            flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
-            given = "" if isinstance(flags[key], bool) else f" {text}"
-            raise MaemmError(f"{key} is a flag (override {word}); write {flag}{given}")
+        if name not in known:
+            refuse_flag(word, args)
         if name not in known and key not in _untold():
             told = [*(f"data.{one}" for one in known), *_untold()]
             raise MaemmError(f"{key!r} means nothing here (override {word}); known: {', '.join(told)}")

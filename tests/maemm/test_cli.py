@@ -195,3 +195,13 @@ def test_config_ls_show_and_cat(recipe, capsys):
     assert main(["config", "show", recipe, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["recipe"]["train"]["epochs"] == 1 and found["origins"]["train.epochs"] == "r.yaml, line 3"
+
+
+@pytest.mark.parametrize(
+    "verb", [["export", "x", "to=onnx"], ["convert", "x", "y", "to=mae"], ["reconstruct", "x", "y", "out=z.png"]]
+)
+def test_a_flag_that_is_written_as_a_word_is_named(verb, capsys):
+    flags = ["--to", "onnx", "-o", "z.onnx"] if verb[0] == "export" else []
+    assert main([*verb, *flags]) == 2
+    key, _, value = verb[-1].partition("=")
+    assert f"{key} is a flag (override {verb[-1]}); write --{key} {value}" in capsys.readouterr().err
