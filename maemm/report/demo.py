@@ -50,7 +50,7 @@ def demo(
     if not shows:
         raise MaemmError("no plugin has a demo; see: maemm plugins")
     modalities = "1 modality" if len(shows) == 1 else f"{len(shows)} modalities"
-    say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; two to three minutes on two cores")
+    say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; about three minutes on two cores")
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
     with _one_thread():
@@ -139,7 +139,7 @@ def _partners(run: Run) -> str:
 
 
 def _shortened(recipe: dict[str, Any]) -> dict[str, Any]:
-    """At most :data:`EPOCHS`, so that all demos together take two to three minutes on two cores."""
+    """At most :data:`EPOCHS`, so that all demos together take about three minutes on two cores."""
     train = dict(recipe["train"])
     if not train.get("steps") and (train.get("epochs") or 0) > EPOCHS:
         train["warmup_epochs"] = min(train.get("warmup_epochs") or 0, 1)
