@@ -16,10 +16,11 @@ from typing import Any
 
 from maemm.contract import Modality, Source
 from maemm.data.loader import name_of
-from maemm.data.look import Looker, Row, one_thread
+from maemm.data.look import Looker, Row
 from maemm.data.once import Progress
 from maemm.data.workers import Failure, WorkerLost, Workers
 from maemm.errors import MaemmError
+from maemm.processes import one_thread
 
 VERSION = 1  # of the state file
 CHUNK = 8  # samples that a worker takes at a time, and at most as many per worker are read twice after a kill

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -152,14 +151,3 @@ def _feed(state: Any, value: Any) -> bool:
     if isinstance(value, int | float | complex | np.generic):
         state.update(repr(value).encode())
     return False
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """As in a worker, so that figures do not depend on where they were computed."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -45,6 +44,8 @@ def demo(
     (``train.steps=4``). What one plugin cannot do costs a line, and :class:`MaemmError` is raised only when none
     succeeds.
     """
+    from maemm.processes import one_thread
+
     out, began = Path(out), time.monotonic()
     shows = _shows()
     if not shows:
@@ -53,7 +54,7 @@ def demo(
     say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; about three minutes on two cores")
     runs: dict[str, Run] = {}
     failed: dict[str, str] = {}
-    with _one_thread():
+    with one_thread():
         for show in shows:
             try:
                 runs[show.name] = _train(show, out, list(overrides), say)
@@ -68,19 +69,6 @@ def demo(
         "the curves, and the commands to go on."
     )
     return page
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Models so small gain nothing from a second thread, and wait for it tenfold where another program has its core."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _shows() -> list[Show]:
