@@ -6,6 +6,7 @@ several processes; without it there is one, and every function here is a plain l
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 from collections.abc import Callable, Iterator
@@ -131,6 +132,7 @@ class Team:
         After an error NCCL would wait for work that never ends: the process is about to end, and the group with it.
         """
         if self.ours and dist.is_initialized() and (kind is None or dist.get_backend() == "gloo"):
+            gc.collect()  # a group that outlives this ends its threads with the interpreter, which now and then aborts
             dist.destroy_process_group()
 
     @contextmanager

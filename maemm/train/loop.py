@@ -68,6 +68,7 @@ def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = _print) -> 
         stack.enter_context(_matmul_precision(team.device))
         run = team.share(lambda: Run(recipe, folder, team, console, source, order, steps, found, held_out))
         run.go(interrupts)
+        run.learner.net = run.learner.model  # DDP around it holds the group of processes, which ends here
     return folder.path
 
 
