@@ -131,9 +131,10 @@ class Team:
 
         After an error NCCL would wait for work that never ends: the process is about to end, and the group with it.
         """
+        self.control = None
         if self.ours and dist.is_initialized() and (kind is None or dist.get_backend() == "gloo"):
-            gc.collect()  # a group that outlives this ends its threads with the interpreter, which now and then aborts
             dist.destroy_process_group()
+            gc.collect()  # a group that outlives this ends its threads with the interpreter, which now and then aborts
 
     @contextmanager
     def together(self) -> Iterator[None]:
