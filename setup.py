@@ -2,6 +2,5 @@
 
 from setuptools import find_namespace_packages, find_packages, setup
 
-plugins = ["maemm_plugins", *(f"maemm_plugins.{name}" for name in find_packages("plugins"))]
-configs = ["maemm_configs", *(f"maemm_configs.{name}" for name in find_namespace_packages("configs"))]
-setup(packages=[*find_packages(include=["maemm", "maemm.*"]), *plugins, *configs])
+configs = find_namespace_packages("importable", include=["maemm_configs", "maemm_configs.*"])
+setup(packages=[*find_packages("importable"), *configs])

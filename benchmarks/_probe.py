@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from _machine import about
 
-from maemm.evaluate.features import Features
-from maemm.evaluate.knn import knn
-from maemm.evaluate.probe import linear
+from maemm.tasks._shared.features import Features
+from maemm.tasks.probe.linear import linear
+from maemm.tasks.probe.neighbours import knn
 
 Pair = tuple[Features, Features]  # what is learned from, what is asked
 PROTOCOLS = ("knn", "linear")

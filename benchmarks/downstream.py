@@ -37,14 +37,14 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool3d
 
 import maemm
-from maemm.build import build_model
 from maemm.contract import Prepared, Source
+from maemm.contract.rng import Draw, seeded
 from maemm.data.subset import Subset
-from maemm.draws import Draw, seeded
-from maemm.evaluate.efficiency import label_efficiency
-from maemm.evaluate.features import Embed, Features, features, raw_values
-from maemm.evaluate.inputs import open_data, spread
-from maemm.evaluate.splits import groups_of
+from maemm.model.build import build_model
+from maemm.tasks._shared.features import Embed, Features, features, raw_values
+from maemm.tasks._shared.inputs import open_data, spread
+from maemm.tasks._shared.splits import groups_of
+from maemm.tasks.finetune.efficiency import label_efficiency
 
 NAMES = ("cifar10", "esc10", "modelnet10", "grid")
 FINETUNED = {

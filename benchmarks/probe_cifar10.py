@@ -18,11 +18,11 @@ from _machine import about as where
 
 import maemm
 from maemm.contract import Source
-from maemm.evaluate.features import Embed, Features, features, raw_values
-from maemm.evaluate.inputs import open_data
-from maemm.evaluate.knn import knn_scores
-from maemm.evaluate.probe import choose_strength, logistic_scores
-from maemm.evaluate.tables import tables
+from maemm.tasks._shared.features import Embed, Features, features, raw_values
+from maemm.tasks._shared.inputs import open_data
+from maemm.tasks._shared.tables import tables
+from maemm.tasks.probe.linear import choose_strength, logistic_scores
+from maemm.tasks.probe.neighbours import knn_scores
 
 
 def embed(model: maemm.Model, parts: list[Source], how: Embed | None = None) -> list[Features]:

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
 import maemm
-from maemm.build import build_model
 from maemm.contract import Prepared
-from maemm.draws import seeded
+from maemm.contract.rng import seeded
+from maemm.model.build import build_model
 from maemm_plugins.audio.modality import Audio
 from maemm_plugins.audio.sources import open_audio
 

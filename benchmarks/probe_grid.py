@@ -26,9 +26,9 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 
 import maemm
-from maemm.build import build_model
-from maemm.data.once import each
-from maemm.draws import seeded
+from maemm.contract.rng import seeded
+from maemm.data.single_pass import each
+from maemm.model.build import build_model
 from maemm_plugins.video.sources import open_videos
 
 WORDS = {"command": 0, "colour": 1, "digit": 4, "adverb": 5}  # place of the letter in the name

@@ -33,15 +33,15 @@ from torch.nn.functional import cross_entropy
 import maemm
 from maemm import config
 from maemm.contract import Source
+from maemm.contract.rng import seeded
+from maemm.data.open import open_source
 from maemm.data.subset import Subset
-from maemm.draws import seeded
-from maemm.evaluate.features import Features, features
-from maemm.evaluate.knn import knn
-from maemm.evaluate.probe import linear
-from maemm.evaluate.score import score
-from maemm.evaluate.splits import Shots
-from maemm.train import pretrain
-from maemm.train.start import open_source
+from maemm.tasks._shared.features import Features, features
+from maemm.tasks._shared.scoring import score_samples
+from maemm.tasks._shared.splits import Shots
+from maemm.tasks.pretrain.run import train_recipe
+from maemm.tasks.probe.linear import linear
+from maemm.tasks.probe.neighbours import knn
 
 RECIPE = "signal/tiny_har"
 ACTIVITIES = ("walking", "upstairs", "downstairs", "sitting", "standing", "lying")
@@ -59,7 +59,7 @@ def trained(root: Path, out: Path, seed: int, more: list[str]) -> tuple[maemm.Mo
     began, spent = time.process_time(), out / "cpu_s.txt"
     fixed = {"data.root": str(root), "out": str(out), "train.seed": seed, "data.workers": 0}
     recipe = config.load(RECIPE, [*more, *(f"{key}={value}" for key, value in fixed.items())], training=True)
-    pretrain(recipe, echo=lambda line: None)
+    train_recipe(recipe, echo=lambda line: None)
     if not spent.exists():
         spent.write_text(f"{time.process_time() - began:.0f}")
     return maemm.load(out).eval(), {"seed": seed, "cpu_s": int(spent.read_text())}
@@ -159,8 +159,8 @@ def unseen(
     part = without(root, work, kept, label)
     model, about = trained(part, work / f"without_{label}_{seed}", seed, more)
     novel = data["y_test"] == label
-    errors = score(model, opened(root, "test"), plans=4)
-    usual = score(model, Subset(opened(part, "train"), range(0, int(kept.sum()), 4)), plans=4)
+    errors = score_samples(model, opened(root, "test"), plans=4)
+    usual = score_samples(model, Subset(opened(part, "train"), range(0, int(kept.sum()), 4)), plans=4)
     spread = np.nanmean(usual.tokens, 0)  # the usual error of each token
     relative = np.nanmean(errors.tokens / spread, 1)
     distances = nearest(data["x_train"][kept], data["x_test"])

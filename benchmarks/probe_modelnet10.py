@@ -24,12 +24,12 @@ import torch
 from _probe import save
 
 import maemm
-from maemm import plugins
-from maemm.draws import Draw, seeded
-from maemm.evaluate.features import Features, features
-from maemm.evaluate.knn import knn
-from maemm.evaluate.probe import linear
-from maemm.evaluate.splits import Shots
+from maemm import registry
+from maemm.contract.rng import Draw, seeded
+from maemm.tasks._shared.features import Features, features
+from maemm.tasks._shared.splits import Shots
+from maemm.tasks.probe.linear import linear
+from maemm.tasks.probe.neighbours import knn
 
 FEW, DRAWS = "10", 5  # labels of each class, and how often they are drawn
 CELLS = 12  # a side of the occupancy grid
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="untrained encoders")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    opened = plugins.find("sources", "pointcloud")
+    opened = registry.find("sources", "pointcloud")
     train, test = (opened(str(args.data), split=part) for part in ("train", "test"))
     trained = [maemm.load(run).eval() for run in args.run]
     fresh = [untrained(trained[0].recipe, train, seed) for seed in range(args.seeds)]

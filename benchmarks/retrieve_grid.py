@@ -26,11 +26,11 @@ from sklearn.linear_model import LogisticRegression
 
 import maemm
 from maemm.contract import Sample, Source
-from maemm.draws import Draw
-from maemm.evaluate.compare import untrained
-from maemm.evaluate.features import Features, features
-from maemm.evaluate.retrieve import Ranks, compare_pair
-from maemm.train.start import open_source
+from maemm.contract.rng import Draw
+from maemm.data.open import open_source
+from maemm.tasks._shared.baselines import untrained
+from maemm.tasks._shared.features import Features, features
+from maemm.tasks.retrieve.run import Ranks, compare_pair
 from maemm_plugins.audio.load import Wave
 
 LETTER = 3  # place in the name
@@ -168,7 +168,7 @@ def letter(train: Features, test: Features) -> float:
 # ---------------------------------------------------------------------------------------------------- linear CCA
 def raw_table(model: maemm.Model, source: Source, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """What the model sees of all clips: pictures and log-mel, (n, time, values) each."""
-    from maemm.data.once import each
+    from maemm.data.single_pass import each
 
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for batch in each(source, dict(model.modalities), batch=64):

@@ -10,66 +10,61 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from maemm.contract.version import __version__
 
 if TYPE_CHECKING:
-    from maemm.api import (
-        convert,
-        data_check,
-        data_pack,
-        data_stats,
-        diagnose,
-        embed,
-        evaluate,
-        export,
-        finetune,
-        knn,
-        pretrain,
-        probe,
-        reconstruct,
-        retrieve,
-        score,
-        show,
-    )
-    from maemm.build import build
-    from maemm.contract import Output, Plan, Planned, Prepared, Tokens
-    from maemm.draws import Draw
-    from maemm.errors import MaemmError
-    from maemm.model import Model
-    from maemm.plugins import Plugin
+    from maemm.contract import Draw, MaemmError, Output, Plan, Planned, Prepared, Tokens
+    from maemm.model.build import build
+    from maemm.model.model import Model
+    from maemm.registry import Plugin
+    from maemm.tasks.convert.run import convert
+    from maemm.tasks.data.check import data_check, data_stats
+    from maemm.tasks.data.pack import data_pack
+    from maemm.tasks.diagnose.run import diagnose
+    from maemm.tasks.embed.run import embed
+    from maemm.tasks.evaluate.run import evaluate
+    from maemm.tasks.export.run import export
+    from maemm.tasks.finetune.run import finetune
+    from maemm.tasks.knn.run import knn
+    from maemm.tasks.pretrain.run import pretrain
+    from maemm.tasks.probe.run import probe
+    from maemm.tasks.reconstruct.run import reconstruct
+    from maemm.tasks.retrieve.run import retrieve
+    from maemm.tasks.score.run import score
+    from maemm.tasks.show.run import show
     from maemm.weights import load, save
 
 _HOME = {
     "load": "maemm.weights",
     "save": "maemm.weights",
-    "build": "maemm.build",
-    "pretrain": "maemm.api",
-    "reconstruct": "maemm.api",
-    "retrieve": "maemm.api",
-    "convert": "maemm.api",
-    "export": "maemm.api",
-    "diagnose": "maemm.api",
-    "probe": "maemm.api",
-    "knn": "maemm.api",
-    "finetune": "maemm.api",
-    "evaluate": "maemm.api",
-    "embed": "maemm.api",
-    "show": "maemm.api",
-    "data_check": "maemm.api",
-    "data_pack": "maemm.api",
-    "data_stats": "maemm.api",
-    "score": "maemm.api",
-    "Model": "maemm.model",
+    "build": "maemm.model.build",
+    "pretrain": "maemm.tasks.pretrain.run",
+    "reconstruct": "maemm.tasks.reconstruct.run",
+    "retrieve": "maemm.tasks.retrieve.run",
+    "convert": "maemm.tasks.convert.run",
+    "export": "maemm.tasks.export.run",
+    "diagnose": "maemm.tasks.diagnose.run",
+    "probe": "maemm.tasks.probe.run",
+    "knn": "maemm.tasks.knn.run",
+    "finetune": "maemm.tasks.finetune.run",
+    "evaluate": "maemm.tasks.evaluate.run",
+    "embed": "maemm.tasks.embed.run",
+    "show": "maemm.tasks.show.run",
+    "data_check": "maemm.tasks.data.check",
+    "data_pack": "maemm.tasks.data.pack",
+    "data_stats": "maemm.tasks.data.check",
+    "score": "maemm.tasks.score.run",
+    "Model": "maemm.model.model",
     "Plan": "maemm.contract",
     "Planned": "maemm.contract",
     "Prepared": "maemm.contract",
     "Tokens": "maemm.contract",
     "Output": "maemm.contract",
-    "Draw": "maemm.draws",
-    "Plugin": "maemm.plugins",
-    "MaemmError": "maemm.errors",
+    "Draw": "maemm.contract",
+    "Plugin": "maemm.registry",
+    "MaemmError": "maemm.contract",
 }
-_MODULES = ("config", "contract", "plugins")  # submodules that are used as ``maemm.config.load``
+_MODULES = ("config", "contract", "registry")  # submodules that are used as ``maemm.config.load``
 __all__ = [
     "Draw",
     "MaemmError",
@@ -104,7 +99,7 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """Python binds a submodule on its package when it is imported: ``maemm.build`` shall stay the function."""
+    """Python binds a submodule on its package when it is imported: ``maemm.export`` shall stay the function."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _HOME and isinstance(value, ModuleType)):

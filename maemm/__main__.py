@@ -1,8 +1,88 @@
-"""``python -m maemm``: what ``torchrun -m maemm`` needs."""
+"""The command line. Listing and helping import no torch; each verb loads what it needs when it is called."""
 
+from __future__ import annotations
+
+import importlib
+import os
 import sys
+import traceback
+from typing import Any
 
-from maemm.cli import main
+from maemm.contract.errors import MaemmError, advice
+from maemm.contract.version import __version__
+from maemm.tasks import VERBS
+from maemm.ui.parser import Verb, common, screen
+
+USER_ERROR, INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for a user's mistake, 1 for one of ours, 130 for Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    shows = "--traceback" in argv
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+        return status
+    except SystemExit as leaving:  # --help
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except KeyboardInterrupt:
+        print("maemm: stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone; what is left in the buffer must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if shows:
+            traceback.print_exc()
+        status = getattr(error, "status", None)  # a run that a signal ended has said so, and where it saved
+        if isinstance(status, int):
+            return status
+        text, status = _message(error)
+        for line in text.splitlines():
+            print(f"maemm: error: {line}", file=sys.stderr)
+        return status
+
+
+def _run(argv: list[str]) -> int:
+    flags, rest = common(argv)
+    if flags.version:
+        print(f"maemm {__version__}")
+        return 0
+    if not rest or rest[0] in ("-h", "--help", "help"):
+        print(screen(__version__, map(_verb, VERBS)))
+        return 0
+    verb = rest[0]
+    if verb not in VERBS:
+        what = "flag" if verb.startswith("-") else "verb"
+        raise MaemmError(f"unknown {what} {verb!r}; {advice(verb, VERBS)}")
+    if flags.plugin:
+        from maemm.registry import add_path
+
+        for path in flags.plugin:
+            add_path(path)
+    return importlib.import_module(f"maemm.tasks.{verb}.cli").run(rest[1:], flags)
+
+
+def _verb(name: str) -> Verb:
+    return importlib.import_module(f"maemm.tasks.{name}.cli").VERB
+
+
+def _message(error: BaseException) -> tuple[str, int]:
+    """What to print for an error, and the exit status."""
+    text: Any = " ".join(str(error).split())
+    if isinstance(error, MaemmError):
+        return str(error), USER_ERROR
+    if isinstance(getattr(error, "status", None), int):  # an interrupted run, which has said so itself
+        return "", error.status
+    if isinstance(error, OSError) and error.strerror:
+        place = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{place}; check the path, the rights and the free space", USER_ERROR
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+        return f"out of memory ({text[:120]}); set train.micro_batch lower", USER_ERROR
+    return f"internal: {type(error).__name__}: {text} (rerun with --traceback; please report)", INTERNAL_ERROR
+
 
 if __name__ == "__main__":
     sys.exit(main())

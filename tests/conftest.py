@@ -31,35 +31,35 @@ def plugin_path() -> Iterator[None]:
     before = os.environ.get("MAEMM_PLUGIN_PATH")
     yield
     if os.environ.get("MAEMM_PLUGIN_PATH") != before:
-        from maemm import plugins
+        from maemm import registry
 
-        os.environ.pop(plugins.VARIABLE, None)
+        os.environ.pop(registry.VARIABLE, None)
         if before is not None:
-            os.environ[plugins.VARIABLE] = before
-        plugins.forget()
+            os.environ[registry.VARIABLE] = before
+        registry.forget()
 
 
 @pytest.fixture
 def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The plugin in tests/toy_plugin is found."""
-    from maemm import plugins
+    from maemm import registry
 
-    monkeypatch.setenv(plugins.VARIABLE, str(Path(__file__).parent / "toy_plugin"))
-    plugins.forget()
+    monkeypatch.setenv(registry.VARIABLE, str(Path(__file__).parent / "toy_plugin"))
+    registry.forget()
     yield
-    plugins.forget()
+    registry.forget()
 
 
 @pytest.fixture
 def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
     """``make_plugin("toy", **{"__init__.py": text, ...})`` writes a plugin folder and adds it, for one test."""
     import maemm_plugins
-    from maemm import plugins
+    from maemm import registry
 
-    monkeypatch.setenv(plugins.VARIABLE, os.environ.get(plugins.VARIABLE, ""))
+    monkeypatch.setenv(registry.VARIABLE, os.environ.get(registry.VARIABLE, ""))
     monkeypatch.setattr(maemm_plugins, "__path__", list(maemm_plugins.__path__))
     before = set(sys.modules)
-    plugins.forget()
+    registry.forget()
 
     def make(name: str, add: bool = True, above: str = "plugins", **files: str) -> Path:
         folder = tmp_path / above / name
@@ -68,8 +68,8 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(dedent(text))
         if add:
-            plugins.add_path(folder)
-            plugins.forget()
+            registry.add_path(folder)
+            registry.forget()
         return folder
 
     yield make
@@ -78,4 +78,4 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
             monkeypatch.delattr(maemm_plugins, name.split(".")[1], raising=False)
             del sys.modules[name]
     monkeypatch.undo()
-    plugins.forget()
+    registry.forget()

@@ -110,7 +110,7 @@ def test_gradients(name):
     model({"image": data["x"]}, plans={"image": maemm.Plan(data["visible"], data["predict"])}).total.backward()
     for parameter in model.parameters():
         parameter.data = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-    written = maemm.plugins.find("weights", case["kind"])().write(model, {})
+    written = maemm.registry.find("weights", case["kind"])().write(model, {})
     checked = 0
     for key, value in data.items():
         if key.startswith("grad/"):
@@ -127,6 +127,6 @@ def test_every_case_that_a_landed_plugin_serves_is_listed_here():
     """The shared list may grow: no case of a registered kind may be left out."""
     if not (SHARED / "CASES.json").is_file():
         pytest.skip("the shared golden folder is not here")
-    kinds = set(maemm.plugins.names("weights"))
+    kinds = set(maemm.registry.names("weights"))
     wanted = {c["id"] for c in json.loads((SHARED / "CASES.json").read_text()) if c["kind"] in kinds}
     assert wanted <= {c["id"] for c in CASES}

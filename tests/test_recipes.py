@@ -7,7 +7,7 @@ import torch
 
 import maemm
 from maemm import config
-from maemm.build import build_model
+from maemm.model.build import build_model
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maemm import config
-from maemm.train import pretrain
+from maemm.tasks.pretrain.run import train_recipe
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,7 +73,7 @@ def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
     run("--write-lists", str(tmp_path / "lists"))
     data = {"data.root": str(clips), "data.list": str(tmp_path / "lists" / "train.txt"), "data.max_bad_share": 0}
     small = {"train.batch": 4, "train.steps": 2, "train.warmup_epochs": 0, "out": str(tmp_path / "run")}
-    pretrain(config.load("cav/grid_frame_cpu", {**data, **small}, training=True), echo=lambda line: None)
+    train_recipe(config.load("cav/grid_frame_cpu", {**data, **small}, training=True), echo=lambda line: None)
     run("--lists", str(tmp_path / "lists"), "--frame", str(tmp_path / "run"), "--out", str(tmp_path / "made.json"))
     made = json.loads((tmp_path / "made.json").read_text())
     assert set(made["frame"]["rows"]) >= {"trained", "untrained, seed 0", "trained, mouth cut out"}

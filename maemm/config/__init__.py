@@ -13,10 +13,10 @@ from typing import Any
 from maemm.config import reader
 from maemm.config.check import checked
 from maemm.config.layers import Layer, flatten, from_file, from_overrides
+from maemm.config.messages import plain, value_text
 from maemm.config.names import RECIPE, locate, packaged, shown, summary
 from maemm.config.schema import DataConfig, TrainConfig
-from maemm.errors import MaemmError
-from maemm.options import plain, value_text
+from maemm.contract.errors import MaemmError
 
 __all__ = [
     "RECIPE",

@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from maemm import plugins
+from maemm import registry
 from maemm.config.layers import RIVALS, Layer
+from maemm.config.messages import join, validate, value_text
+from maemm.config.options import problems
 from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, known_of
-from maemm.errors import MaemmError
-from maemm.nearest import advice
-from maemm.options import join, problems, validate, value_text
+from maemm.contract.errors import MaemmError, advice
 
 KEYS = ("modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "out", "name")
 OWN = ("type", "masking", "target")  # keys of a modality that are not options of its class
@@ -83,13 +83,13 @@ class _Check:
         return spec
 
     def options(self, role: str, kind: Any, options: dict[str, Any], where: str) -> None:
-        what = plugins.SINGULAR[role]
+        what = registry.SINGULAR[role]
         if not isinstance(kind, str):
             text = f"{where} has no type" if kind is None else f"{where}.type must be a name, got {value_text(kind)}"
-            self.add(text, where, f"known {plugins.PLURAL[role]}: {', '.join(plugins.names(role))}")
+            self.add(text, where, f"known {registry.PLURAL[role]}: {', '.join(registry.names(role))}")
             return
         try:
-            part = plugins.find(role, kind)
+            part = registry.find(role, kind)
         except MaemmError as error:
             text, _, todo = str(error).partition("; ")
             self.add(f"{text} at {where}", join(where, "type"), todo or f"choose another {what}")
@@ -118,7 +118,7 @@ class _Check:
     def _modalities(self) -> dict[str, Any]:
         given = {name: spec for name, spec in self.mapping("modalities").items() if spec is not None}
         if not given and isinstance(self.given.get("modalities") or {}, dict):
-            known = ", ".join(plugins.names("modalities")) or "none"
+            known = ", ".join(registry.names("modalities")) or "none"
             self.add(f"{self.title} has no modalities", "modalities", f"add one below modalities (known: {known})")
         return {name: self._modality(name, spec, given) for name, spec in given.items()}
 
@@ -149,7 +149,7 @@ class _Check:
 
     def _encoder(self) -> dict[str, Any] | None:
         if self.given.get("encoder") is None:
-            todo = f"add encoder: {{type: NAME}} (known: {', '.join(plugins.names('encoders'))})"
+            todo = f"add encoder: {{type: NAME}} (known: {', '.join(registry.names('encoders'))})"
             self.add(f"{self.title} has no encoder", "encoder", todo)
             return None
         return self.part("encoders", self.given["encoder"], "encoder")
@@ -203,22 +203,11 @@ class _Check:
             self.add("neither train.epochs nor train.steps is given", "train", "add one, such as train.epochs=100")
         if train["lr"] is None and train["base_lr"] is None:
             train["base_lr"] = BASE_LR
-        for key in TRAIN_PARTS:
+        for key, role in TRAIN_PARTS.items():
             part = self.layer.get(f"train.{key}")
-            train[key] = self._registered(key, part if isinstance(part, (str, dict)) else train[key])
+            default = TrainConfig.model_fields[key].default
+            train[key] = self.part(role, part if isinstance(part, (str, dict)) else train[key], f"train.{key}", default)
         return train
-
-    def _registered(self, key: str, value: Any) -> dict[str, Any]:
-        """A part of ``train``, looked up in its own registry."""
-        where, known = f"train.{key}", _registry(key)
-        default = TrainConfig.model_fields[key].default
-        spec = {"type": value} if isinstance(value, str) else {"type": default, **value}
-        kind = spec["type"]
-        if kind not in known:
-            self.add(f"unknown {key} {value_text(kind)} at {where}", where, advice(str(kind), known))
-        else:
-            self._checked(known[kind], {name: one for name, one in spec.items() if name != "type"}, where, "")
-        return spec
 
     def _keys(self, model: type[DataConfig] | type[TrainConfig], key: str) -> dict[str, Any]:
         return self._valid(model, self.mapping(key), key)
@@ -251,10 +240,3 @@ class _Check:
         if name is not None and not isinstance(name, str):
             self.add(f"name must be a text, got {value_text(name)}", "name", "leave it out")
         return self.name if name is None else name
-
-
-def _registry(key: str) -> dict[str, Any]:
-    from maemm.train.optim import OPTIMIZERS
-    from maemm.train.schedules import SCHEDULES
-
-    return {"optimizer": OPTIMIZERS, "schedule": SCHEDULES}[key]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from maemm import plugins
-from maemm.errors import MaemmError
+from maemm import registry
+from maemm.contract.errors import MaemmError
 
 _LOOKED_AT = 5000  # files of a folder
 _STRAY = 0.1  # a recipe with fewer files than this share of the most frequent one is passed over
@@ -54,7 +54,7 @@ def _chosen(counts: Counter[str], data: str, met: Counter[str], known: dict[str,
 def _known() -> dict[str, list[str]]:
     """{recipe: endings} of all plugins."""
     found: dict[str, list[str]] = {}
-    for one in plugins.all():
+    for one in registry.all():
         for recipe, endings in (one.plugin.files if one.plugin else {}).items():
             found.setdefault(recipe, []).extend(endings.split())
     return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maemm.config import reader
-from maemm.errors import MaemmError
-from maemm.options import join, plain
+from maemm.config.messages import join, plain
+from maemm.contract.errors import MaemmError
 
 OVERRIDE = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*=", re.ASCII)  # how a word on the command line begins
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from importlib import import_module, resources
 from pathlib import Path
 
-from maemm import plugins
-from maemm.errors import MaemmError
-from maemm.nearest import advice
+from maemm import registry
+from maemm.contract.errors import MaemmError, advice
 
 RECIPE = "recipe.yaml"  # of a run folder
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -36,7 +35,7 @@ def _folders() -> list[tuple[str, Path]]:
     except ModuleNotFoundError as error:
         raise MaemmError(f"the packaged recipes are not installed ({error}); run: pip install -e .") from None
     folders = [(one.name, one) for one in sorted(home.iterdir()) if one.is_dir() and one.name[0] not in "._"]
-    for one in plugins.all():
+    for one in registry.all():
         if one.plugin is not None and one.name != "core":
             module = import_module(one.package)
             folders += [(one.name, Path(path) / "configs") for path in getattr(module, "__path__", [])]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 MAX_BYTES = 1_000_000  # a recipe has a few kilobytes; this guards against being given a data file
 MAX_DEPTH = 50

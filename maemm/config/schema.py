@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from maemm.options import MISSING, Option, type_text
+from maemm.config.messages import MISSING, type_text
+from maemm.config.options import Option
 
 _Names = list[str]  # a key below is called ``list``
 
@@ -111,7 +112,7 @@ class TrainConfig(_Keys):
 BASE_LR = 1.5e-4  # MAE, appendix A.1
 
 # Parts that stand below ``train`` and are looked up in the registries of maemm.train, not among plugins.
-TRAIN_PARTS = ("optimizer", "schedule")
+TRAIN_PARTS = {"optimizer": "optimizers", "schedule": "schedules"}  # key of train -> role of the registry
 
 
 def keys_of(model: type[BaseModel]) -> list[Option]:

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.files import Files, existing, fingerprint, printable_name, whole_labels
 from maemm.data.labels import label_at
 from maemm.data.lists import Labels, class_labels, find_files, read_list
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 ENDINGS = (".npy", ".npz")
 LABELS = ("y", "labels", "label", "targets", "y_train")

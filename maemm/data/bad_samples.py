@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 
 @dataclass(frozen=True)

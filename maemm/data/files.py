@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.labels import LabelTable
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 
 class Files(Source):

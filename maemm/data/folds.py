@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from maemm.contract import Source
+from maemm.contract.errors import MaemmError
 from maemm.data.shots import has_label, labels_of
 from maemm.data.subset import Subset
-from maemm.errors import MaemmError
 
 Rows = tuple[np.ndarray, np.ndarray]  # indices of the training part and of the test part
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from maemm.contract import Label, Sample, Source
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 
 NONE, FILL = -2, -1  # in a table of several labels: a sample of which nothing is known; behind the last label
 

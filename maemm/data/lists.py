@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from maemm.contract import Label
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path")
 _LABEL_COLUMNS = ("label", "class", "target", "category", "y", "label_id", "class_id", "class_name")

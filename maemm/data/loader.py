@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from maemm.contract import Modality, Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw, derive
 from maemm.data import labels as labels_
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.mixture import Mixture
 from maemm.data.order import Order, Request
 from maemm.data.workers import Failure, Workers
-from maemm.draws import Draw, derive
-from maemm.errors import MaemmError
 
 Task = tuple[int, int]  # step, micro-batch
 Missing = Literal["skip", "allow"]

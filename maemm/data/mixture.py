@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
+from maemm.contract.rng import Draw, derive
 from maemm.data.files import fingerprint
 from maemm.data.order import Request, Slots
-from maemm.draws import Draw, derive
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.lists import find_files
-from maemm.data.pack_home import BAD, Home, new_name
+from maemm.data.pack_folder import BAD, Home, new_name
 from maemm.data.workers import Failure, WorkerLost, Workers
-from maemm.errors import MaemmError
 
 _OURS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}  # of writing, whatever the file
 _A_DAY = 86_400.0  # a file may take long; readers have watchdogs of their own

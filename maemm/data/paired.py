@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from maemm import plugins
+from maemm import registry
+from maemm.config.options import check, options_of
 from maemm.contract import Label, Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.files import fingerprint
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.options import check, options_of
 
 
 class Paired(Source):
@@ -104,7 +104,7 @@ def open_paired(
 def _open(modality: str, spec: dict[str, Any], root: str | None) -> Source:
     where = f"data.source.parts.{modality}"
     kind = spec.pop("type", modality)
-    opener = plugins.find("sources", kind)
+    opener = registry.find("sources", kind)
     own, listed = spec.pop("root", None), spec.pop("list", None)
     if own is None and listed is None and root is not None:
         own = f"{root}/{modality}"

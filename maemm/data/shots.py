@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maemm.contract import Source
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 
 def labels_of(source: Source) -> np.ndarray:

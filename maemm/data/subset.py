@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 
 
 class Subset(Source):

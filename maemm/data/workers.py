@@ -24,8 +24,8 @@ import torch
 import torch.multiprocessing  # teaches pipes to pass tensors through shared memory
 from torch import Tensor
 
+from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import reason_of
-from maemm.errors import MaemmError
 
 
 class Reader(Protocol):

@@ -25,11 +25,11 @@ from maemm.contract import (
     Tokens,
     WeightsKind,
 )
-from maemm.draws import Draw
-from maemm.encoders.vit import ViT
-from maemm.heads import Linear
-from maemm.objectives.reconstruct import Reconstruct
-from maemm.plugins import Plugin
+from maemm.contract.rng import Draw
+from maemm.model.encoders.vit import ViT
+from maemm.model.heads import Linear
+from maemm.model.objectives.reconstruct import Reconstruct
+from maemm.registry import Plugin
 from maemm.testing import broken_recipe
 from maemm.testing.broken_modalities import MODALITIES
 from maemm.testing.broken_sources import SOURCES

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maemm.contract import Prepared, Tokens
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 from maemm.testing.toy_signal import Signal
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from maemm.contract import Sample, Source
+from maemm.contract.rng import Draw
 from maemm.data.arrays import ArrayFiles
-from maemm.draws import Draw
 from maemm.testing.toy import SIGNAL
 from maemm.testing.toy_signal import open_signals
 

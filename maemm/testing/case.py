@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm import plugins
-from maemm.build import build_modality, build_model
+from maemm import registry
+from maemm.config.messages import MISSING
+from maemm.config.options import options_of
 from maemm.contract import Modality, Plan, Planned, Prepared
-from maemm.draws import Draw, seeded
-from maemm.model import Model
-from maemm.options import MISSING, options_of
-from maemm.plugins import SINGULAR, Plugin
+from maemm.contract.rng import Draw, seeded
+from maemm.model.build import build_modality, build_model
+from maemm.model.model import Model
+from maemm.registry import SINGULAR, Plugin
 from maemm.testing.outcome import ALL, CheckFailed, DoesNotApply
 from maemm.testing.toy import SIGNAL
 
@@ -80,7 +81,7 @@ class Case:
 
     def _spec(self) -> dict[str, Any]:
         """The part with the given options, and small where it has the usual options of width and depth."""
-        part = plugins.find(self.role, self.part)
+        part = registry.find(self.role, self.part)
         known, given = options_of(part), self.given.get(f"{self.role}.{self.part}", {})
         asked = [name for name, one in known.items() if one.default is MISSING and name not in {**_TINY, **given}]
         if asked:

@@ -10,10 +10,12 @@ import sys
 
 from pydantic import BaseModel
 
-from maemm import contract, plugins
+from maemm import contract, registry
+from maemm.config.messages import MISSING
+from maemm.config.options import options_of, problems
+from maemm.contract.version import CONTRACT_VERSION
 from maemm.data.pack import Packer
-from maemm.options import MISSING, options_of, problems
-from maemm.plugins import CONTRACT, Plugin
+from maemm.registry import Plugin
 from maemm.testing.case import Case, check
 from maemm.testing.outcome import ALL, DoesNotApply
 
@@ -29,7 +31,7 @@ BASES = {
     "packs": Packer,
 }
 HEAVY = ("torch", "torchvision", "timm", "matplotlib")
-PARTS = tuple(plugins.ROLES)
+PARTS = tuple(registry.ROLES)
 
 
 @check(ALL)
@@ -37,7 +39,7 @@ def manifest_is_complete(case: Case) -> None:
     """A manifest has a version, a line of summary, the contract of this maemm, at least one part, its folder's name."""
     one, change = case.plugin, "write it in Plugin(...) in the package's __init__.py"
     case.require(isinstance(one, Plugin), "manifest", type(one).__name__, "a maemm.Plugin", change)
-    case.require(one.contract == CONTRACT, "manifest: contract", one.contract, CONTRACT, change)
+    case.require(one.contract == CONTRACT_VERSION, "manifest: contract", one.contract, CONTRACT_VERSION, change)
     for name in ("version", "summary"):
         text = getattr(one, name)
         good = text.strip() and "\n" not in text
@@ -65,7 +67,7 @@ def manifest_is_light(case: Case) -> None:
 def part_can_be_imported(case: Case) -> None:
     """Each name of the manifest leads to a class of its role, or to a function for sources and samples."""
     target = getattr(case.plugin, case.role)[case.part]
-    part = plugins.find(case.role, case.part)
+    part = registry.find(case.role, case.part)
     base, change = BASES.get(case.role), f"mend {target!r} in the manifest, or the class's base"
     if base is None:
         case.require(callable(part), f"{target} is a function", type(part).__name__, "a callable", change)
@@ -82,7 +84,7 @@ def part_can_be_imported(case: Case) -> None:
 def options_are_documented(case: Case) -> None:
     """Each keyword-only parameter has a type hint and a line below "Options" in the docstring."""
     change = 'add "name: text" below a line "Options" in the docstring, and a type hint in the constructor'
-    known = options_of(plugins.find(case.role, case.part))
+    known = options_of(registry.find(case.role, case.part))
     silent = [name for name, one in known.items() if not one.doc]
     case.require(not silent, "options are described", f"no text for {', '.join(silent)}", "a line for each", change)
     vague = [name for name, one in known.items() if one.type == "any"]
@@ -92,7 +94,7 @@ def options_are_documented(case: Case) -> None:
 @check(*(role for role in PARTS if role not in ("samples", "weights")))
 def defaults_fit_their_types(case: Case) -> None:
     """The default of each option is a value that a recipe may give for it."""
-    part = plugins.find(case.role, case.part)
+    part = registry.find(case.role, case.part)
     for name, one in options_of(part).items():
         if one.default is MISSING:
             continue

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm import config, plugins
-from maemm.build import build_model
+from maemm import config, registry
+from maemm.config.options import options_of
 from maemm.contract import WeightsKind
-from maemm.draws import seeded
-from maemm.errors import MaemmError
-from maemm.model import Model
-from maemm.options import options_of
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import seeded
+from maemm.model.build import build_model
+from maemm.model.model import Model
 from maemm.testing.case import Case, check
 from maemm.testing.outcome import ALL, DoesNotApply
 from maemm.weights import fill
@@ -53,7 +53,7 @@ def recipes_are_sound(case: Case) -> None:
 @check("weights")
 def weights_go_round(case: Case) -> None:
     """What write() wrote is recognised by match(), and read() and write() give back the same tensors."""
-    kind: WeightsKind = plugins.find("weights", case.part)()
+    kind: WeightsKind = registry.find("weights", case.part)()
     change = "let read() and write() undo each other, and pass on what has no use in extras"
     reason = "there is none"
     for recipe in _candidates(case):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from maemm.contract import Planned, Prepared, Tokens
-from maemm.errors import MaemmError
-from maemm.model import Model
+from maemm.contract.errors import MaemmError
+from maemm.model.model import Model
 from maemm.testing.case import DECODER_WIDTH, WIDTH, Case, check, take_plan, take_rows
 from maemm.testing.outcome import DoesNotApply
 

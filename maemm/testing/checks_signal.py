@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from maemm.contract import Plan
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 from maemm.testing.case import Case, check
 from maemm.testing.outcome import DoesNotApply
 
@@ -130,7 +130,7 @@ def draw_works_without_a_screen(case: Case) -> None:
 @check("modalities")
 def pictures_are_written(case: Case) -> None:
     """Input, visible tokens and reconstruction of a batch become a picture file."""
-    from maemm.report import save_pictures
+    from maemm.ui.pictures import save_pictures
 
     model, prepared = case.model(), case.example(2)
     tokens = model.modalities[case.signal].tokenize(prepared)

@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from maemm import plugins
-from maemm.build import build_modality
+from maemm import registry
 from maemm.contract import Modality, Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.loader import Loader
 from maemm.data.order import Once, Slots
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.model.build import build_modality
 from maemm.testing.case import Case, check
 from maemm.testing.outcome import ALL, DoesNotApply
 from maemm.testing.samples import given_root, open_source, same
@@ -35,7 +35,7 @@ def _modalities(case: Case, source: Source) -> dict[str, Modality]:
     """The modalities that the source's samples are for, as a worker gets them."""
     found = {}
     for name in source.read(0, _draw(0)).raw:
-        kind = name if name in plugins.names("modalities") else case.signal
+        kind = name if name in registry.names("modalities") else case.signal
         found[name] = build_modality({"modalities": {name: {"type": kind, **case.given.get(kind, {})}}}, name)
     return found
 
@@ -108,7 +108,7 @@ def _elsewhere(case: Case, packed: dict[str, bytes], change: str) -> dict[str, A
         given, made = Path(folder) / "given", Path(folder) / "made"
         given.write_bytes(pickle.dumps((packed, _draw(0))))
         code = (
-            "import pickle, sys; from maemm import plugins; plugins.all(); "
+            "import pickle, sys; from maemm import registry; registry.all(); "
             "packed, draw = pickle.load(open(sys.argv[1], 'rb')); "
             "sources = {name: pickle.loads(one) for name, one in packed.items()}; "
             "found = {name: (one.read(0, draw), one.fingerprint()) for name, one in sources.items()}; "

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maemm.build import build_model
 from maemm.contract import Planned
-from maemm.draws import seeded
-from maemm.model import Model
+from maemm.contract.rng import seeded
+from maemm.model.build import build_model
+from maemm.model.model import Model
 from maemm.testing.case import Case, check
 from maemm.testing.checks_training import TRAINED
 from maemm.train.distributed import Team

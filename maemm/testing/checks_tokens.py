@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from maemm.contract import Prepared
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 from maemm.testing.case import ROWS, Case, check, take_rows
 
 
@@ -111,7 +111,7 @@ def draws_are_counted(case: Case) -> None:
         "random": before[2] == random.getstate(),
     }
     moved = [name for name, same in states.items() if not same]
-    change = "use the draw that is handed in, or maemm.draws.seeded around foreign random code"
+    change = "use the draw that is handed in, or maemm.contract.rng.seeded around foreign random code"
     case.require(not moved, "no global random numbers", f"{', '.join(moved)} drawn from", "none", change)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from maemm.contract import Plan, Planned
-from maemm.model import Model
+from maemm.model.model import Model
 from maemm.testing.case import Case, check
 
 TRAINED = ("modalities", "maskings", "encoders", "decoders", "objectives", "targets")

@@ -10,12 +10,14 @@ import inspect
 import re
 from collections.abc import Iterator
 
-from maemm import contract, draws, grid
+from maemm import contract
+from maemm.contract import grid
+from maemm.contract.rng import Draw
 
 HEADER = """\
 # The contract
 
-Made from the docstrings of `maemm/contract.py`; do not edit. Again: `{command}`.
+Made from the docstrings of `maemm/contract/`; do not edit. Again: `{command}`.
 A tutorial that uses it is [plugins.md](plugins.md); `maemm plugins check NAME` looks whether a plugin keeps it.
 """
 COMMAND = "python -m maemm.testing.contract_page > docs/contract.md"
@@ -32,7 +34,7 @@ def page() -> str:
     pieces.append("## Data that travels")
     pieces += [_class(getattr(contract, name)) for name in DATA]
     pieces.append("## Random numbers")
-    pieces.append(_class(draws.Draw))
+    pieces.append(_class(Draw))
     pieces.append("## Parts\n\n**must** marks methods that a part has to write; the others have a default.")
     pieces += [_class(getattr(contract, name)) for name in PARTS]
     pieces.append("## The modality of signals on a grid\n\nWhat it adds to, and how it fills in, `Modality`.")

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from maemm import plugins
+from maemm import registry
+from maemm.config.messages import MISSING
+from maemm.config.options import options_of
 from maemm.contract import Source
-from maemm.errors import MaemmError
-from maemm.options import MISSING, options_of
+from maemm.contract.errors import MaemmError
 from maemm.testing.case import Case
 from maemm.testing.outcome import DoesNotApply
 
@@ -35,7 +36,7 @@ def sample_set(case: Case) -> Path | None:
             atexit.register(shutil.rmtree, home, ignore_errors=True)
         else:
             home = next(iter(_written.values())).parent
-        writer = plugins.find("samples", name)
+        writer = registry.find("samples", name)
         folder = home / f"{len(_written)}-{name}"
         writer(folder, **({"count": COUNT} if "count" in options_of(writer) else {}))
         _written[key] = folder
@@ -55,7 +56,7 @@ def open_source(case: Case, root: str | None = None) -> Source:
     """The source under check. Raises :class:`DoesNotApply` where there are no data for it."""
     given = dict(case.given.get(f"sources.{case.part}", {}))
     given.pop("root", None)
-    opener = plugins.find("sources", case.part)
+    opener = registry.find("sources", case.part)
     asked = [name for name, one in options_of(opener).items() if one.default is MISSING and name not in given]
     if asked:
         raise DoesNotApply(f"it must be told {', '.join(asked)}; give options for sources.{case.part}")

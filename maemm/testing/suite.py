@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from maemm import plugins
-from maemm.errors import MaemmError
-from maemm.nearest import advice
-from maemm.plugins import SINGULAR, Found, Plugin
+from maemm import registry
+from maemm.contract.errors import MaemmError, advice
+from maemm.registry import SINGULAR, Found, Plugin
 from maemm.testing.outcome import ALL, CheckFailed, DoesNotApply, Result
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -85,7 +84,7 @@ def checks_of(plugin: Plugin, options: Options | None = None, package: str | Non
 
 
 def _package_of(plugin: Plugin) -> str:
-    for one in plugins.all():
+    for one in registry.all():
         if one.plugin == plugin:
             return one.package
     raise MaemmError(
@@ -150,21 +149,6 @@ def offered(plugin: Plugin, package: str) -> Iterator[None]:
     """While inside, the plugin and the suite's own toy are found by name, also where they are not installed."""
     from maemm.testing.toy import TOY
 
-    usual = plugins._discovered
-    here = {one.name for one in plugins.all()}
-    more = [
-        Found(one.name, home, f"checked: {home}", one)
-        for one, home in ((plugin, package), (TOY, "maemm.testing"))
-        if one.name not in here
-    ]
-    more = list({one.name: one for one in more}.values())
-
-    def extended(variable: str) -> tuple[Found, ...]:
-        return (*usual(variable), *more)
-
-    extended.cache_clear = usual.cache_clear  # type: ignore[attr-defined]  # for plugins.forget()
-    plugins._discovered = extended
-    try:
+    named = ((plugin, package), (TOY, "maemm.testing"))
+    with registry.with_plugins(*(Found(one.name, home, f"checked: {home}", one) for one, home in named)):
         yield
-    finally:
-        plugins._discovered = usual

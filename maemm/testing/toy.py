@@ -1,6 +1,6 @@
 """A small plugin that keeps every rule: the signal on which parts that are no modality are checked. No torch here."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 SIGNAL = "conformance_signal"
 TOY = Plugin(

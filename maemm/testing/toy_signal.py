@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from maemm.contract import Source
+from maemm.contract.grid import GridModality
 from maemm.data.arrays import open_arrays
-from maemm.grid import GridModality
 from maemm.testing.toy import SIGNAL
 
 

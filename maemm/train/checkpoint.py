@@ -21,8 +21,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from maemm.errors import MaemmError
-from maemm.files import WRITE_ERRORS, cause_of
+from maemm.contract.errors import MaemmError
+from maemm.data.atomic import WRITE_ERRORS, cause_of
 from maemm.weights import EMA, MODEL, fill, save
 
 OPTIMIZER, META = "optimizer.pt", "meta.json"

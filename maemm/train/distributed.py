@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 from maemm.train.signals import Interrupted
 
 T = TypeVar("T")

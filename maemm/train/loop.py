@@ -13,33 +13,54 @@ from typing import Any
 import torch
 
 from maemm.contract import Source
-from maemm.contract_checks import first_batch
+from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSampleLog
+from maemm.data.loader import Loader
 from maemm.data.mixture import Turns
+from maemm.data.open import open_parts
 from maemm.data.order import Slots
-from maemm.errors import MaemmError
+from maemm.model.checks import first_batch
 from maemm.train import checkpoint, distributed
 from maemm.train.checkpoint import Checkpoint
+from maemm.train.console import first_line
 from maemm.train.distributed import Team
-from maemm.train.log import Clock, Console, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
+from maemm.train.logging import Clock, Console, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
+from maemm.train.nonfinite import Watch
 from maemm.train.optim import set_lr
-from maemm.train.run import RunFolder, locked
+from maemm.train.run_folder import RunFolder, locked
 from maemm.train.schedules import learning_rate
-from maemm.train.show import Pictures, first_line, page, versions
+from maemm.train.setup import make_learner, make_loader, make_order
 from maemm.train.signals import Interrupted, Interrupts, listening
-from maemm.train.start import make_learner, make_loader, make_order, open_parts
-from maemm.train.step import Result, Work, prepare, take_step
+from maemm.train.step import Learner, Result, Work, prepare, take_step
 from maemm.train.validation import Validation
-from maemm.train.watch import Watch
+from maemm.train.versions import versions
 from maemm.weights import BEST
 
 SAVES, PICTURES = 200, 10  # about how many of each a run makes where the recipe does not say
 
 
-_print = partial(print, flush=True)  # lines must not wait in a buffer when the output goes to a file
+echo_line = partial(print, flush=True)  # lines must not wait in a buffer when the output goes to a file
 
 
-def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = _print) -> Path:
+class Callback:
+    """What a run does for people besides its lines and figures; by default nothing.
+
+    ``draw_pictures`` and ``finish`` are called in the first process alone while the others wait: they must not need
+    them.
+    """
+
+    def begin(self, learner: Learner, loader: Loader, folder: RunFolder, say: Callable[[str], Any]) -> None:
+        """Before the first step, in every process; ``say`` takes a line for people."""
+
+    def draw_pictures(self, step: int) -> None:
+        """After ``step`` steps, every ``train.picture_every`` steps and at the end."""
+
+    def finish(self) -> Path | None:
+        """After the last checkpoint; returns the file that people should open."""
+        return None
+
+
+def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, callback: Callback | None = None) -> Path:
     """Train a resolved recipe in its run folder ``recipe["out"]`` and return that folder; called again, go on.
 
     ``echo`` takes the lines for people. Started by ``torchrun`` it trains in all its processes. Raises
@@ -66,7 +87,9 @@ def pretrain(recipe: dict[str, Any], *, echo: Callable[[str], Any] = _print) -> 
             return folder.path
         stack.callback(console.end)
         stack.enter_context(_matmul_precision(team.device))
-        run = team.share(lambda: Run(recipe, folder, team, console, source, order, steps, found, held_out))
+        run = team.share(
+            lambda: Run(recipe, folder, team, console, source, order, steps, found, held_out, callback or Callback())
+        )
         run.go(interrupts)
         run.learner.net = run.learner.model  # DDP around it holds the group of processes, which ends here
     return folder.path
@@ -118,8 +141,10 @@ class Run:
         order: Slots | Turns,
         steps: int,
         found: Checkpoint | None,
-        held_out: Source | None = None,
+        held_out: Source | None,
+        callback: Callback,
     ):
+        self.callback = callback
         self.recipe, self.folder, self.team, self.console = recipe, folder, team, console
         self.source, self.order, self.steps = source, order, steps
         self.train: Mapping[str, Any] = recipe["train"]
@@ -144,7 +169,7 @@ class Run:
             recipe, held_out, order.steps_per_epoch, folder.path / BEST, self.learner.model, team.world
         )
         self.parameters = sum(one.numel() for one in self.learner.model.parameters())
-        self.pictures = Pictures(self.learner, self.loader, folder.pictures, console.say)
+        callback.begin(self.learner, self.loader, folder, console.say)
         self._restore(found)
 
     @property
@@ -227,7 +252,7 @@ class Run:
         if done % self.save_every == 0 and done < self.steps:
             self._save()
         if done % self.picture_every == 0 and done < self.steps:
-            self.team.lead_does(lambda: self.pictures.make(done))
+            self.team.lead_does(lambda: self.callback.draw_pictures(done))
 
     # -------------------------------------------------------------------------------------- what it leaves
     def _log(self, result: Result, lr: float, validation: dict[str, float] | None = None) -> None:
@@ -299,9 +324,9 @@ class Run:
 
     def _finish(self) -> None:
         self._save()
-        self.team.lead_does(lambda: self.pictures.make(self.step))
+        self.team.lead_does(lambda: self.callback.draw_pictures(self.step))
         self.console.end()
-        shown = self.team.lead_does(lambda: page(self.folder, self.console.say))
+        shown = self.team.lead_does(self.callback.finish)
         if self.tensorboard is not None:
             self.tensorboard.close()
         where = f"; open {shown}" if shown else ""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maemm.errors import MaemmError
-from maemm.options import check
+from maemm import registry
+from maemm.config.options import check, options_of
+from maemm.contract.errors import MaemmError
 
 NO_DECAY = ("*.bias",)
 
@@ -170,20 +171,12 @@ def _fused(groups: list[dict[str, Any]]) -> bool:
     return all(one.device.type in ("cuda", "cpu") and one.is_floating_point() for one in parameters)
 
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"adamw": adamw, "adam": adam, "sgd": sgd, "lars": lars}
-
-
 def make_optimizer(model: nn.Module, train: Mapping[str, Any]) -> Optimizer:
     """The optimiser of a recipe's ``train`` part: ``optimizer`` (a part; ``adamw``), ``no_decay``, ``layer_decay``."""
-    part = train.get("optimizer") or "adamw"
-    options = {"type": part} if isinstance(part, str) else dict(part)
-    name = options.pop("type", "adamw")
-    if name not in OPTIMIZERS:
-        raise MaemmError(f"unknown optimiser {name!r} (train.optimizer); choose {', '.join(OPTIMIZERS)}")
-    make = OPTIMIZERS[name]
+    name, options = registry.part_of(train.get("optimizer"), default="adamw")
+    make = registry.find("optimizers", name)
     options = check(make, options, "train.optimizer")
-    decay = options.get("weight_decay")
-    decay = make.__kwdefaults__["weight_decay"] if decay is None else decay
+    decay = options.get("weight_decay", options_of(make)["weight_decay"].default)
     no_decay = train.get("no_decay")
     layers, head = train.get("layer_decay") or 1.0, train.get("head_lr") or 1.0
     lr_scale = layer_scales(model, layers, head) if layers != 1 or head != 1 else None

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from maemm.errors import MaemmError
-from maemm.options import check
+from maemm import registry
+from maemm.config.options import check
+from maemm.contract.errors import MaemmError
 
 Curve = Callable[[float], float]  # epoch as a fraction -> learning rate
 
@@ -48,9 +49,6 @@ def step(peak: float, warmup: float, epochs: float, *, milestones: list[float], 
     return lambda e: peak * gamma ** sum(e >= one for one in milestones)
 
 
-SCHEDULES: dict[str, Callable[..., Curve]] = {"cosine": cosine, "constant": constant, "step": step}
-
-
 def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) -> Callable[[int], float]:
     """The learning rate set before each step, counted from 0: linear warmup, then the schedule.
 
@@ -89,11 +87,8 @@ def peak_lr(train: Mapping[str, Any]) -> float:
 
 
 def _curve(train: Mapping[str, Any], peak: float, warmup: float, epochs: float) -> Curve:
-    part = train.get("schedule") or "cosine"
-    options = {"type": part} if isinstance(part, str) else dict(part)
-    name = options.pop("type", "cosine")
-    if name not in SCHEDULES:
-        raise MaemmError(f"unknown schedule {name!r} (train.schedule); choose {', '.join(SCHEDULES)}")
+    name, options = registry.part_of(train.get("schedule"), default="cosine")
+    schedule = registry.find("schedules", name)
     if name == "cosine" and train.get("min_lr") is not None:
         options.setdefault("min_lr", float(train["min_lr"]))
-    return SCHEDULES[name](peak, warmup, epochs, **check(SCHEDULES[name], options, "train.schedule"))
+    return schedule(peak, warmup, epochs, **check(schedule, options, "train.schedule"))

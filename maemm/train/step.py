@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from maemm.contract import Output, Planned
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw, seeded
 from maemm.data.loader import Batch
-from maemm.draws import Draw, seeded
-from maemm.errors import MaemmError
-from maemm.model import Model
+from maemm.model.model import Model
 from maemm.train.distributed import Team
 from maemm.train.ema import Average
 from maemm.train.optim import grad_norm, step_unless

@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.build import build_modalities
 from maemm.contract import Modality, Output, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.loader import Batch
 from maemm.data.mixture import parts_of
-from maemm.data.once import each
-from maemm.data.views import Viewed, views_of
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.model import Model
+from maemm.data.single_pass import each
+from maemm.data.tta import Viewed, views_of
+from maemm.model.build import build_modalities
+from maemm.model.model import Model
 from maemm.weights import save
 
 HIGHER = ("accuracy", "mAP")  # figures that are better when larger; otherwise the loss counts

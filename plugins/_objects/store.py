@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 MARK = ".maemm-samples.json"  # says what the folder holds; written last
 

@@ -1,6 +1,6 @@
 """Sound: files and lists of any rate and length, log-mel on the device; AudioMAE and its weights."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="audio",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 PREEMPHASIS = 0.97
 FLOOR = torch.finfo(torch.float32).eps  # log(FLOOR) = -15.942385 is what silence gives

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 
 RATES = (1000, 768000)  # Hz that a file may have
 MOST_CHANNELS = 64

@@ -8,8 +8,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maemm.contract.errors import MaemmError
 from maemm.data.lists import Labels
-from maemm.errors import MaemmError
 
 UNKNOWN = -2  # the label of a sample whose label is not in the label file
 

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from maemm.contract import Prepared, Tokens
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.grid import GridModality, as_tuple
-from maemm.positions import lattice
+from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality, as_tuple
+from maemm.contract.positions import lattice
+from maemm.contract.rng import Draw
 
 from . import overlap
 from . import prepare as on_device

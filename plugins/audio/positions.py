@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maemm.contract import Tokens
-from maemm.positions import Table, resize_table, sincos
+from maemm.contract.positions import Table, resize_table, sincos
 
 _CLOSE = 1e-4  # a table that is this near to a formula was made by it
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 
 BETA = 10  # both parameters of the Beta distribution of gain and of mixing shares, as published
 

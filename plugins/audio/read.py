@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 EXTENSIONS = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".snd", ".caf"),

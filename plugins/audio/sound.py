@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maemm.draws import seeded
+from maemm.contract.rng import seeded
 
 from .frontend import FLOOR, PREEMPHASIS, FilterBank
 

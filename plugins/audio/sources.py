@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from .load import Wave
 from .manifests import Listed, read_json, read_manifest, speech_commands

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maemm.blocks import init_linear
 from maemm.contract import Decoder, Latents, MaskedInput
-from maemm.encoders.vit import check_width
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.model.blocks import check_width, init_linear
 
 LOWEST_TAU, LEAST_NORM = 0.01, 1e-6
 ACROSS = -100.0  # added between tokens that only the cyclic shift made neighbours, as published

@@ -1,6 +1,6 @@
 """Pictures with sound: CAV-MAE's weights, lists and classifier. What its model is made of are parts of the core."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="cav",

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 from ..audio.load import Wave
 

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from maemm.contract import Head, MaskedInput
-from maemm.encoders.streams import Streams, Tower
-from maemm.errors import MaemmError
-from maemm.pooling import mean_of_tokens
+from maemm.contract.errors import MaemmError
+from maemm.model.encoders.streams import Streams, Tower
+from maemm.model.pooling import mean_of_tokens
 
 #: modality -> what the published code calls answers from it alone
 MODES = {"audio": "audioonly", "image": "videoonly"}

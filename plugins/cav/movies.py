@@ -14,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from maemm.contract import Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from ..audio.read import VIDEO_EXTENSIONS
 from .decode import Clip, Look, decode, seconds_of

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.files import existing, fingerprint
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from ..audio.manifests import read_json
 from ..audio.sources import Clips

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from maemm.contract import WeightsKind
-from maemm.errors import MaemmError
-from maemm.layout import blocks_of, depth_of, rename, require
-from maemm.patches import conv_to_linear, linear_to_conv
+from maemm.contract.errors import MaemmError
+from maemm.contract.patches import conv_to_linear, linear_to_conv
+from maemm.weights.layout import blocks_of, depth_of, rename, require
 
 LETTERS = {"a": "audio", "v": "image"}
 #: every published block carries the norms of all passes; those of trunks and decoder blocks are never used

@@ -1,6 +1,6 @@
 """Images: folders, lists and arrays of them; MAE, Pixio and their weights."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="image",

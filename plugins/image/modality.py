@@ -13,9 +13,9 @@ from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
 from maemm.contract import Prepared
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.grid import GridModality
+from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality
+from maemm.contract.rng import Draw
 
 from . import prepare as on_device
 from .prepare import Box

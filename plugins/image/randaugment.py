@@ -12,8 +12,8 @@ import torch
 from PIL import Image as Pictures
 from torch import Tensor
 
-from maemm.draws import Draw, seeded
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw, seeded
 
 _WORDS = re.compile(r"rand(-(m\d+(\.\d+)?|n\d+|mstd\d+(\.\d+)?|mmax\d+|inc[01]|w\d+|p\d+(\.\d+)?|t\w+))*")
 _SHIFT = 0.45  # of the shorter side: how far timm's recipes move a picture at most

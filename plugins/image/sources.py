@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data import files
 from maemm.data.arrays import LABELS, ArrayFile
 from maemm.data.files import endings, existing
 from maemm.data.lists import Labels, class_labels, find_files, read_list
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from .load import EXTENSIONS, channels_first, plain_pixels, read_image
 

@@ -1,6 +1,6 @@
 """Point clouds: Point-MAE, PCP-MAE and their weights, without a compiled extension."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="pointcloud",

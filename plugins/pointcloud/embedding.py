@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from maemm.batchnorm import BatchNorm
 from maemm.contract import Tokens, take_tokens
+from maemm.model.batchnorm import BatchNorm
 
 Stats = Literal["all", "visible"]
 WIDTH = 512  # of the published code, whatever the width of the model

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Latents, MaskedInput, Term
-from maemm.encoders.vit import ViT
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.model.encoders.vit import ViT
 
 TERM = "centers"
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from maemm.contract import take_tokens
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 ORIGIN = 1e-3  # squared radius around the origin in which the published CUDA kernel never picks a point
 _AT_ONCE = 2**25  # distances in memory at a time when neighbours are looked for

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear, log_softmax, one_hot
 
-from maemm.batchnorm import BatchNorm
 from maemm.contract import Head, Latents, MaskedInput, Prepared, take_tokens
-from maemm.errors import MaemmError
-from maemm.model import as_prepared
-from maemm.pooling import pool_tokens
+from maemm.contract.errors import MaemmError
+from maemm.model.batchnorm import BatchNorm
+from maemm.model.model import as_prepared
+from maemm.model.pooling import pool_tokens
 
 from .grouping import neighbours
 

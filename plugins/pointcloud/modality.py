@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Modality, Prepared, Tokens, take_tokens
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.positions import sincos
+from maemm.contract.errors import MaemmError
+from maemm.contract.positions import sincos
+from maemm.contract.rng import Draw
 
 from . import prepare as clouds
 from .chamfer import Kind, chamfer

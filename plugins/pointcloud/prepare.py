@@ -15,8 +15,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from maemm.draws import Draw, derive
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw, derive
 
 Normalization = Literal["unit_sphere", "unit_cube", "center", "none"]
 

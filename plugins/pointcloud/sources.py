@@ -11,11 +11,11 @@ from typing import Literal
 import numpy as np
 
 from maemm.contract import Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data import files
 from maemm.data.files import endings, existing
 from maemm.data.lists import Labels, class_labels, find_files, read_list
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from .readers import EXTENSIONS, need, read_cloud
 from .readers.pick import Reading

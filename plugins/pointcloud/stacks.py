@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.files import fingerprint, printable_name, whole_labels
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from .readers.arrays import load, one_cloud, point_key
 from .readers.pick import Reading

@@ -1,6 +1,6 @@
 """Signals of several channels over time: ECG, EEG, motion sensors, machine vibration."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="signal",

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.files import fingerprint, printable_name, whole_labels
 from maemm.data.labels import label_at
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from .files import Taken
 from .recordings import load_numbers, names_in, time_is_first

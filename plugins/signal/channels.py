@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Tokens
-from maemm.errors import MaemmError
-from maemm.positions import make_position
+from maemm.contract.errors import MaemmError
+from maemm.contract.positions import make_position
 
 
 def plain(name: str) -> str:

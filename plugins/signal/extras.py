@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 from .recordings import Header, equal, told_apart
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Sample
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data import files
 from maemm.data.files import fingerprint, printable_name
 from maemm.data.lists import Labels
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from .channels import plain
 from .recordings import MOST_VALUES, Header, Reader

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from maemm.contract import OneMasking, Plan, Tokens
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
+from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
 
 
 class TimeBlock(OneMasking):

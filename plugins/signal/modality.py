@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Prepared, Tokens
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.grid import GridModality
-from maemm.patches import grid_of
+from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality
+from maemm.contract.patches import grid_of
+from maemm.contract.rng import Draw
 
 from . import pictures
 from . import prepare as on_device

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 _WIDTH = 6  # zero crossings of the filter, torchaudio's default
 

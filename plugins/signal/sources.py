@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Literal
 
 from maemm.contract import Source
+from maemm.contract.errors import MaemmError
 from maemm.data.files import endings, existing
 from maemm.data.lists import class_labels, find_files, read_list
-from maemm.errors import MaemmError
 
 from .arrays import SampleArray
 from .extras import EDF, WFDB, need

@@ -1,6 +1,6 @@
 """Videos: files of every kind, lists and folders of them; VideoMAE, VideoMAE v2, MAE-ST, OmniMAE and their weights."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="video",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 from .crop import RandomCrop
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from maemm.contract.errors import MaemmError
 from maemm.data.lists import PATH_COLUMNS, Labels, read_list, whole_number
-from maemm.errors import MaemmError
 
 Columns = Literal["path label", "path start frames", "path frames label"]
 Part = tuple[int, int]  # first frame and number of frames, -1: all

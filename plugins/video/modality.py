@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Prepared, Tokens
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.grid import GridModality
+from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality
+from maemm.contract.rng import Draw
 
 from ..image.randaugment import RandAugment
 from . import checks, crop, sampling

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from maemm.blocks import init_linear, key_mask
 from maemm.contract import Latents, MaskedInput
-from maemm.decoders.full import Full
-from maemm.encoders.vit import ViT
+from maemm.model.blocks import init_linear, key_mask
+from maemm.model.decoders.full import Full
+from maemm.model.encoders.vit import ViT
 
 
 class Apart(ViT):

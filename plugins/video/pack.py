@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maemm.contract.errors import MaemmError
 from maemm.data.pack import Packer
-from maemm.errors import MaemmError
 
 from .decoding import VideoFile
 from .decoding.backends import check_backend

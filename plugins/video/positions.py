@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Tokens
-from maemm.errors import MaemmError
-from maemm.positions import Table, resize_table
+from maemm.contract.errors import MaemmError
+from maemm.contract.positions import Table, resize_table
 
 
 def flat_sincos(count: int, dim: int) -> Tensor:

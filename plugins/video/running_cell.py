@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 _CELL = 4  # places of a cell of 2 x 2
 

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from maemm.contract import Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data import files
 from maemm.data.files import endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 
 from .decoding import FrameFolder, Video, VideoFile
 from .decoding.backends import check_backend
@@ -163,9 +163,9 @@ def open_mixed(
         images: folder, list or array of pictures, as the image plugin reads them; must be given
         videos: options of the source of videos
     """
-    from maemm import plugins
+    from maemm import registry
 
     clips = open_videos(root, list, **(videos or {}))
     if images is None:
         raise MaemmError("no pictures are given (data.source.images); set it to a folder, a list or an array")
-    return Mixed(clips, plugins.find("sources", "image")(images, None, name="image"))
+    return Mixed(clips, registry.find("sources", "image")(images, None, name="image"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 
 @dataclass(frozen=True)

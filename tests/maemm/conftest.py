@@ -8,7 +8,7 @@ import pytest
 
 TOY = {
     "__init__.py": """
-        from maemm.plugins import Plugin
+        from maemm.registry import Plugin
         plugin = Plugin(name="toy", version="1", contract=1, modalities={"toy": "parts:Toy", "other": "parts:Toy"},
                         sources={"toy": "parts:open_toy"}, targets={"hog": "parts:Toy"})
     """,

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from maemm.batchnorm import BatchNorm
+from maemm.model.batchnorm import BatchNorm
 
 STATE = ("running_mean", "running_var", "num_batches_tracked")
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from maemm.cli import main
+from maemm.__main__ import main
 from maemm.contract import Prepared
-from maemm.contract_checks import tokenized, who
-from maemm.errors import MaemmError
-from maemm.grid import GridModality
+from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality
+from maemm.model.checks import tokenized
+from maemm.registry.make import who
 
 MANIFEST = """
-    from maemm.plugins import Plugin
+    from maemm.registry import Plugin
     plugin = Plugin(name="toy", version="1", contract={contract}, summary="a toy",
                     modalities={{"toy": "parts:Toy"}}, sources={{"toy": "parts:open_toy"}})
 """
@@ -24,7 +25,7 @@ PARTS = """
     from dataclasses import replace
     from maemm.contract import Modality, Prepared, Tokens
     from maemm.data.arrays import open_arrays
-    from maemm.grid import GridModality
+    from maemm.contract.grid import GridModality
 
     class Toy({base}):
         def __init__(self, *, size: {hint} = {default}):

@@ -11,9 +11,9 @@ import pytest
 
 import maemm
 from maemm import config
-from maemm.cli import main
-from maemm.cli.parser import VERBS
-from maemm.errors import MaemmError
+from maemm.__main__ import main
+from maemm.contract.errors import MaemmError
+from maemm.tasks import VERBS
 from maemm.train.signals import Interrupted
 
 RECIPE = """\
@@ -23,7 +23,7 @@ train: {epochs: 1}
 """
 TOY = {
     "__init__.py": """
-        from maemm.plugins import Plugin
+        from maemm.registry import Plugin
         plugin = Plugin(name="toy", version="1", contract=1, modalities={"toy": "parts:Toy"})
     """,
     "parts.py": "class Toy:\n    def __init__(self, *, size: int = 8): pass\n",
@@ -118,7 +118,7 @@ def test_mistakes_in_grammar(argv, message, capsys, recipe):
 
 
 def test_pretrain_hands_over_the_resolved_recipe(recipe, calls, capsys):
-    noted = calls("maemm.train", "pretrain", Path("runs/x"))
+    noted = calls("maemm.tasks.pretrain.run", "train_recipe", Path("runs/x"))
     assert main(["pretrain", recipe, "1e3", "train.batch=8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"run": str(Path("runs/x"))}
     ((_, (given,), _),) = noted
@@ -128,14 +128,14 @@ def test_pretrain_hands_over_the_resolved_recipe(recipe, calls, capsys):
 
 
 def test_convert_hands_over_what_the_weights_do_not_tell(calls, capsys):
-    noted = calls("maemm.weights", "convert", "a -> b")
+    noted = calls("maemm.tasks.convert.run", "convert", "a -> b")
     assert main(["convert", "a", "b", "norm_pix=true", "--to", "mae", "heads=3"]) == 0
     assert capsys.readouterr().out == "a -> b\n"
     assert noted == [("convert", ("a", "b"), {"kind": None, "to": "mae", "norm_pix": True, "heads": 3})]
 
 
 def test_reconstruct_checks_numbers_and_passes_the_rest(capsys):
-    from maemm import report
+    from maemm.tasks.reconstruct import run as report
 
     asked = []
 
@@ -152,7 +152,7 @@ def test_reconstruct_checks_numbers_and_passes_the_rest(capsys):
 
 
 def test_demo_goes_to_the_folder_asked_for(calls, capsys):
-    noted = calls("maemm.report.demo", "demo", Path("p.html"))
+    noted = calls("maemm.tasks.demo.run", "demo", Path("p.html"))
     assert main(["demo"]) == 0 and main(["demo", "out=here", "--json"]) == 0
     assert [one[1] for one in noted] == [(Path("runs/demo"),), (Path("here"),)]
     assert json.loads(capsys.readouterr().out) == {"page": "p.html"}
@@ -170,7 +170,7 @@ def test_demo_goes_to_the_folder_asked_for(calls, capsys):
     ],
 )
 def test_errors_and_statuses(recipe, calls, capsys, error, status, text):
-    calls("maemm.train", "pretrain", error)
+    calls("maemm.tasks.pretrain.run", "train_recipe", error)
     assert main(["pretrain", recipe]) == status
     shown = capsys.readouterr().err
     assert shown.startswith(text) and "Traceback" not in shown

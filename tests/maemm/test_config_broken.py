@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from maemm import config
-from maemm.cli import main
-from maemm.errors import MaemmError
+from maemm.__main__ import main
+from maemm.contract.errors import MaemmError
 
 pytestmark = pytest.mark.usefixtures("toy")
 

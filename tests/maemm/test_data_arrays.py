@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality
+from maemm.contract.rng import Draw
 from maemm.data.arrays import open_arrays
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.grid import GridModality
 
 DRAW = Draw(("test",))
 

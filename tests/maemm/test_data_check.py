@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from maemm.contract import Prepared, Sample, Source
-from maemm.data.check import State, look_at, run
-from maemm.data.findings import Findings, listed, number, numbers, ranged
-from maemm.data.look import Looker, element_valid, not_finite, shapes
-from maemm.data.once import each
-from maemm.data.statistics import Spread, moments
-from maemm.errors import MaemmError
-from maemm.grid import GridModality
+from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality
+from maemm.data.single_pass import each
+from maemm.tasks._shared.channel_statistics import Spread, moments
+from maemm.tasks._shared.sample_facts import Looker, element_valid, not_finite, shapes
+from maemm.tasks.data.findings import Findings, listed, number, numbers, ranged
+from maemm.tasks.data.scan import State, look_at, run
 
 
 def values_of(index):

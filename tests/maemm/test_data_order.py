@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from maemm.contract.errors import MaemmError
 from maemm.data.order import Once, Slots, permutation
-from maemm.errors import MaemmError
 
 
 def all_rows(step, **options):

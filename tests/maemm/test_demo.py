@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from maemm import MaemmError
-from maemm.report import demo as demos
-from maemm.report import write_page
-from maemm.report.figures import read_run
-from maemm.report.pictures import save_pictures
-from maemm.report.rows import Rows
-from maemm.report.views import LARGEST, save_views, view_beside
+from maemm.tasks._shared.run_files import read_run
+from maemm.tasks._shared.run_page import write_page
+from maemm.tasks.demo import run as demos
+from maemm.ui.interactive import LARGEST, save_views, view_beside
+from maemm.ui.picture_rows import Rows
+from maemm.ui.pictures import save_pictures
 
 spec = importlib.util.spec_from_file_location("report_helpers", Path(__file__).with_name("test_report.py"))
 helpers = importlib.util.module_from_spec(spec)

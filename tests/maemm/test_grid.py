@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from maemm import Draw, MaemmError, Prepared
-from maemm.grid import GridModality
-from maemm.patches import conv_to_linear, linear_to_conv, patchify, unpatchify
-from maemm.positions import Table, lattice, resize_table, sincos
+from maemm.contract.grid import GridModality
+from maemm.contract.patches import conv_to_linear, linear_to_conv, patchify, unpatchify
+from maemm.contract.positions import Table, lattice, resize_table, sincos
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mae"
 

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from maemm.batchnorm import BatchNorm
-from maemm.errors import MaemmError
-from maemm.evaluate.trained import PublishedLinear
-from maemm.heads import Linear, Probe
+from maemm.contract.errors import MaemmError
+from maemm.model.batchnorm import BatchNorm
+from maemm.model.heads import Linear, Probe
+from maemm.tasks.probe.trained import PublishedLinear
 
 
 def test_the_probe_is_that_on_tables(monkeypatch):

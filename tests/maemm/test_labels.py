@@ -5,15 +5,15 @@ import pytest
 import torch
 
 from maemm.contract import Sample, Source
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.arrays import open_arrays
 from maemm.data.labels import Labelled, LabelTable, known, multi_hot, stack
 from maemm.data.lists import class_labels, read_list, strays
 from maemm.data.order import Slots, drawn
 from maemm.data.shots import Shots, balancing, labels_of
 from maemm.data.subset import Subset
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.ranking import average_precision, mean_average_precision
+from maemm.model.metrics import average_precision, mean_average_precision
 
 
 class Given(Source):

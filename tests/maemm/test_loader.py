@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from maemm.contract import Modality, Sample, Source
+from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample, BadSampleLog, reason_of
 from maemm.data.loader import Loader
 from maemm.data.order import Once, Slots
-from maemm.errors import MaemmError
 
 
 class Numbers(Source):

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from maemm import Draw, MaemmError, Tokens
-from maemm.masking.block import Block
-from maemm.masking.counts import plan_from_hidden, visible_count
-from maemm.masking.random import Random
-from maemm.positions import lattice
+from maemm.contract.positions import lattice
+from maemm.model.masking.block import Block
+from maemm.model.masking.counts import plan_from_hidden, visible_count
+from maemm.model.masking.random import Random
 
 
 def grid_tokens(grid=(4, 4), batch=3, valid=None):

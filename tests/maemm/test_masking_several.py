@@ -5,12 +5,12 @@ import torch
 
 import maemm
 from maemm import Draw, MaemmError
-from maemm.build import build_model
 from maemm.contract import Tokens
-from maemm.masking.block import InverseBlock
-from maemm.masking.random import Random
-from maemm.masking.several import Several
-from maemm.positions import lattice
+from maemm.contract.positions import lattice
+from maemm.model.build import build_model
+from maemm.model.masking.block import InverseBlock
+from maemm.model.masking.multi_mask import Several
+from maemm.model.masking.random import Random
 
 
 def tokens_of(grid, rows=4, valid=None):

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from maemm import Draw, MaemmError, config
-from maemm.build import build_modalities
 from maemm.data.mixture import Mixture, Part, Turns, parts_of
+from maemm.data.open import open_parts, open_set, open_source
 from maemm.data.order import Slots
+from maemm.model.build import build_modalities
 from maemm.train.distributed import Team
-from maemm.train.start import make_loader, make_order, open_parts, open_set, open_source
+from maemm.train.setup import make_loader, make_order
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -109,7 +110,7 @@ def test_batches_hold_the_modalities_of_their_set_and_bad_samples_are_replaced_w
 
 
 def test_samples_of_several_sets_do_not_meet():
-    from maemm.data.once import each
+    from maemm.data.single_pass import each
 
     made = recipe()
     with pytest.raises(MaemmError, match="several data sets do not meet in one batch"):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from maemm import Draw, MaemmError, Plan, Prepared
-from maemm.build import build_model
+from maemm.model.build import build_model
 
 RECIPE = {
     "modalities": {"image": {"type": "image", "size": 16, "patch": 4, "masking": {"type": "random", "ratio": 0.75}}},

@@ -9,8 +9,9 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from maemm.errors import MaemmError
-from maemm.options import check, describe, options_of, plain
+from maemm.config.messages import plain
+from maemm.config.options import check, describe, options_of
+from maemm.contract.errors import MaemmError
 
 
 class Base:

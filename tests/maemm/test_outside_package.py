@@ -16,10 +16,10 @@ import pytest
 import torch
 
 import maemm
-from maemm import plugins
-from maemm.build import build_model
-from maemm.cli import main
-from maemm.draws import Draw
+from maemm import registry
+from maemm.__main__ import main
+from maemm.contract.rng import Draw
+from maemm.model.build import build_model
 from maemm.testing import checks_of
 from maemm.testing.suite import result_of
 
@@ -46,13 +46,13 @@ def weather(target, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     site.addsitedir(str(target))
-    plugins.forget()
-    plugins.find("samples", "weather")(Path("maps"))
-    yield plugins.get("weather")
+    registry.forget()
+    registry.find("samples", "weather")(Path("maps"))
+    yield registry.get("weather")
     monkeypatch.undo()
     for name in [one for one in sys.modules if one.split(".")[0] == "maemm_weather"]:
         del sys.modules[name]
-    plugins.forget()
+    registry.forget()
 
 
 def test_it_is_small():
@@ -76,7 +76,7 @@ def test_another_process_finds_it_by_its_entry_point(target, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
     found = {one["name"]: one for one in json.loads(done.stdout)}
     assert found["weather"]["origin"] == "installed: maemm-weather 0.1.0" and found["weather"]["error"] is None
-    assert {"weather"} == set(found) - {one.name for one in plugins.all()}
+    assert {"weather"} == set(found) - {one.name for one in registry.all()}
 
 
 def test_it_keeps_all_rules(weather):
@@ -102,7 +102,7 @@ def test_its_recipe_trains_and_goes_on_with_ordinary_commands(weather, capsys):
 
 def test_the_modality_neither_shows_nor_predicts_gaps(weather):
     model = build_model(maemm.config.load("weather/tiny"))
-    source = plugins.find("sources", "weather")("maps")
+    source = registry.find("sources", "weather")("maps")
     modality = model.modalities["weather"]
     raw = modality.collate([modality.load(source.read(index, Draw((0,))).raw["weather"], None) for index in (0, 15)])
     tokens = modality.tokenize(modality.prepare(raw, None))
@@ -132,7 +132,7 @@ def test_encoder_and_decoder_serve_another_modality(weather):
 
 
 def test_the_objective_spreads_samples(weather):
-    objective = plugins.find("objectives", "uniformity")("uniformity")
+    objective = registry.find("objectives", "uniformity")("uniformity")
 
     def value(rows: torch.Tensor) -> float:
         plan = maemm.Plan(torch.zeros(len(rows), 1, dtype=torch.long), torch.zeros(len(rows), 0, dtype=torch.long))

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from maemm import plugins
-from maemm.cli import main
+from maemm import registry
+from maemm.__main__ import main
+from maemm.contract.errors import MaemmError
 from maemm.data.pack import Packer, pack
-from maemm.errors import MaemmError
 
 fcntl = pytest.importorskip("fcntl")
 
@@ -152,7 +152,7 @@ def test_folders_of_other_things_are_refused(home):
 
 
 def test_one_process_at_a_time(home, monkeypatch):
-    from maemm.data import pack_home
+    from maemm.data import pack_folder as pack_home
 
     monkeypatch.setattr(pack_home, "_WAIT_S", 0.3)
     pack(home / "raw", home / "out", Doubled())
@@ -178,12 +178,12 @@ def _full(_):
 @pytest.fixture
 def known(monkeypatch):
     """The packer as a part of a plugin for text files."""
-    here = plugins.Plugin(
+    here = registry.Plugin(
         name="texts", version="1", contract=1, packs={"doubled": "x:Doubled"}, files={"texts/r": ".txt"}
     )
-    found = [plugins.Found("texts", "texts", "here", here)]
-    monkeypatch.setattr(plugins, "all", lambda: found)
-    monkeypatch.setattr(plugins, "find", lambda role, name: Doubled)
+    found = [registry.Found("texts", "texts", "here", here)]
+    monkeypatch.setattr(registry, "all", lambda: found)
+    monkeypatch.setattr(registry, "find", lambda role, name: Doubled)
 
 
 def test_the_verb(home, known, capsys):

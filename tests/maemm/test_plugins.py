@@ -9,13 +9,13 @@ import sys
 
 import pytest
 
-from maemm import plugins
-from maemm.cli import main
-from maemm.errors import MaemmError
-from maemm.plugins import Plugin
+from maemm import registry
+from maemm.__main__ import main
+from maemm.contract.errors import MaemmError
+from maemm.registry import Plugin
 
 MANIFEST = """
-    from maemm.plugins import Plugin
+    from maemm.registry import Plugin
     plugin = Plugin(name="{name}", version="0.3", contract=1, summary="a toy", encoders={{"{part}": "parts:Part"}})
 """
 PART = """
@@ -35,15 +35,15 @@ def toy(name: str = "toy", part: str = "toy_part", code: str = PART) -> dict[str
 
 
 def names() -> list[str]:
-    return [one.name for one in plugins.all()]
+    return [one.name for one in registry.all()]
 
 
 def test_core_comes_first_and_folders_last(make_plugin):
     make_plugin("toy", **toy())
     assert names()[0] == "core" and names()[-1] == "toy"
-    part = plugins.find("encoders", "toy_part")
+    part = registry.find("encoders", "toy_part")
     assert part([], size=2).size == 2
-    found, target = plugins.where("encoders", "toy_part")
+    found, target = registry.where("encoders", "toy_part")
     assert (found.name, target) == ("toy", "parts:Part")
 
 
@@ -70,7 +70,7 @@ def test_plugin_flag_refuses_what_is_no_plugin(make_plugin, tmp_path, capsys, wh
 def test_folder_plugins_reach_other_processes(make_plugin):
     folder = make_plugin("toy", add=False, **toy())
     code = "import maemm_plugins.toy.parts as p; print(p.Part([]).size)"
-    env = {**os.environ, plugins.VARIABLE: str(folder)}
+    env = {**os.environ, registry.VARIABLE: str(folder)}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
     assert done.stdout == "3\n", done.stderr
 
@@ -93,15 +93,15 @@ def test_a_broken_plugin_breaks_only_itself(make_plugin, capsys, kind):
     code, reason = BROKEN[kind]
     make_plugin("sound", **toy("sound", "sound_part"))
     make_plugin("toy", **{"__init__.py": code})
-    assert plugins.find("encoders", "sound_part")
-    broken = next(one for one in plugins.all() if one.name == "toy")
+    assert registry.find("encoders", "sound_part")
+    broken = next(one for one in registry.all() if one.name == "toy")
     assert broken.plugin is None and reason in broken.error
     assert main(["plugins"]) == 0
     assert reason in capsys.readouterr().out
     with pytest.raises(MaemmError, match="plugin .* is broken"):
-        plugins.find("modalities", "toy")
+        registry.find("modalities", "toy")
     with pytest.raises(MaemmError, match="broken plugins: toy; see maemm plugins"):
-        plugins.find("encoders", "toy_part")
+        registry.find("encoders", "toy_part")
     assert main(["plugins", "show", "toy"]) == 2
     assert reason in capsys.readouterr().err
 
@@ -112,17 +112,17 @@ def test_of_two_plugins_with_one_name_neither_can_be_used(make_plugin, capsys):
     make_plugin("sound", **toy("sound", "sound_part"))
     both = f"two plugins are called 'toy' (folder: {first} and folder: {second}); remove or rename one"
     assert main(["plugins"]) == 0 and both in capsys.readouterr().out
-    assert plugins.find("encoders", "sound_part") and "image" in names()
+    assert registry.find("encoders", "sound_part") and "image" in names()
     assert main(["plugins", "show", "toy"]) == 2
     assert both in capsys.readouterr().err
     with pytest.raises(MaemmError, match="broken plugins: toy, toy; see maemm plugins"):
-        plugins.find("encoders", "toy_part")
+        registry.find("encoders", "toy_part")
 
 
 def test_nothing_takes_the_place_of_the_core(make_plugin):
     make_plugin("core", **toy("core"))
-    assert plugins.get("core").plugin is plugins.CORE and plugins.find("encoders", "vit")
-    assert "two plugins are called 'core' (maemm and folder" in plugins.all()[-1].error
+    assert registry.get("core").plugin is registry.CORE and registry.find("encoders", "vit")
+    assert "two plugins are called 'core' (maemm and folder" in registry.all()[-1].error
 
 
 def test_a_part_claimed_twice_fails_when_it_is_used(make_plugin):
@@ -130,7 +130,7 @@ def test_a_part_claimed_twice_fails_when_it_is_used(make_plugin):
     make_plugin("two", **toy("two", "shared"))
     assert {"one", "two"} <= set(names())
     with pytest.raises(MaemmError, match="encoder 'shared' is claimed by two plugins: one .* and two "):
-        plugins.find("encoders", "shared")
+        registry.find("encoders", "shared")
 
 
 @pytest.mark.parametrize(
@@ -146,16 +146,16 @@ def test_a_part_claimed_twice_fails_when_it_is_used(make_plugin):
 def test_a_part_that_cannot_be_imported_says_why(make_plugin, code, message):
     make_plugin("toy", **toy(code=code))
     with pytest.raises(MaemmError, match=message):
-        plugins.find("encoders", "toy_part")
+        registry.find("encoders", "toy_part")
 
 
 def test_unknown_names_get_the_nearest():
     with pytest.raises(MaemmError, match=r"unknown encoder 'vitt'; did you mean 'vit'\?"):
-        plugins.find("encoders", "vitt")
+        registry.find("encoders", "vitt")
     with pytest.raises(MaemmError, match=r"unknown role 'encoder'; did you mean 'encoders'\?"):
-        plugins.find("encoder", "vit")
+        registry.find("encoder", "vit")
     with pytest.raises(MaemmError, match=r"unknown plugin 'cor'; did you mean 'core'\?"):
-        plugins.get("cor")
+        registry.get("cor")
 
 
 @pytest.mark.parametrize(
@@ -189,15 +189,15 @@ def test_installed_plugins_are_found_by_entry_point(tmp_path, monkeypatch):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
         (info / "entry_points.txt").write_text(f"[maemm.plugins]\n{name.split('_')[0]} = {name}:plugin\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    plugins.forget()
+    registry.forget()
     try:
-        found = {one.name: one for one in plugins.all()}
+        found = {one.name: one for one in registry.all()}
         assert found["good"].origin == "installed: good_toy 1.5"
-        assert plugins.find("encoders", "p").__module__ == "good_toy.parts"
+        assert registry.find("encoders", "p").__module__ == "good_toy.parts"
         assert "ValueError: no" in found["bad"].error
     finally:
         monkeypatch.undo()
-        plugins.forget()
+        registry.forget()
 
 
 def test_show_lists_options_with_their_lines(make_plugin, capsys):

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from maemm.cli import main, plugins_check
+from maemm.__main__ import main
+from maemm.tasks.plugins import check as plugins_check
 
 MANIFEST = """
-    from maemm.plugins import Plugin
+    from maemm.registry import Plugin
     plugin = Plugin(name="dots", version="2", contract=1, summary="dots", maskings={"half": "parts:Half"})
 """
 PARTS = """
-    from maemm.masking.random import Random
+    from maemm.model.masking.random import Random
 
     class Half(Random):
         '''Hide a part.
@@ -69,7 +70,7 @@ def test_failures_say_the_rule_and_what_to_change(few, make_plugin, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "draws_are_counted FAILED rule: Examples, tokens, plans and evaluation leave the global random" in text
     assert "found: plugin 'dots', masking 'half': no global random numbers: received torch drawn from, expected" in text
-    assert "change: use the draw that is handed in, or maemm.draws.seeded around foreign random code" in text
+    assert "change: use the draw that is handed in, or maemm.contract.rng.seeded around foreign random code" in text
     assert "3 checks: 2 passed, 1 failed, 0 not applicable" in text
     assert main(["plugins", "check", "dots", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
@@ -123,7 +124,7 @@ def test_it_needs_no_pytest():
     """A user has none. No torch either before there is something to check."""
     code = (
         "import sys; sys.modules['pytest'] = None\n"
-        "from maemm.cli import main\n"
+        "from maemm.__main__ import main\n"
         "assert main(['plugins', 'check', 'nothing']) == 2 and 'torch' not in sys.modules\n"
         "from maemm.testing.checks import CHECKS\n"
         f"[CHECKS.pop(one) for one in list(CHECKS) if one not in {FAST}]\n"

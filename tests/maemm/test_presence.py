@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from maemm import Draw, MaemmError, plugins
-from maemm.build import build_model
+from maemm import Draw, MaemmError, registry
 from maemm.contract import Prepared
+from maemm.contract.rng import seeded
 from maemm.data.loader import Loader
-from maemm.data.once import each
 from maemm.data.order import Slots
-from maemm.draws import seeded
-from maemm.report.pictures import make_rows
+from maemm.data.single_pass import each
+from maemm.model.build import build_model
+from maemm.ui.pictures import make_rows
 
 pytestmark = pytest.mark.usefixtures("toys")
 
@@ -114,7 +114,7 @@ def test_pictures_leave_the_place_grey():
 
 # ------------------------------------------------------------------------------------------------- the loader
 def source(**options):
-    return plugins.find("sources", "toy")(None, None, samples=16, **options)
+    return registry.find("sources", "toy")(None, None, samples=16, **options)
 
 
 def loader(missing, **options):
@@ -141,7 +141,7 @@ def test_allowed_it_keeps_its_place():
 
 def test_workers_tell_the_same():
     lacks = {"other": [3, 7], "toy": [5]}
-    modalities = {name: plugins.find("modalities", "toy")() for name in ("toy", "other")}
+    modalities = {name: registry.find("modalities", "toy")() for name in ("toy", "other")}
     options = {"seed": 0, "missing": "allow", "pin": False}
     here, there = (
         [*Loader(source(lacks=lacks), modalities, Slots(16, 8, 0), workers=workers, **options).batches(0, 2)]

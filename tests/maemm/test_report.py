@@ -9,15 +9,15 @@ import torch
 
 from maemm import Draw, MaemmError, Plan, Prepared
 from maemm.contract import Tokens
-from maemm.decoders.full import Full
-from maemm.encoders.vit import ViT
-from maemm.grid import GridModality
-from maemm.masking.random import Random
-from maemm.model import Model
-from maemm.report import save_pictures, write_page
-from maemm.report.curves import Line, chart, ticks
-from maemm.report.figures import read_run
-from maemm.report.pictures import INPUT, NEAREST, OUTRIGHT, TRUE, _lend, _put, make_rows
+from maemm.contract.grid import GridModality
+from maemm.model.decoders.full import Full
+from maemm.model.encoders.vit import ViT
+from maemm.model.masking.random import Random
+from maemm.model.model import Model
+from maemm.tasks._shared.run_files import read_run
+from maemm.tasks._shared.run_page import write_page
+from maemm.ui.charts import Line, chart, ticks
+from maemm.ui.pictures import INPUT, NEAREST, OUTRIGHT, TRUE, _lend, _put, make_rows, save_pictures
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import maemm
-from maemm import plugins
-from maemm.cli import main
-from maemm.scaffold import TEMPLATES, new
+from maemm import registry
+from maemm.__main__ import main
+from maemm.tasks.plugins.scaffold import TEMPLATES, new
 from maemm.testing import checks_of
 from maemm.testing.suite import result_of
 
@@ -32,8 +32,8 @@ def made(make_plugin, tmp_path, monkeypatch, capsys):
     def make(name: str) -> Path:
         assert main(["plugins", "new", name, *KINDS[name], "--json"]) == 0
         folder = Path(json.loads(capsys.readouterr().out)["folder"])
-        plugins.add_path(folder / f"maemm_{name}")
-        plugins.forget()
+        registry.add_path(folder / f"maemm_{name}")
+        registry.forget()
         return folder
 
     return make
@@ -42,7 +42,7 @@ def made(make_plugin, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("name", KINDS)
 def test_every_kind_keeps_all_rules(made, name):
     made(name)
-    found = plugins.get(name)
+    found = registry.get(name)
     skipped = ONCE if name != "cloudy" else ()
     checks = [one for one in checks_of(found.plugin, package=found.package) if one.name not in skipped]
     results = [result_of(one) for one in checks]
@@ -54,7 +54,7 @@ def test_every_kind_keeps_all_rules(made, name):
 @pytest.mark.parametrize("name", ["wave", "cloudy"])
 def test_it_trains_draws_and_goes_on(made, name, capsys):
     folder = made(name)
-    write = plugins.find("samples", name)
+    write = registry.find("samples", name)
     write(Path("data"))
     Path("data/fast" if name != "cloudy" else "data/inside", "broken.npy").write_bytes(b"nothing")
     train = ["train.batch=16", "train.log_every=1", "train.warmup_epochs=0"]
@@ -181,7 +181,7 @@ WORDS = ("plugname", "PlugName", "SIDES", "LAYOUT")
 def test_normalisation_takes_what_stats_prints(made):
     """One number, or one per channel; and pictures and statistics undo it."""
     made("wave")
-    wave = plugins.find("modalities", "wave")
+    wave = registry.find("modalities", "wave")
     for mean, std in ((3.0, 2.0), ([1.0, 2.0], [2.0, 4.0])):
         modality = wave(channels=2, mean=mean, std=std)
         x = torch.rand(3, 2, 128)

@@ -8,18 +8,18 @@ import pytest
 import torch
 
 import maemm
-from maemm.build import build_model
-from maemm.cli import main
+from maemm.__main__ import main
 from maemm.contract import Plan, Prepared, Sample, Source
-from maemm.decoders.full import Full
-from maemm.draws import Draw
-from maemm.encoders.vit import ViT
-from maemm.errors import MaemmError
-from maemm.evaluate.score import EachDraw, _only, score
-from maemm.grid import GridModality
-from maemm.masking.random import Random
-from maemm.model import Model
-from maemm.report.scores import score_data
+from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality
+from maemm.contract.rng import Draw
+from maemm.model.build import build_model
+from maemm.model.decoders.full import Full
+from maemm.model.encoders.vit import ViT
+from maemm.model.masking.random import Random
+from maemm.model.model import Model
+from maemm.tasks._shared.scoring import EachDraw, _only, score_samples
+from maemm.tasks.score.run import score_data
 
 
 class Series(GridModality):
@@ -78,13 +78,13 @@ def model(ratio=0.5, masking=None, decoder=True):
 @pytest.mark.parametrize("ratio", [0.3, 0.75])
 def test_a_score_is_the_sample_s_own(ratio):
     source, net = Lengths(), model(ratio).train()
-    whole = score(net, source, batch=12, seed=3)
+    whole = score_samples(net, source, batch=12, seed=3)
     assert net.training
     for size in (1, 5):
-        other = score(net, source, batch=size, seed=3)
+        other = score_samples(net, source, batch=size, seed=3)
         np.testing.assert_allclose(other.samples, whole.samples, rtol=1e-5)
         np.testing.assert_allclose(other.tokens, whole.tokens, rtol=1e-4, atol=1e-6)
-    assert not np.allclose(score(net, source, batch=12, seed=4).samples, whole.samples)
+    assert not np.allclose(score_samples(net, source, batch=12, seed=4).samples, whole.samples)
     counts = [source.length(index) // 2 for index in range(12)]
     assert whole.tokens.shape == (12, 8) and (~np.isnan(whole.tokens)).sum(1).tolist() == counts
     np.testing.assert_allclose(whole.samples, np.nanmean(whole.tokens, 1), rtol=1e-5)
@@ -95,7 +95,7 @@ def test_a_score_is_the_sample_s_own(ratio):
 
 def test_the_error_is_that_of_the_plans():
     net, source = model().eval(), Lengths(1, even=True)
-    found = score(net, source, plans=3, seed=7)
+    found = score_samples(net, source, plans=3, seed=7)
     x = {"series": torch.from_numpy(source.read(0, Draw((0,))).raw["series"])[None]}
     total, times = torch.zeros(8), torch.zeros(8)
     for number in range(15):
@@ -116,11 +116,11 @@ class Last(Random):
 
 
 def test_tokens_that_are_never_hidden_have_no_error():
-    found = score(model(masking=Last()), Lengths(even=True), plans=2)
+    found = score_samples(model(masking=Last()), Lengths(even=True), plans=2)
     assert np.isnan(found.tokens[:, :7]).all() and np.isfinite(found.tokens[:, 7]).all()
     np.testing.assert_allclose(found.samples, found.tokens[:, 7], rtol=1e-6)
     with pytest.raises(MaemmError, match="none of 12 samples has a finite score"):
-        score(model(0.0), Lengths(even=True))
+        score_samples(model(0.0), Lengths(even=True))
 
 
 class Twice(Random):
@@ -134,35 +134,35 @@ class Twice(Random):
 
 def test_several_plans_of_a_sample():
     net, source = model(masking=Twice(ratio=0.5)), Lengths(6, even=True)
-    whole = score(net, source, plans=1, batch=6)
+    whole = score_samples(net, source, plans=1, batch=6)
     assert np.isfinite(whole.tokens).all()
-    np.testing.assert_allclose(score(net, source, plans=1, batch=4).samples, whole.samples, rtol=1e-5)
+    np.testing.assert_allclose(score_samples(net, source, plans=1, batch=4).samples, whole.samples, rtol=1e-5)
     inputs = net.plan({"series": torch.rand(3, 1, 16)}, Draw((1,), range(3), 3))["series"]
     some = _only(inputs, torch.tensor([False, True, True])).plan
     assert some.rows.tolist() == [1, 2, 1, 2] and torch.equal(some.predict, inputs.plan.predict[[1, 2, 4, 5]])
 
 
 def test_bad_samples_are_left_out_and_told():
-    found = score(model(), Lengths(trouble=(2, 4), nan=(7,)), batch=2)
+    found = score_samples(model(), Lengths(trouble=(2, 4), nan=(7,)), batch=2)
     assert len(found) == 9 and found.indices.tolist() == [0, 1, 3, 5, 6, 8, 9, 10, 11]
     assert [(one.index, one.id, one.reason) for one in found.skipped] == [
         (2, "series-2", "ValueError: broken"),
         (4, "series-4", "ValueError: broken"),
         (7, "series-7", "the score is not a finite number"),
     ]
-    clean = score(model(), Lengths(), batch=12)
+    clean = score_samples(model(), Lengths(), batch=12)
     np.testing.assert_allclose(found.samples, clean.samples[found.indices], rtol=1e-5)
 
 
 def test_mistakes():
     with pytest.raises(MaemmError, match="needs a decoder"):
-        score(model(decoder=False), Lengths())
+        score_samples(model(decoder=False), Lengths())
     with pytest.raises(MaemmError, match="plans is 0"):
-        score(model(), Lengths(), plans=0)
+        score_samples(model(), Lengths(), plans=0)
     with pytest.raises(MaemmError, match=r"none of 2 samples can be read \(first: series-0: ValueError: broken\)"):
-        score(model(), Lengths(2, trouble=(0, 1)))
+        score_samples(model(), Lengths(2, trouble=(0, 1)))
     with pytest.raises(MaemmError, match="no samples"):
-        score(model(), Lengths(0))
+        score_samples(model(), Lengths(0))
     with pytest.raises(MaemmError, match="give a file with -o"):
         score_data(model(), Lengths(), pictures=2)
 
@@ -208,10 +208,10 @@ RECIPE = {
 def test_the_command_scores_a_model_on_its_own_data(tmp_path, monkeypatch, capsys):
     from pathlib import Path
 
-    from maemm import plugins
+    from maemm import registry
 
-    monkeypatch.setenv(plugins.VARIABLE, str(Path(__file__).parents[1] / "toy_plugin"))
-    plugins.forget()
+    monkeypatch.setenv(registry.VARIABLE, str(Path(__file__).parents[1] / "toy_plugin"))
+    registry.forget()
     monkeypatch.chdir(tmp_path)
     maemm.save(build_model(RECIPE), "m.safetensors")
     assert main(["score", "m.safetensors", "-o", "s.csv", "--plans", "2", "--json"]) == 0
@@ -221,4 +221,4 @@ def test_the_command_scores_a_model_on_its_own_data(tmp_path, monkeypatch, capsy
     assert alone.samples.mean() == pytest.approx(told["mean"], rel=1e-5)
     assert main(["score", "m.safetensors", "-o", "s.csv", "data.wrkers=2"]) == 2
     assert "'data.wrkers' means nothing here" in capsys.readouterr().err
-    plugins.forget()
+    registry.forget()

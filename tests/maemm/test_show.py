@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from maemm import plugins
-from maemm.cli import main
+from maemm import registry
+from maemm.__main__ import main
 from maemm.config.guess import guess
 from maemm.contract import Prepared, Tokens
-from maemm.errors import MaemmError
-from maemm.plugins import Plugin
-from maemm.report.show import _every_second, show
-from maemm.report.shown import figures, padding
+from maemm.contract.errors import MaemmError
+from maemm.registry import Plugin
+from maemm.tasks.show.run import _every_second, show
+from maemm.tasks.show.shown import figures, padding
 
 MANIFEST = """
-    from maemm.plugins import Plugin
+    from maemm.registry import Plugin
     plugin = Plugin(name="{name}", version="1", contract=1, modalities={{"{name}": "parts:Grid"}},
                     sources={{"{name}": "parts:open_files"}}, files={{"{name}/tiny": "{endings}"}})
 """
@@ -26,7 +26,7 @@ PARTS = """
     import numpy as np
     import torch
     from maemm.contract import Prepared, Sample, Source
-    from maemm.grid import GridModality
+    from maemm.contract.grid import GridModality
 
     class Texts(Source):
         '''A file of numbers is a sample of that length.'''
@@ -131,7 +131,7 @@ def test_manifests_with_malformed_files(files):
 def test_recipes_of_manifests_exist():
     from maemm import config
 
-    for one in plugins.all():
+    for one in registry.all():
         for recipe in one.plugin.files if one.plugin else ():
             config.locate(recipe)
 
@@ -165,7 +165,7 @@ def test_a_page_with_everything(data, tmp_path):
 
 def test_seed_and_overrides_change_the_plan(data, tmp_path, monkeypatch):
     assert show(data, tmp_path / "y.png").path.read_bytes().startswith(b"\x89PNG")
-    monkeypatch.setattr("maemm.report.show._write", lambda shown: None)
+    monkeypatch.setattr("maemm.tasks.show.run._write", lambda shown: None)
     one, two, other = (show(data, tmp_path / "x.png", seed=seed, count=9).parts["toy"].plan for seed in (1, 1, 2))
     assert torch.equal(one.visible, two.visible) and not torch.equal(one.visible, other.visible)
     less = show(data, tmp_path / "x.png", overrides=["modalities.toy.masking.ratio=0"]).parts["toy"]

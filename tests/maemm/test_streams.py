@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from maemm import Draw, MaemmError, Plan
-from maemm.build import build_model
 from maemm.contract import Output, Prepared
-from maemm.draws import seeded
-from maemm.objectives.contrastive import Contrastive
+from maemm.contract.rng import seeded
+from maemm.model.build import build_model
+from maemm.model.objectives.contrastive import Contrastive
 
 pytestmark = pytest.mark.usefixtures("toys")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from maemm import MaemmError, Plugin, plugins
+from maemm import MaemmError, Plugin, registry
 from maemm.testing import CheckFailed, DoesNotApply, checks_of, parametrize_with_checks, run_checks
 from maemm.testing.broken import BROKEN, HOME
 from maemm.testing.broken_modalities import MODALITIES
@@ -29,7 +29,7 @@ def test_a_good_plugin_passes_all():
 
 
 def test_the_core_passes_its_own_rules():
-    results = run_checks(plugins.CORE)
+    results = run_checks(registry.CORE)
     assert [one.message for one in results if not one.passed] == []
     assert all(one.rule and not one.change for one in results)
     assert {one.part for one in results} >= {"encoder 'vit'", "decoder 'full'", "masking 'random'", "head 'linear'"}
@@ -55,10 +55,10 @@ def test_a_broken_modality_breaks_little_else():
 
 
 def test_nothing_is_left_registered():
-    before = plugins.names("modalities")
+    before = registry.names("modalities")
     for check in checks_of(TOY, package=HOME)[:4]:
         check()
-    assert plugins.names("modalities") == before and SIGNAL not in before
+    assert registry.names("modalities") == before and SIGNAL not in before
 
 
 def test_results_name_what_does_not_apply():

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from maemm import contract, plugins
-from maemm.cli import main
+from maemm import contract, registry
+from maemm.__main__ import main
 from maemm.testing import contract_page
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -66,14 +66,14 @@ class Reader:
         done = subprocess.run([*pip, *words, *offline], capture_output=True, text=True, env=env, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         site.addsitedir(str(folder))
-        plugins.forget()
+        registry.forget()
 
 
 def forget() -> None:
     """A new start of Python would read the package's files again."""
     for name in [one for one in sys.modules if one.split(".")[0] == "maemm_sonar"]:
         del sys.modules[name]
-    plugins.forget()
+    registry.forget()
 
 
 @pytest.fixture

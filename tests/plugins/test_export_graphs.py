@@ -3,9 +3,9 @@
 import pytest
 
 from maemm import config
-from maemm.build import build_model
-from maemm.draws import seeded
-from maemm.export.export import export
+from maemm.contract.rng import seeded
+from maemm.model.build import build_model
+from maemm.tasks.export.run import export
 
 RECIPES = [
     "image/mae_tiny_cpu",

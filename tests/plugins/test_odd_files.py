@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from maemm.config.guess import guess
-from maemm.errors import MaemmError
-from maemm.report.show import show
+from maemm.contract.errors import MaemmError
+from maemm.tasks.show.run import show
 
 ODD = Path(os.environ.get("MAEMM_SHARED", Path(__file__).parents[3] / "shared")) / "data" / "odd.tar"
 pytestmark = pytest.mark.skipif(not ODD.is_file(), reason="the shared data are not here")
@@ -64,7 +64,7 @@ def odd(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", RECIPES)
 def test_each_file_is_drawn_or_refused_with_its_reason(kind, odd, tmp_path, monkeypatch):
-    monkeypatch.setattr("maemm.report.show._write", lambda shown: None)  # drawing takes most of the time
+    monkeypatch.setattr("maemm.tasks.show.run._write", lambda shown: None)  # drawing takes most of the time
     files = [file for file in sorted(odd.glob(f"{kind}_*")) if file.name not in EITHER]
     assert len(files) > 10
     wrong = {}

@@ -1,6 +1,6 @@
 """A tiny modality for tests of the core: 8 x 8 pictures of one channel, made up on the spot."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="toy",

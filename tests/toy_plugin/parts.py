@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from maemm.contract import Prepared, Sample, Source
-from maemm.draws import Draw
-from maemm.grid import GridModality
-from maemm.objectives.reconstruct import Reconstruct
+from maemm.contract.grid import GridModality
+from maemm.contract.rng import Draw
+from maemm.model.objectives.reconstruct import Reconstruct
 
 
 class Toy(GridModality):

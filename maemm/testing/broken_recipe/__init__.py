@@ -1,6 +1,6 @@
 """A plugin whose only recipe cannot be built: ``recipes_are_sound`` must catch it."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="breaks_recipes_are_sound",

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from maemm.contract import Handover
-from maemm.errors import MaemmError
-from maemm.export.transformers import call_of
+from maemm.contract.errors import MaemmError
+from maemm.weights.transformers import call_of
 
 from .hf_config import config_of, known_of, run_there
 from .mae import MAE

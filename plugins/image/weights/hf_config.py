@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maemm.decoders.full import Full
-from maemm.encoders.vit import plain_vit
-from maemm.errors import MaemmError
-from maemm.export.transformers import decoder_settings, encoder_settings, known_settings
+from maemm.contract.errors import MaemmError
+from maemm.model.decoders.full import Full
+from maemm.model.encoders.vit import plain_vit
+from maemm.weights.transformers import decoder_settings, encoder_settings, known_settings
 
 MODEL, WITH_DECODER = "ViTMAEModel", "ViTMAEForPreTraining"
 

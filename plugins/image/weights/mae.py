@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from maemm.contract import WeightsKind
-from maemm.errors import MaemmError
-from maemm.layout import blocks_of, heads_of, rename, require
-from maemm.patches import conv_to_linear, linear_to_conv
+from maemm.contract.errors import MaemmError
+from maemm.contract.patches import conv_to_linear, linear_to_conv
+from maemm.weights.layout import blocks_of, heads_of, rename, require
 
 #: (width, depth) of the published encoders -> heads
 HEADS = {

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from maemm.contract import Handover
-from maemm.encoders.vit import ViT, plain_vit
-from maemm.errors import MaemmError
-from maemm.heads import Linear
+from maemm.contract.errors import MaemmError
+from maemm.model.encoders.vit import ViT, plain_vit
+from maemm.model.heads import Linear
 
 from .mae import MAE
 

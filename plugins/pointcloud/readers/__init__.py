@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 
 from .pick import Reading
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 
 from .pick import Reading
 

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 
 from .arrays import POINT_KEYS, one_cloud
 from .pick import Reading

@@ -7,7 +7,7 @@ import os
 import laspy
 import numpy as np
 
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 
 from .pick import Reading
 from .records import MOST, check_count

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import trimesh
 
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 
 from .off import read_off
 from .pick import Reading

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 
 from .pick import Reading
 from .records import check_count, from_bytes, from_records, from_text

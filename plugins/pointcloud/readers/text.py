@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 
 from .pick import Reading
 from .records import check_count

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from maemm.contract import WeightsKind
-from maemm.errors import MaemmError
-from maemm.layout import blocks_of, depth_of, heads_of, rename, require
+from maemm.contract.errors import MaemmError
+from maemm.weights.layout import blocks_of, depth_of, heads_of, rename, require
 
 #: (width, depth) of the published encoders -> heads
 HEADS = {(384, 12): 6}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 
 def check_backend(name: str) -> None:

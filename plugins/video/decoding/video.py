@@ -14,7 +14,7 @@ from .limits import check_bytes
 from .watchdog import Decoder
 
 if TYPE_CHECKING:
-    from maemm.draws import Draw
+    from maemm.contract.rng import Draw
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TIMES = ".times.npy"  # beside pictures: (n,) the seconds at which they appear

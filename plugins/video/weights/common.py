@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from maemm.errors import MaemmError
-from maemm.layout import rename
-from maemm.patches import conv_to_linear, linear_to_conv
+from maemm.contract.errors import MaemmError
+from maemm.contract.patches import conv_to_linear, linear_to_conv
+from maemm.weights.layout import rename
 
 KERNEL = "modalities.video.embedding.weight"
 NORMALIZE = {None: None, True: "colour", False: "none"}

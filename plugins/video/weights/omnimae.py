@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from maemm.contract import WeightsKind
-from maemm.errors import MaemmError
-from maemm.layout import blocks_of, heads_of, require
+from maemm.contract.errors import MaemmError
+from maemm.weights.layout import blocks_of, heads_of, require
 
 from ..positions import flat_sincos
 from .common import NORMALIZE, to_ours, to_theirs

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import WeightsKind
-from maemm.errors import MaemmError
-from maemm.layout import blocks_of, heads_of, require
+from maemm.contract.errors import MaemmError
+from maemm.weights.layout import blocks_of, heads_of, require
 
 from .common import DECODER_HEADS, HEADS, NORMALIZE, to_ours, to_theirs, video_alone
 

@@ -22,7 +22,7 @@ class World:
         return str(path)
 
     def source(self, **options):
-        from maemm.evaluate.inputs import open_data
+        from maemm.tasks._shared.inputs import open_data
 
         return open_data(self.recipe(), self.data("source", **options))
 
@@ -41,7 +41,7 @@ class World:
         return config.load(base, {k.replace("__", "."): v for k, v in overrides.items()}, training=training)
 
     def model(self, seed=0, **overrides):
-        from maemm.build import build_model
+        from maemm.model.build import build_model
 
         torch.manual_seed(seed)
         return build_model(self.recipe(**overrides)).eval()
@@ -62,14 +62,16 @@ class World:
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    from maemm import plugins
+    from maemm import registry
 
-    monkeypatch.setenv(plugins.VARIABLE, str(PLUGIN))
+    monkeypatch.setenv(registry.VARIABLE, str(PLUGIN))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("maemm.report.save_pictures", lambda model, batch, path, **rest: path, raising=False)
-    plugins.forget()
+    monkeypatch.setattr(
+        "maemm.tasks.pretrain.report.save_pictures", lambda model, batch, path, **rest: path, raising=False
+    )
+    registry.forget()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield World(tmp_path)
     torch.set_num_threads(before)
-    plugins.forget()
+    registry.forget()

@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file
 
 import maemm
-from maemm.errors import MaemmError
-from maemm.evaluate.features import Features
-from maemm.evaluate.figures import save_record
-from maemm.evaluate.knn import knn, knn_scores
-from maemm.evaluate.probe import _fit, choose_strength, linear, logistic_scores
-from maemm.evaluate.tables import Table, held_out, tables
-from maemm.evaluate.trained import (
+from maemm.contract.errors import MaemmError
+from maemm.tasks._shared.features import Features
+from maemm.tasks._shared.records import save_record
+from maemm.tasks._shared.tables import Table, held_out, tables
+from maemm.tasks.probe.linear import _fit, choose_strength, linear, logistic_scores
+from maemm.tasks.probe.neighbours import knn, knn_scores
+from maemm.tasks.probe.run import probe
+from maemm.tasks.probe.trained import (
     PUBLISHED,
     Attentive,
     PublishedLinear,
@@ -24,7 +25,6 @@ from maemm.evaluate.trained import (
     published_scores,
     take_probe_step,
 )
-from maemm.evaluate.verbs import probe
 from maemm.train.optim import make_optimizer
 from maemm.train.schedules import learning_rate
 

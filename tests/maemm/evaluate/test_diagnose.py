@@ -9,15 +9,15 @@ import torch
 
 import maemm
 from maemm import MaemmError
-from maemm.build import build_model
-from maemm.cli import main
+from maemm.__main__ import main
 from maemm.contract import Prepared
-from maemm.diagnose.attention import AttentionOver, weights_of
-from maemm.diagnose.clusters import _without_place
-from maemm.diagnose.diagnose import diagnose
-from maemm.diagnose.ratios import with_ratio
-from maemm.diagnose.spectrum import spectrum
-from maemm.diagnose.sphere import sphere
+from maemm.model.build import build_model
+from maemm.tasks.diagnose.attention import AttentionOver, weights_of
+from maemm.tasks.diagnose.clusters import _without_place
+from maemm.tasks.diagnose.ratios import with_ratio
+from maemm.tasks.diagnose.run import diagnose
+from maemm.tasks.diagnose.spectrum import spectrum
+from maemm.tasks.diagnose.sphere import sphere
 
 RATIOS = (0.25, 0.5)
 
@@ -118,7 +118,7 @@ def test_ratios_reach_the_masking_inside_another(world):
 
 def test_a_masking_without_a_ratio_is_named(world, make_plugin):
     manifest = """
-        from maemm.plugins import Plugin
+        from maemm.registry import Plugin
         plugin = Plugin(name="stripes", version="1", contract=1, maskings={"stripes": "parts:Stripes"})
     """
     parts = """

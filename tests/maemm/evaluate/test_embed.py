@@ -4,12 +4,12 @@ import sys
 import numpy as np
 import pytest
 
-from maemm import cli
-from maemm.errors import MaemmError
-from maemm.evaluate import embed as module
-from maemm.evaluate.embed import embed
-from maemm.evaluate.features import features
-from maemm.evaluate.files import concatenated
+from maemm import __main__ as cli
+from maemm.contract.errors import MaemmError
+from maemm.tasks._shared.feature_files import concatenated
+from maemm.tasks._shared.features import features
+from maemm.tasks.embed import run as module
+from maemm.tasks.embed.run import embed
 
 
 def test_the_three_formats_hold_the_same(world):

@@ -9,10 +9,10 @@ import torch
 
 import maemm
 from maemm import MaemmError
-from maemm.cli import main
-from maemm.export.card import normalisation
-from maemm.export.export import export
-from maemm.export.subject import shapes_of, subject_of
+from maemm.__main__ import main
+from maemm.tasks.export.card import normalisation
+from maemm.tasks.export.run import export
+from maemm.tasks.export.subject import shapes_of, subject_of
 
 HEAD = {"head": {"type": "linear", "classes": 3}, "decoder": None}
 
@@ -98,13 +98,13 @@ def test_a_missing_package_is_named_with_what_installs_it(world, monkeypatch, pa
 
 
 def test_nothing_is_left_where_answers_differ(world, monkeypatch):
-    from maemm.export.plain import write
+    from maemm.tasks.export.plain import write
 
     def wrong(subject, folder, name):
         written = write(subject, folder, name)
         return replace(written, read=lambda batch: {k: v + 2e-4 for k, v in written.read(batch).items()})
 
-    monkeypatch.setattr(sys.modules["maemm.export.export"], "writer_of", lambda to: wrong)
+    monkeypatch.setattr(sys.modules["maemm.tasks.export.run"], "writer_of", lambda to: wrong)
     with pytest.raises(MaemmError, match=r"differs from the model by 0.0002 \(batch 1, allowed 0.0001\)"):
         export(world.model(), world.folder / "model.safetensors", to="safetensors")
     assert not list(world.folder.glob("*model*"))

@@ -3,10 +3,10 @@ import pytest
 import torch
 
 from maemm.contract import Plan
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.subset import Subset
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.evaluate.features import NOT_FINITE, features, raw_values
+from maemm.tasks._shared.features import NOT_FINITE, features, raw_values
 
 
 def test_every_sample_once_in_order_with_labels_and_ids(world):
@@ -88,8 +88,8 @@ def test_a_stamp_follows_every_file_of_a_source(tmp_path):
     from maemm.data.labels import Labelled
     from maemm.data.mixture import Mixture, Part
     from maemm.data.paired import Paired
-    from maemm.data.views import View
-    from maemm.evaluate.inputs import data_stamp
+    from maemm.data.tta import View
+    from maemm.tasks._shared.inputs import data_stamp
 
     names = [f"{i:02d}.npy" for i in range(36)]
     for name in names:

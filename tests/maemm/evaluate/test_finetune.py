@@ -6,18 +6,18 @@ import torch
 from safetensors.torch import load_file
 
 import maemm
-from maemm import cli
-from maemm.build import build_model
+from maemm import __main__ as cli
 from maemm.contract import Prepared
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.evaluate.evaluate import evaluate
-from maemm.evaluate.finetune import TRAIN, finetune, recipe_for
-from maemm.objectives.classify import Classify
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
+from maemm.model.build import build_model
+from maemm.model.objectives.classify import Classify
+from maemm.tasks.evaluate.run import evaluate
+from maemm.tasks.finetune.run import TRAIN, finetune, recipe_for
 from maemm.train.distributed import Team
-from maemm.train.initial import begin_with
+from maemm.train.initialize import begin_with
 from maemm.train.optim import freeze, layer_scales, make_optimizer
-from maemm.train.start import make_learner
+from maemm.train.setup import make_learner
 from maemm.weights import save
 
 GOLDEN = Path(__file__).parents[2] / "golden/mae"
@@ -311,7 +311,7 @@ def test_evaluate_matches_classes_by_name(world):
 def test_figures_of_answers(world):
     import numpy as np
 
-    from maemm.evaluate.evaluate import Answers
+    from maemm.tasks.evaluate.run import Answers
 
     logits = np.array([[5.0, 0, 0], [0, 3, 0], [0, 2, 1], [9, 0, 0]])
     found = Answers({"logits": logits}, np.array([0, 1, 2, 1]), ("a", "b", "c"), [])
@@ -401,11 +401,11 @@ def test_two_processes_are_one(world):
 
 def test_pretraining_validates_too(world):
     """Masks are the same each time, so that the figure moves with the weights alone."""
-    from maemm.train import pretrain
+    from maemm.tasks.pretrain.run import train_recipe
     from maemm.train.validation import measure
 
     recipe = world.recipe(training=True, data__validation=0.25, train__lr=3e-3)
-    out = pretrain(recipe, echo=lambda text: None)
+    out = train_recipe(recipe, echo=lambda text: None)
     found = [row["validation"]["loss"] for row in rows_of(out) if "validation" in row]
     assert len(found) == 4 and found[-1] < found[0]
     model = world.model().train()

@@ -6,16 +6,17 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from maemm import cli
+from maemm import __main__ as cli
 from maemm.config import dump
-from maemm.errors import MaemmError
-from maemm.evaluate import efficiency
-from maemm.evaluate.efficiency import label_efficiency, repeated
-from maemm.evaluate.evaluate import evaluate
-from maemm.evaluate.finetune import finetune, recipe_for
-from maemm.evaluate.inputs import open_part
+from maemm.contract.errors import MaemmError
+from maemm.data.open import open_parts
+from maemm.tasks._shared.inputs import open_part
+from maemm.tasks.evaluate.run import evaluate
+from maemm.tasks.finetune import efficiency
+from maemm.tasks.finetune.efficiency import label_efficiency, repeated
+from maemm.tasks.finetune.run import finetune, recipe_for
 from maemm.train.distributed import Team
-from maemm.train.start import make_order, open_parts
+from maemm.train.setup import make_order
 
 QUICK = {"train.epochs": 1, "train.batch": 4, "train.warmup_epochs": 0, "train.log_every": 1}
 
@@ -141,7 +142,7 @@ def test_the_run_with_the_most_labels_is_looked_at(world):
 )
 def test_what_several_runs_cannot_be(world, capsys, monkeypatch, words, message):
     monkeypatch.chdir(world.folder)
-    monkeypatch.setattr("maemm.train.loop.pretrain", lambda *args, **rest: pytest.fail("it was trained"))
+    monkeypatch.setattr("maemm.tasks.pretrain.run.train_recipe", lambda *args, **rest: pytest.fail("it was trained"))
     world.data("t", samples=4)
     assert cli.main(["finetune", world.run(), world.data(samples=16), "train.epochs=1", *words]) == 2
     said = capsys.readouterr().err
@@ -161,7 +162,7 @@ def test_a_test_part_of_the_same_file(world):
 
     recipe = {**world.recipe(), "data": {"root": "a", "source": {"type": "marks", "split": "train", "points": 9}}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maemm.plugins.find", lambda role, name: opener)
+        patch.setattr("maemm.registry.find", lambda role, name: opener)
         open_part(recipe, "b", {"source.split": "test"})
     assert seen == [("b", "test", 9)] and recipe["data"]["source"]["split"] == "train"
 
@@ -169,8 +170,8 @@ def test_a_test_part_of_the_same_file(world):
 def test_only_one_of_several_processes_asks(world, capsys, monkeypatch):
     """The others train, and end without a word, a figure or a file."""
     monkeypatch.setattr("maemm.train.distributed.start", lambda: Team(rank=1))
-    monkeypatch.setattr("maemm.train.loop.pretrain", lambda recipe, **rest: world.folder / "tuned")
-    for module in (efficiency, import_module("maemm.evaluate.evaluate")):
+    monkeypatch.setattr("maemm.tasks.pretrain.run.train_recipe", lambda recipe, **rest: world.folder / "tuned")
+    for module in (efficiency, import_module("maemm.tasks.evaluate.run")):
         monkeypatch.setattr(module, "evaluate", lambda *args, **rest: pytest.fail("it was asked"))
     run, data, test = world.run(), world.data(samples=16), world.data("test", samples=8)
     for more in ([], ["--shots", "1"], ["--seeds", "2"]):

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from maemm import config
-from maemm.build import build_model
 from maemm.config import packaged
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
+from maemm.model.build import build_model
 from maemm.train.distributed import Team
-from maemm.train.initial import begin_with
+from maemm.train.initialize import begin_with
 from maemm.train.optim import parameter_groups
 from maemm.train.schedules import learning_rate, peak_lr
-from maemm.train.start import make_learner
+from maemm.train.setup import make_learner
 from maemm.train.step import Work, take_step
 
 NAMES = sorted(name for name in packaged() if name.split("/")[1] in ("finetune", "probe"))

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import yaml
 
-from maemm.cli import main
-from maemm.errors import MaemmError
-from maemm.evaluate.retrieve import compare_pair, ranks
+from maemm.__main__ import main
+from maemm.contract.errors import MaemmError
+from maemm.tasks.retrieve.run import compare_pair, ranks
 
 TOY = Path(__file__).parents[2] / "toy_plugin"
 

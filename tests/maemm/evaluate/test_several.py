@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from maemm import cli
-from maemm.build import build_model
+from maemm import __main__ as cli
 from maemm.contract import Plan, Prepared
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.evaluate.evaluate import evaluate
-from maemm.evaluate.features import Features
-from maemm.evaluate.finetune import finetune, recipe_for
-from maemm.evaluate.knn import knn
-from maemm.evaluate.probe import linear
-from maemm.evaluate.tables import tables
-from maemm.evaluate.trained import published_scores
-from maemm.evaluate.verbs import probe
-from maemm.objectives.classify import Classify
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
+from maemm.model.build import build_model
+from maemm.model.objectives.classify import Classify
+from maemm.tasks._shared.features import Features
+from maemm.tasks._shared.tables import tables
+from maemm.tasks.evaluate.run import evaluate
+from maemm.tasks.finetune.run import finetune, recipe_for
+from maemm.tasks.probe.linear import linear
+from maemm.tasks.probe.neighbours import knn
+from maemm.tasks.probe.run import probe
+from maemm.tasks.probe.trained import published_scores
 
 QUICK = {
     "train.epochs": 6, "train.batch": 8, "train.warmup_epochs": 0, "train.schedule": "constant", "train.base_lr": None,
@@ -108,7 +108,7 @@ def test_fine_tuning_and_evaluation(world):
 
 
 def test_embed_keeps_several_labels(world, tmp_path):
-    from maemm.evaluate.embed import embed
+    from maemm.tasks.embed.run import embed
 
     out = tmp_path / "f.npz"
     embed(world.model(), world.data(several=True, samples=9, unlabelled=[4]), out, batch=4)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
+from maemm.contract.errors import MaemmError
 from maemm.data.folds import Fold
-from maemm.errors import MaemmError
-from maemm.evaluate.features import Features
-from maemm.evaluate.splits import Shots, copies, folds, groups_of, overlap
+from maemm.tasks._shared.features import Features
+from maemm.tasks._shared.splits import Shots, copies, folds, groups_of, overlap
 
 
 def made(labels, digests=None, ids=None):

@@ -8,14 +8,14 @@ import torch
 import yaml
 
 from maemm import Draw, MaemmError
-from maemm.build import build_model
-from maemm.cli import main
+from maemm.__main__ import main
 from maemm.contract import Sample, Source
-from maemm.draws import seeded
-from maemm.evaluate.compare import untrained
-from maemm.evaluate.features import features
-from maemm.evaluate.inputs import open_data, open_model, weights_stamp
-from maemm.evaluate.retrieve import features_of_views
+from maemm.contract.rng import seeded
+from maemm.model.build import build_model
+from maemm.tasks._shared.baselines import untrained
+from maemm.tasks._shared.features import features
+from maemm.tasks._shared.inputs import open_data, open_model, weights_stamp
+from maemm.tasks.retrieve.run import features_of_views
 
 TOY = Path(__file__).parents[2] / "toy_plugin"
 pytestmark = pytest.mark.usefixtures("toys")

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import maemm
-from maemm import cli
-from maemm.errors import MaemmError
-from maemm.evaluate import compare as module
-from maemm.evaluate.compare import PROTOCOLS
-from maemm.evaluate.verbs import knn, probe
+from maemm import __main__ as cli
+from maemm.contract.errors import MaemmError
+from maemm.tasks.knn.run import knn
+from maemm.tasks.probe import compare as module
+from maemm.tasks.probe.compare import PROTOCOLS
+from maemm.tasks.probe.run import probe
 
 
 def test_a_representation_beside_its_baselines(world):
@@ -157,7 +158,7 @@ def test_nothing_heavy_is_imported_for_help(capsys):
     import sys
 
     code = (
-        "import sys; from maemm import cli; "
+        "import sys; from maemm import __main__ as cli; "
         "[cli.main([verb, '--help']) for verb in ('embed', 'knn', 'probe', 'finetune', 'evaluate')]; "
         "assert not {'torch', 'sklearn'} & set(sys.modules)"
     )

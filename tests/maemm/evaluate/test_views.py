@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from maemm import cli
-from maemm.data.views import Viewed, views_of
-from maemm.errors import MaemmError
-from maemm.evaluate.evaluate import evaluate, shared_with_training
-from maemm.evaluate.features import features
-from maemm.evaluate.finetune import finetune, recipe_for
+from maemm import __main__ as cli
+from maemm.contract.errors import MaemmError
+from maemm.data.tta import Viewed, views_of
+from maemm.tasks._shared.features import features
+from maemm.tasks.evaluate.run import evaluate, shared_with_training
+from maemm.tasks.finetune.run import finetune, recipe_for
 from maemm.train.validation import measure
 
 HEAD = {"decoder": None, "head": {"type": "linear", "classes": 4}, "objectives": {"classify": {}}}
@@ -125,8 +125,8 @@ def test_few_labels_that_mean_nothing(world, capsys, words, text):
 
 
 def test_figures_of_probes_stand_on_the_page_of_the_run(world):
-    from maemm.evaluate.verbs import probe
-    from maemm.report import write_page
+    from maemm.tasks._shared.run_page import write_page
+    from maemm.tasks.probe.run import probe
 
     run = world.run()
     write_page(run)

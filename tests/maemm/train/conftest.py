@@ -22,10 +22,11 @@ if {log!r}:
     sys.stdout = sys.stderr = open({log!r}, "w", buffering=1)
 import torch
 torch.set_num_threads(1)
-from maemm.errors import MaemmError
-from maemm.train import Interrupted, pretrain
+from maemm.contract.errors import MaemmError
+from maemm.tasks.pretrain.run import train_recipe
+from maemm.train.signals import Interrupted
 try:
-    pretrain(json.loads({recipe!r}), echo=print)
+    train_recipe(json.loads({recipe!r}), echo=print)
 except MaemmError as error:
     print("maemm: error:", error, file=sys.stderr, flush=True)
     sys.exit(2)
@@ -35,8 +36,9 @@ except Interrupted as stopped:
 # A server that has imported torch once forks faster than interpreters start.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
-    ["maemm.train.loop", "maemm.encoders.vit", "maemm.decoders.full", "maemm.grid", "maemm.report.pictures",
-     "maemm.report.page", "matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo"]
+    ["maemm.tasks.pretrain.run", "maemm.model.encoders.vit", "maemm.model.decoders.full",
+     "maemm.ui.pictures", "maemm.tasks._shared.run_page",
+     "matplotlib.figure", "matplotlib.backends.backend_agg", "torch._dynamo"]
 )  # fmt: skip
 
 
@@ -108,10 +110,10 @@ class Toys:
 
     def train(self, recipe=None, **overrides):
         """Train in this process; what it says is in ``lines``."""
-        from maemm.train import pretrain
+        from maemm.tasks.pretrain.run import train_recipe
 
         self.lines = []
-        return pretrain(recipe or self.recipe(**overrides), echo=self.lines.append)
+        return train_recipe(recipe or self.recipe(**overrides), echo=self.lines.append)
 
     def start(self, recipe, processes=1):
         """Train in other processes -> a list of them, or the only one."""
@@ -159,11 +161,13 @@ def _free_port():
 
 @pytest.fixture
 def toys(tmp_path, monkeypatch):
-    from maemm import plugins
+    from maemm import registry
 
-    monkeypatch.setenv(plugins.VARIABLE, str(PLUGIN))
-    plugins.forget()
-    monkeypatch.setattr("maemm.report.save_pictures", lambda model, batch, path, **rest: path, raising=False)
+    monkeypatch.setenv(registry.VARIABLE, str(PLUGIN))
+    registry.forget()
+    monkeypatch.setattr(
+        "maemm.tasks.pretrain.report.save_pictures", lambda model, batch, path, **rest: path, raising=False
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # sums in the order of one thread: the same bits in every process
     toys = Toys(tmp_path)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import maemm
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 from maemm.train import checkpoint
 
 

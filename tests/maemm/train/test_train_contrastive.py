@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 PAIR = {
     "modalities": {"toy": {"type": "toy"}, "other": {"type": "toy"}},

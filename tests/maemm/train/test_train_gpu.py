@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from maemm.train import Interrupted
 from maemm.train.loop import Run
+from maemm.train.signals import Interrupted
 
 pytestmark = pytest.mark.gpu
 

@@ -6,8 +6,8 @@ import types
 import pytest
 import torch
 
-from maemm.errors import MaemmError
-from maemm.train.log import Clock, Console, Means, MetricsFile, duration, tensorboard, to_tensorboard
+from maemm.contract.errors import MaemmError
+from maemm.train.logging import Clock, Console, Means, MetricsFile, duration, tensorboard, to_tensorboard
 
 FALSE, TRUE = torch.tensor(False), torch.tensor(True)
 
@@ -46,7 +46,7 @@ def test_a_log_that_cannot_be_written(tmp_path):
 
 def test_the_share_of_waiting(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("maemm.train.log.time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("maemm.train.logging.time", types.SimpleNamespace(monotonic=lambda: now[0]))
     clock = Clock(batch=8, seconds=50.0)
     for _ in range(4):
         now[0] += 1.0

@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from maemm.errors import MaemmError
-from maemm.report.pictures import save_pictures
+from maemm.contract.errors import MaemmError
 from maemm.train import loop
-from maemm.train.run import locked
+from maemm.train.run_folder import locked
+from maemm.ui.pictures import save_pictures
 
 
 def same(one, other, tolerance=0.0):
@@ -36,7 +36,7 @@ def close(rows, others, tolerance):
 
 
 def test_a_run_learns_and_leaves_its_folder(toys, monkeypatch):
-    monkeypatch.setattr("maemm.report.save_pictures", save_pictures)
+    monkeypatch.setattr("maemm.tasks.pretrain.report.save_pictures", save_pictures)
     out = toys.train(train__epochs=10, train__lr=1e-2)
     rows = toys.metrics()
     assert [row["step"] for row in rows] == list(range(1, 41))
@@ -225,8 +225,8 @@ def test_pictures_that_fail_cost_a_line(toys, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError("no ink")
 
-    monkeypatch.setattr("maemm.report.save_pictures", fail, raising=False)
-    monkeypatch.setattr("maemm.report.write_page", fail, raising=False)
+    monkeypatch.setattr("maemm.tasks.pretrain.report.save_pictures", fail, raising=False)
+    monkeypatch.setattr("maemm.tasks.pretrain.report.write_page", fail, raising=False)
     toys.train(train__epochs=1, train__warmup_epochs=0)
     assert "no pictures of step 4 (RuntimeError: no ink)" in toys.lines
     assert "no report (RuntimeError: no ink)" in toys.lines

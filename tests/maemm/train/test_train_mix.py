@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 
 STREAMS = {"type": "streams", "dim": 16, "depth": 1, "joint_depth": 1, "heads": 2, "streams": ["toy", "other"]}
 MIX = {
@@ -125,7 +125,9 @@ def test_without_leave_such_samples_stop_the_run(toys):
 
 def test_pictures_of_a_mixture_show_every_modality(toys, monkeypatch):
     seen = []
-    monkeypatch.setattr("maemm.report.save_pictures", lambda model, batches, path, **rest: seen.append(batches) or path)
+    monkeypatch.setattr(
+        "maemm.tasks.pretrain.report.save_pictures", lambda model, batches, path, **rest: seen.append(batches) or path
+    )
     toys.train(**{**MIX, "train__epochs": 2})
     assert [[*one] for one in seen[0]] == [["toy"], ["other"], ["toy", "other"]]
     assert not any(line.startswith("no pictures") for line in toys.lines)

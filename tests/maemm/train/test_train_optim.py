@@ -8,11 +8,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import maemm
-from maemm import config, plugins
-from maemm.errors import MaemmError
+from maemm import config, registry
+from maemm.contract.errors import MaemmError
 from maemm.train.distributed import Team
 from maemm.train.ema import Ema
-from maemm.train.optim import OPTIMIZERS, grad_norm, make_optimizer, parameter_groups, set_lr, step_unless
+from maemm.train.optim import grad_norm, lars, make_optimizer, parameter_groups, set_lr, step_unless
 from maemm.train.schedules import learning_rate
 from maemm.train.step import Learner, Work, take_step
 
@@ -27,7 +27,7 @@ def official(model, values=None):
     for name, parameter in model.named_parameters():
         if values is not None and name in values:
             parameter.data = values[name]
-    return plugins.find("weights", "mae")().write(model, model.extras)
+    return registry.find("weights", "mae")().write(model, model.extras)
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ def trained(name, steps=3, bad=(), **options):
     return model, optimizer
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", registry.names("optimizers"))
 def test_a_bad_step_leaves_no_trace(name):
     model, optimizer = trained(name, steps=2)
     skipped, also = trained(name, steps=3, bad=[2])
@@ -155,7 +155,7 @@ def test_groups():
 
 
 def test_unknown_names_and_options():
-    with pytest.raises(MaemmError, match="unknown optimiser 'adamm'"):
+    with pytest.raises(MaemmError, match="unknown optimizer 'adamm'; did you mean 'adam'"):
         make_optimizer(Small(), {"optimizer": "adamm"})
     with pytest.raises(MaemmError, match="beta"):
         make_optimizer(Small(), {"optimizer": {"type": "sgd", "beta": 1}})
@@ -166,7 +166,7 @@ def test_lars_is_that_of_the_published_linear_probe():
     torch.manual_seed(0)
     head, x, y = nn.Linear(6, 3), torch.randn(8, 6), torch.randint(3, (8,))
     weight, bias, moved = head.weight.detach().clone(), head.bias.detach().clone(), [0.0, 0.0]
-    optimizer = OPTIMIZERS["lars"](parameter_groups(head, 0.0))
+    optimizer = lars(parameter_groups(head, 0.0))
     for lr in (6.4, 3.2):
         set_lr(optimizer, lr)
         optimizer.zero_grad()

@@ -7,8 +7,8 @@ import signal
 import pytest
 import torch
 
-from maemm.train import Interrupted
 from maemm.train.loop import Run
+from maemm.train.signals import Interrupted
 
 HARD = {  # everything that could carry hidden state from one step to the next
     "encoder__drop_path": 0.3,

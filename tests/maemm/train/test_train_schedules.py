@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 from maemm.train.schedules import learning_rate, peak_lr
 
 TABLE = json.loads((Path(__file__).parents[2] / "golden/mae/lr_table.json").read_text())

@@ -1,6 +1,6 @@
 """Weather maps with gaps, and one part of every other kind, outside maemm's repository."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="weather",

@@ -3,8 +3,8 @@
 import numpy as np
 
 from maemm.contract import Prepared
+from maemm.contract.grid import GridModality
 from maemm.data.arrays import open_arrays
-from maemm.grid import GridModality
 
 Sides = tuple[int, int, int]
 GAP = -9999.0  # what weather services write where a sensor said nothing; our files have NaN

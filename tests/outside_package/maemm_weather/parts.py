@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from maemm.contract import Decoder, Encoder, Latents, Objective, OneMasking, Term, WeightsKind
-from maemm.masking.counts import noise_order, plan_from_order
-from maemm.pooling import mean_of_tokens
+from maemm.model.masking.counts import noise_order, plan_from_order
+from maemm.model.pooling import mean_of_tokens
 
 
 class Places(OneMasking):

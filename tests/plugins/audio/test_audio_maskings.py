@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from maemm import Draw, MaemmError
-from maemm.build import build_model
 from maemm.contract import Plan, Tokens
-from maemm.masking.block import InverseBlock
-from maemm.positions import lattice
+from maemm.contract.positions import lattice
+from maemm.model.build import build_model
+from maemm.model.masking.block import InverseBlock
 from maemm_plugins.audio.maskings import Frequency, Time, TimeFrequency
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "audiomae" / "masks.safetensors"
@@ -56,7 +56,7 @@ def test_published_structured_masks(time, frequency):
 
 
 def test_published_random_masks():
-    from maemm.masking.random import Random
+    from maemm.model.masking.random import Random
 
     class Noise:
         def rand(self, purpose, *shape):

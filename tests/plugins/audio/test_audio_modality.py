@@ -8,10 +8,10 @@ import torch
 
 import maemm
 from maemm import Draw, MaemmError
-from maemm.build import build_model
 from maemm.contract import Prepared
-from maemm.patches import patchify
-from maemm.positions import sincos
+from maemm.contract.patches import patchify
+from maemm.contract.positions import sincos
+from maemm.model.build import build_model
 from maemm_plugins.audio import prepare as on_device
 from maemm_plugins.audio.load import Cut, Wave, load_wave, resample
 from maemm_plugins.audio.modality import Audio

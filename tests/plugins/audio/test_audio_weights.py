@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import maemm
-from maemm import MaemmError, plugins
-from maemm.build import build_model
+from maemm import MaemmError, registry
+from maemm.model.build import build_model
 from maemm_plugins.audio.positions import period_of
 from maemm_plugins.audio.window import Lattice, WindowBlock
 
@@ -36,7 +36,7 @@ def state_of(name):
 
 
 def written(model):
-    return plugins.find("weights", "audiomae")().write(model, model.extras)
+    return registry.find("weights", "audiomae")().write(model, model.extras)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -138,7 +138,7 @@ def test_published_sizes_load(kind):
     keys = json.loads((GOLDEN / f"keys_{kind}_base.json").read_text())["keys"]
     with torch.device("meta"):
         state = {key: torch.empty(shape) for key, shape in keys.items()}
-        recipe, ours, extras = plugins.find("weights", "audiomae")().read(state)
+        recipe, ours, extras = registry.find("weights", "audiomae")().read(state)
         model = build_model(recipe)
     assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in model.state_dict().items()}
     assert recipe["modalities"]["audio"]["size"] == [1024, 128] and recipe["encoder"]["heads"] == 12

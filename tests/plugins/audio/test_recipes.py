@@ -17,7 +17,7 @@ def test_the_published_numbers():
     assert model.decoder.window == (4, 4) and [block.shift for block in model.decoder.blocks[:2]] == [(0, 0), (2, 0)]
     tokens = torch.empty(1, 512, 1)
     from maemm.contract import Tokens
-    from maemm.masking.random import Random
+    from maemm.model.masking.random import Random
 
     plan = Random(ratio=audio["masking"]["ratio"]).plan("audio", Tokens(tokens, tokens), maemm.Draw((0,)))
     assert plan.visible.shape[1] == 102

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from maemm import Draw, MaemmError
-from maemm.build import build_model
 from maemm.contract import Prepared
+from maemm.model.build import build_model
 from maemm_plugins.audio.window import Lattice, WindowAttention, WindowBlock
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
+from maemm.contract.rng import Draw
 from maemm.data.shots import labels_of
-from maemm.draws import Draw
 from maemm_plugins.cav.sources import open_clips
 
 

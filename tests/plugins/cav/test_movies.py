@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from maemm import Draw, MaemmError, config
-from maemm.build import build_modalities
-from maemm.data.once import each
+from maemm.data.single_pass import each
+from maemm.model.build import build_modalities
 from maemm_plugins.cav.movies import open_movies
 
 spec = importlib.util.spec_from_file_location("movie_files", Path(__file__).with_name("movie_files.py"))

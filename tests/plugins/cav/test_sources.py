@@ -10,8 +10,8 @@ import pytest
 import soundfile
 
 from maemm import Draw, MaemmError
-from maemm.data.once import each
 from maemm.data.shots import balancing, labels_of
+from maemm.data.single_pass import each
 from maemm_plugins.cav.sources import open_clips, open_frames
 
 spec = importlib.util.spec_from_file_location("test_movies", Path(__file__).with_name("test_movies.py"))

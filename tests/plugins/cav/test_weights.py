@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import maemm
-from maemm import MaemmError, plugins
+from maemm import MaemmError, registry
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "cavmae"
 
@@ -23,10 +23,10 @@ def test_published_files_fit_to_the_last_key(name, used):
     shapes, state = keys(name)
     assert len(state) == shapes["n_tensors"] and sum(value.numel() for value in state.values()) == used
     with torch.device("meta"):
-        recipe, ours, extras = plugins.find("weights", "cavmae")().read(state)
+        recipe, ours, extras = registry.find("weights", "cavmae")().read(state)
         model = maemm.build(recipe)
     model.load_state_dict(ours, strict=True)
-    back = plugins.find("weights", "cavmae")().write(model, extras)
+    back = registry.find("weights", "cavmae")().write(model, extras)
     assert {key: value.shape for key, value in back.items()} == {key: value.shape for key, value in state.items()}
     assert sum(value.numel() for value in model.state_dict().values()) + sum(v.numel() for v in extras.values()) == used
 
@@ -41,7 +41,7 @@ def test_the_wrapper_s_prefix_is_no_matter(cases):
 def test_weights_go_back_exactly(cases, name, known):
     state = cases.state_of(name)
     model = maemm.load(state, heads=3, **known)
-    back = plugins.find("weights", "cavmae")().write(model, model.extras)
+    back = registry.find("weights", "cavmae")().write(model, model.extras)
     assert back.keys() == state.keys() and all(torch.equal(back[key], state[key]) for key in state)
 
 
@@ -55,7 +55,7 @@ def test_gradients_are_the_published_ones(cases):
         out.total.backward()
         for parameter in model.parameters():
             parameter.data = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        found = plugins.find("weights", "cavmae")().write(model, {})
+        found = registry.find("weights", "cavmae")().write(model, {})
         wanted = {key.removeprefix("grad/"): value for key, value in data.items() if key.startswith("grad/")}
         assert len(wanted) == 8
         for key, value in wanted.items():
@@ -103,4 +103,4 @@ def test_partial_matches_are_refused(cases, change, what):
 def test_other_models_are_not_written_as_cavmae():
     model = maemm.build("image/mae_tiny_cifar10")
     with pytest.raises(MaemmError, match="encoder streams over audio and image"):
-        plugins.find("weights", "cavmae")().write(model, {})
+        registry.find("weights", "cavmae")().write(model, {})

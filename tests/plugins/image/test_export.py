@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 import maemm
 from maemm import MaemmError
-from maemm.build import build_model
-from maemm.export.export import export
+from maemm.model.build import build_model
+from maemm.tasks.export.run import export
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "mae"
 TINY = {"heads": 4, "decoder_heads": 3}

@@ -7,9 +7,9 @@ from matplotlib.figure import Figure
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from maemm import options
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.config import options
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm_plugins.image.modality import IMAGENET_MEAN, IMAGENET_STD, Image
 from maemm_plugins.image.prepare import DRAWS, crop_resize, random_box
 

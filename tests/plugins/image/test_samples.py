@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maemm import Draw, MaemmError, plugins
+from maemm import Draw, MaemmError, registry
 from maemm_plugins._objects.geometry import mesh, rotation_matrix
 from maemm_plugins._objects.objects import COUNT, SHAPES, make_object, make_objects
 from maemm_plugins._objects.render import render
@@ -27,7 +27,7 @@ def digest(folder):
 
 
 def test_ordinary_pictures_in_a_folder_per_shape(tmp_path):
-    plugins.find("samples", "image")(tmp_path / "set", count=24)
+    registry.find("samples", "image")(tmp_path / "set", count=24)
     pictures = sorted((tmp_path / "set").glob("*/*.png"))
     assert Counter(path.parent.name for path in pictures) == dict.fromkeys(SHAPES, 4)
     for path in pictures:
@@ -114,7 +114,7 @@ def test_recipes_without_data_find_the_sample_set(tmp_path, monkeypatch):
     write(tmp_path / "mine", count=6)
     few = functools.partial(write, count=12)  # 600 take seconds
     monkeypatch.setattr("maemm_plugins.image.samples.write", few)
-    opened = plugins.find("sources", "image_samples")
+    opened = registry.find("sources", "image_samples")
     assert len(opened(str(tmp_path / "mine"), None, name="image")) == 6
     source = opened(None, None)
     assert (

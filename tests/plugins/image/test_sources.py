@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.loader import Loader
 from maemm.data.order import Once
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 from maemm_plugins.image.load import read_image
 from maemm_plugins.image.modality import Image as ImageModality
 from maemm_plugins.image.sources import open_images

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import maemm
 from maemm import MaemmError
-from maemm.build import build_model
-from maemm.weights import convert
+from maemm.model.build import build_model
+from maemm.tasks.convert.run import convert
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "mae"
 SIZES = {"base": (768, 12, 12, 16), "large": (1024, 24, 16, 16), "huge": (1280, 32, 16, 14)}
@@ -56,7 +56,7 @@ def test_key_lists_are_met_exactly(size, use):
     wanted = shapes_in(content)
     with torch.device("meta"):
         model = build_model(recipe_of(size, use == "finetune"))
-        written = maemm.plugins.find("weights", "mae")().write(model, {})
+        written = maemm.registry.find("weights", "mae")().write(model, {})
     assert {k: tuple(v.shape) for k, v in written.items()} == wanted
     if use == "pretrain" and size == "base":
         assert sum(p.numel() for p in model.parameters()) == 111_655_680
@@ -77,7 +77,7 @@ def test_there_and_back_is_the_identity(name, kind, known):
     state = state_of(name)
     model = maemm.load(state, **known)  # the kind is recognised
     assert model.kind == kind
-    back = maemm.plugins.find("weights", kind)().write(model, model.extras)
+    back = maemm.registry.find("weights", kind)().write(model, model.extras)
     assert back.keys() == state.keys()
     assert all(torch.equal(back[k], state[k]) for k in state)
 
@@ -204,7 +204,7 @@ def test_convert_on_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("maemm.weights.save_file", full)
+    monkeypatch.setattr("maemm.weights.own.save_file", full)
     with pytest.raises(MaemmError, match="No space left on device"):
         convert(tmp_path / "published.safetensors", tmp_path / "ours.safetensors", norm_pix=True, **TINY)
     assert sorted(tmp_path.iterdir()) == before

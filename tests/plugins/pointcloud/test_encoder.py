@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import maemm
-from maemm.build import build_model
-from maemm.draws import Draw, seeded
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw, seeded
+from maemm.model.build import build_model
 
 
 def recipe(center_weight=0.1, **modality):

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from maemm import MaemmError
-from maemm.build import build_model
-from maemm.export.export import export
-from maemm.export.subject import subject_of
+from maemm.model.build import build_model
+from maemm.tasks.export.run import export
+from maemm.tasks.export.subject import subject_of
 
 
 def small(**more):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 from maemm_plugins.pointcloud import grouping
 from maemm_plugins.pointcloud.grouping import farthest_points, gather_points, neighbours
 
@@ -129,7 +129,8 @@ def test_a_million_points():
 
 INTERPRETED = """
 import torch
-from maemm_plugins.pointcloud import fps_triton, grouping
+from maemm_plugins.pointcloud import fps_triton
+from maemm_plugins.pointcloud import grouping
 fps_triton._BLOCK = 32  # several blocks
 x = (torch.rand(3, 70, 3, generator=torch.Generator().manual_seed(0)) * 4).round()
 valid = torch.rand(3, 70, generator=torch.Generator().manual_seed(1)) < 0.8

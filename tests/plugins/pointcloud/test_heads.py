@@ -5,9 +5,9 @@ import torch
 from torch.nn import functional as F
 
 import maemm
-from maemm.build import build_model
-from maemm.draws import seeded
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import seeded
+from maemm.model.build import build_model
 
 SMALL = {"type": "pointcloud", "groups": 12, "group_size": 6, "points": None, "width": 32}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from maemm import Prepared
-from maemm.draws import Draw
-from maemm.errors import MaemmError
-from maemm.plugins import find
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
+from maemm.registry import find
 from maemm_plugins.pointcloud.modality import PointCloud
 
 SMALL = {"groups": 8, "group_size": 5, "points": 24, "width": 16}

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 import maemm
 from maemm import Draw
-from maemm.report.page import write_page
-from maemm.report.pictures import INPUT, OUTRIGHT, make_rows, save_pictures
+from maemm.tasks._shared.run_page import write_page
+from maemm.ui.pictures import INPUT, OUTRIGHT, make_rows, save_pictures
 from maemm_plugins.pointcloud.modality import PointCloud
 from maemm_plugins.pointcloud.pictures import draw, fitted, seen_from, upright
 from maemm_plugins.pointcloud.view import interactive

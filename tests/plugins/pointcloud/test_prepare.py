@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm_plugins.pointcloud.prepare import (
     POINT_MAE,
     Augment,

@@ -5,7 +5,7 @@ import torch
 
 import maemm
 from maemm import config
-from maemm.build import build_model
+from maemm.model.build import build_model
 from maemm.train.optim import parameter_groups
 from maemm.train.schedules import learning_rate
 

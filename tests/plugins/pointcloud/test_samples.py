@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maemm import Draw, MaemmError, plugins
+from maemm import Draw, MaemmError, registry
 from maemm_plugins._objects.geometry import mesh, on_surface, rotation_matrix
 from maemm_plugins._objects.objects import COLOURS, SHAPES, make_object
 from maemm_plugins.pointcloud.samples import POINTS, surface, write
@@ -22,7 +22,7 @@ def digest(folder):
 
 
 def test_ordinary_files_in_a_folder_per_shape(tmp_path):
-    plugins.find("samples", "pointcloud")(tmp_path / "set", count=12)
+    registry.find("samples", "pointcloud")(tmp_path / "set", count=12)
     files = sorted((tmp_path / "set").glob("*/*.ply"))
     assert Counter(path.parent.name for path in files) == dict.fromkeys(SHAPES, 2)
     records = json.loads((tmp_path / "set" / ".objects.json").read_text())
@@ -61,7 +61,7 @@ def test_recipes_without_data_find_the_sample_set(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     few = functools.partial(write, count=12)
     monkeypatch.setattr("maemm_plugins.pointcloud.samples.write", few)
-    opened = plugins.find("sources", "pointcloud_samples")
+    opened = registry.find("sources", "pointcloud_samples")
     source = opened(None, None)
     assert len(source) == len(list(Path("runs/samples/pointcloud").glob("*/*.ply"))) == 12
     assert tuple(source.classes) == SHAPES

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.loader import Loader
 from maemm.data.order import Once
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 from maemm_plugins.pointcloud.modality import PointCloud
 from maemm_plugins.pointcloud.readers import read_cloud
 from maemm_plugins.pointcloud.readers.pcd import unpack_lzf

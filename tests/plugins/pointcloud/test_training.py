@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 import maemm
-from maemm.draws import seeded
-from maemm.errors import MaemmError
-from maemm.train import pretrain
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import seeded
+from maemm.tasks.pretrain.run import train_recipe
 
 BLOCKS = {"dim": 24, "depth": 1, "heads": 2, "qkv_bias": False, "eps": 1e-5}
 
@@ -59,7 +59,7 @@ def train_one_of_two(rank, port, recipe):
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    pretrain(recipe, echo=lambda line: None)
+    train_recipe(recipe, echo=lambda line: None)
     torch.distributed.destroy_process_group()
 
 
@@ -67,7 +67,7 @@ def test_two_processes_equal_one(clouds, tmp_path):
     """Batch statistics, counts and gradients, with clouds of different sizes in each process."""
     # No Adam here: the statistics remove the biases before them, whose gradients of rounding it would amplify.
     plain = {"optimizer": {"type": "sgd", "momentum": 0.9}, "lr": 0.02}
-    pretrain(recipe(clouds, tmp_path / "one", **plain), echo=lambda line: None)
+    train_recipe(recipe(clouds, tmp_path / "one", **plain), echo=lambda line: None)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -87,10 +87,10 @@ def test_two_processes_equal_one(clouds, tmp_path):
 
 def test_micro_batches_are_refused_unless_asked_for(clouds, tmp_path):
     with pytest.raises(MaemmError, match=r"2 micro-batches.*modalities\.pointcloud\.per_micro_batch=true"):
-        pretrain(recipe(clouds, tmp_path / "run", micro_batch=4), echo=lambda line: None)
+        train_recipe(recipe(clouds, tmp_path / "run", micro_batch=4), echo=lambda line: None)
     asked = recipe(clouds, tmp_path / "asked", micro_batch=4, epochs=1)
     asked["modalities"]["pointcloud"]["per_micro_batch"] = True
-    pretrain(asked, echo=lambda line: None)
+    train_recipe(asked, echo=lambda line: None)
     assert len(result(tmp_path / "asked")[0]) == 3
 
 
@@ -98,7 +98,7 @@ def test_a_resumed_run_is_the_run(clouds, tmp_path):
     """Running statistics and the term of the encoder too."""
 
     def train(name, epochs):
-        pretrain(recipe(clouds, tmp_path / name, "pcp", epochs=epochs, schedule="constant"), echo=lambda line: None)
+        train_recipe(recipe(clouds, tmp_path / name, "pcp", epochs=epochs, schedule="constant"), echo=lambda line: None)
 
     train("whole", 2), train("parts", 1), train("parts", 2)
     (losses, weights), (others, found) = result(tmp_path / "whole"), result(tmp_path / "parts")

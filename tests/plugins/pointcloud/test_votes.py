@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 from maemm_plugins.pointcloud.modality import PointCloud
 
 SMALL = {"groups": 4, "group_size": 8, "width": 16}

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import maemm
-from maemm.build import build_model
-from maemm.errors import MaemmError
-from maemm.plugins import find
+from maemm.contract.errors import MaemmError
+from maemm.model.build import build_model
+from maemm.registry import find
 from maemm_plugins.pointcloud.weights.pointmae import PCPMAE, PointMAE
 
 TESTS = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def test_official_sizes_have_exactly_the_published_keys(name):
 def test_exactly_one_kind_knows_each_layout():
     for name, (kind, _) in PUBLISHED.items():
         shapes = {key: tuple(shape) for key, shape in KEYS[name]["keys"].items()}
-        matching = [one for one in maemm.plugins.names("weights") if find("weights", one)().match(set(shapes), shapes)]
+        matching = [one for one in maemm.registry.names("weights") if find("weights", one)().match(set(shapes), shapes)]
         assert matching == [kind], name
 
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from maemm.contract import Prepared, Tokens
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm_plugins.signal.masking import Channel, ChannelTime, PerChannel, TimeBlock
 from maemm_plugins.signal.modality import Signal
 

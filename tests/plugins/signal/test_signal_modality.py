@@ -6,8 +6,8 @@ import torch
 
 import maemm
 from maemm.contract import Prepared
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm_plugins.signal import prepare
 from maemm_plugins.signal.modality import Signal
 

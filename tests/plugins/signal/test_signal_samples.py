@@ -1,6 +1,6 @@
 import numpy as np
 
-from maemm.draws import Draw
+from maemm.contract.rng import Draw
 from maemm_plugins._objects.objects import SHAPES, make_object
 from maemm_plugins.signal.modality import Signal
 from maemm_plugins.signal.samples import LENGTH, open_samples, vibration, write

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm.data.loader import Loader
 from maemm.data.order import Once
-from maemm.draws import Draw
-from maemm.errors import MaemmError
 from maemm_plugins.signal.modality import Signal
 from maemm_plugins.signal.sources import open_signals
 

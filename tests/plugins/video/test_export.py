@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 import maemm
 from maemm import MaemmError
-from maemm.export.export import export
+from maemm.tasks.export.run import export
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "videomae"
 CASES = [

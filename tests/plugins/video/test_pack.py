@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from maemm.contract.errors import MaemmError
 from maemm.data.pack import pack
-from maemm.errors import MaemmError
 from maemm_plugins.video.decoding import FrameFolder, VideoFile
 from maemm_plugins.video.decoding.watchdog import Decoder
 from maemm_plugins.video.pack import Videos
@@ -106,7 +106,7 @@ def test_lists_of_the_originals_work_on_packs(home, kind, ending):
 
 
 def _draw():
-    from maemm.draws import Draw
+    from maemm.contract.rng import Draw
 
     return Draw((0, 0))
 

@@ -40,13 +40,13 @@ def test_a_second_call_writes_nothing(home):
 
 
 def test_the_demo_recipe_learns(home, tmp_path):
-    from maemm.train import pretrain
+    from maemm.tasks.pretrain.run import train_recipe
 
     recipe = maemm.config.load("video/videomae_tiny_cpu", {
         "data.root": str(home), "data.workers": 0, "train.epochs": None, "train.steps": 12, "train.warmup_epochs": 0,
         "train.batch": 12, "out": str(tmp_path / "run"), "train.log_every": 1,
     }, training=True)  # fmt: skip
-    pretrain(recipe, echo=lambda line: None)
+    train_recipe(recipe, echo=lambda line: None)
     import json
 
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from maemm.report.pictures import save_pictures
+from maemm.ui.pictures import save_pictures
 from maemm_plugins.video import show
 from maemm_plugins.video.modality import Video
 
@@ -51,9 +51,9 @@ def test_still_pictures_do_not_move():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_report_gets_the_piece(tmp_path, channels):
-    from maemm.build import build_model
     from maemm.config import load
-    from maemm.draws import Draw
+    from maemm.contract.rng import Draw
+    from maemm.model.build import build_model
 
     shrunk = {"modalities.video.channels": channels, "modalities.video.mean": [0.5] * channels,
               "modalities.video.std": [0.25] * channels}  # fmt: skip
@@ -67,8 +67,8 @@ def test_the_report_gets_the_piece(tmp_path, channels):
 
 def test_reconstruct_writes_it_beside_the_strip(tmp_path, videos):
     from maemm import reconstruct
-    from maemm.build import build_model
     from maemm.config import load
+    from maemm.model.build import build_model
 
     for number in range(2):
         (tmp_path / f"{number}.mp4").write_bytes(videos["plain"].read_bytes())

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 import maemm
+from maemm.contract.errors import MaemmError
 from maemm.data.loader import Loader
 from maemm.data.order import Once, Slots
-from maemm.errors import MaemmError
 from maemm_plugins.video.modality import Video
 from maemm_plugins.video.sources import open_mixed, open_videos
 

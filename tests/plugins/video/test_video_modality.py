@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import maemm
 from maemm.contract import Prepared, Tokens
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
 from maemm_plugins.video import crop, maskings, resize, sampling
 from maemm_plugins.video.modality import Video
 from maemm_plugins.video.positions import ClipTable, FlatSinCos, Separable, flat_sincos

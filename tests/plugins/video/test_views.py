@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from maemm.draws import Draw
-from maemm.errors import MaemmError
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
 from maemm_plugins.video import crop, sampling
 from maemm_plugins.video.decoding import Video as File
 from maemm_plugins.video.modality import Video

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import maemm
-from maemm import plugins
-from maemm.errors import MaemmError
+from maemm import registry
+from maemm.contract.errors import MaemmError
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = {
@@ -32,7 +32,7 @@ def loaded(name):
 
 
 def write(model, kind=None):
-    return plugins.find("weights", kind or model.kind)().write(model, model.extras)
+    return registry.find("weights", kind or model.kind)().write(model, model.extras)
 
 
 def inputs(name):

@@ -1,6 +1,6 @@
 """A tiny labelled modality for tests of evaluation: waves whose direction is their class."""
 
-from maemm.plugins import Plugin
+from maemm.registry import Plugin
 
 plugin = Plugin(
     name="marks",

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from maemm.contract import Prepared, Sample, Source
-from maemm.draws import Draw
-from maemm.grid import GridModality
+from maemm.contract.grid import GridModality
+from maemm.contract.rng import Draw
 
 DEFAULTS = {
     "samples": 40,

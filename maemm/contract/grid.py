@@ -1,0 +1,185 @@
+"""The generic modality of signals on a grid: series, pictures, clips, volumes, spectrograms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from maemm.contract.data import Prepared, Tokens
+from maemm.contract.errors import MaemmError
+from maemm.contract.parts import Modality
+from maemm.contract.patches import grid_of, patchify, unpatchify
+from maemm.contract.positions import lattice, make_position
+from maemm.contract.rng import Draw
+
+PositionKind = Literal["sincos", "learned", "fixed", "none"]
+
+
+def as_tuple(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """One number for all axes, or one for each."""
+    return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+class GridModality(Modality):
+    """A signal (B, channels, *size), cut into patches of equal size.
+
+    Options
+        size: sides of the signal that position tables are made for, one number or one per axis
+        patch: sides of a patch, one number or one per axis
+        channels: channels of the signal
+        position: position of tokens in the encoder: sincos, learned, fixed (stored, not trained) or none
+        decoder_position: the same in the decoder; null: like position
+        normalize: patch: targets have mean 0 and variance 1 in each patch; none: raw; null: unknown, ask
+        normalize_eps: added to the variance of a patch
+    """
+
+    axes = 2
+
+    def __init__(
+        self,
+        *,
+        size: int | Sequence[int],
+        patch: int | Sequence[int],
+        channels: int = 1,
+        position: PositionKind = "sincos",
+        decoder_position: PositionKind | None = None,
+        normalize: Literal["patch", "none"] | None = "patch",
+        normalize_eps: float = 1e-6,
+    ):
+        super().__init__()
+        axes = next((len(v) for v in (size, patch) if not isinstance(v, int)), self.axes)
+        self.size, self.patch = as_tuple(size, axes), as_tuple(patch, axes)
+        if min(*self.size, *self.patch, channels) < 1:
+            raise MaemmError(f"size {self.size}, patch {self.patch} and channels {channels} must be positive")
+        self.grid = grid_of(self.size, self.patch)
+        self.channels = channels
+        if normalize == "patch" and self.values_dim() < 2:
+            raise MaemmError("a patch of one value has no variance; set normalize: none or a larger patch")
+        self.position_kinds = {"encoder": position, "decoder": decoder_position or position}
+        self.normalize, self.normalize_eps = normalize, normalize_eps
+
+    # ---- in the worker
+    def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
+        """An array (channels, *sides), or (*sides) for one channel -> {"x": (channels, *size)}, a part of it.
+
+        The part is a random one, or the middle with ``draw=None``. Raises ValueError, which counts as an unreadable
+        sample: another number of axes or channels, a side shorter than ``size``, values that are not finite.
+        """
+        x = torch.as_tensor(raw)
+        if x.ndim == len(self.size) and self.channels == 1:
+            x = x[None]
+        wanted = (self.channels, *self.size)
+        if x.ndim != len(wanted) or len(x) != self.channels or any(a < b for a, b in zip(x.shape, wanted, strict=True)):
+            raise ValueError(f"has shape {tuple(x.shape)}, the model takes {wanted} or longer sides")
+        spare = [have - want for have, want in zip(x.shape[1:], self.size, strict=True)]
+        if any(spare):
+            seat = [0.5] * len(spare) if draw is None else draw.rand("crop", len(spare))[0].tolist()
+            starts = [int(one * (room + 1)) for one, room in zip(seat, spare, strict=True)]
+            for axis, (start, side) in enumerate(zip(starts, self.size, strict=True), start=1):
+                x = x.narrow(axis, start, side)
+        if not x.isfinite().all():
+            raise ValueError("holds NaN or infinity")
+        return {"x": x}
+
+    # ---- tokens
+    def tokenize(self, prepared: Prepared) -> Tokens:
+        """(B, C, *size) -> patches; a patch is valid where all its elements are."""
+        x = prepared.x
+        if x.ndim != len(self.patch) + 2 or x.shape[1] != self.channels:
+            axes = ", ".join(str(side) for side in self.size)
+            raise MaemmError(f"{type(self).__name__} expects (B, {self.channels}, {axes}), got {tuple(x.shape)}")
+        grid = grid_of(tuple(x.shape[2:]), self.patch)
+        valid = None
+        if prepared.valid is not None:
+            valid = patchify(prepared.valid.unsqueeze(1), self.patch).all(-1)
+        return Tokens(patchify(x, self.patch), lattice(grid, x.device)[None], grid, valid)
+
+    def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
+        """(R, M, P) -> (R, C, *size); NaN where no token is given."""
+        if index is not None:
+            whole = values.new_full((values.shape[0], tokens.count, values.shape[-1]), float("nan"))
+            values = whole.scatter(1, index[..., None].expand(-1, -1, values.shape[-1]), values)
+        return unpatchify(values, tokens.grid, self.patch)
+
+    # ---- model
+    def values_dim(self) -> int:
+        """P: values of one patch."""
+        return torch.Size(self.patch).numel() * self.channels
+
+    def output_dim(self) -> int:
+        return self.values_dim()
+
+    def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
+        self.embedding = nn.Linear(self.values_dim(), encoder_dim)
+        nn.init.xavier_uniform_(self.embedding.weight)
+        self.positions = self.make_positions(self.position_kinds["encoder"], encoder_dim)
+        if decoder_dim is not None:
+            self.decoder = nn.Module()
+            self.decoder.positions = self.make_positions(self.position_kinds["decoder"], decoder_dim)
+
+    def make_positions(self, kind: str, dim: int) -> nn.Module:
+        """The positions of one role: (tokens, index (R, V)) -> (R, V, dim). Override it for kinds of your own."""
+        return make_position(kind, dim, self.grid)
+
+    def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
+        return self.embedding(tokens.take(index))
+
+    def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
+        return (self.positions if role == "encoder" else self.decoder.positions)(tokens, index)
+
+    # ---- target
+    def target(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """Patch values; with ``normalize: patch`` (x - mean) / sqrt(var + eps), unbiased variance (MAE, section 4)."""
+        values = tokens.take(index).float()
+        if self.normalize is None:
+            raise MaemmError("the weights do not tell the target's normalisation; load with norm_pix=True or False")
+        if self.normalize == "none" or not values.numel():
+            return values
+        mean, scale = self._statistics(values)
+        return (values - mean) / scale
+
+    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+        if self.normalize != "patch":
+            return pred.float()
+        mean, scale = self._statistics(tokens.take(index).float())
+        return pred.float() * scale + mean
+
+    def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        mean = values.mean(-1, keepdim=True)
+        return mean, (values.var(-1, keepdim=True) + self.normalize_eps).sqrt()
+
+    # ---- pictures, statistics and tests
+    def by_channel(self, prepared: Prepared) -> Tensor:
+        """Of ``x`` (B, C, *size), or (B, *size) for one channel, with ``valid`` (B, *size) or (B, C, *size)."""
+        x, valid = self.denormalize(prepared.x), prepared.valid
+        if x.ndim == len(self.patch) + 1:
+            x = x.unsqueeze(1)
+        if valid is not None:
+            valid = valid if valid.ndim == x.ndim else valid.unsqueeze(1)
+            x = x.masked_fill(~valid, float("nan"))
+        return x.movedim(1, 0).flatten(1)
+
+    def example(self, batch: int, draw: Draw) -> Prepared:
+        uniform = draw.rand("example", batch, self.channels, *self.size)[0]
+        return Prepared((uniform - 0.5) * 12**0.5)
+
+    def draw(self, axes: Any, signal: Tensor) -> None:
+        """One axis: a trace per channel; two: a map of the channels' mean; three: a strip of up to six maps."""
+        signal = signal.detach().float().cpu()
+        axes.set_axis_off()
+        if signal.ndim == 2:
+            seen = signal[~signal.isnan()]
+            spread = (seen.std() if seen.numel() > 1 else seen.new_ones(())).clamp(min=1e-6) * 4
+            for row, trace in enumerate(signal):
+                axes.plot((trace - row * spread).numpy(), linewidth=0.8)
+            return
+        maps = signal.mean(0)
+        if maps.ndim > 2:
+            maps = maps.flatten(0, -3)
+            chosen = torch.linspace(0, len(maps) - 1, min(6, len(maps))).long()
+            maps = torch.cat(list(maps[chosen]), dim=-1)
+        axes.set_facecolor("0.6")
+        axes.imshow(maps.numpy(), cmap="viridis", interpolation="nearest")

@@ -1,0 +1,89 @@
+"""Classifiers on top of an encoder: of a fine-tuned model, and of a probe that trains with augmentation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from maemm.contract import Head
+from maemm.contract.errors import MaemmError
+from maemm.model.batchnorm import BatchNorm
+from maemm.model.pooling import pool_tokens
+
+
+class Linear(Head):
+    """Pool, optional norm, linear (MAE, fine-tuning: mean of the patch tokens, then a new norm).
+
+    Options
+        classes: outputs
+        pool: mean, cls, max or cls+max
+        norm: before: the encoder's final norm, then the pool; after: pool, then an own norm
+        eps: of the own norm
+        dropout: in front of the last layer
+    """
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        *,
+        classes: int,
+        pool: Literal["mean", "cls", "max", "cls+max"] = "mean",
+        norm: Literal["before", "after"] = "after",
+        eps: float = 1e-6,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        width = encoder_dim * (2 if pool == "cls+max" else 1)
+        if not 0 <= dropout < 1:
+            raise MaemmError(f"dropout is {dropout} (head.dropout); give 0 to below 1")
+        self.classes, self.pool, self.norm_when = classes, pool, norm
+        self.norm = nn.LayerNorm(width, eps=eps) if norm == "after" else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=2e-5)
+        nn.init.zeros_(self.linear.bias)
+
+    def features(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        inputs, latents = model.encode(batch, norm=self.norm_when == "before")
+        name = next(iter(inputs))
+        return self.norm(pool_tokens(latents, name, inputs[name].plan, self.pool))
+
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        return self.linear(self.dropout(self.features(model, batch)))
+
+
+class Probe(Head):
+    """The published linear probe on frozen features: pool, batch normalisation without parameters, linear.
+
+    MAE, appendix A.1: of the class token behind the encoder's final norm. Train it with ``train.trainable: head``.
+
+    Options
+        classes: outputs
+        pool: cls, mean, max or cls+max
+        per_micro_batch: let batch statistics be those of micro-batches
+    """
+
+    def __init__(
+        self,
+        encoder_dim: int,
+        *,
+        classes: int,
+        pool: Literal["cls", "mean", "max", "cls+max"] = "cls",
+        per_micro_batch: bool = False,
+    ):
+        super().__init__()
+        width = encoder_dim * (2 if pool == "cls+max" else 1)
+        self.classes, self.pool, self.per_micro_batch = classes, pool, per_micro_batch
+        self.norm = BatchNorm(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def features(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        inputs, latents = model.encode(batch)
+        name = next(iter(inputs))
+        return pool_tokens(latents, name, inputs[name].plan, self.pool)
+
+    def forward(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        return self.linear(self.norm(self.features(model, batch)))

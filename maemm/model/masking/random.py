@@ -1,0 +1,42 @@
+"""Random masking: every token, or every block of tokens, is kept with equal chance."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from maemm.contract import OneMasking, Plan, Tokens
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
+from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_order
+
+
+class Random(OneMasking):
+    """Keep a random part of the tokens; exact counts (MAE, section 3).
+
+    Options
+        ratio: share of the tokens that is hidden
+        mask_block: keep or hide whole blocks of this many tokens along each axis (Pixio)
+        count: how the ratio becomes a number
+    """
+
+    def __init__(self, *, ratio: float = 0.75, mask_block: int = 1, count: Count = "floor_visible"):
+        check_ratio(ratio)
+        if mask_block < 1:
+            raise MaemmError(f"mask_block {mask_block} must be at least 1 (masking.mask_block)")
+        self.ratio, self.mask_block, self.count = ratio, mask_block, count
+
+    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+        if self.mask_block == 1:
+            noise = draw.rand(f"mask/{name}", tokens.count).to(tokens.values.device)
+        else:
+            noise = self._block_noise(name, tokens, draw)
+        return plan_from_order(noise_order(noise, tokens), tokens, self.ratio, self.count)
+
+    def _block_noise(self, name: str, tokens: Tokens, draw: Draw) -> Tensor:
+        k = self.mask_block
+        if tokens.grid is None or any(n % k for n in tokens.grid):
+            raise MaemmError(f"grid {tokens.grid} is not a multiple of mask_block {k} (modalities.{name}.masking)")
+        noise = draw.rand(f"mask/{name}", *(n // k for n in tokens.grid)).to(tokens.values.device)
+        for axis in range(1, noise.ndim):
+            noise = noise.repeat_interleave(k, dim=axis)
+        return noise.flatten(1)  # equal inside a block; the stable sort keeps whole blocks together

@@ -1,0 +1,163 @@
+"""Supervised classification: the objective of fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from maemm.contract import Objective, Output, Plan, Prepared, Term
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
+from maemm.data.labels import known, multi_hot
+from maemm.model.metrics import mean_average_precision
+from maemm.model.objectives.mixing import Mixing, erase, mixed_before
+
+
+class Classify(Objective):
+    """Cross entropy of the head's logits.
+
+    Mixup, CutMix and random erasing are timm's, on any batch that is one tensor of equal samples: CutMix and erasing
+    treat the last two axes as a picture and all before them as channels. The defaults mix nothing; MAE's fine-tuning
+    has mixup 0.8, cutmix 1, smoothing 0.1, erase 0.25 (appendix A.1).
+
+    Options
+        weight: of the term in the loss
+        loss: softmax: one label for each sample; sigmoid: any number of labels, binary cross entropy averaged over
+            the classes
+        smoothing: label smoothing
+        mixup: alpha of mixup; 0: none
+        cutmix: alpha of CutMix; 0: none
+        mix_probability: of mixing a batch at all
+        mix_switch: probability of CutMix where both are on
+        erase: probability that a box of a sample is replaced by noise
+        class_weights: factor of the loss by class
+        stream: which of several answers is learned, such as multimodal (CAV-MAE); null: the mean of all
+        hide: in training hide tokens as the modalities' masking says (AudioMAE, section 3.2); asked about samples the
+            classifier sees all
+    """
+
+    masked = False
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        weight: float = 1.0,
+        loss: Literal["softmax", "sigmoid"] = "softmax",
+        smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        mix_probability: float = 1.0,
+        mix_switch: float = 0.5,
+        erase: float = 0.0,
+        class_weights: list[float] | None = None,
+        stream: str | None = None,
+        hide: bool = False,
+    ):
+        super().__init__()
+        for key, value in (("smoothing", smoothing), ("mix_probability", mix_probability), ("erase", erase)):
+            if not 0 <= value <= 1:
+                raise MaemmError(f"{key} is {value} (objectives.{name}.{key}); give 0 to 1")
+        if min(mixup, cutmix) < 0:
+            raise MaemmError(f"mixup {mixup}, cutmix {cutmix} (objectives.{name}); give 0 or more")
+        self.name, self.weight, self.loss, self.smoothing, self.erase = name, weight, loss, smoothing, erase
+        self.mixing = Mixing(mixup, cutmix, mix_probability, mix_switch) if mixup or cutmix else None
+        self.class_weights, self.stream, self.hide = class_weights, stream, hide
+
+    # ---- before the forward pass
+    def batch(
+        self, prepared: dict[str, Prepared], labels: Tensor | None, draw: Draw, model: nn.Module
+    ) -> tuple[dict[str, Prepared], Tensor | None]:
+        """Erase and mix. Partners are from the same micro-batch. Raises :class:`MaemmError` for missing labels."""
+        if model.head is None:
+            raise MaemmError("the recipe has no head to classify with (head); add head: {type: linear, classes: N}")
+        self._check_weights(model.head.classes)
+        _check_labels(labels, model.head.classes, self.loss)
+        if self.erase:
+            prepared = {name: erase(name, one, draw, self.erase) for name, one in prepared.items()}
+        before = any("mix_share" in one.info for one in prepared.values())
+        if self.loss == "softmax" and self.mixing is None and not before:
+            return prepared, labels  # the loss smooths
+        soft = self._smooth(multi_hot(labels, model.head.classes))
+        soft = mixed_before(prepared, soft)
+        return (prepared, soft) if self.mixing is None else self.mixing(prepared, soft, draw)
+
+    def _check_weights(self, classes: int) -> None:
+        if self.class_weights is not None and len(self.class_weights) != classes:
+            raise MaemmError(
+                f"{len(self.class_weights)} class_weights are given for {classes} outputs of the head (objectives."
+                f"{self.name}.class_weights); give one for each"
+            )
+
+    def _smooth(self, labels: Tensor) -> Tensor:
+        return labels * (1 - self.smoothing) + self.smoothing / labels.shape[1]
+
+    # ---- the loss
+    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
+        out.logits = model.head(model, out.inputs)
+        if out.labels is None:
+            return {}
+        if self.loss == "sigmoid" and not out.labels.is_floating_point():
+            out.labels = multi_hot(out.labels, model.head.classes)
+        losses = [self._loss(one.float(), out.labels) for one in self._streams(out.logits)]
+        return {
+            self.name: Term(sum(losses[1:], losses[0]) / len(losses), self.counts(out.plans)[self.name], self.weight)
+        }
+
+    def _streams(self, logits: Tensor | dict[str, Tensor]) -> list[Tensor]:
+        if not isinstance(logits, dict):
+            return [logits]
+        if self.stream is None:
+            return list(logits.values())
+        if self.stream not in logits:
+            raise MaemmError(
+                f"the head gives no answer {self.stream!r} (objectives.{self.name}.stream); it gives "
+                f"{', '.join(logits)}"
+            )
+        return [logits[self.stream]]
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Sum over samples. Labels that are shares of classes are smooth already."""
+        with torch.autocast(logits.device.type, enabled=False):
+            weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+            if self.loss == "sigmoid":
+                return binary_cross_entropy_with_logits(logits, labels, weight, reduction="none").mean(1).sum()
+            smoothing = self.smoothing if labels.ndim == 1 else 0.0
+            return cross_entropy(logits, labels, weight, reduction="sum", label_smoothing=smoothing)
+
+    def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
+        plan = next(iter(plans.values()))
+        return {self.name: torch.tensor(float(plan.visible.shape[0]), device=plan.visible.device)}
+
+    # ---- figures
+    def answers(self, out: Output) -> dict[str, Tensor]:
+        """Probabilities, of the mean over streams where several answer, and labels."""
+        logits = torch.stack(self._streams(out.logits)).mean(0)
+        said = logits.float().sigmoid() if self.loss == "sigmoid" else logits.float().softmax(1)
+        return {"said": said, "labels": out.labels}
+
+    def figures(self, answers: dict[str, Tensor]) -> dict[str, float]:
+        """accuracy, or mAP where samples may have several labels."""
+        said, labels = answers["said"], answers["labels"]
+        if self.loss == "sigmoid":
+            return {"mAP": mean_average_precision(said.cpu().numpy(), labels.cpu().numpy())}
+        return {"accuracy": float((said.argmax(1) == labels).double().mean())}
+
+
+def _check_labels(labels: Tensor | None, classes: int, loss: str) -> None:
+    """Labels as the loader gives them, on the host: an index out of range would end a GPU's work without a word."""
+    if labels is None or not bool(known(labels).all()):
+        raise MaemmError(
+            "samples have no labels to learn from (data.root); give all files in a folder per class, or a list or "
+            "array with labels, and set data.classes"
+        )
+    if labels.ndim == 2 and loss == "softmax":
+        raise MaemmError("samples have several labels (data.root); set objectives.classify.loss=sigmoid")
+    if int(labels.max()) >= classes:
+        raise MaemmError(
+            f"a label is {int(labels.max())}, the head has {classes} outputs, which count from 0 (head.classes); raise "
+            "it, or mend the labels"
+        )

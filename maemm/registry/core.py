@@ -1,0 +1,39 @@
+"""The manifest of the core: the parts that fit any modality."""
+
+from __future__ import annotations
+
+from maemm.contract.version import CONTRACT_VERSION
+from maemm.registry.manifest import Plugin
+
+CORE = Plugin(
+    name="core",
+    version=str(CONTRACT_VERSION),
+    contract=CONTRACT_VERSION,
+    summary="parts that fit any modality",
+    sources={"paired": "data.paired:open_paired"},
+    maskings={
+        "random": "model.masking.random:Random",
+        "block": "model.masking.block:Block",
+        "inverse_block": "model.masking.block:InverseBlock",
+        "several": "model.masking.multi_mask:Several",
+    },
+    encoders={"vit": "model.encoders.vit:ViT", "streams": "model.encoders.streams:Streams"},
+    decoders={"full": "model.decoders.full:Full"},
+    objectives={
+        "classify": "model.objectives.classify:Classify",
+        "reconstruct": "model.objectives.reconstruct:Reconstruct",
+        "contrastive": "model.objectives.contrastive:Contrastive",
+    },
+    heads={"linear": "model.heads:Linear", "probe": "model.heads:Probe"},
+    optimizers={
+        "adamw": "train.optim:adamw",
+        "adam": "train.optim:adam",
+        "sgd": "train.optim:sgd",
+        "lars": "train.optim:lars",
+    },
+    schedules={
+        "cosine": "train.schedules:cosine",
+        "constant": "train.schedules:constant",
+        "step": "train.schedules:step",
+    },
+)

@@ -1,0 +1,59 @@
+"""Somebody's data opened with a recipe, the one that was asked for or the one that fits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from maemm import config
+from maemm.config.guess import guess
+from maemm.contract import Modality, Source
+from maemm.contract.errors import MaemmError
+from maemm.data.open import open_source
+from maemm.model.build import build_modalities
+
+Recipe = str | os.PathLike | Mapping[str, Any] | None
+Overrides = Mapping[str, Any] | Iterable[str] | None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source and the modalities, without parameters, that its samples are for."""
+
+    data: str
+    name: str  # of the recipe
+    ending: str | None  # by which the recipe was chosen; None: it was given
+    recipe: dict[str, Any]
+    source: Source
+    modalities: dict[str, Modality]
+
+    @property
+    def title(self) -> str:
+        """ "photos as photo/base (chosen by .jpg)"."""
+        return f"{self.data} as {self.name}" + (f" (chosen by {self.ending})" if self.ending else "")
+
+    @property
+    def stem(self) -> str:
+        """The name of the data, for files about them."""
+        return Path(self.data).expanduser().resolve().name or "data"
+
+
+def open_data(data: str | os.PathLike, recipe: Recipe = None, overrides: Overrides = None) -> Opened:
+    """Open ``data`` with a recipe (name, file, run folder or dictionary; None: the one for such files).
+
+    ``overrides`` change the recipe. Raises :class:`MaemmError` where no recipe or several fit, and where there is
+    nothing to read.
+    """
+    data, ending = os.fspath(data), None
+    if recipe is None:
+        recipe, ending = guess(data)
+    name = "the given recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)
+    values = config.load(recipe, overrides)
+    values["data"] = {**values["data"], "root": data, "mix": None}
+    source = open_source(values)
+    if not len(source):
+        raise MaemmError(f"there are no samples ({data}); give data that are not empty")
+    return Opened(data, name, ending, values, source, build_modalities(values))

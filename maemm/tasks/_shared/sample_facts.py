@@ -1,0 +1,153 @@
+"""One sample after the other, looked at closely: what ``maemm data check`` notes of each."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maemm.contract import Label, Modality, Prepared, Source
+from maemm.contract.rng import Draw
+from maemm.data.bad_samples import printable, reason_of
+from maemm.data.loader import name_of
+from maemm.tasks._shared.channel_statistics import moments
+
+Row = dict[str, Any]  # plain: what JSON knows
+
+
+class Looker:
+    """Reads the samples of a task (start, stop) and turns each into a :data:`Row`. Runs in a worker or here.
+
+    A row holds ``id`` and either ``bad``, the reason why the sample cannot be used, or ``label``, ``digest`` (equal
+    content, equal digest) and ``of``: {modality: {"facts", "loaded", "tokens", "moments"}}.
+    """
+
+    def __init__(self, source: Source, modalities: Mapping[str, Modality], seed: int = 0):
+        self.source, self.modalities, self.seed = source, dict(modalities), seed
+        self.lost: dict[int, str] = {}  # samples that may not be touched again, and why
+        self.at = torch.tensor(-1)
+
+    def __call__(self, task: tuple[int, int]) -> list[Row]:
+        try:
+            return [self._row(index) for index in range(*task)]
+        finally:
+            self.at.fill_(-1)
+
+    def _row(self, index: int) -> Row:
+        self.at.fill_(index)
+        try:
+            if index in self.lost:
+                raise _Lost(self.lost[index])
+            return self._seen(index)
+        except _Lost as error:
+            return {"id": name_of(self.source, index), "bad": str(error)}
+        except Exception as error:  # whatever a broken file does, also running out of memory
+            return {"id": name_of(self.source, index), "bad": reason_of(error)}
+
+    def _seen(self, index: int) -> Row:
+        sample = self.source.read(index, Draw((self.seed, 0, index, 0)))
+        state, of = hashlib.blake2b(digest_size=16), {}
+        for name, modality in self.modalities.items():
+            if name not in sample.raw:
+                raise ValueError(f"the sample has no {name!r}, only {', '.join(map(repr, sample.raw)) or 'nothing'}")
+            raw = sample.raw[name]
+            loaded = modality.load(raw, None)
+            state.update(name.encode())
+            if not _feed(state, raw):  # a path or a handle says nothing about the content
+                _feed(state, loaded)
+            of[name] = {
+                "facts": _plain(modality.describe(raw)),
+                "loaded": shapes(loaded),
+                **_prepared(modality, loaded),
+            }
+        return {"id": printable(sample.id), "label": _plain_label(sample.label), "digest": state.hexdigest(), "of": of}
+
+
+def _plain_label(label: Label | None) -> int | list[int] | None:
+    if label is None:
+        return None
+    return [int(one) for one in label] if isinstance(label, tuple) else int(label)
+
+
+class _Lost(Exception):
+    """A sample that cost a worker."""
+
+
+def _prepared(modality: Modality, loaded: dict[str, Any]) -> Row:
+    """Number of tokens and the moments of the channels, as the model sees the sample without augmentation."""
+    prepared = modality.prepare(modality.collate([loaded]), None)
+    wrong = not_finite(prepared)
+    if wrong:
+        raise ValueError(f"{wrong:,} of {prepared.x.numel():,} values are not finite numbers")
+    tokens = modality.tokenize(prepared)
+    count = tokens.count if tokens.valid is None else int(tokens.valid.sum())
+    values = modality.by_channel(prepared)
+    return {"tokens": count, "moments": None if values is None else moments(values)}
+
+
+def not_finite(prepared: Prepared) -> int:
+    """How many values are NaN or infinite, padding aside."""
+    wrong = ~torch.isfinite(prepared.x)
+    if not wrong.any():
+        return 0
+    return int((wrong & element_valid(prepared)).sum())
+
+
+def element_valid(prepared: Prepared) -> Tensor:
+    """``valid`` as (B, ...) of the shape of ``x``, whether it leaves out channels behind the batch or at the end."""
+    x, valid = prepared.x, prepared.valid
+    if valid is None:
+        return torch.ones_like(x, dtype=torch.bool)
+    if valid.shape != x.shape[: valid.ndim] and valid.shape[1:] == x.shape[2 : 1 + valid.ndim]:
+        valid = valid.unsqueeze(1)  # all channels alike
+    return valid.reshape(*valid.shape, *[1] * (x.ndim - valid.ndim)).expand_as(x)
+
+
+def shapes(loaded: Any) -> list[str]:
+    """The arrays in what ``load`` returned, in words: "x 3 x 224 x 224 uint8"."""
+    found = []
+    for key, one in loaded.items() if isinstance(loaded, Mapping) else [("", loaded)]:
+        if isinstance(one, Tensor | np.ndarray) and one.ndim:
+            size = " x ".join(map(str, one.shape))
+            found.append(f"{key} {size} {str(one.dtype).removeprefix('torch.')}".strip())
+    return found
+
+
+def _plain(facts: Mapping[str, Any]) -> Row:
+    """Facts as JSON knows them."""
+    found: Row = {}
+    for key, one in facts.items():
+        one = one.item() if isinstance(one, np.generic | Tensor) else one
+        found[str(key)] = one if isinstance(one, int | float | str) else str(one)
+    return found
+
+
+def _feed(state: Any, value: Any) -> bool:
+    """Feed all arrays, numbers and bytes in ``value`` to a hash; -> whether there was an array or bytes.
+
+    Texts are left out: they are names more often than content.
+    """
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
+    if isinstance(value, Mapping):
+        return any([_feed(state, one) for _, one in sorted(value.items(), key=lambda pair: str(pair[0]))])
+    if isinstance(value, list | tuple):
+        return any([_feed(state, one) for one in value])
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+        state.update(f"{value.dtype.str}{value.shape}".encode())
+        state.update(np.ascontiguousarray(value).data if value.size else b"")
+        return True
+    if isinstance(value, bytes | bytearray | memoryview):
+        state.update(value)
+        return True
+    if isinstance(value, int | float | complex | np.generic):
+        state.update(repr(value).encode())
+    return False

@@ -1,0 +1,1 @@
+"""``maemm config``: list, show and print recipes."""

@@ -1,0 +1,1 @@
+"""``maemm convert``: published weights to maemm's format, and back."""

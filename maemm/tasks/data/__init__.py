@@ -1,0 +1,1 @@
+"""``maemm data``: check, measure and pack data sets."""

@@ -1,0 +1,1 @@
+"""``maemm embed``: features of every sample in one file."""

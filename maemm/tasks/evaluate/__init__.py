@@ -1,0 +1,1 @@
+"""``maemm evaluate``: a fine-tuned model on labelled data."""

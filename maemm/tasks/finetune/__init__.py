@@ -1,0 +1,1 @@
+"""``maemm finetune``: train a classifier from a pre-trained encoder."""

@@ -1,0 +1,1 @@
+"""``maemm knn``: nearest neighbours of frozen features."""

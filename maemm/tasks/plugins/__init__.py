@@ -1,0 +1,1 @@
+"""``maemm plugins``: list, show, write and check plugins."""

@@ -1,0 +1,54 @@
+"""The plugname modality: a signal on a grid, cut into patches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maemm.contract import Prepared
+from maemm.contract.grid import GridModality
+from maemm.contract.rng import Draw
+
+
+class PlugName(GridModality):
+    """A signal (B, channels, SIDES).
+
+    A sample is an array (channels, SIDES). Of a longer one a random part is taken, in
+    evaluation the middle. Patches, positions, targets and pictures come from GridModality.
+
+    Options
+        size: sides of the signal that the model sees, one number or one per axis
+        patch: sides of a patch, one number or one per axis
+        channels: channels of the signal
+        mean: subtracted from all values, one number or one per channel
+        std: then divided by, so that values are around 1, one number or one per channel
+    """
+
+    axes = 2
+
+    def __init__(
+        self,
+        *,
+        size: int | Sequence[int] = 32,
+        patch: int | Sequence[int] = 4,
+        channels: int = 1,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        **grid: Any,
+    ):
+        super().__init__(size=size, patch=patch, channels=channels, **grid)
+        self.mean, self.std = mean, std
+
+    def prepare(self, raw: dict[str, Any], draw: Draw | None) -> Prepared:
+        """Raw (B, channels, SIDES) -> what the model sees. ``draw=None``: no augmentation."""
+        x = raw["x"].float()
+        return Prepared((x - self._as_channels(self.mean, x)) / self._as_channels(self.std, x))
+
+    def denormalize(self, signal: Tensor) -> Tensor:
+        """Undo ``mean`` and ``std``."""
+        return signal * self._as_channels(self.std, signal) + self._as_channels(self.mean, signal)
+
+    def _as_channels(self, value: float | Sequence[float], like: Tensor) -> Tensor:
+        """One number, or one per channel, in a shape that goes with (..., channels, SIDES)."""
+        return torch.tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * len(self.size))

@@ -1,0 +1,130 @@
+"""The plugname modality: a set of elements, each at its coordinates. An element is a token."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from maemm.contract import Modality, Prepared, Tokens
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
+
+
+class Positions(nn.Module):
+    """Coordinates (R, V, A) -> (R, V, dim): waves of several lengths along each axis, then a small network."""
+
+    def __init__(self, axes: int, dim: int, waves: int = 4):
+        super().__init__()
+        self.waves = waves
+        self.net = nn.Sequential(nn.Linear(2 * waves * axes, dim), nn.GELU(), nn.Linear(dim, dim))
+
+    def forward(self, coords: Tensor) -> Tensor:
+        rates = 2.0 ** torch.arange(self.waves, device=coords.device, dtype=coords.dtype)
+        angles = (coords[..., None] * rates).flatten(-2)
+        return self.net(torch.cat([angles.sin(), angles.cos()], -1))
+
+
+class PlugName(Modality):
+    """Sets (B, N, coords + features): where the hidden elements are is told, what they are is predicted.
+
+    A sample is an array (elements, coords + features). Sets of different sizes make one batch.
+
+    Options
+        coords: columns that say where an element is
+        features: columns that say what it is
+        most: elements of a sample that are taken; of more, a random part, in evaluation the first
+        mean: subtracted from all features
+        std: features are then divided by it
+        scale: coordinates are divided by it, so that they are around 1
+    """
+
+    def __init__(
+        self,
+        *,
+        coords: int = 3,
+        features: int = 1,
+        most: int = 256,
+        mean: float = 0.0,
+        std: float = 1.0,
+        scale: float = 1.0,
+    ):
+        super().__init__()
+        self.coords, self.features, self.most = coords, features, most
+        self.mean, self.std, self.scale = mean, std, scale
+
+    # ---- in the worker, one sample
+    def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
+        """(elements, columns) -> {"x": float32}. What is raised here makes a bad sample, which is counted and named."""
+        x = torch.as_tensor(np.asarray(raw, dtype=np.float32))
+        columns = self.coords + self.features
+        if x.ndim != 2 or not len(x) or x.shape[1] != columns:
+            raise ValueError(f"has shape {tuple(x.shape)}, the model takes (elements, {columns})")
+        if not x.isfinite().all():
+            raise ValueError("holds NaN or infinity")
+        if len(x) > self.most and draw is not None:
+            x = x[draw.rand("part", len(x))[0].argsort()[: self.most].sort().values]
+        return {"x": x[: self.most]}
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Pad to the largest set; ``valid`` says what is padding."""
+        sets = [one["x"] for one in samples]
+        valid = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in sets], batch_first=True)
+        return {"x": pad_sequence(sets, batch_first=True), "valid": valid}
+
+    # ---- on the device, batched
+    def prepare(self, raw: dict[str, Tensor], draw: Draw | None) -> Prepared:
+        """Scale. Augment here (turn, shift, drop), with ``draw``, where it is not None."""
+        where, what = raw["x"].float().split([self.coords, self.features], -1)
+        return Prepared(torch.cat([where / self.scale, (what - self.mean) / self.std], -1), raw["valid"])
+
+    def tokenize(self, prepared: Prepared) -> Tokens:
+        x, columns = prepared.x, self.coords + self.features
+        if x.ndim != 3 or x.shape[-1] != columns:
+            raise MaemmError(f"{type(self).__name__} expects (B, N, {columns}), got {tuple(x.shape)}")
+        if prepared.valid is not None and prepared.valid.shape != x.shape[:2]:
+            raise MaemmError(f"{type(self).__name__} expects valid {tuple(x.shape[:2])}, got {prepared.valid.shape}")
+        return Tokens(x[..., self.coords :], x[..., : self.coords], valid=prepared.valid)
+
+    # ---- in the model
+    def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
+        self.embedding, self.positions = nn.Linear(self.features, encoder_dim), Positions(self.coords, encoder_dim)
+        if decoder_dim is not None:
+            self.decoder = nn.Module()
+            self.decoder.positions = Positions(self.coords, decoder_dim)
+
+    def output_dim(self) -> int:
+        return self.features
+
+    def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
+        return self.embedding(tokens.take(index))
+
+    def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
+        positions = self.positions if role == "encoder" else self.decoder.positions
+        return positions(tokens.take_coords(index))
+
+    def target(self, tokens: Tokens, index: Tensor) -> Tensor:
+        return tokens.take(index).float()
+
+    # ---- pictures and tests
+    def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
+        """Features (R, M, features) -> (R, N, coords + features), NaN where no element is given."""
+        if index is not None:
+            whole = values.new_full((len(values), tokens.count, self.features), float("nan"))
+            values = whole.scatter(1, index[..., None].expand_as(values), values)
+        return torch.cat([tokens.coords.to(values), values], -1)
+
+    def draw(self, axes: Any, signal: Tensor) -> None:
+        """The first two columns as places, the first feature as colour; hidden elements in grey."""
+        x, y, colour = signal.detach().cpu()[:, [0, 1, self.coords]].T.numpy()
+        hidden = np.isnan(colour)
+        axes.scatter(x[hidden], y[hidden], c="0.85", s=4)
+        axes.scatter(x[~hidden], y[~hidden], c=colour[~hidden], s=8, cmap="viridis")
+        axes.set_xticks([])
+        axes.set_yticks([])
+
+    def example(self, batch: int, draw: Draw) -> Prepared:
+        uniform = draw.rand("example", batch, 16, self.coords + self.features)[0]
+        valid = torch.ones(batch, 16, dtype=torch.bool)
+        return Prepared((uniform - 0.5) * 12**0.5, valid)

@@ -1,0 +1,1 @@
+"""``maemm pretrain``: train a recipe."""

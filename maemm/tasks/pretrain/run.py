@@ -1,0 +1,27 @@
+"""``maemm pretrain``: train a recipe, with pictures and a page for people."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from maemm import config
+from maemm.tasks.pretrain.report import Report
+from maemm.train.loop import echo_line, train
+
+
+def pretrain(recipe: str | os.PathLike | Mapping[str, Any], **overrides: Any) -> Path:
+    """Train a recipe (name, YAML file, run folder or dictionary) and return its run folder; called again, continue.
+
+    ``overrides`` are dotted keys: ``pretrain("image/mae_base", **{"data.root": "photos"})``. Raises
+    :class:`maemm.MaemmError` for whatever is wrong with the recipe or with the data.
+    """
+    name = recipe if isinstance(recipe, Mapping) else os.fspath(recipe)
+    return train_recipe(config.load(name, overrides, training=True))
+
+
+def train_recipe(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line) -> Path:
+    """:func:`maemm.train.loop.train` of a resolved recipe, with pictures of reconstructions and ``report.html``."""
+    return train(recipe, echo=echo, callback=Report())

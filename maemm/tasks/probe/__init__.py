@@ -1,0 +1,1 @@
+"""``maemm probe``: classifiers on frozen features."""

@@ -1,0 +1,193 @@
+"""Probes trained by gradient descent on a table of frozen features: the published linear one, an attentive one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import seeded
+from maemm.tasks._shared.tables import Choice, Table, held_out
+from maemm.train.optim import make_optimizer, set_lr
+from maemm.train.schedules import learning_rate
+
+#: MAE, appendix A.1 and its published script: LARS, weight decay 0, 90 epochs of batch 16384, warmup of 10
+PUBLISHED = {"epochs": 90, "batch": 16384, "base_lr": 0.1, "warmup_epochs": 10, "optimizer": {"type": "lars"}}
+ATTENTIVE = {
+    "epochs": 30,
+    "batch": 256,
+    "base_lr": 1e-3,
+    "warmup_epochs": 3,
+    "optimizer": {"type": "adamw", "betas": (0.9, 0.999), "weight_decay": 0.05},
+}
+
+
+class PublishedLinear(nn.Module):
+    """BatchNorm without affine parameters, then a linear layer (MAE, appendix A.1): (B, D) -> (B, classes)."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return self.linear(self.norm(x))
+
+
+class Attentive(nn.Module):
+    """One learned query that attends to all tokens, then a linear layer: (B, N, D) -> (B, classes)."""
+
+    def __init__(self, width: int, classes: int):
+        super().__init__()
+        from timm.layers import AttentionPoolLatent
+
+        heads = next(one for one in (12, 8, 6, 4, 3, 2, 1) if width % one == 0)
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.pool = AttentionPoolLatent(width, num_heads=heads, norm_layer=nn.LayerNorm)
+        self.linear = nn.Linear(width, classes)
+        nn.init.trunc_normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        mask = None if valid is None else valid[:, None, None, :]
+        return self.linear(self.pool(self.norm(x), attn_mask=mask))
+
+
+def published_scores(
+    train: Table, test: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
+) -> np.ndarray:
+    """(n, classes) logits of :class:`PublishedLinear` under the published schedule.
+
+    Of several ``base_lr`` (for a batch of 256) the best on a held-out part of ``train`` is used, the first where
+    nothing can be held out. ``options`` replace those of :data:`PUBLISHED`; the batch is at most the size of ``train``.
+    """
+    return _Probe(PublishedLinear, PUBLISHED, seed, options).scores(train, test, base_lr)
+
+
+def attentive_scores(
+    train: Table, test: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
+) -> np.ndarray:
+    """(n, classes) logits of :class:`Attentive` on tables of tokens; the rest as in :func:`published_scores`."""
+    return _Probe(Attentive, ATTENTIVE, seed, options).scores(train, test, base_lr)
+
+
+def published_choice(
+    train: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
+) -> Choice | None:
+    """The one of several ``base_lr`` that :func:`published_scores` uses; None where there is nothing to choose."""
+    return _Probe(PublishedLinear, PUBLISHED, seed, options).choice(train, base_lr)
+
+
+def attentive_choice(
+    train: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
+) -> Choice | None:
+    """The one of several ``base_lr`` that :func:`attentive_scores` uses; None where there is nothing to choose."""
+    return _Probe(Attentive, ATTENTIVE, seed, options).choice(train, base_lr)
+
+
+class _Probe:
+    """A kind of probe and how it is trained."""
+
+    def __init__(
+        self,
+        make: Callable[[int, int], nn.Module],
+        recipe: Mapping[str, Any],
+        seed: int,
+        options: Mapping[str, Any],
+    ):
+        self.make, self.seed = make, seed
+        self.recipe = {**recipe, **options}
+        self.balanced = bool(self.recipe.pop("balanced", False))
+
+    def scores(self, train: Table, test: Table, base_lr: float | list[float] | None) -> np.ndarray:
+        self._check(train)
+        best = self.choice(train, base_lr)
+        return self._answer(best.value if best else self._rates(base_lr)[0], train, test)
+
+    def choice(self, train: Table, base_lr: float | list[float] | None) -> Choice | None:
+        self._check(train)
+        rates = self._rates(base_lr)
+        if len(rates) == 1:
+            return None
+        held = held_out(train, self.seed)
+        if not held.any() or held.all():
+            note = f"no class has two samples to choose a learning rate with, so the first one is used ({rates[0]:g})"
+            return Choice("base_lr", rates[0], note)
+        known, asked = train.take(~held), train.take(held)
+        return Choice("base_lr", max(rates, key=lambda rate: asked.figure(self._answer(rate, known, asked))))
+
+    def _check(self, train: Table) -> None:
+        if self.make is Attentive and train.x.ndim != 3:
+            raise MaemmError("an attentive probe needs the features of tokens; embed with tokens=True")
+
+    def _rates(self, base_lr: float | list[float] | None) -> list[float]:
+        return base_lr if isinstance(base_lr, list) else [base_lr or self.recipe["base_lr"]]
+
+    def _answer(self, rate: float, known: Table, asked: Table) -> np.ndarray:
+        return _answer(_fitted(self.make, {**self.recipe, "base_lr": rate}, known, self.seed, self.balanced), asked)
+
+
+def _fitted(
+    make: Callable[[int, int], nn.Module], recipe: Mapping[str, Any], train: Table, seed: int, balanced: bool
+) -> nn.Module:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with seeded(seed, "probe"):
+        module = make(train.x.shape[-1], train.classes).to(device).train()
+    optimizer = make_optimizer(module, recipe)
+    batch = min(recipe["batch"], len(train.y))
+    steps_per_epoch = len(train.y) // batch  # what does not fill a batch waits for another epoch
+    rate = learning_rate({**recipe, "batch": batch}, steps_per_epoch, recipe["epochs"] * steps_per_epoch)
+    weight = torch.from_numpy(class_weights(train)).to(device) if balanced else None
+    columns = [None if one is None else torch.from_numpy(one).to(device) for one in (train.x, train.valid, train.y)]
+    for epoch in range(recipe["epochs"]):
+        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train.y))).to(device)
+        for step in range(steps_per_epoch):
+            rows = order[step * batch : (step + 1) * batch]
+            x, valid, y = (None if one is None else one[rows] for one in columns)
+            take_probe_step(module, optimizer, x, y, rate(epoch * steps_per_epoch + step), valid, weight)
+    return module.eval()
+
+
+def take_probe_step(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    y: Tensor,
+    lr: float,
+    valid: Tensor | None = None,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One step on features ``x`` with labels ``y``; -> (loss, logits) before it."""
+    set_lr(optimizer, lr)
+    logits = module(x, valid)
+    if y.ndim == 1:
+        loss = cross_entropy(logits, y, weight=weight)
+    else:
+        loss = binary_cross_entropy_with_logits(logits, y.to(logits.dtype), weight)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), logits.detach()
+
+
+@torch.inference_mode()
+def _answer(module: nn.Module, test: Table) -> np.ndarray:
+    device, found = next(module.parameters()).device, []
+    for start in range(0, len(test.y), 1024):
+        rows = slice(start, start + 1024)
+        x, valid = (None if one is None else torch.from_numpy(one[rows]).to(device) for one in (test.x, test.valid))
+        found.append(module(x, valid).float().cpu().numpy())
+    return np.concatenate(found)
+
+
+def class_weights(train: Table) -> np.ndarray:
+    """(classes,) float32: labels / (classes that occur * samples of the class); 0 for classes that do not occur."""
+    counts = train.y.sum(0, dtype=np.int64) if train.several else np.bincount(train.y, minlength=train.classes)
+    return np.where(counts > 0, counts.sum() / (np.sum(counts > 0) * np.maximum(counts, 1)), 0).astype(np.float32)

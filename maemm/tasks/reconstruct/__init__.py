@@ -1,0 +1,1 @@
+"""``maemm reconstruct``: pictures of reconstructions."""

@@ -1,0 +1,1 @@
+"""``maemm retrieve``: partners of one modality in another."""

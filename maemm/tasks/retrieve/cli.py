@@ -1,0 +1,41 @@
+"""``maemm retrieve RUN_OR_WEIGHTS [DATA] [--pair A,B]``."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from contextlib import ExitStack
+
+from maemm.tasks._shared.words import EPILOG, words
+from maemm.ui.parser import Verb, split, verb_parser
+
+VERB = Verb("retrieve", "RUN_OR_WEIGHTS [DATA] [--pair A,B]", "find the partners of one modality in another")
+
+
+def run(argv: list[str], flags: Namespace) -> int:
+    """Find the partners of one modality in another, both ways."""
+    parser = verb_parser(VERB, EPILOG)
+    parser.add_argument("--pair", metavar="A,B", help="the two modalities (default: the first two)")
+    parser.add_argument("--views", action="store_true", help="mean over all views of a sample: all frames of a clip")
+    parser.add_argument("--baselines", action="store_true", help="also the untrained network")
+    parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
+    args = parser.parse_intermixed_args(argv)
+    (what, data), overrides = split(args.words, 1, 2, VERB.usage)
+    from maemm.tasks.retrieve.run import retrieve
+    from maemm.ui.progress import progress
+
+    with ExitStack() as stack:
+        found = retrieve(
+            str(what),
+            data,
+            pair=args.pair.split(",") if args.pair else None,
+            views=args.views,
+            batch=args.batch,
+            baselines=args.baselines,
+            show=lambda kind: stack.enter_context(progress(f"embed, {kind}")),
+            **words(overrides, args),
+        )
+    print(json.dumps(found.record()) if flags.json else found)
+    if found.skipped and not flags.json:
+        print(f"{len(found.skipped):,} samples left out (first: {found.skipped[0]})")
+    return 0

@@ -1,0 +1,1 @@
+"""``maemm score``: the reconstruction error of every sample."""

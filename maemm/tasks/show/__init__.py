@@ -1,0 +1,1 @@
+"""``maemm show``: samples as the model gets them."""

@@ -1,0 +1,230 @@
+"""``maemm show``: what the model would get of somebody's files, before anything is trained."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maemm.contract import Masking, Plan, Prepared, Tokens
+from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Draw
+from maemm.data.bad_samples import BadSample, printable, reason_of
+from maemm.data.loader import name_of
+from maemm.model.build import build_masking
+from maemm.tasks._shared.opened_data import Opened, Overrides, Recipe, open_data
+from maemm.tasks._shared.sample_facts import shapes
+from maemm.tasks.show.page import page
+from maemm.tasks.show.shown import Part, Shown
+from maemm.ui.picture_rows import Rows
+from maemm.ui.pictures import by_row, draw_rows, put_together, share
+
+VIEWS = 4  # augmented views of each sample
+
+
+def show(
+    data: str | os.PathLike,
+    out: str | os.PathLike = "show.html",
+    *,
+    recipe: Recipe = None,
+    count: int = 6,
+    seed: int = 0,
+    augment: bool = False,
+    overrides: Overrides = None,
+) -> Shown:
+    """Draw ``count`` samples of a file or folder, spread evenly, as a recipe's model gets them.
+
+    Each is shown after ``load`` and ``prepare`` without augmentation, with its tokens, a plan of visible and hidden
+    ones and the target, beside shapes, types and ranges. ``augment`` adds augmented views. ``out`` is a page (.html)
+    or a picture (.png). ``seed`` chooses plans and augmentation. Samples that cannot be read are listed with their
+    reasons; :class:`MaemmError` where none can, and for data that fit no recipe.
+    """
+    path = Path(out)
+    if path.suffix.lower() not in (".html", ".png"):
+        raise MaemmError(
+            f"show writes .html or .png, not {path.suffix or path.name!r} ({out}); give such a name with -o"
+        )
+    if count < 1:
+        raise MaemmError(f"count is {count}; show at least 1 sample")
+    opened = open_data(data, recipe, overrides)
+    read, refused = _read(opened, count, seed, VIEWS if augment else 0)
+    if not read:
+        others = f", and {len(refused) - 1:,} others" if len(refused) > 1 else ""
+        raise MaemmError(f"{refused[0].id} cannot be read ({refused[0].reason}){others}; give other data")
+    shown = Shown(opened, path, [one.id for one in read], [one.label for one in read], refused)
+    with torch.no_grad():
+        shown.parts = _parts(opened, read, seed)
+    _write(shown)
+    return shown
+
+
+def _write(shown: Shown) -> None:
+    if shown.path.suffix.lower() == ".html":
+        page(shown)
+        return
+    made = {
+        name: Rows({**part.rows.columns, **part.views.columns}, part.rows.note, [one[-28:] for one in shown.ids])
+        for name, part in shown.parts.items()
+    }
+    draw_rows(shown.opened.modalities, made, shown.path)
+
+
+# ------------------------------------------------------------------------------------------------ reading
+@dataclass
+class _Read:
+    """One sample: loaded once without augmentation, then augmented views."""
+
+    id: str
+    label: int | None
+    facts: dict[str, dict[str, Any]]  # {modality: facts}
+    loaded: list[dict[str, dict[str, Any]]]  # of each reading: {modality: what load returned}
+
+
+def _read(opened: Opened, count: int, seed: int, views: int) -> tuple[list[_Read], list[BadSample]]:
+    total = len(opened.source)
+    read: list[_Read] = []
+    refused: list[BadSample] = []
+    for row in range(min(count, total)):
+        index = row * total // min(count, total)
+        try:
+            read.append(_one(opened, index, seed, views))
+        except Exception as error:  # whatever a broken file does
+            refused.append(BadSample(index, name_of(opened.source, index), reason_of(error)))
+    return read, refused
+
+
+def _one(opened: Opened, index: int, seed: int, views: int) -> _Read:
+    found, facts = [], {}
+    for view in range(views + 1):  # read as in epoch ``view``, with another window of a long recording
+        draw = Draw((seed, view, index, 0))
+        sample = opened.source.read(index, draw)
+        missing = [name for name in opened.modalities if name not in sample.raw]
+        if missing:
+            raise ValueError(f"the sample has no {missing[0]!r}, only {', '.join(map(repr, sample.raw)) or 'nothing'}")
+        found.append(
+            {
+                name: one.load(sample.raw[name], draw.under(name) if view else None)
+                for name, one in opened.modalities.items()
+            }
+        )
+        if not view:
+            facts = {name: one.describe(sample.raw[name]) for name, one in opened.modalities.items()}
+    return _Read(printable(sample.id), sample.label, facts, found)
+
+
+# ------------------------------------------------------------------------------------------------ as the model sees it
+def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
+    prepared = {name: _prepared(opened, read, name, 0, seed) for name in opened.modalities}
+    tokens = {name: one.tokenize(prepared[name]) for name, one in opened.modalities.items()}
+    plans = _plans(build_masking(opened.recipe), tokens, Draw((seed, "show"), range(len(read)), len(read)))
+    parts = {}
+    for name, modality in opened.modalities.items():
+        part = Part(
+            modality,
+            [one.facts[name] for one in read],
+            [shapes(one.loaded[0][name]) for one in read],
+            prepared[name],
+            tokens[name],
+            plans.get(name),
+            *(None, Rows(), Rows(), []),
+        )
+        _add_target(part, opened.recipe["modalities"][name])
+        _add_rows(part)
+        if part.rows.columns:
+            for view in range(1, len(read[0].loaded)):
+                again = modality.tokenize(_prepared(opened, read, name, view, seed))
+                part.views.columns[f"augmented {view}"] = put_together(modality, again, _all(again))
+        parts[name] = part
+    return parts
+
+
+def _prepared(opened: Opened, read: Sequence[_Read], name: str, view: int, seed: int) -> Prepared:
+    modality = opened.modalities[name]
+    try:
+        raw = modality.collate([one.loaded[view][name] for one in read])
+    except MaemmError:
+        raise
+    except Exception as error:
+        raise MaemmError(f"samples do not make a batch ({reason_of(error)}); give them equal sizes") from error
+    draw = Draw((seed, view), range(len(read)), len(read)).under(name)
+    return modality.prepare(raw, draw if view else None)
+
+
+def _plans(masking: Masking, tokens: dict[str, Tokens], draw: Draw) -> dict[str, Plan]:
+    return {} if masking.guide else masking(tokens, draw)
+
+
+def _add_target(part: Part, spec: dict[str, Any]) -> None:
+    """The modality's own target of the hidden tokens, or a note why there is none to show."""
+    if part.plan is None:
+        part.notes.append("The masking asks the encoder what to hide, so no plan is shown without a trained model.")
+    elif spec.get("target"):
+        kind = spec["target"] if isinstance(spec["target"], str) else spec["target"].get("type")
+        part.notes.append(f"What is predicted are features ({kind}), which are no part of the signal.")
+    else:
+        try:
+            part.target = part.modality.target(replace(part.tokens, rows=part.plan.rows), part.plan.predict)
+        except Exception as error:  # it may need parameters, which nothing here has
+            part.notes.append(f"The target cannot be shown without a model ({reason_of(error)}).")
+
+
+def _all(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
+    return tokens.values.float(), replace(tokens, rows=None).everything(), tokens.valid
+
+
+def _add_rows(part: Part) -> None:
+    modality, tokens = part.modality, part.tokens
+    if modality.untokenize(tokens.values.float(), tokens) is None:
+        part.rows.note = "no pictures: this modality cannot be put together from its tokens"
+        return
+    values, everything, valid = _all(tokens)
+    columns = part.rows.columns
+    columns["as the model gets it"] = put_together(modality, tokens, (values, everything, valid))
+    other = _every_second(tokens) if valid is None else _every_second(tokens) & valid
+    columns["every second token"] = put_together(modality, tokens, (values, everything, other))
+    if part.plan is not None:
+        _add_plan(part, part.plan)
+
+
+def _add_plan(part: Part, plan: Plan) -> None:
+    tokens, plan = by_row(part.tokens, plan)
+    chosen = _first_rows(part.plan, part.tokens.batch)
+
+    def add(caption: str, values: Tensor, index: Tensor, valid: Tensor | None) -> None:
+        part.rows.columns[caption] = put_together(part.modality, tokens, (values, index, valid))[chosen]
+
+    add(f"visible ({share(tokens, plan)})", tokens.take(plan.visible), plan.visible, plan.visible_valid)
+    if not plan.predict.shape[1]:
+        part.notes.append("This plan hides nothing.")
+        return
+    hidden = tokens.take(plan.predict)
+    add("hidden: to predict", hidden, plan.predict, plan.predict_valid)
+    if part.target is not None and part.target.numel() == hidden.numel():
+        add(
+            "target of the hidden",
+            part.target.reshape(hidden.shape),
+            plan.predict,
+            plan.predict_valid,
+        )
+    elif part.target is not None:
+        part.notes.append(f"The target has {part.target.shape[-1]:,} values for a token and is no part of the signal.")
+
+
+def _every_second(tokens: Tokens) -> Tensor:
+    """(B, N) bool: a chessboard on a grid, otherwise every second one in order; so borders of tokens are seen."""
+    if tokens.grid is None:
+        return (torch.arange(tokens.count) % 2 == 0).expand(tokens.batch, -1)
+    cells = torch.meshgrid(*(torch.arange(side) for side in tokens.grid), indexing="ij")
+    return (sum(cells).flatten() % 2 == 0).expand(tokens.batch, -1)
+
+
+def _first_rows(plan: Plan, batch: int) -> Tensor:
+    """The first plan of each sample."""
+    if plan.rows is None:
+        return torch.arange(batch)
+    return torch.stack([(plan.rows == one).nonzero()[0, 0] for one in range(batch)])
