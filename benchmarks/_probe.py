@@ -36,7 +36,7 @@ def row(data: str, task: str, kind: str, values: Sequence[Mapping[str, float]], 
     for name in PROTOCOLS:
         each = [one[name] for one in values]
         spread = float(np.std(each, ddof=1)) if len(set(each)) > 1 else None
-        found[name] = {"mean": float(np.mean(each)), "spread": spread, "values": each}
+        found[name] = {"mean": float(np.mean(each)), "std": spread, "values": each}
     print(
         f"{data:12s} {task:10s} {kind:34s} " + "  ".join(f"{one} {shown(found[one])}" for one in PROTOCOLS), flush=True
     )
@@ -45,7 +45,7 @@ def row(data: str, task: str, kind: str, values: Sequence[Mapping[str, float]], 
 
 def shown(figure: Mapping[str, Any]) -> str:
     """0.554 ± 0.004"""
-    spread = "" if figure["spread"] is None else f" ± {figure['spread']:.3f}"
+    spread = "" if figure["std"] is None else f" ± {figure['std']:.3f}"
     return f"{figure['mean']:.3f}{spread}"
 
 

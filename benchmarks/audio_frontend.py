@@ -88,8 +88,8 @@ def step(rounds: int, device: torch.device) -> dict:
     overrides, rows = SIZES[device.type]
     torch.manual_seed(0)
     model = maemm.build("audio/audiomae_base", **overrides).to(device).train()
-    x = {"audio": model.modalities["audio"].example(rows, maemm.Draw((0,))).x.to(device)}
-    inputs = model.plan(x, maemm.Draw((0,), range(rows), rows))
+    x = {"audio": model.modalities["audio"].example(rows, maemm.Rng((0,))).x.to(device)}
+    inputs = model.plan(x, maemm.Rng((0,), range(rows), rows))
 
     def run(forward: Callable[[], torch.Tensor]) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

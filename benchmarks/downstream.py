@@ -37,12 +37,12 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool3d
 
 import maemm
-from maemm.contract import Prepared, Source
-from maemm.contract.rng import Draw, seeded
+from maemm.contract import Preprocessed, Source
+from maemm.contract.rng import Rng, seeded
 from maemm.data.subset import Subset
 from maemm.model.build import build_model
 from maemm.tasks._shared.features import Embed, Features, features, raw_values
-from maemm.tasks._shared.inputs import open_data, spread
+from maemm.tasks._shared.inputs import evenly_spaced, open_data
 from maemm.tasks._shared.splits import groups_of
 from maemm.tasks.finetune.efficiency import label_efficiency
 
@@ -76,7 +76,7 @@ def _whole(parts: list[Features]) -> dict[str, list[Pair]]:
 
 
 def limited(source: Source, limit: int | None) -> Source:
-    return source if limit is None or len(source) <= limit else Subset(source, spread(len(source), limit))
+    return source if limit is None or len(source) <= limit else Subset(source, evenly_spaced(len(source), limit))
 
 
 # ------------------------------------------------------------------------------------------------- the data sets
@@ -97,14 +97,14 @@ def esc10(place: Path, model: maemm.Model, limit: int | None) -> Data:
         return made
 
     def sound(one: maemm.Model) -> list[Features]:
-        samples = [source.read(i, Draw((0, i))) for i in range(len(source))]
+        samples = [source.read(i, Rng((0, i))) for i in range(len(source))]
         audio = whole_clips(one).modalities["audio"]
         x = raw_sound([audio.load(sample.raw["audio"], None)["wave"] for sample in samples])
         return [Features(x, np.array([sample.label for sample in samples]), [sample.id for sample in samples])]
 
     def folds(parts: list[Features]) -> dict[str, list[Pair]]:
         fold = groups_of([Path(one).name for one in parts[0].ids], r"^(\d)")
-        pairs = [(parts[0].take(fold != one), parts[0].take(fold == one)) for one in np.unique(fold)]
+        pairs = [(parts[0].select(fold != one), parts[0].select(fold == one)) for one in np.unique(fold)]
         return {"classes": pairs}
 
     return Data("ESC-10", [source], "raw log-mel, mean and deviation", sound, folds, adapt=whole_clips)
@@ -128,10 +128,10 @@ def grid(place: Path, model: maemm.Model, limit: int | None) -> Data:
     source = limited(open_data(model.recipe, place, source="video"), limit)
     slots = model.modalities["video"].grid[0]
 
-    def by_slot(one: maemm.Model, batch: dict[str, Prepared]) -> dict[str, Tensor]:
+    def by_slot(one: maemm.Model, batch: dict[str, Preprocessed]) -> dict[str, Tensor]:
         return {"video": one.embed(batch, tokens=True)["video"].unflatten(1, (slots, -1)).mean(2).flatten(1)}
 
-    def pixels(one: maemm.Model, batch: dict[str, Prepared]) -> dict[str, Tensor]:
+    def pixels(one: maemm.Model, batch: dict[str, Preprocessed]) -> dict[str, Tensor]:
         return {"video": adaptive_avg_pool3d(batch["video"].x.mean(1), (slots, 16, 16)).flatten(1)}
 
     def words(parts: list[Features]) -> dict[str, list[Pair]]:
@@ -142,7 +142,7 @@ def grid(place: Path, model: maemm.Model, limit: int | None) -> Data:
         for word, place_of in WORDS.items():
             _, labels = np.unique([code[place_of] for code in codes], return_inverse=True)
             whole = replace(parts[0], labels=labels.astype(np.int64))
-            found[word] = [(whole.take(~held), whole.take(held))]
+            found[word] = [(whole.select(~held), whole.select(held))]
         return found
 
     data = Data("GRID", [source], "raw pixels", lambda model: data.features(model, pixels), words, embed=by_slot)
@@ -202,7 +202,7 @@ def split_files(place: Path, work: Path, limit: int | None) -> tuple[Path, Path]
     found = []
     for part in ("train", "test"):
         rows = np.flatnonzero(arrays["split"].astype(str) == part)
-        rows = rows if limit is None else rows[spread(len(rows), limit)]
+        rows = rows if limit is None else rows[evenly_spaced(len(rows), limit)]
         found.append(work / f"modelnet10_{part}.npz")
         np.savez(found[-1], points=arrays["points"][rows], labels=arrays["labels"][rows], classes=arrays["classes"])
     return found[0], found[1]

@@ -74,7 +74,7 @@ def step_function(model: torch.nn.Module, forward: torch.nn.Module, batch: dict,
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
 
     def step(number: int) -> None:
-        inputs = model.plan(batch, maemm.Draw((0, number), range(rows), rows))
+        inputs = model.plan(batch, maemm.Rng((0, number), range(rows), rows))
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             total = forward(inputs).total
         total.backward()
@@ -86,7 +86,7 @@ def step_function(model: torch.nn.Module, forward: torch.nn.Module, batch: dict,
 
 def example(modality: torch.nn.Module, name: str, row: Row, rows: int) -> torch.Tensor:
     if row.shape is None:
-        return modality.example(rows, maemm.Draw((0, name))).x
+        return modality.example(rows, maemm.Rng((0, name))).x
     return torch.randn(rows, *row.shape, generator=torch.Generator().manual_seed(0))
 
 

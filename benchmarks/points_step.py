@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv1d
 
 import maemm
-from maemm.contract import Tokens, take_tokens
+from maemm.contract import Tokens, gather_tokens
 
 GATES = {"all fp32": 1.4, "all bf16": 2.8, "visible fp32": 1.8, "visible bf16": 3.0}  # against published fp32
 SHRUNK = {"encoder.dim": 48, "encoder.depth": 1, "decoder.dim": 48, "decoder.depth": 1}
@@ -45,7 +45,7 @@ class PublishedOrder(nn.Module):
         x = torch.cat([whole.expand(-1, -1, x.shape[2]), x], 1)
         x = _normalized(_pointwise(x, ours.mix), ours.mix_norm).relu_()
         every = _pointwise(x, ours.last).max(2).values.unflatten(0, groups.shape[:2])
-        return take_tokens(every, index, tokens.rows)
+        return gather_tokens(every, index, tokens.rows)
 
 
 def _pointwise(x: Tensor, layer: nn.Linear) -> Tensor:
@@ -69,7 +69,7 @@ class Step:
         else:
             embedding.stats = name
         rows = len(batch["pointcloud"])
-        self.inputs = self.model.plan(batch, maemm.Draw((0, 0), range(rows), rows))
+        self.inputs = self.model.plan(batch, maemm.Rng((0, 0), range(rows), rows))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, fused=True)
         self.cpu, self.wall, self.loss = [], [], float("nan")
 

@@ -21,7 +21,7 @@ from maemm.contract import Source
 from maemm.tasks._shared.features import Embed, Features, features, raw_values
 from maemm.tasks._shared.inputs import open_data
 from maemm.tasks._shared.tables import tables
-from maemm.tasks.probe.linear import choose_strength, logistic_scores
+from maemm.tasks.probe.linear import choose_l2_c, logistic_scores
 from maemm.tasks.probe.neighbours import knn_scores
 
 
@@ -31,9 +31,9 @@ def embed(model: maemm.Model, parts: list[Source], how: Embed | None = None) -> 
 
 def row(name: str, train: Features, test: Features) -> dict:
     a, b = tables(train, test)
-    c = choose_strength(a)
+    c = choose_l2_c(a)
     linear, near = (float((scores.argmax(1) == b.y).mean()) for scores in (
-        logistic_scores(a, b, strength=c), knn_scores(a, b)
+        logistic_scores(a, b, l2_c=c), knn_scores(a, b)
     ))  # fmt: skip
     print(f"{name:24s} linear {linear:.3f} (C {c:g})   kNN {near:.3f}", flush=True)
     return {"features": name, "linear": linear, "C": c, "knn": near}

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 
 import maemm
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.rng import seeded
 from maemm.model.build import build_model
 from maemm_plugins.audio.modality import Audio
@@ -46,7 +46,7 @@ TUNING = {"epochs": 40, "batch": 32, "lr": 1e-3, "weight_decay": 0.05, "label_sm
 def read(folder: Path) -> tuple[list[Tensor], np.ndarray, np.ndarray]:
     """Waves at 16 kHz, labels, folds."""
     source, audio = open_audio(str(folder)), Audio(size=[1024, 128], seconds=LONGEST)
-    samples = [source.read(i, maemm.Draw((0, i))) for i in range(len(source))]
+    samples = [source.read(i, maemm.Rng((0, i))) for i in range(len(source))]
     waves = [audio.load(one.raw["audio"], None)["wave"] for one in samples]
     folds = np.array([int(Path(one.id).name[0]) for one in samples])
     return waves, np.array([one.label for one in samples]), folds
@@ -63,13 +63,13 @@ def spectrograms(recipe: dict, waves: list[Tensor]) -> list[Tensor]:
     recipe = deepcopy(recipe)
     recipe["modalities"]["audio"]["seconds"] = LONGEST
     audio = build_model(recipe).modalities["audio"]
-    return [audio.prepare({"wave": one[None], "samples": [len(one)]}, None).x[0] for one in waves]
+    return [audio.preprocess({"wave": one[None], "samples": [len(one)]}, None).x[0] for one in waves]
 
 
 @torch.no_grad()
 def embed(model: maemm.Model, clips: list[Tensor]) -> dict[str, np.ndarray]:
     """{pooling: (n, D)}, clip by clip."""
-    tokens = [model.embed({"audio": Prepared(one[None])}, tokens=True)["audio"][0] for one in clips]
+    tokens = [model.embed({"audio": Preprocessed(one[None])}, tokens=True)["audio"][0] for one in clips]
     mean = [one.mean(0) for one in tokens]
     both = [torch.cat([one.mean(0), one.std(0)]) for one in tokens]
     return dict(zip(POOLS, (torch.stack(mean).numpy(), torch.stack(both).numpy()), strict=True))

@@ -49,9 +49,9 @@ def features(models: dict[str, maemm.Model], folder: Path) -> tuple[dict[str, np
     rows: dict[str, list[np.ndarray]] = {name: [] for name in ("raw pixels", *models)}
     codes: list[str] = []
     for batch in each(open_videos(str(folder)), dict(any_model.modalities), batch=32):
-        prepared = any_model.prepare(batch.raw, None)
-        tokens = {"raw pixels": modality.tokenize(prepared["video"]).values}
-        tokens |= {name: model.embed(prepared, tokens=True)["video"] for name, model in models.items()}
+        preprocessed = any_model.preprocess(batch.raw, None)
+        tokens = {"raw pixels": modality.tokenize(preprocessed["video"]).values}
+        tokens |= {name: model.embed(preprocessed, tokens=True)["video"] for name, model in models.items()}
         for name, one in tokens.items():
             rows[name].append(one.unflatten(1, (modality.grid[0], -1)).numpy().astype(np.float16))
         codes += [Path(one).stem for one in batch.ids]

@@ -101,8 +101,8 @@ def raw_rows(data: dict[str, np.ndarray]) -> list[dict[str, Any]]:
 def probed(name: str, seed: int, train: Features, test: Features) -> dict[str, Any]:
     row: dict[str, Any] = {"features": name, "seed": seed}
     row |= {"linear": linear(train, test), "knn": knn(train, test)}
-    for share in SHARES:
-        row[f"linear {share}"] = linear(train.take(Shots.parse(share).draw(train.labels, seed)), test)
+    for fraction in SHARES:
+        row[f"linear {fraction}"] = linear(train.select(Shots.parse(fraction).choose(train.labels, seed)), test)
     print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
     return row
 
@@ -121,8 +121,8 @@ def tuned(model: maemm.Model, data: dict[str, np.ndarray], rows: np.ndarray, see
     order = np.random.default_rng(seed)
     for _ in range(steps):
         some = order.choice(len(rows), batch, replace=False)
-        prepared = modality.prepare({"x": x[some]}, None)
-        loss = cross_entropy(layer(model.embed({"signal": prepared})["signal"]), y[some])
+        preprocessed = modality.preprocess({"x": x[some]}, None)
+        loss = cross_entropy(layer(model.embed({"signal": preprocessed})["signal"]), y[some])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -131,7 +131,7 @@ def tuned(model: maemm.Model, data: dict[str, np.ndarray], rows: np.ndarray, see
     with torch.no_grad():
         parts = torch.from_numpy(data["x_test"]).split(200)
         found = [
-            layer(model.embed({"signal": modality.prepare({"x": part}, None)})["signal"]).argmax(1) for part in parts
+            layer(model.embed({"signal": modality.preprocess({"x": part}, None)})["signal"]).argmax(1) for part in parts
         ]
     return float((torch.cat(found).numpy() == data["y_test"]).mean())
 
@@ -140,14 +140,14 @@ def few_labels(
     run: Path, recipe: dict[str, Any], data: dict[str, np.ndarray], seed: int, steps: int
 ) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
-    for share in SHARES:
-        rows = Shots.parse(share).draw(data["y_train"].astype(np.int64), seed)
-        found[share] = {
+    for fraction in SHARES:
+        rows = Shots.parse(fraction).choose(data["y_train"].astype(np.int64), seed)
+        found[fraction] = {
             "labels": len(rows),
             "scratch": tuned(untrained(recipe, seed), data, rows, seed, steps),
             "pre-trained": tuned(maemm.load(run), data, rows, seed, steps),
         }
-        print("tuned", share, found[share], flush=True)
+        print("tuned", fraction, found[fraction], flush=True)
     return found
 
 

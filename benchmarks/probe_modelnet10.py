@@ -25,7 +25,7 @@ from _probe import save
 
 import maemm
 from maemm import registry
-from maemm.contract.rng import Draw, seeded
+from maemm.contract.rng import Rng, seeded
 from maemm.tasks._shared.features import Features, features
 from maemm.tasks._shared.splits import Shots
 from maemm.tasks.probe.linear import linear
@@ -37,7 +37,7 @@ CELLS = 12  # a side of the occupancy grid
 
 def occupancy(source: maemm.Source) -> Features:
     """Which cells of a grid over [-1, 1]^3 hold at least one point: (n, CELLS^3) of 0 and 1."""
-    samples = [source.read(index, Draw(("occupancy", index))) for index in range(len(source))]
+    samples = [source.read(index, Rng(("occupancy", index))) for index in range(len(source))]
     x = np.zeros((len(samples), CELLS**3), np.float32)
     for row, sample in enumerate(samples):
         cell = np.clip(((sample.raw["pointcloud"].astype(np.float64) + 1) / 2 * CELLS).astype(int), 0, CELLS - 1)
@@ -49,7 +49,7 @@ def embedded(model: maemm.Model, source: maemm.Source, groups: int) -> Features:
     """Mean and maximum of the tokens side by side, with that many groups."""
     model.modalities["pointcloud"].groups = groups
 
-    def both(one: maemm.Model, batch: dict[str, maemm.Prepared]) -> dict[str, torch.Tensor]:
+    def both(one: maemm.Model, batch: dict[str, maemm.Preprocessed]) -> dict[str, torch.Tensor]:
         tokens = one.embed(batch, tokens=True)["pointcloud"]
         return {"pointcloud": torch.cat([tokens.mean(1), tokens.amax(1)], 1)}
 
@@ -65,13 +65,13 @@ def untrained(recipe: dict, source: maemm.Source, seed: int, batches: int = 10) 
     modality = model.modalities["pointcloud"]
     for k in range(batches):
         rows = [(k * 64 + i) * 7 % len(source) for i in range(64)]
-        loaded = [modality.load(source.read(row, Draw((seed, row))).raw["pointcloud"], None) for row in rows]
-        model(model.prepare({"pointcloud": modality.collate(loaded)}), draw=Draw((seed, k), range(64), 64))
+        loaded = [modality.load(source.read(row, Rng((seed, row))).raw["pointcloud"], None) for row in rows]
+        model(model.preprocess({"pointcloud": modality.collate(loaded)}), rng=Rng((seed, k), range(64), 64))
     return model.eval()
 
 
 def figures(train: Features, test: Features) -> dict[str, float]:
-    few = [linear(train.take(Shots.parse(FEW).draw(train.labels, seed)), test, seed=seed) for seed in range(DRAWS)]
+    few = [linear(train.select(Shots.parse(FEW).choose(train.labels, seed)), test, seed=seed) for seed in range(DRAWS)]
     return {"linear": linear(train, test), "few": float(np.mean(few)), "knn": knn(train, test)}
 
 
@@ -81,7 +81,7 @@ def row(name: str, values: Sequence[dict[str, float]], **about: Any) -> dict[str
     for key in values[0]:
         each = [one[key] for one in values]
         found[key] = {"mean": float(np.mean(each)), "values": each}
-        found[key]["spread"] = float(np.std(each, ddof=1)) if len(each) > 1 else None
+        found[key]["std"] = float(np.std(each, ddof=1)) if len(each) > 1 else None
     text = [f"{key} {found[key]['mean']:.3f}" + (f" ± {found[key]['spread']:.3f}" if len(values) > 1 else "")
             for key in values[0]]  # fmt: skip
     print(f"{name:24s} {about.get('groups', ''):>4}  " + "   ".join(text), flush=True)

@@ -26,7 +26,7 @@ from sklearn.linear_model import LogisticRegression
 
 import maemm
 from maemm.contract import Sample, Source
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.open import open_source
 from maemm.tasks._shared.baselines import untrained
 from maemm.tasks._shared.features import Features, features
@@ -57,8 +57,8 @@ class Middle(Source):
     def name(self, index: int) -> str:
         return self.source.name(index)
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        sample = self.source.view(index, 0)
+    def read(self, index: int, rng: Rng) -> Sample:
+        sample = self.source.tta_view(index, 0)
         if self.change is None:
             return sample
         return replace(sample, raw=self.change(dict(sample.raw), np.random.default_rng(index)))
@@ -172,9 +172,9 @@ def raw_table(model: maemm.Model, source: Source, names: tuple[str, str]) -> tup
 
     found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for batch in each(source, dict(model.modalities), batch=64):
-        prepared = model.prepare(batch.raw, None)
+        preprocessed = model.preprocess(batch.raw, None)
         for name in names:
-            x = prepared[name].x
+            x = preprocessed[name].x
             x = x.flatten(2)[:, 0] if x.ndim == 4 else x.transpose(1, 2).flatten(2) if x.ndim == 5 else x
             found[name].append(x.reshape(len(x), -1 if x.ndim == 3 else 1, x.shape[-1]).float().numpy())
     return tuple(np.concatenate(found[name]) for name in names)

@@ -90,18 +90,18 @@ def plain_batches(paths: list[str], batch: int) -> Callable[[int], torch.Tensor]
     return lambda number: torch.stack([plain(paths[(number * batch + i) % len(paths)], rng) for i in range(batch)])
 
 
-def our_batches(folder: Path, batch: int, backend: str = "av", device: bool = False, repeats: int = 1):
+def our_batches(folder: Path, batch: int, backend: str = "av", device: bool = False, aug_repeats: int = 1):
     source = open_videos(str(folder), backend=backend)
     modality = Video(size=[FRAMES, SIDE, SIDE], stride=STRIDE)
 
     def one(number: int) -> object:
         loaded = []
-        for i in range(0, batch, repeats):
+        for i in range(0, batch, aug_repeats):
             index = (number * batch + i) % len(source)
-            raw = source.read(index, maemm.Draw((0, number, i, 0))).raw["video"]
-            loaded += [modality.load(raw, maemm.Draw((0, number, i, repeat))) for repeat in range(repeats)]
+            raw = source.read(index, maemm.Rng((0, number, i, 0))).raw["video"]
+            loaded += [modality.load(raw, maemm.Rng((0, number, i, repeat))) for repeat in range(aug_repeats)]
         made = modality.collate(loaded)
-        return modality.prepare(made, maemm.Draw((0, number), range(batch), batch)) if device else made
+        return modality.preprocess(made, maemm.Rng((0, number), range(batch), batch)) if device else made
 
     return one
 
@@ -135,7 +135,7 @@ def compare(folder: Path, packs: Path, args: argparse.Namespace) -> dict:
         "plain decord + PIL + float32": plain_batches(paths, batch),
         "ours, av": our_batches(folder, batch),
         "ours, decord": our_batches(folder, batch, "decord"),
-        "ours, av, 4 crops of each": our_batches(folder, batch, repeats=4),
+        "ours, av, 4 crops of each": our_batches(folder, batch, aug_repeats=4),
         "ours, av, resized and normalised here": our_batches(folder, batch, device=True),
         "ours, packed as video, key frame every 8": our_batches(packs / "groups", batch),
         "ours, packed as video, key frame every 4": our_batches(packs / "short", batch),

@@ -39,7 +39,7 @@ def ours(size: str, rows: int, device: torch.device) -> tuple[torch.nn.Module, C
     batch = {"video": torch.randn(rows, 3, *clip, device=device)}
 
     def loss(number: int) -> torch.Tensor:
-        return model(model.plan(batch, maemm.Draw((0, number), range(rows), rows))).total
+        return model(model.plan(batch, maemm.Rng((0, number), range(rows), rows))).total
 
     return model, loss
 

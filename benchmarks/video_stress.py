@@ -23,7 +23,7 @@ import numpy as np
 from _machine import about
 
 from maemm.data.loader import Loader
-from maemm.data.order import Slots
+from maemm.data.order import ShuffledBatches
 from maemm_plugins.video.modality import Video
 from maemm_plugins.video.samples import write_video
 from maemm_plugins.video.sources import open_videos
@@ -121,7 +121,7 @@ def memory() -> dict[str, float]:
 def run(folder: Path, broken: list[str], reads: int, workers: int) -> dict:
     source = open_videos(None, str(folder / "all.txt"))  # a search of the folder passes over pipes
     modality = Video(size=[8, 32, 32], patch=[2, 8, 8], stride=2)
-    order = Slots(len(source), BATCH, 0)
+    order = ShuffledBatches(len(source), BATCH, 0)
     steps, per_epoch = reads // BATCH, order.steps_per_epoch
     loader = Loader(source, {"video": modality}, order, seed=0, workers=workers, timeout=120, substitute=False)
     read, bad, epochs, began, slowest, last = 0, [], [], time.monotonic(), 0.0, time.monotonic()

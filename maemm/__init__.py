@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from maemm.contract.version import __version__
 
 if TYPE_CHECKING:
-    from maemm.contract import Draw, MaemmError, Output, Plan, Planned, Prepared, Tokens
+    from maemm.contract import MaemmError, ModalityInput, Output, Plan, Preprocessed, Rng, Tokens
     from maemm.model.build import build
     from maemm.model.model import Model
     from maemm.registry import Plugin
@@ -56,24 +56,24 @@ _HOME = {
     "score": "maemm.tasks.score.run",
     "Model": "maemm.model.model",
     "Plan": "maemm.contract",
-    "Planned": "maemm.contract",
-    "Prepared": "maemm.contract",
+    "ModalityInput": "maemm.contract",
+    "Preprocessed": "maemm.contract",
     "Tokens": "maemm.contract",
     "Output": "maemm.contract",
-    "Draw": "maemm.contract",
+    "Rng": "maemm.contract",
     "Plugin": "maemm.registry",
     "MaemmError": "maemm.contract",
 }
 _MODULES = ("config", "contract", "registry")  # submodules that are used as ``maemm.config.load``
 __all__ = [
-    "Draw",
+    "Rng",
     "MaemmError",
     "Model",
     "Output",
     "Plan",
-    "Planned",
+    "ModalityInput",
     "Plugin",
-    "Prepared",
+    "Preprocessed",
     "Tokens",
     "__version__",
     "build",

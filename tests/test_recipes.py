@@ -45,11 +45,11 @@ def shrunk(name):
 def test_two_steps_when_shrunk(name):
     torch.manual_seed(0)
     model = build_model(shrunk(name))
-    batch = {n: m.example(2, maemm.Draw((0, "example"))) for n, m in model.modalities.items()}
+    batch = {n: m.example(2, maemm.Rng((0, "example"))) for n, m in model.modalities.items()}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(2):
-        total = model(batch, draw=maemm.Draw((0, 0), range(2), 2)).total
+        total = model(batch, rng=maemm.Rng((0, 0), range(2), 2)).total
         total.backward()
         optimizer.step()
         optimizer.zero_grad()

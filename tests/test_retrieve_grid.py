@@ -71,7 +71,7 @@ def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
         movies.write(clips / f"bba{letter}1n.mp4", frames=62, sound=2.5, size=(128, 160), first=number)
     run = lambda *words: (monkeypatch.setattr(sys, "argv", ["x", str(clips), *words]), grid.main())  # noqa: E731
     run("--write-lists", str(tmp_path / "lists"))
-    data = {"data.root": str(clips), "data.list": str(tmp_path / "lists" / "train.txt"), "data.max_bad_share": 0}
+    data = {"data.root": str(clips), "data.list": str(tmp_path / "lists" / "train.txt"), "data.max_bad_fraction": 0}
     small = {"train.batch": 4, "train.steps": 2, "train.warmup_epochs": 0, "out": str(tmp_path / "run")}
     train_recipe(config.load("cav/grid_frame_cpu", {**data, **small}, training=True), echo=lambda line: None)
     run("--lists", str(tmp_path / "lists"), "--frame", str(tmp_path / "run"), "--out", str(tmp_path / "made.json"))

@@ -11,7 +11,7 @@ from maemm import registry
 from maemm.config.layers import RIVALS, Layer
 from maemm.config.messages import join, validate, value_text
 from maemm.config.options import problems
-from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, known_of
+from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, key_types
 from maemm.contract.errors import MaemmError, advice
 
 KEYS = ("modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "out", "name")
@@ -214,7 +214,7 @@ class _Check:
 
     def _valid(self, model: type[BaseModel], values: dict[str, Any], key: str) -> dict[str, Any]:
         hint = "see: maemm pretrain --help"
-        found, wrong = validate(model.model_validate_json, values, key, known_of(model), self.layer.origin, hint)
+        found, wrong = validate(model.model_validate_json, values, key, key_types(model), self.layer.origin, hint)
         self.wrong += wrong
         return model().model_dump() if wrong else found.model_dump(mode="json")
 

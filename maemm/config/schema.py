@@ -24,7 +24,7 @@ class SetConfig(_Keys):
     source: str | dict[str, Any] | None = Field(None, description="source part; null: as for data.source")
     modalities: _Names | None = Field(None, description="what its samples hold; null: all that the recipe has")
     passes: float = Field(1.0, gt=0, description="passes over it in an epoch: 2 gives it twice the steps")
-    repeats: int | None = Field(None, ge=1, description="in place of data.repeats")
+    aug_repeats: int | None = Field(None, ge=1, description="in place of data.aug_repeats")
 
 
 class DataConfig(_Keys):
@@ -42,7 +42,7 @@ class DataConfig(_Keys):
     workers: int = Field(2, ge=0, description="processes that read; 0: the main process reads")
     prefetch: int = Field(2, ge=1, description="batches that each worker keeps ready")
     timeout: float = Field(600.0, gt=0, description="seconds that one batch may take")
-    repeats: int = Field(1, ge=1, description="augmented views of each sample that is read; batch counts views")
+    aug_repeats: int = Field(1, ge=1, description="augmented views of each sample that is read; batch counts views")
     classes: _Names | int | None = Field(
         None, description="names of the labels, in order, or their number; samples without one of them are unreadable"
     )
@@ -58,7 +58,7 @@ class DataConfig(_Keys):
     groups: str | None = Field(None, description="regular expression: ids that give the same text share a fold")
     balance: bool = Field(False, description="draw samples of rare classes as often as those of common ones")
     epoch: int | None = Field(None, ge=1, description="samples of an epoch, drawn anew each time; null: all, once")
-    max_bad_share: float = Field(0.05, ge=0, le=1, description="share of unreadable samples at which a run stops")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="share of unreadable samples at which a run stops")
 
 
 class TrainConfig(_Keys):
@@ -82,7 +82,7 @@ class TrainConfig(_Keys):
     optimizer: str | dict[str, Any] = Field("adamw", description="optimiser part: adamw, adam, sgd or lars")
     no_decay: list[str] = Field(["*.bias"], description="names of parameters without weight decay, as all of one axis")
     layer_decay: float | None = Field(None, gt=0, le=1, description="factor of the learning rate per encoder layer")
-    head_lr: float | None = Field(None, gt=0, description="factor of the learning rate of the head")
+    head_lr_scale: float | None = Field(None, gt=0, description="factor of the learning rate of the head")
     trainable: str | None = Field(
         None,
         pattern=r"^(all|head|half_block|last_[1-9][0-9]*_blocks?)$",
@@ -102,7 +102,7 @@ class TrainConfig(_Keys):
     )
     keep: int = Field(2, gt=0, description="newest checkpoints to keep")
     validate_every: int | None = Field(None, gt=0, description="steps between validations; null: one epoch")
-    validate_views: bool = Field(False, description="validate with all views of each sample, as evaluate does")
+    validate_tta: bool = Field(False, description="validate with all views of each sample, as evaluate does")
     patience: int | None = Field(None, gt=0, description="validations without a better figure before a run ends")
     picture_every: int | None = Field(None, gt=0, description="steps between pictures; null: about 10 times")
     log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
@@ -123,6 +123,6 @@ def keys_of(model: type[BaseModel]) -> list[Option]:
     ]
 
 
-def known_of(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
+def key_types(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
     """{key: (type in words, default)} for messages."""
     return {one.name: (type_text(one.hint), one.default) for one in keys_of(model)}

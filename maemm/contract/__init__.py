@@ -21,22 +21,22 @@ if TYPE_CHECKING:
     from maemm.contract.data import (
         Label,
         Latents,
-        MaskedInput,
+        ModalityInput,
         Output,
         Plan,
-        Planned,
-        Prepared,
+        Preprocessed,
         Sample,
         Term,
         Tokens,
-        take_tokens,
+        gather_tokens,
     )
     from maemm.contract.errors import MaemmError
     from maemm.contract.grid import GridModality
     from maemm.contract.parts import (
+        CheckpointFormat,
         Decoder,
         Encoder,
-        Handover,
+        ExportedState,
         Head,
         Masking,
         Modality,
@@ -44,53 +44,51 @@ if TYPE_CHECKING:
         OneMasking,
         Source,
         Target,
-        WeightsKind,
     )
-    from maemm.contract.rng import Draw
+    from maemm.contract.rng import Rng
     from maemm.contract.version import CONTRACT_VERSION
 
 _MODULES = {
     "data": (
-        "Label", "Latents", "MaskedInput", "Output", "Plan", "Planned", "Prepared", "Sample", "Term", "Tokens",
-        "take_tokens",
+        "Label", "Latents", "ModalityInput", "Output", "Plan", "Preprocessed", "Sample", "Term", "Tokens",
+        "gather_tokens",
     ),
     "errors": ("MaemmError",),
     "grid": ("GridModality",),
     "parts": (
-        "Decoder", "Encoder", "Handover", "Head", "Masking", "Modality", "Objective", "OneMasking", "Source", "Target",
-        "WeightsKind",
+        "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective", "OneMasking", "Source",
+        "Target", "CheckpointFormat",
     ),
-    "rng": ("Draw",),
+    "rng": ("Rng",),
     "version": ("CONTRACT_VERSION",),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "CONTRACT_VERSION",
     "Decoder",
-    "Draw",
+    "Rng",
     "Encoder",
     "GridModality",
-    "Handover",
+    "ExportedState",
     "Head",
     "Label",
     "Latents",
     "MaemmError",
-    "MaskedInput",
+    "ModalityInput",
     "Masking",
     "Modality",
     "Objective",
     "OneMasking",
     "Output",
     "Plan",
-    "Planned",
-    "Prepared",
+    "Preprocessed",
     "Sample",
     "Source",
     "Target",
     "Term",
     "Tokens",
-    "WeightsKind",
-    "take_tokens",
+    "CheckpointFormat",
+    "gather_tokens",
 ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maemm.contract.errors import MaemmError
 
@@ -24,7 +24,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class Preprocessed:
     """One modality of one batch, on the device, as the model sees it."""
 
     x: Tensor  # (B, ...) float
@@ -58,15 +58,15 @@ class Tokens:
         """N: tokens of a sample, padding included."""
         return self.values.shape[1]
 
-    def take(self, index: Tensor) -> Tensor:
+    def gather(self, index: Tensor) -> Tensor:
         """Values of the tokens ``index`` (R, V) -> (R, V, ...), without copying the others."""
-        return take_tokens(self.values, index, self.rows)
+        return gather_tokens(self.values, index, self.rows)
 
-    def take_coords(self, index: Tensor) -> Tensor:
+    def gather_coords(self, index: Tensor) -> Tensor:
         """Coordinates of the tokens ``index`` (R, V) -> (R, V, A)."""
         if self.coords.shape[0] == 1:  # shared by the batch
             return self.coords[0][index]
-        return take_tokens(self.coords, index, self.rows)
+        return gather_tokens(self.coords, index, self.rows)
 
     def everything(self) -> Tensor:
         """(R, N) index of all tokens."""
@@ -74,7 +74,7 @@ class Tokens:
         return torch.arange(self.count, device=self.values.device).expand(rows, -1)
 
 
-def take_tokens(values: Tensor, index: Tensor, rows: Tensor | None = None) -> Tensor:
+def gather_tokens(values: Tensor, index: Tensor, rows: Tensor | None = None) -> Tensor:
     """(B, N, ...) and (R, V) -> (R, V, ...); ``rows`` (R,) says from which sample each row is taken."""
     if rows is None:
         if index.shape[0] != values.shape[0]:
@@ -169,29 +169,18 @@ def _check_index(what: str, index: Tensor, rows: int, count: int, valid: Tensor 
 
 
 @dataclass(frozen=True)
-class Planned:
-    """One modality ready for the forward pass: what :meth:`Model.plan` returns, and ``forward`` takes."""
+class ModalityInput:
+    """One modality of one batch, ready for the forward pass: what :meth:`Model.plan` returns, and what encoders,
+    decoders and targets receive. It holds no module: another model (a teacher) embeds it with its own weights.
+    """
 
-    tokens: Tokens
+    tokens: Tokens  # ``tokens.rows`` are those of the plan
     plan: Plan
-    prepared: Prepared
+    preprocessed: Preprocessed
 
-
-class MaskedInput:
-    """One modality, its tokens and its plan: what encoders, decoders and targets receive."""
-
-    def __init__(self, name: str, modality: nn.Module, planned: Planned):
-        self.name, self.modality, self.plan = name, modality, planned.plan
-        self.tokens = replace(planned.tokens, rows=planned.plan.rows)
-        self.prepared = planned.prepared
-
-    def embed(self, index: Tensor) -> Tensor:
-        """Tokens ``index`` (R, V) -> (R, V, D). Called once a forward: BatchNorm inside must see one call."""
-        return self.modality.embed(self.tokens, index)
-
-    def position(self, index: Tensor, role: str) -> Tensor:
-        """Position embeddings (R, V, D) for ``role`` "encoder" or "decoder"."""
-        return self.modality.position(self.tokens, index, role)
+    def __post_init__(self) -> None:
+        if self.tokens.rows is not self.plan.rows:
+            object.__setattr__(self, "tokens", replace(self.tokens, rows=self.plan.rows))
 
 
 @dataclass
@@ -203,7 +192,7 @@ class Latents:
     streams: dict[str, Tensor] = field(default_factory=dict)  # other passes: "audio", "audio+image"
     positions: dict[str, Tensor] = field(default_factory=dict)  # (R, M, D) decoder positions replacing the true ones
     terms: dict[str, Term] = field(default_factory=dict)  # losses born in the encoder
-    taps: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # tokens after the block asked for, not normed
+    layers: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # tokens after the block asked for, not normed
 
 
 @dataclass(frozen=True)
@@ -232,7 +221,7 @@ class Output:
     prefix: dict[str, Tensor]  # (R, P, D)
     streams: dict[str, Tensor]
     parts: dict[str, Term] = field(default_factory=dict)  # by term name
-    inputs: dict[str, Planned] = field(default_factory=dict)  # what the forward pass was given
+    inputs: dict[str, ModalityInput] = field(default_factory=dict)  # what the forward pass was given
     labels: Tensor | None = None  # (B,) int64, or (B, classes) float where samples were mixed or have several
     logits: Tensor | dict[str, Tensor] | None = None  # (B, classes), where an objective asked the head
 

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from maemm.contract.data import Prepared, Tokens
+from maemm.contract.data import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.parts import Modality
 from maemm.contract.patches import grid_of, patchify, unpatchify
 from maemm.contract.positions import lattice, make_position
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 PositionKind = Literal["sincos", "learned", "fixed", "none"]
 
@@ -62,10 +62,10 @@ class GridModality(Modality):
         self.normalize, self.normalize_eps = normalize, normalize_eps
 
     # ---- in the worker
-    def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
+    def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
         """An array (channels, *sides), or (*sides) for one channel -> {"x": (channels, *size)}, a part of it.
 
-        The part is a random one, or the middle with ``draw=None``. Raises ValueError, which counts as an unreadable
+        The part is a random one, or the middle with ``rng=None``. Raises ValueError, which counts as an unreadable
         sample: another number of axes or channels, a side shorter than ``size``, values that are not finite.
         """
         x = torch.as_tensor(raw)
@@ -76,7 +76,7 @@ class GridModality(Modality):
             raise ValueError(f"has shape {tuple(x.shape)}, the model takes {wanted} or longer sides")
         spare = [have - want for have, want in zip(x.shape[1:], self.size, strict=True)]
         if any(spare):
-            seat = [0.5] * len(spare) if draw is None else draw.rand("crop", len(spare))[0].tolist()
+            seat = [0.5] * len(spare) if rng is None else rng.uniform("crop", len(spare))[0].tolist()
             starts = [int(one * (room + 1)) for one, room in zip(seat, spare, strict=True)]
             for axis, (start, side) in enumerate(zip(starts, self.size, strict=True), start=1):
                 x = x.narrow(axis, start, side)
@@ -85,16 +85,16 @@ class GridModality(Modality):
         return {"x": x}
 
     # ---- tokens
-    def tokenize(self, prepared: Prepared) -> Tokens:
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         """(B, C, *size) -> patches; a patch is valid where all its elements are."""
-        x = prepared.x
+        x = preprocessed.x
         if x.ndim != len(self.patch) + 2 or x.shape[1] != self.channels:
             axes = ", ".join(str(side) for side in self.size)
             raise MaemmError(f"{type(self).__name__} expects (B, {self.channels}, {axes}), got {tuple(x.shape)}")
         grid = grid_of(tuple(x.shape[2:]), self.patch)
         valid = None
-        if prepared.valid is not None:
-            valid = patchify(prepared.valid.unsqueeze(1), self.patch).all(-1)
+        if preprocessed.valid is not None:
+            valid = patchify(preprocessed.valid.unsqueeze(1), self.patch).all(-1)
         return Tokens(patchify(x, self.patch), lattice(grid, x.device)[None], grid, valid)
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
@@ -125,7 +125,7 @@ class GridModality(Modality):
         return make_position(kind, dim, self.grid)
 
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
-        return self.embedding(tokens.take(index))
+        return self.embedding(tokens.gather(index))
 
     def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
         return (self.positions if role == "encoder" else self.decoder.positions)(tokens, index)
@@ -133,7 +133,7 @@ class GridModality(Modality):
     # ---- target
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
         """Patch values; with ``normalize: patch`` (x - mean) / sqrt(var + eps), unbiased variance (MAE, section 4)."""
-        values = tokens.take(index).float()
+        values = tokens.gather(index).float()
         if self.normalize is None:
             raise MaemmError("the weights do not tell the target's normalisation; load with norm_pix=True or False")
         if self.normalize == "none" or not values.numel():
@@ -141,10 +141,10 @@ class GridModality(Modality):
         mean, scale = self._statistics(values)
         return (values - mean) / scale
 
-    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+    def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
         if self.normalize != "patch":
             return pred.float()
-        mean, scale = self._statistics(tokens.take(index).float())
+        mean, scale = self._statistics(tokens.gather(index).float())
         return pred.float() * scale + mean
 
     def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,9 +152,9 @@ class GridModality(Modality):
         return mean, (values.var(-1, keepdim=True) + self.normalize_eps).sqrt()
 
     # ---- pictures, statistics and tests
-    def by_channel(self, prepared: Prepared) -> Tensor:
+    def by_channel(self, preprocessed: Preprocessed) -> Tensor:
         """Of ``x`` (B, C, *size), or (B, *size) for one channel, with ``valid`` (B, *size) or (B, C, *size)."""
-        x, valid = self.denormalize(prepared.x), prepared.valid
+        x, valid = self.denormalize_input(preprocessed.x), preprocessed.valid
         if x.ndim == len(self.patch) + 1:
             x = x.unsqueeze(1)
         if valid is not None:
@@ -162,19 +162,19 @@ class GridModality(Modality):
             x = x.masked_fill(~valid, float("nan"))
         return x.movedim(1, 0).flatten(1)
 
-    def example(self, batch: int, draw: Draw) -> Prepared:
-        uniform = draw.rand("example", batch, self.channels, *self.size)[0]
-        return Prepared((uniform - 0.5) * 12**0.5)
+    def example(self, batch: int, rng: Rng) -> Preprocessed:
+        uniform = rng.uniform("example", batch, self.channels, *self.size)[0]
+        return Preprocessed((uniform - 0.5) * 12**0.5)
 
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         """One axis: a trace per channel; two: a map of the channels' mean; three: a strip of up to six maps."""
         signal = signal.detach().float().cpu()
         axes.set_axis_off()
         if signal.ndim == 2:
             seen = signal[~signal.isnan()]
-            spread = (seen.std() if seen.numel() > 1 else seen.new_ones(())).clamp(min=1e-6) * 4
+            scale = (seen.std() if seen.numel() > 1 else seen.new_ones(())).clamp(min=1e-6) * 4
             for row, trace in enumerate(signal):
-                axes.plot((trace - row * spread).numpy(), linewidth=0.8)
+                axes.plot((trace - row * scale).numpy(), linewidth=0.8)
             return
         maps = signal.mean(0)
         if maps.ndim > 2:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maemm.contract.data import Label, Latents, MaskedInput, Output, Plan, Prepared, Sample, Term, Tokens
+from maemm.contract.data import Label, Latents, ModalityInput, Output, Plan, Preprocessed, Sample, Term, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 
 class Source(ABC):
@@ -25,15 +25,15 @@ class Source(ABC):
     """
 
     classes: Sequence[str] | None = None  # names of the labels, where there are labels
-    several: bool = False  # samples may have several labels: each label is a tuple then
-    views: int = 1  # in how many ways ``view`` reads a sample
+    multilabel: bool = False  # samples may have several labels: each label is a tuple then
+    tta_views: int = 1  # in how many ways ``tta_view`` reads a sample
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples."""
 
     @abstractmethod
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         """Read one sample. Whatever is wrong with it is an exception, whose text becomes the reason in the log."""
 
     def name(self, index: int) -> str:
@@ -42,11 +42,11 @@ class Source(ABC):
 
     def label(self, index: int) -> Label | None:
         """The label of a sample, None where it has none. By default the sample is read for it."""
-        return self.read(index, Draw(("label", index))).label
+        return self.read(index, Rng(("label", index))).label
 
-    def view(self, index: int, number: int) -> Sample:
-        """The sample in the way ``number`` of ``views``: a classifier is asked about all, its answers are averaged."""
-        return self.read(index, Draw(("view", index)))
+    def tta_view(self, index: int, number: int) -> Sample:
+        """View ``number`` of the sample, of ``tta_views``: a classifier averages its answers over all views."""
+        return self.read(index, Rng(("view", index)))
 
     def files(self) -> Iterable[str | bytes | os.PathLike]:
         """Files, or folders of them, behind the samples: stored features are stale when one of them has changed.
@@ -69,18 +69,18 @@ class Modality(nn.Module, ABC):
     cannot be split into micro-batches unless the modality has the option ``per_micro_batch`` and it is true.
     """
 
-    views: int = 1  # how many samples ``load_views`` makes of one
+    tta_views: int = 1  # how many samples ``load_tta_views`` makes of one
 
     # ---- in the worker, one sample
-    def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
+    def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
         """What a source read -> tensors and numbers of one sample (uint8 where it can be).
 
-        ``draw=None``: no augmentation; where the signal is longer than a sample, a fixed part of it.
+        ``rng=None``: no augmentation; where the signal is longer than a sample, a fixed part of it.
         """
         return {"x": torch.as_tensor(raw)}
 
-    def load_views(self, raw: Any) -> list[dict[str, Any]]:
-        """``views`` samples of what was read once: a classifier is asked about all, and its answers are averaged.
+    def load_tta_views(self, raw: Any) -> list[dict[str, Any]]:
+        """``tta_views`` samples of what was read once: a classifier is asked about all, and its answers are averaged.
 
         What is drawn for them is the same each time. By default :meth:`load` without augmentation.
         """
@@ -91,12 +91,12 @@ class Modality(nn.Module, ABC):
         return torch.utils.data.default_collate(samples)
 
     # ---- on the device, batched
-    def prepare(self, raw: Any, draw: Draw | None) -> Prepared:
-        """Raw batch -> what the model sees, x (B, ...) float. ``draw=None``: no augmentation."""
-        return Prepared(raw["x"].float())
+    def preprocess(self, raw: Any, rng: Rng | None) -> Preprocessed:
+        """Raw batch -> what the model sees, x (B, ...) float. ``rng=None``: no augmentation."""
+        return Preprocessed(raw["x"].float())
 
     @abstractmethod
-    def tokenize(self, prepared: Prepared) -> Tokens:
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         """Cut x (B, ...) into tokens (B, N, ...); no parameters. Element validity becomes token validity (B, N)."""
 
     # ---- in the model
@@ -124,7 +124,7 @@ class Modality(nn.Module, ABC):
         """Loss per predicted token: (R, M, O) twice -> (R, M) float32. Default: mean squared error."""
         return (pred.float() - target).square().mean(-1)
 
-    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+    def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
         """Undo the target's normalisation with the tokens' own statistics: (R, M, O) -> like ``tokens.values``."""
         return pred
 
@@ -135,19 +135,19 @@ class Modality(nn.Module, ABC):
         """
         return None
 
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         """Draw one sample's signal, as :meth:`untokenize` gives it, on a matplotlib ``Axes``; NaN means hidden."""
-        raise MaemmError(f"{type(self).__name__} has no draw(); add one to get pictures")
+        raise MaemmError(f"{type(self).__name__} has no plot(); add one to get pictures")
 
     def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
         """A piece of HTML for the report page that does more than a picture: plays a sound, turns a shape.
 
-        ``columns``: what :meth:`draw` draws, all samples at once: caption -> (R, ...). The piece stands in a page that
+        ``columns``: what :meth:`plot` draws, all samples at once: caption -> (R, ...). The piece stands in a page that
         has no network, perhaps beside others of its kind; some hundred kB at most. None: pictures are enough.
         """
         return None
 
-    def example(self, batch: int, draw: Draw) -> Prepared:
+    def example(self, batch: int, rng: Rng) -> Preprocessed:
         """A small random prepared batch, x (B, ...): for tests and ``meta`` builds."""
         raise MaemmError(f"{type(self).__name__} has no example(); add one to be checked and shown")
 
@@ -156,7 +156,7 @@ class Modality(nn.Module, ABC):
 
         By default that of :meth:`example`. None: samples have no usual size.
         """
-        return tuple(self.example(1, Draw(("shape",))).x.shape[1:])
+        return tuple(self.example(1, Rng(("shape",))).x.shape[1:])
 
     # ---- what ``maemm show`` and ``maemm data`` tell about data
     def describe(self, raw: Any) -> dict[str, Any]:
@@ -171,11 +171,11 @@ class Modality(nn.Module, ABC):
                 facts[f"{key} type".strip()] = str(one.dtype).removeprefix("torch.")
         return facts
 
-    def denormalize(self, signal: Tensor) -> Tensor:
+    def denormalize_input(self, signal: Tensor) -> Tensor:
         """Undo the options ``mean`` and ``std``: (..., C, *size) as prepared -> the unit in which they are given."""
         return signal
 
-    def by_channel(self, prepared: Prepared) -> Tensor | None:
+    def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:
         """(C, n) values of each channel before ``mean`` and ``std``, NaN where padded: what statistics are taken of.
 
         None: there is nothing to normalise by channels.
@@ -189,8 +189,8 @@ class Masking(ABC):
     guide: str | None = None  # "attention" or "features": what the encoder must tell first
 
     @abstractmethod
-    def __call__(self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
-        """{modality: Tokens} -> {modality: Plan}, visible (R, V) and predict (R, M); all chance comes from ``draw``.
+    def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
+        """{modality: Tokens} -> {modality: Plan}, visible (R, V) and predict (R, M); all chance comes from ``rng``.
 
         ``guides``: {modality: what the encoder told}, where ``guide`` asks for it.
         """
@@ -205,12 +205,12 @@ class OneMasking(Masking):
     """
 
     @abstractmethod
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         """Tokens (B, N, ...) of the modality ``name`` -> visible (R, V) and predict (R, M), rows sorted ascending."""
 
-    def __call__(self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
+    def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
         """:meth:`plan` of each modality: visible (R, V) and predict (R, M)."""
-        return {name: self.plan(name, one, draw) for name, one in tokens.items()}
+        return {name: self.plan(name, one, rng) for name, one in tokens.items()}
 
 
 class Encoder(nn.Module, ABC):
@@ -220,10 +220,17 @@ class Encoder(nn.Module, ABC):
     norm: nn.Module  # the final norm, for pooling before it
 
     @abstractmethod
-    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents:
+    def forward(
+        self,
+        inputs: dict[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        *,
+        layers: Iterable[int] = (),
+        norm: bool = True,
+    ) -> Latents:
         """Embed and encode ``plan.visible`` of each modality: ``Latents.tokens`` (R, V, D) each, in that order.
 
-        ``taps``: blocks whose outputs are wanted too; ``norm=False``: without the final norm.
+        ``layers``: blocks whose outputs are wanted too; ``norm=False``: without the final norm.
         """
 
     def norm_of(self, name: str) -> nn.Module:
@@ -234,7 +241,7 @@ class Encoder(nn.Module, ABC):
         """Layer of a parameter for layer-wise learning rates: 0 (embedding) .. depth; depth + 1: the rest."""
         raise MaemmError(f"{type(self).__name__} does not say layer_of(); layer decay needs it")
 
-    def counts(self, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
+    def counts(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
         """Counts of the terms born here, a scalar each, from the plans alone."""
         return {}
 
@@ -245,7 +252,9 @@ class Decoder(nn.Module, ABC):
     dim: int
 
     @abstractmethod
-    def forward(self, latents: Latents, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
+    def forward(
+        self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
+    ) -> dict[str, Tensor]:
         """{modality: (R, M, O)} in the order of ``plan.predict``."""
 
 
@@ -257,7 +266,7 @@ class Target(nn.Module, ABC):
         """O: values of one token's target."""
 
     @abstractmethod
-    def forward(self, one: MaskedInput) -> Tensor:
+    def forward(self, inputs: ModalityInput) -> Tensor:
         """(R, M, O) float32, without gradient."""
 
 
@@ -273,20 +282,20 @@ class Objective(nn.Module, ABC):
         """{term name: sum and count, scalars in float32}; a term of one modality is called ``OBJECTIVE.MODALITY``."""
 
     def batch(
-        self, prepared: dict[str, Prepared], labels: Tensor | None, draw: Draw, model: nn.Module
-    ) -> tuple[dict[str, Prepared], Tensor | None]:
+        self, preprocessed: dict[str, Preprocessed], labels: Tensor | None, rng: Rng, model: nn.Module
+    ) -> tuple[dict[str, Preprocessed], Tensor | None]:
         """Change a training batch and its labels before it is tokenised: mixing.
 
         Labels are (B,) int64 with -1 for none, or (B, L) where samples have several, see :mod:`maemm.data.labels`.
         """
-        return prepared, labels
+        return preprocessed, labels
 
     def answers(self, out: Output) -> dict[str, Tensor]:
         """What :meth:`figures` looks at, (B, ...) by name, of one batch of a validation. Where samples have several
         views, floats are averaged over them."""
         return {}
 
-    def figures(self, answers: dict[str, Tensor]) -> dict[str, float]:
+    def metrics(self, answers: dict[str, Tensor]) -> dict[str, float]:
         """Figures of a whole validation that are no part of the loss, of all its answers: accuracy."""
         return {}
 
@@ -313,7 +322,7 @@ class Head(nn.Module, ABC):
 
 
 @dataclass(frozen=True)
-class Handover:
+class ExportedState:
     """A model in the layout of another library, and how that library takes it over."""
 
     state: Mapping[str, Tensor]  # under the library's names
@@ -324,7 +333,7 @@ class Handover:
     config: Mapping[str, Any] | None = None  # config.json of a folder with model.safetensors; None: it is one file
 
 
-class WeightsKind(ABC):
+class CheckpointFormat(ABC):
     """A published checkpoint layout."""
 
     name: str
@@ -344,10 +353,10 @@ class WeightsKind(ABC):
     def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         """Our model -> state under the published names."""
 
-    def handover(self, model: nn.Module) -> Handover:
+    def exported_state(self, model: nn.Module) -> ExportedState:
         """Our model for the library. Raises :class:`MaemmError` that says what the layout has no place for."""
         raise MaemmError(f"layout {self.name!r} is of no library; use maemm convert --to {self.name}")
 
-    def known_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The config.json of a folder in this layout -> what :meth:`read` wants to know besides the weights."""
         return {}

@@ -54,7 +54,7 @@ class SinCos(nn.Module):
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
         """(R, V) -> (R, V, D)."""
         if tokens.grid is None or tokens.coords.shape[0] != 1:
-            return sincos(tokens.take_coords(index), self.dim)
+            return sincos(tokens.gather_coords(index), self.dim)
         key = (tokens.grid, tokens.coords.device)
         if key not in self._cache:  # on a grid the coordinates are the lattice: one table per grid and device
             if len(self._cache) > 16:

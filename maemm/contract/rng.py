@@ -23,7 +23,7 @@ def derive(*key: int | str) -> int:
 
 
 @dataclass(frozen=True)
-class Draw:
+class Rng:
     """Random numbers for the rows of a batch.
 
     On the device the key is (seed, step), ``total`` the global batch and ``rows`` the part of this process and
@@ -39,7 +39,7 @@ class Draw:
         """An integer for foreign random code; see :func:`seeded`."""
         return derive(*self.key, purpose)
 
-    def rand(self, purpose: str, *shape: int) -> Tensor:
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
         """(rows, *shape) uniform in [0, 1), float32, on the CPU: the same on every machine.
 
         Drawn for the whole global batch, of which the own rows are returned. Only ``rand`` is used: in torch
@@ -55,9 +55,9 @@ class Draw:
         """A NumPy generator for one sample in a worker."""
         return np.random.default_rng(self.seed(purpose))
 
-    def under(self, *more: int | str) -> Draw:
+    def fold_in(self, *more: int | str) -> Rng:
         """The same rows under a longer key."""
-        return Draw((*self.key, *more), self.rows, self.total, self.progress)
+        return Rng((*self.key, *more), self.rows, self.total, self.progress)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.files import Files, existing, fingerprint, printable_name, whole_labels
 from maemm.data.labels import label_at
 from maemm.data.lists import Labels, class_labels, find_files, read_list
@@ -92,7 +92,7 @@ class ArrayFiles(Files):
         super().__init__(folder, paths, labels, classes, name=name)
         self._read = read
 
-    def open(self, path: bytes, draw: Draw) -> np.ndarray:
+    def open(self, path: bytes, rng: Rng) -> np.ndarray:
         return self._read(Path(os.fsdecode(path)))
 
 
@@ -110,7 +110,7 @@ class ArrayFile(Source):
         """What messages call the sample: ``file#index``."""
         return f"{printable_name(self.file.name)}#{index}"
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         values = self.sample(self._values[index])
         return Sample({self.modality: values}, self.name(index), self.label(index))
 
@@ -161,8 +161,8 @@ class ArrayFile(Source):
             if "Object arrays" in why:
                 why = "it holds Python objects, which may run code"
             raise MaemmError(f"cannot read the array ({self.file}: {why}); save plain numbers with numpy") from error
-        self._values, self._labels = values, whole_labels(labels, len(values), self.file, several=True)
-        self.several = self._labels is not None and self._labels.ndim == 2
+        self._values, self._labels = values, whole_labels(labels, len(values), self.file, multilabel=True)
+        self.multilabel = self._labels is not None and self._labels.ndim == 2
 
 
 def _key_of(archive: Any) -> str:

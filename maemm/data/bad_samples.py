@@ -47,9 +47,9 @@ class BadSampleLog:
     closed and ignored.
     """
 
-    def __init__(self, path: str | Path | None, max_share: float, total: int):
+    def __init__(self, path: str | Path | None, max_fraction: float, total: int):
         self.path = None if path is None else Path(path)
-        self.max_share, self.total = max_share, total
+        self.max_fraction, self.total = max_fraction, total
         self._known: set[str] = set()
         self._offset = 0  # in the file, up to where it has been read
         self._read_new()
@@ -73,12 +73,12 @@ class BadSampleLog:
     def check(self) -> None:
         """Raise :class:`MaemmError` if more than ``max_share`` of the samples are bad; also worth asking on resume."""
         bad = len(self._known)
-        if bad <= self.max_share * self.total:
+        if bad <= self.max_fraction * self.total:
             return
         listed = f"; list: {self.path}" if self.path else ""
         raise MaemmError(
             f"{bad:,} of {self.total:,} samples are unreadable ({100 * bad / max(self.total, 1):.3g} %, allowed "
-            f"{100 * self.max_share:.3g} %{listed}); fix the data or set data.max_bad_share"
+            f"{100 * self.max_fraction:.3g} %{listed}); fix the data or set data.max_bad_fraction"
         )
 
     def _read_new(self) -> None:

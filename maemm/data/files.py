@@ -13,7 +13,7 @@ import numpy as np
 
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.labels import LabelTable
 
 
@@ -38,10 +38,10 @@ class Files(Source):
         self._paths = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
         self._labels = None if labels is None else LabelTable(labels)
-        self.several = labels is not None and self._labels.several
+        self.multilabel = labels is not None and self._labels.multilabel
 
     @abstractmethod
-    def open(self, path: bytes, draw: Draw) -> Any:
+    def open(self, path: bytes, rng: Rng) -> Any:
         """The file ``path`` -> what the modality's ``load`` takes. Whatever is wrong with it is an exception."""
 
     def __len__(self) -> int:
@@ -60,8 +60,8 @@ class Files(Source):
         """The label, None where there is none."""
         return None if self._labels is None else self._labels[index]
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        raw = self.open(os.path.join(self.folder, self.path(index)), draw)
+    def read(self, index: int, rng: Rng) -> Sample:
+        raw = self.open(os.path.join(self.folder, self.path(index)), rng)
         return Sample({self.modality: raw}, self.name(index), self.label(index))
 
     def files(self) -> Iterator[bytes]:
@@ -94,15 +94,15 @@ def endings(given: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...
     return tuple("." + one.lower().lstrip(".") for one in given)
 
 
-def whole_labels(labels: np.ndarray | None, count: int, file: Path, *, several: bool = False) -> np.ndarray | None:
-    """(count,) int64 of an array of labels; with ``several`` also (count, classes) of 0 and 1 as it is.
+def whole_labels(labels: np.ndarray | None, count: int, file: Path, *, multilabel: bool = False) -> np.ndarray | None:
+    """(count,) int64 of an array of labels; with ``multilabel`` also (count, classes) of 0 and 1 as it is.
 
     Raises :class:`MaemmError` for another shape or type. :func:`maemm.data.labels.label_at` reads both.
     """
     if labels is None:
         return None
     labels = labels.reshape(-1) if labels.shape in ((count, 1), (1, count)) else labels
-    if several and labels.ndim == 2 and len(labels) == count and np.isin(labels, (0, 1)).all():
+    if multilabel and labels.ndim == 2 and len(labels) == count and np.isin(labels, (0, 1)).all():
         return labels.astype(np.int8)
     if labels.shape != (count,) or labels.dtype.kind not in "iub":
         raise MaemmError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 NONE, FILL = -2, -1  # in a table of several labels: a sample of which nothing is known; behind the last label
 
@@ -53,8 +53,8 @@ class LabelTable:
     """Labels of many samples in arrays, which worker processes share."""
 
     def __init__(self, labels: Sequence[Label | None]):
-        self.several = any(isinstance(one, tuple) for one in labels)
-        if not self.several:
+        self.multilabel = any(isinstance(one, tuple) for one in labels)
+        if not self.multilabel:
             self._flat = np.array([-1 if one is None else one for one in labels], np.int64)
             return
         rows = [() if one is None else one if isinstance(one, tuple) else (one,) for one in labels]
@@ -63,7 +63,7 @@ class LabelTable:
         self._none = np.array([one is None for one in labels], bool)
 
     def __getitem__(self, index: int) -> Label | None:
-        if not self.several:
+        if not self.multilabel:
             label = int(self._flat[index])
             return None if label < 0 else label
         if self._none[index]:
@@ -73,7 +73,7 @@ class LabelTable:
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
         """All there is, for fingerprints."""
-        return (self._flat, self._ends, self._none) if self.several else (self._flat,)
+        return (self._flat, self._ends, self._none) if self.multilabel else (self._flat,)
 
 
 def label_at(labels: np.ndarray | None, index: int) -> Label | None:
@@ -94,9 +94,9 @@ class Labelled(Source):
     """
 
     def __init__(self, source: Source, classes: Sequence[str] | int):
-        self.source, self.several, self.views = source, source.several, source.views
+        self.source, self.multilabel, self.tta_views = source, source.multilabel, source.tta_views
         count = classes if isinstance(classes, int) else len(classes)
-        least = 1 if source.several else 2
+        least = 1 if source.multilabel else 2
         if count < least:
             raise MaemmError(f"{count} class is nothing to tell apart (data.classes); a classifier needs two at least")
         if not isinstance(classes, int) and source.classes is None:
@@ -113,11 +113,11 @@ class Labelled(Source):
     def name(self, index: int) -> str:
         return self.source.name(index)
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        return self._numbered(self.source.read(index, draw))
+    def read(self, index: int, rng: Rng) -> Sample:
+        return self._numbered(self.source.read(index, rng))
 
-    def view(self, index: int, number: int) -> Sample:
-        return self._numbered(self.source.view(index, number))
+    def tta_view(self, index: int, number: int) -> Sample:
+        return self._numbered(self.source.tta_view(index, number))
 
     def label(self, index: int) -> Label | None:
         """None where the label is none that is known, too."""

@@ -102,16 +102,16 @@ def read_list(
     """
     lines, endings, names = _lines(path), tuple(extensions), {*PATH_COLUMNS, *columns}
     table = path.suffix.lower() in (".csv", ".tsv")
-    several = False
+    multilabel = False
     if table:
-        found, several = _table_rows(path, lines, endings, names)
+        found, multilabel = _table_rows(path, lines, endings, names)
         rows = list(found)
     else:
         rows = list(_text_rows(lines, endings, names))
     if not rows:
         raise MaemmError(f"the list names no file ({path}); write one path a line")
     paths = [row[0] for row in rows]
-    labels, classes = (_several if several else _labels)([row[1] for row in rows], path)
+    labels, classes = (_multilabel if multilabel else _labels)([row[1] for row in rows], path)
     home = path.parent
     if root is not None and (not (home / paths[0]).exists() or (root / paths[0]).exists()):
         home = root
@@ -164,10 +164,10 @@ def _table_rows(
     except csv.Error as error:
         raise MaemmError(f"the list is no table ({path}: {error}); write path{separator}label lines") from error
     rows = [row for row in rows if any(row)]
-    at_path, at_label, several = 0, 1, False
+    at_path, at_label, multilabel = 0, 1, False
     if rows and not any(_is_file(cell, endings) for cell in rows[0]):
-        at_path, at_label, several = _columns(path, rows.pop(0), names)
-    return _cells(path, rows, separator, at_path, at_label), several
+        at_path, at_label, multilabel = _columns(path, rows.pop(0), names)
+    return _cells(path, rows, separator, at_path, at_label), multilabel
 
 
 def _cells(path: Path, rows: list[list[str]], separator: str, at_path: int, at_label: int) -> Iterator[tuple[str, str]]:
@@ -183,14 +183,14 @@ def _columns(path: Path, header: list[str], known: set[str]) -> tuple[int, int, 
     at_path = next((i for i, name in enumerate(names) if name in known), None)
     if at_path is None:
         raise MaemmError(f"the list has no column of paths ({path}: {', '.join(header)}); call one of them 'path'")
-    for known, several in ((_LABEL_COLUMNS, False), (_SEVERAL_COLUMNS, True)):
+    for known, multilabel in ((_LABEL_COLUMNS, False), (_SEVERAL_COLUMNS, True)):
         at_label = next((i for i, name in enumerate(names) if name in known), None)
         if at_label is not None:
-            return at_path, at_label, several
+            return at_path, at_label, multilabel
     return at_path, -1, False
 
 
-def _several(texts: list[str], path: Path) -> tuple[Labels | None, list[str] | None]:
+def _multilabel(texts: list[str], path: Path) -> tuple[Labels | None, list[str] | None]:
     """Cells of any number of labels; an empty cell is a sample with none of the classes."""
     rows = [[one.strip() for one in re.split("[,;|]", text) if one.strip()] for text in texts]
     flat, classes = _labels([one for row in rows for one in row], path)

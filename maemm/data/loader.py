@@ -17,11 +17,11 @@ from torch import Tensor
 
 from maemm.contract import Modality, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw, derive
+from maemm.contract.rng import Rng, derive
 from maemm.data import labels as labels_
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.mixture import Mixture
-from maemm.data.order import Order, Request
+from maemm.data.order import BatchOrder, Request
 from maemm.data.workers import Failure, Workers
 
 Task = tuple[int, int]  # step, micro-batch
@@ -62,7 +62,7 @@ class Loader:
     """Reads, loads and collates the requests of an order.
 
     ``source``: where samples come from. ``modalities``: {name: unconnected modality without parameters}. ``order``:
-    :class:`~maemm.data.order.Slots` or ``Once``. ``timeout``: seconds that a batch from a worker is waited for.
+    :class:`~maemm.data.order.ShuffledBatches` or ``SequentialBatches``. ``timeout``: seconds to wait for a batch.
     ``augment=False`` calls ``Modality.load(raw, None)``. ``substitute=False`` leaves bad samples out instead of
     replacing them, so that evaluation counts nothing twice. ``pin``: page-locked batches; None: where there is CUDA.
     ``missing``: a sample that lacks a modality is bad ("skip"), or is taken with what it has ("allow").
@@ -76,7 +76,7 @@ class Loader:
         self,
         source: Source,
         modalities: Mapping[str, Modality],
-        order: Order,
+        order: BatchOrder,
         *,
         seed: int,
         workers: int = 0,
@@ -149,7 +149,7 @@ class _Reader:
         self,
         source: Source,
         modalities: dict[str, Modality],
-        order: Order,
+        order: BatchOrder,
         seed: int,
         augment: bool,
         substitute: bool,
@@ -182,10 +182,10 @@ class _Reader:
         for _, group in groupby(requests, key=lambda request: (request.epoch, request.index)):
             group = list(group)
             try:
-                sample, views = self._readable(group, bad)
+                sample, tta_views = self._readable(group, bad)
             except _Unreadable:
                 continue
-            loaded += views
+            loaded += tta_views
             ids += [sample.id] * len(group)
             labels += [sample.label] * len(group)
             rows += [request.row for request in group]
@@ -210,11 +210,11 @@ class _Reader:
         found, present = {}, {}
         try:
             for name in names:
-                fill = next((views[name] for views in loaded if name in views), None)
+                fill = next((tta_views[name] for tta_views in loaded if name in tta_views), None)
                 if fill is not None:
-                    found[name] = self.modalities[name].collate([views.get(name, fill) for views in loaded])
+                    found[name] = self.modalities[name].collate([tta_views.get(name, fill) for tta_views in loaded])
                 if self.missing == "allow":
-                    present[name] = torch.tensor([name in views for views in loaded])
+                    present[name] = torch.tensor([name in tta_views for tta_views in loaded])
             return found, present
         except (MemoryError, MaemmError):
             raise
@@ -245,13 +245,13 @@ class _Reader:
         self.at.fill_(index)
         epoch = group[0].epoch
         # Read once for all repeats, under the first one's key.
-        sample = self.source.read(index, Draw((self.seed, epoch, index, group[0].repeat)))
-        views = []
+        sample = self.source.read(index, Rng((self.seed, epoch, index, group[0].repeat)))
+        tta_views = []
         for request in group:
-            draw = Draw((self.seed, epoch, index, request.repeat))
+            rng = Rng((self.seed, epoch, index, request.repeat))
             here = self._here(self._names(index), sample.raw)
-            views.append({name: self._load(name, sample.raw, draw) for name in here})
-        return sample, views
+            tta_views.append({name: self._load(name, sample.raw, rng) for name in here})
+        return sample, tta_views
 
     def _here(self, names: list[str], raw: Mapping[str, Any]) -> list[str]:
         """The modalities that a sample has. Raises ValueError where it lacks one and may not, or has none at all."""
@@ -261,8 +261,8 @@ class _Reader:
         lacking = next(name for name in names if name not in raw)
         raise ValueError(f"the sample has no {lacking!r}, only {', '.join(map(repr, raw)) or 'nothing'}")
 
-    def _load(self, name: str, raw: Mapping[str, Any], draw: Draw) -> dict[str, Any]:
-        return self.modalities[name].load(raw[name], draw.under(name) if self.augment else None)
+    def _load(self, name: str, raw: Mapping[str, Any], rng: Rng) -> dict[str, Any]:
+        return self.modalities[name].load(raw[name], rng.fold_in(name) if self.augment else None)
 
 
 def name_of(source: Source, index: int) -> str:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
-from maemm.contract.rng import Draw, derive
+from maemm.contract.rng import Rng, derive
 from maemm.data.files import fingerprint
-from maemm.data.order import Request, Slots
+from maemm.data.order import Request, ShuffledBatches
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Part:
     source: Source
     modalities: tuple[str, ...]  # what its samples hold; whatever else they hold is left out
     passes: float = 1.0  # over it in an epoch
-    repeats: int = 1  # rows that each sample fills
+    aug_repeats: int = 1  # rows that each sample fills
 
 
 class Mixture(Source):
@@ -34,7 +34,7 @@ class Mixture(Source):
         self._ends = np.cumsum([len(one) for one in sources]).tolist()
         same = all(one.classes == sources[0].classes for one in sources)
         self.classes = sources[0].classes if same else None
-        self.several = any(one.several for one in sources)
+        self.multilabel = any(one.multilabel for one in sources)
 
     def __len__(self) -> int:
         return self._ends[-1]
@@ -65,10 +65,10 @@ class Mixture(Source):
         name, inner = self.place(index)
         return self.parts[name].source.label(inner)
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         name, inner = self.place(index)
         part = self.parts[name]
-        sample = part.source.read(inner, draw)
+        sample = part.source.read(inner, rng)
         raw = {key: value for key, value in sample.raw.items() if key in part.modalities}
         return Sample(raw, f"{name}/{sample.id}", sample.label)
 
@@ -80,7 +80,7 @@ class Mixture(Source):
         return fingerprint("mixture", *(f"{name}={one.source.fingerprint()}" for name, one in self.parts.items()))
 
 
-class Turns:
+class MixtureBatches:
     """The training order of a mixture: every step takes one set, the same in all processes.
 
     An epoch passes ``passes`` times over each set: as many steps as that makes, at least one of each set, in an order
@@ -88,7 +88,7 @@ class Turns:
     set a step takes, and which samples, follows from (seed, step) alone.
     """
 
-    def __init__(self, mixture: Mixture, slots: Sequence[Slots], seed: int):
+    def __init__(self, mixture: Mixture, slots: Sequence[ShuffledBatches], seed: int):
         self.slots, self.seed = list(slots), seed
         self.starts = [span.start for span in mixture.spans().values()]
         first = self.slots[0]

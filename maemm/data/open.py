@@ -61,7 +61,7 @@ def _part(recipe: Mapping[str, Any], name: str) -> Part:
         source = open_source({**recipe, "modalities": taken, "data": {**data, "mix": None, **places}})
     except MaemmError as error:
         raise MaemmError(f"data.mix.{name}: {error}") from None
-    return Part(source, modalities, own.get("passes") or 1.0, own.get("repeats") or data.get("repeats") or 1)
+    return Part(source, modalities, own.get("passes") or 1.0, own.get("aug_repeats") or data.get("aug_repeats") or 1)
 
 
 def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
@@ -75,7 +75,7 @@ def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
     source, held_out = _held_out(recipe, whole)
     shots = recipe["data"].get("shots")
     if shots is not None:
-        rows = Shots.parse(str(shots)).draw(labels_of(source), recipe["train"]["seed"], source.classes)
+        rows = Shots.parse(str(shots)).choose(labels_of(source), recipe["train"]["seed"], source.classes)
         source = Subset(source, rows)
     return source, held_out
 

@@ -1,6 +1,6 @@
 """Which samples a step takes: a pure function of (seed, epoch), so any step can be started without the earlier ones.
 
-A *row* is a place in the global batch of a step. With ``repeats`` k every sample fills k neighbouring rows, read
+A *row* is a place in the global batch of a step. With ``aug_repeats`` k every sample fills k neighbouring rows, read
 once and augmented k times; ``batch`` counts rows. Processes and micro-batches share out the rows, so their number
 changes nothing in which samples a step takes.
 """
@@ -24,7 +24,7 @@ class Request(NamedTuple):
     row: int  # in the global batch of the step
 
 
-class Order(Protocol):
+class BatchOrder(Protocol):
     """What the loader asks of an order."""
 
     samples: int
@@ -50,7 +50,7 @@ def drawn(n: int, count: int, seed: int, epoch: int, weights: np.ndarray | None 
     return generator.choice(n, count, replace=count >= n or count > able, p=chance)
 
 
-class Slots:
+class ShuffledBatches:
     """The training order: shuffled epochs of whole batches; what does not fill a last batch waits for another epoch.
 
     With ``epoch`` (samples) or ``weights`` (n,) an epoch is :func:`drawn` from the samples.
@@ -68,25 +68,25 @@ class Slots:
         rank: int = 0,
         world: int = 1,
         micro_batch: int | None = None,
-        repeats: int = 1,
+        aug_repeats: int = 1,
         epoch: int | None = None,
         weights: np.ndarray | None = None,
     ):
-        _check_positive({"train.batch": batch, "repeats": repeats, "the number of processes": world})
+        _check_positive({"train.batch": batch, "aug_repeats": aug_repeats, "the number of processes": world})
         if micro_batch is not None:
             _check_positive({"train.micro_batch": micro_batch})
-        _check_divides(batch, repeats, f"train.batch {batch}", f"the {repeats} repeats of each sample")
-        _check_divides(batch, world * repeats, f"train.batch {batch}", _split_text(world, repeats))
+        _check_divides(batch, aug_repeats, f"train.batch {batch}", f"the {aug_repeats} repeats of each sample")
+        _check_divides(batch, world * aug_repeats, f"train.batch {batch}", _split_text(world, aug_repeats))
         own = batch // world
         micro = min(micro_batch or own, own)
         _check_divides(own, micro, f"the {own} rows of one process", f"train.micro_batch {micro}")
-        _check_divides(micro, repeats, f"train.micro_batch {micro}", f"the {repeats} repeats of each sample")
-        _check_enough(samples if epoch is None else min(samples, 1) * epoch, batch // repeats)
-        self.samples, self.batch, self.seed, self.repeats = samples, batch, seed, repeats
+        _check_divides(micro, aug_repeats, f"train.micro_batch {micro}", f"the {aug_repeats} repeats of each sample")
+        _check_enough(samples if epoch is None else min(samples, 1) * epoch, batch // aug_repeats)
+        self.samples, self.batch, self.seed, self.aug_repeats = samples, batch, seed, aug_repeats
         self.micro_batch = micro
         self.accumulation = own // micro
         self.weights, self._drawn = weights, epoch
-        self.steps_per_epoch = (epoch or samples) // (batch // repeats)
+        self.steps_per_epoch = (epoch or samples) // (batch // aug_repeats)
         self._first_row = rank * own
         self._cached: tuple[int, np.ndarray] | None = None
 
@@ -98,11 +98,11 @@ class Slots:
         """The rows of this process in ``step``: ``accumulation`` lists of ``micro_batch`` requests."""
         epoch, place = divmod(step, self.steps_per_epoch)
         order = self._order(epoch)
-        start = place * (self.batch // self.repeats)
+        start = place * (self.batch // self.aug_repeats)
         first = self._first_row
         requests = []
         for row in range(first, first + self.accumulation * self.micro_batch):
-            sample, repeat = divmod(row, self.repeats)
+            sample, repeat = divmod(row, self.aug_repeats)
             requests.append(Request(epoch, int(order[start + sample]), repeat, row))
         return [requests[i : i + self.micro_batch] for i in range(0, len(requests), self.micro_batch)]
 
@@ -117,7 +117,7 @@ class Slots:
         return drawn(self.samples, self._drawn or self.samples, self.seed, epoch, self.weights)
 
 
-class Once:
+class SequentialBatches:
     """Every sample once, in the order of the source, for evaluation. The last batch may be shorter.
 
     Processes take turns within each batch: process r gets the r-th contiguous part, which may be empty at the end.
@@ -160,8 +160,8 @@ def _advice(what: str, near: str, number: int, by: int) -> str:
     return f"use one of its divisors, such as {min(divisors, key=lambda d: abs(d - by))}"
 
 
-def _split_text(world: int, repeats: int) -> str:
-    return f"{world} processes" + (f" with {repeats} repeats of each sample" if repeats > 1 else "")
+def _split_text(world: int, aug_repeats: int) -> str:
+    return f"{world} processes" + (f" with {aug_repeats} repeats of each sample" if aug_repeats > 1 else "")
 
 
 def _check_enough(samples: int, needed: int) -> None:

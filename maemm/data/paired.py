@@ -11,7 +11,7 @@ from maemm import registry
 from maemm.config.options import check, options_of
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.files import fingerprint
 
 
@@ -25,7 +25,7 @@ class Paired(Source):
         self.parts, self.names, self.rows = dict(parts), names, rows
         known = [[*one.classes] for one in self.parts.values() if one.classes is not None]
         self.classes = sorted(set().union(*known)) if any(one != known[0] for one in known) else next(iter(known), None)
-        self.several = any(one.several for one in self.parts.values())
+        self.multilabel = any(one.multilabel for one in self.parts.values())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -33,14 +33,14 @@ class Paired(Source):
     def name(self, index: int) -> str:
         return self.names[index]
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         raw: dict[str, Any] = {}
         label = None
         for (modality, part), at in zip(self.parts.items(), self.rows[index], strict=True):
             if at is None:
                 continue
             try:
-                sample = part.read(at, draw.under(modality))
+                sample = part.read(at, rng.fold_in(modality))
             except MemoryError:
                 raise
             except Exception as error:

@@ -63,7 +63,7 @@ class Shots:
 
     text: str  # "5": samples of each class; "10%": share of each class; "all"
     count: int | None = None
-    share: float | None = None
+    fraction: float | None = None
 
     @classmethod
     def parse(cls, text: str) -> Shots:
@@ -71,31 +71,31 @@ class Shots:
         text = text.strip()
         try:
             if text == "all":
-                return cls(text, share=1.0)
+                return cls(text, fraction=1.0)
             if text.endswith("%"):
-                share = float(text[:-1]) / 100
-                if 0 < share <= 1:
-                    return cls(text, share=share)
+                fraction = float(text[:-1]) / 100
+                if 0 < fraction <= 1:
+                    return cls(text, fraction=fraction)
             elif int(text) > 0:
                 return cls(text, count=int(text))
         except ValueError:
             pass
         raise MaemmError(f"--shots {text!r} means nothing; give samples of a class or a share, such as 1,5,10%")
 
-    def draw(self, labels: np.ndarray, seed: int, classes: Sequence[str] | None = None) -> np.ndarray:
+    def choose(self, labels: np.ndarray, seed: int, classes: Sequence[str] | None = None) -> np.ndarray:
         """Indices of a part of the samples, at least one of every class. More shots of one seed contain fewer.
 
         ``labels`` (n,) or (n, classes); where samples have several, a class may get more. ``classes``: their names.
         Raises :class:`MaemmError` where a class has fewer samples than asked for.
         """
         drawn, found = np.random.default_rng(seed), []
-        several = labels.ndim == 2
-        for label in range(labels.shape[1]) if several else np.unique(labels[labels >= 0]):
-            of_class = np.flatnonzero(labels[:, label] > 0 if several else labels == label)
+        multilabel = labels.ndim == 2
+        for label in range(labels.shape[1]) if multilabel else np.unique(labels[labels >= 0]):
+            of_class = np.flatnonzero(labels[:, label] > 0 if multilabel else labels == label)
             rows = drawn.permutation(of_class)
             if not len(rows):
                 continue
-            wanted = max(1, round(self.share * len(rows))) if self.count is None else self.count
+            wanted = max(1, round(self.fraction * len(rows))) if self.count is None else self.count
             if wanted > len(rows):
                 name = f"label {label}" if classes is None else f"class {classes[label]!r}"
                 raise MaemmError(f"{name} has {len(rows)} samples, --shots asks for {wanted}; ask for fewer")

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from maemm.contract import Modality, Source
 from maemm.data.loader import Batch, Loader, Missing
-from maemm.data.order import Once
+from maemm.data.order import SequentialBatches
 
 Progress = Callable[[int, int], object]  # samples done, samples in all
 
@@ -31,7 +31,7 @@ def each(
     be read, its ``raw`` is empty. ``Batch.rows`` are indices of the source. Close the iterator, or drop it, to stop its
     workers. Raises :class:`MaemmError` for a source without samples.
     """
-    order = Once(len(source), batch)
+    order = SequentialBatches(len(source), batch)
     loader = Loader(
         source,
         modalities,
@@ -46,7 +46,7 @@ def each(
     return _batches(loader, order, on_progress)
 
 
-def _batches(loader: Loader, order: Once, on_progress: Progress | None) -> Iterator[Batch]:
+def _batches(loader: Loader, order: SequentialBatches, on_progress: Progress | None) -> Iterator[Batch]:
     with closing(loader.batches(0, order.steps)) as batches:
         for one in batches:
             yield one

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 
 class Subset(Source):
@@ -16,7 +16,7 @@ class Subset(Source):
 
     def __init__(self, source: Source, rows: Sequence[int] | np.ndarray):
         self.source, self.rows = source, np.asarray(rows, np.int64)
-        self.classes, self.several, self.views = source.classes, source.several, source.views
+        self.classes, self.multilabel, self.tta_views = source.classes, source.multilabel, source.tta_views
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -24,13 +24,13 @@ class Subset(Source):
     def name(self, index: int) -> str:
         return self.source.name(int(self.rows[index]))
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        return self.source.read(int(self.rows[index]), draw)
+    def read(self, index: int, rng: Rng) -> Sample:
+        return self.source.read(int(self.rows[index]), rng)
 
     def label(self, index: int) -> Label | None:
         return self.source.label(int(self.rows[index]))
 
-    def view(self, index: int, number: int) -> Sample:
+    def tta_view(self, index: int, number: int) -> Sample:
         return self.source.view(int(self.rows[index]), number)
 
     def fingerprint(self) -> str:

@@ -68,10 +68,10 @@ class BatchNorm(nn.Module):
     @torch.no_grad()
     def _move(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
         """The running statistics; nothing moves where no element counted."""
-        share = torch.where(count > 0, self.momentum, 0.0).to(self.running_mean.dtype)
+        fraction = torch.where(count > 0, self.momentum, 0.0).to(self.running_mean.dtype)
         unbiased = var * (count / (count - 1).clamp(min=1)).to(var.dtype)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-        self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), fraction)
+        self.running_var.lerp_(unbiased.to(self.running_var.dtype), fraction)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}, momentum={self.momentum}"

@@ -1,7 +1,7 @@
 """What a plugin promises, looked at when it is used: a mistake is told with the plugin, the method and the shape.
 
-:func:`tokenized` and :func:`prepared` compare shapes at every call, which costs nothing; :func:`first_batch` looks at
-values too and is called once a run. All rules, and more, are those of ``maemm plugins check``.
+:func:`tokenized` and :func:`preprocessed` compare shapes at every call, which costs nothing; :func:`first_batch` looks
+at values too and is called once a run. All rules, and more, are those of ``maemm plugins check``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import MaskedInput, Modality, Planned, Prepared, Tokens
+from maemm.contract import Modality, ModalityInput, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.registry.make import who
 
@@ -44,17 +44,17 @@ def _text(value: Any) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ at every call
-def prepared(modality: Modality, raw: Any, draw: Any) -> Prepared:
-    """``modality.prepare``, or :class:`MaemmError` where it gives no ``Prepared`` of floats."""
-    expected = "Prepared(x), x a float tensor (B, ...)"
-    with _blaming(modality, "prepare", expected):
-        one = modality.prepare(raw, draw)
-    x = one.x if isinstance(one, Prepared) else one
-    _require(isinstance(x, Tensor) and x.ndim > 0 and x.is_floating_point(), modality, "prepare", _text(x), expected)
+def preprocessed(modality: Modality, raw: Any, rng: Any) -> Preprocessed:
+    """``modality.preprocess``, or :class:`MaemmError` where it gives no ``Preprocessed`` of floats."""
+    expected = "Preprocessed(x), x a float tensor (B, ...)"
+    with _blaming(modality, "preprocess", expected):
+        one = modality.preprocess(raw, rng)
+    x = one.x if isinstance(one, Preprocessed) else one
+    _require(isinstance(x, Tensor) and x.ndim > 0 and x.is_floating_point(), modality, "preprocess", _text(x), expected)
     return one
 
 
-def tokenized(modality: Modality, one: Prepared) -> Tokens:
+def tokenized(modality: Modality, one: Preprocessed) -> Tokens:
     """``modality.tokenize``, or :class:`MaemmError` where its shapes do not agree."""
     batch = one.x.shape[0]
     expected = f"Tokens with values ({batch}, N, ...)"
@@ -74,53 +74,53 @@ def tokenized(modality: Modality, one: Prepared) -> Tokens:
 
 # ------------------------------------------------------------------------------------------------ once in a run
 @torch.no_grad()
-def first_batch(model: Any, inputs: dict[str, Planned]) -> None:
+def first_batch(model: Any, inputs: dict[str, ModalityInput]) -> None:
     """Look at embeddings, positions, targets and losses of one batch. Changes nothing in the model.
 
     Raises :class:`MaemmError` that names the plugin, the method, what it gives and what was expected.
     """
     for name, planned in inputs.items():
-        one = MaskedInput(name, model.modalities[name], planned)
-        was_training = one.modality.training
-        one.modality.eval()  # running statistics stay as they are
+        modality = model.modalities[name]
+        was_training = modality.training
+        modality.eval()  # running statistics stay as they are
         try:
-            _embedded(model, one)
+            _check_embedding(model, modality, planned)
             if model.decoder is not None:
-                _compared(model, one)
+                _check_target(model, name, planned)
         finally:
-            one.modality.train(was_training)
+            modality.train(was_training)
 
 
-def _embedded(model: Any, one: MaskedInput) -> None:
-    modality, plan = one.modality, one.plan
+def _check_embedding(model: Any, modality: Modality, planned: ModalityInput) -> None:
+    tokens, plan = planned.tokens, planned.plan
     visible, predict = tuple(plan.visible.shape), tuple(plan.predict.shape)
-    _shape(modality, "embed", lambda: one.embed(plan.visible), (*visible, model.encoder.dim))
+    _shape(modality, "embed", lambda: modality.embed(tokens, plan.visible), (*visible, model.encoder.dim))
     roles = [("encoder", plan.visible, visible, model.encoder.dim)]
     if model.decoder is not None:
         roles.append(("decoder", plan.predict, predict, model.decoder.dim))
     for role, index, (rows, count), dim in roles:
         expected = f"({rows} or 1, {count}, {dim}) for the {role}"
         with _blaming(modality, "position", expected):
-            found = one.position(index, role)
-        good = isinstance(found, Tensor) and found.ndim == 3 and found.shape[0] in (1, rows)
-        good = good and tuple(found.shape[1:]) == (count, dim)
-        _require(good, modality, "position", _text(found), expected)
+            position = modality.position(tokens, index, role)
+        good = isinstance(position, Tensor) and position.ndim == 3 and position.shape[0] in (1, rows)
+        good = good and tuple(position.shape[1:]) == (count, dim)
+        _require(good, modality, "position", _text(position), expected)
 
 
-def _compared(model: Any, one: MaskedInput) -> None:
-    modality, predict = one.modality, one.plan.predict
-    if one.name in model.targets:
-        part, method, outputs = model.targets[one.name], "forward", model.targets[one.name].output_dim()
+def _check_target(model: Any, name: str, planned: ModalityInput) -> None:
+    modality, predict = model.modalities[name], planned.plan.predict
+    if name in model.targets:
+        part, method, outputs = model.targets[name], "forward", model.targets[name].output_dim()
     else:
         part, method, outputs = modality, "target", modality.output_dim()
     shape = (*predict.shape, outputs)
 
     def make() -> Tensor:
-        return part(one) if part is not modality else modality.target(one.tokens, predict)
+        return part(planned) if part is not modality else modality.target(planned.tokens, predict)
 
     target = _shape(part, method, make, shape, torch.float32)
-    counted = target[one.plan.counted > 0]
-    if bool(one.tokens.values.isfinite().all()):  # otherwise it is the data's fault, which the loop deals with
+    counted = target[planned.plan.counted > 0]
+    if bool(planned.tokens.values.isfinite().all()):  # otherwise it is the data's fault, which the loop deals with
         expected = f"finite values {shape} float32"
         _require(bool(counted.isfinite().all()), part, method, "NaN or infinity for finite tokens", expected)
     _shape(

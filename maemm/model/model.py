@@ -14,19 +14,18 @@ from maemm.contract import (
     Encoder,
     Head,
     Latents,
-    MaskedInput,
     Masking,
     Modality,
+    ModalityInput,
     Objective,
     Output,
     Plan,
-    Planned,
-    Prepared,
+    Preprocessed,
     Target,
     Tokens,
 )
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model import checks as contract_checks
 from maemm.model.pooling import mean_of_tokens, pool_and_norm
 
@@ -34,7 +33,7 @@ from maemm.model.pooling import mean_of_tokens, pool_and_norm
 class Model(nn.Module):
     """Built by :func:`maemm.build` and :func:`maemm.load`; the parts are public attributes.
 
-    ``batch`` is always {modality: Prepared or bare tensor}. ``forward`` is the only entry that DDP, FSDP2 and
+    ``batch`` is always {modality: Preprocessed or bare tensor}. ``forward`` is the only entry that DDP, FSDP2 and
     compile see.
     """
 
@@ -66,54 +65,54 @@ class Model(nn.Module):
 
     # ------------------------------------------------------------------------------- before the graph
     @torch.no_grad()
-    def prepare(
-        self, raw: dict[str, Any], draw: Draw | None = None, present: dict[str, Tensor] | None = None
-    ) -> dict[str, Prepared]:
-        """Raw batches as collated -> prepared ones on the raw batch's device. ``draw=None``: no augmentation.
+    def preprocess(
+        self, raw: dict[str, Any], rng: Rng | None = None, present: dict[str, Tensor] | None = None
+    ) -> dict[str, Preprocessed]:
+        """Raw batches as collated -> prepared ones on the raw batch's device. ``rng=None``: no augmentation.
 
         ``present``: {modality: (B,) bool} of the modalities that samples may lack. One that no sample of the batch has
         is not in ``raw``: its example fills the place, so that every batch has the same parts.
         """
         found = {
-            name: contract_checks.prepared(self._modality(name), one, None if draw is None else draw.under(name))
+            name: contract_checks.preprocessed(self._modality(name), one, None if rng is None else rng.fold_in(name))
             for name, one in raw.items()
         }
         for name, here in (present or {}).items():
-            one = found[name] if name in found else self._modality(name).example(len(here), Draw(("absent", name)))
-            found[name] = replace(as_prepared(one), x=as_prepared(one).x.to(here.device), present=here)
+            one = found[name] if name in found else self._modality(name).example(len(here), Rng(("absent", name)))
+            found[name] = replace(as_preprocessed(one), x=as_preprocessed(one).x.to(here.device), present=here)
         return {name: found[name] for name in self.modalities if name in found}
 
     @torch.no_grad()
-    def plan(self, batch: dict[str, Any], draw: Draw) -> dict[str, Planned]:
+    def plan(self, batch: dict[str, Any], rng: Rng) -> dict[str, ModalityInput]:
         """Tokenise and draw plans: no gradient, outside the compiled graph."""
-        prepared = {name: as_prepared(one) for name, one in batch.items()}
-        tokens = self._tokenize(prepared)
+        preprocessed = {name: as_preprocessed(one) for name, one in batch.items()}
+        tokens = self._tokenize(preprocessed)
         hides = self.training and any(one.hide for one in self.objectives.values())
         if not self.masked and not hides:
-            return {n: Planned(tokens[n], Plan.all_visible(tokens[n]), prepared[n]) for n in prepared}
-        guides = self._guides(prepared, tokens) if self.masking.guide else None
-        plans = self.masking(tokens, draw, guides)
-        return {name: Planned(tokens[name], plans[name], prepared[name]) for name in prepared}
+            return {n: ModalityInput(tokens[n], Plan.all_visible(tokens[n]), preprocessed[n]) for n in preprocessed}
+        guides = self._guides(preprocessed, tokens) if self.masking.guide else None
+        plans = self.masking(tokens, rng, guides)
+        return {name: ModalityInput(tokens[name], plans[name], preprocessed[name]) for name in preprocessed}
 
-    def _tokenize(self, prepared: dict[str, Prepared]) -> dict[str, Tokens]:
-        found = {name: contract_checks.tokenized(self._modality(name), one) for name, one in prepared.items()}
-        return {name: _of_present(tokens, prepared[name].present) for name, tokens in found.items()}
+    def _tokenize(self, preprocessed: dict[str, Preprocessed]) -> dict[str, Tokens]:
+        found = {name: contract_checks.tokenized(self._modality(name), one) for name, one in preprocessed.items()}
+        return {name: _of_present(tokens, preprocessed[name].present) for name, tokens in found.items()}
 
-    def _guides(self, prepared: dict[str, Prepared], tokens: dict[str, Tokens]) -> dict[str, Any]:
+    def _guides(self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, Any]:
         guide = getattr(self.encoder, "guide", None)
         if guide is None:
             raise MaemmError(f"the masking wants {self.masking.guide!r} from the encoder, which has no guide()")
-        return guide(self._everything(prepared, tokens), self.masking.guide)
+        return guide(self._everything(preprocessed, tokens), self.masking.guide)
 
     def _modality(self, name: str) -> Modality:
         if name not in self.modalities:
             raise MaemmError(f"this model has no modality {name!r}; it has {', '.join(self.modalities)}")
         return self.modalities[name]
 
-    def counts(self, inputs: dict[str, Planned]) -> dict[str, Tensor]:
+    def counts(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
         """Counts of all terms from the plans alone: the loop needs them before the first backward."""
         plans = {name: one.plan for name, one in inputs.items()}
-        found = dict(self.encoder.counts(self._masked(inputs))) if self.masked else {}
+        found = dict(self.encoder.counts(inputs)) if self.masked else {}
         for objective in self.objectives.values():
             found |= objective.counts(plans)
         return found
@@ -123,15 +122,15 @@ class Model(nn.Module):
         self,
         batch: dict[str, Any],
         plans: dict[str, Plan] | None = None,
-        draw: Draw | None = None,
+        rng: Rng | None = None,
         labels: Tensor | None = None,
     ) -> Output:
         """One forward pass, masked where an objective needs it, and the terms of all objectives.
 
         ``batch`` is what :meth:`plan` returned, or a batch with ``plans`` made by hand (which are checked), or a
-        batch with a ``draw``. ``labels``: of the samples, for objectives that want them.
+        batch with a ``rng``. ``labels``: of the samples, for objectives that want them.
         """
-        inputs = self._inputs(batch, plans, draw)
+        inputs = self._inputs(batch, plans, rng)
         if self.masked:
             out = self.predict(inputs)
         else:
@@ -141,69 +140,69 @@ class Model(nn.Module):
             out.parts |= objective(out, self)
         return out
 
-    def predict(self, batch: dict[str, Any], plans: dict[str, Plan] | None = None, draw: Draw | None = None) -> Output:
+    def predict(self, batch: dict[str, Any], plans: dict[str, Plan] | None = None, rng: Rng | None = None) -> Output:
         """The forward pass without the objectives, which may need the other processes: for pictures and scores."""
-        inputs = self._inputs(batch, plans, draw)
+        inputs = self._inputs(batch, plans, rng)
         if self.decoder is None:
             raise MaemmError("this model has no decoder (encoder-only weights); use embed, or load a file with one")
-        masked = self._masked(inputs)
-        latents = self.encoder(masked)
-        pred = self.decoder(latents, masked)
-        out = self._compare(masked, latents, pred)
+        latents = self.encoder(inputs, self.modalities)
+        pred = self.decoder(latents, inputs, self.modalities)
+        out = self._compare(inputs, latents, pred)
         out.parts |= latents.terms
         return out
 
-    def _compare(self, masked: dict[str, MaskedInput], latents: Latents, pred: dict[str, Tensor]) -> Output:
+    def _compare(self, inputs: dict[str, ModalityInput], latents: Latents, pred: dict[str, Tensor]) -> Output:
         target, loss = {}, {}
-        for name, one in masked.items():
+        for name, one in inputs.items():
             with torch.autocast(pred[name].device.type, enabled=False):
                 if name in self.targets:
                     target[name] = self.targets[name](one).detach()
                 else:
-                    target[name] = one.modality.target(one.tokens, one.plan.predict)
-                loss[name] = one.modality.loss(pred[name], target[name])
-        plans = {name: one.plan for name, one in masked.items()}
+                    target[name] = self.modalities[name].target(one.tokens, one.plan.predict)
+                loss[name] = self.modalities[name].loss(pred[name], target[name])
+        plans = {name: one.plan for name, one in inputs.items()}
         return Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams)
 
-    def _inputs(self, batch: dict[str, Any], plans: dict[str, Plan] | None, draw: Draw | None) -> dict[str, Planned]:
-        if all(isinstance(one, Planned) for one in batch.values()):
+    def _inputs(
+        self, batch: dict[str, Any], plans: dict[str, Plan] | None, rng: Rng | None
+    ) -> dict[str, ModalityInput]:
+        if all(isinstance(one, ModalityInput) for one in batch.values()):
             return batch
         if plans is None:
-            if draw is None:
-                raise MaemmError("model(batch) needs plans= or draw=, or what model.plan(batch, draw) returned")
-            return self.plan(batch, draw)
-        prepared = {name: as_prepared(one) for name, one in batch.items()}
-        tokens = self._tokenize(prepared)
-        if set(plans) != set(prepared):
-            raise MaemmError(f"plans are for {sorted(plans)}, the batch holds {sorted(prepared)}")
-        return {name: Planned(tokens[name], plans[name].check(name, tokens[name]), prepared[name]) for name in prepared}
-
-    def _masked(self, inputs: dict[str, Planned]) -> dict[str, MaskedInput]:
-        return {name: MaskedInput(name, self._modality(name), one) for name, one in inputs.items()}
+            if rng is None:
+                raise MaemmError("model(batch) needs plans= or rng=, or what model.plan(batch, rng) returned")
+            return self.plan(batch, rng)
+        preprocessed = {name: as_preprocessed(one) for name, one in batch.items()}
+        tokens = self._tokenize(preprocessed)
+        if set(plans) != set(preprocessed):
+            raise MaemmError(f"plans are for {sorted(plans)}, the batch holds {sorted(preprocessed)}")
+        return {
+            name: ModalityInput(tokens[name], plans[name].check(name, tokens[name]), preprocessed[name])
+            for name in preprocessed
+        }
 
     # -------------------------------------------------------------------------------------- features
-    def _everything(self, prepared: dict[str, Prepared], tokens: dict[str, Tokens]) -> dict[str, MaskedInput]:
-        planned = {n: Planned(tokens[n], Plan.all_visible(tokens[n]), prepared[n]) for n in prepared}
-        return self._masked(planned)
+    def _everything(self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, ModalityInput]:
+        return {n: ModalityInput(tokens[n], Plan.all_visible(tokens[n]), preprocessed[n]) for n in preprocessed}
 
-    def everything(self, batch: dict[str, Any]) -> dict[str, MaskedInput]:
+    def everything(self, batch: dict[str, Any]) -> dict[str, ModalityInput]:
         """The batch with nothing hidden: what the encoder gets for feature extraction.
 
         Where no objective predicts what is hidden, a plan that comes with the batch holds.
         """
-        if not self.masked and all(isinstance(one, Planned) for one in batch.values()):
-            return self._masked(batch)
-        prepared = {name: as_prepared(one) for name, one in batch.items()}
-        tokens = {name: one.tokens for name, one in batch.items() if isinstance(one, Planned)}
-        tokens |= self._tokenize({name: one for name, one in prepared.items() if name not in tokens})
-        return self._everything(prepared, tokens)
+        if not self.masked and all(isinstance(one, ModalityInput) for one in batch.values()):
+            return batch
+        preprocessed = {name: as_preprocessed(one) for name, one in batch.items()}
+        tokens = {name: one.tokens for name, one in batch.items() if isinstance(one, ModalityInput)}
+        tokens |= self._tokenize({name: one for name, one in preprocessed.items() if name not in tokens})
+        return self._everything(preprocessed, tokens)
 
     def encode(
-        self, batch: dict[str, Any], *, taps: Iterable[int] = (), norm: bool = True
-    ) -> tuple[dict[str, MaskedInput], Latents]:
+        self, batch: dict[str, Any], *, layers: Iterable[int] = (), norm: bool = True
+    ) -> tuple[dict[str, ModalityInput], Latents]:
         """The encoder on all tokens, nothing hidden."""
         inputs = self.everything(batch)
-        return inputs, self.encoder(inputs, taps=taps, norm=norm)
+        return inputs, self.encoder(inputs, self.modalities, layers=layers, norm=norm)
 
     def embed(
         self,
@@ -232,7 +231,7 @@ class Model(nn.Module):
         if norm not in ("before", "after", "none"):
             raise MaemmError(f"unknown norm {norm!r}; choose before, after or none")
         wanted = list(layers or ())
-        inputs, latents = self.encode(batch, taps=wanted, norm=norm == "before" or tokens)
+        inputs, latents = self.encode(batch, layers=wanted, norm=norm == "before" or tokens)
         if wanted:
             latents.tokens = {name: self._tapped(latents, name, wanted) for name in inputs}
             norm = "none"
@@ -253,10 +252,10 @@ class Model(nn.Module):
         return mean_of_tokens(latents.streams[stream], [inputs[name].plan for name in members])
 
     def _tapped(self, latents: Latents, name: str, wanted: list[int]) -> Tensor:
-        missing = [layer for layer in wanted if layer not in latents.taps]
+        missing = [layer for layer in wanted if layer not in latents.layers]
         if missing:
             raise MaemmError(f"the encoder has no layers {missing}; they count from 0")
-        return torch.cat([latents.taps[layer][name] for layer in wanted], -1)
+        return torch.cat([latents.layers[layer][name] for layer in wanted], -1)
 
     def logits(self, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
         """(B, classes) of a fine-tuned model; a dict where several streams answer."""
@@ -273,12 +272,12 @@ def _of_present(tokens: Tokens, present: Tensor | None) -> Tokens:
     return replace(tokens, valid=valid.clone() if tokens.valid is None else valid & tokens.valid)
 
 
-def as_prepared(one: Any) -> Prepared:
-    """A bare tensor stands for ``Prepared(x)``."""
-    if isinstance(one, Prepared):
+def as_preprocessed(one: Any) -> Preprocessed:
+    """A bare tensor stands for ``Preprocessed(x)``."""
+    if isinstance(one, Preprocessed):
         return one
-    if isinstance(one, Planned):
-        return one.prepared
+    if isinstance(one, ModalityInput):
+        return one.preprocessed
     if isinstance(one, Tensor):
-        return Prepared(one)
-    raise MaemmError(f"a batch holds tensors or Prepared, got {type(one).__name__}")
+        return Preprocessed(one)
+    raise MaemmError(f"a batch holds tensors or Preprocessed, got {type(one).__name__}")

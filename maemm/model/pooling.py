@@ -40,8 +40,8 @@ def mean_of_tokens(tokens: Tensor, plans: Sequence[Plan]) -> Tensor:
         torch.ones_like(plan.visible, dtype=torch.bool) if plan.visible_valid is None else plan.visible_valid
         for plan in plans
     ]
-    share = torch.cat(parts, 1).to(tokens.dtype)[..., None]
-    return (tokens * share).sum(1) / share.sum(1).clamp(min=1)
+    fraction = torch.cat(parts, 1).to(tokens.dtype)[..., None]
+    return (tokens * fraction).sum(1) / fraction.sum(1).clamp(min=1)
 
 
 def _max(tokens: Tensor, valid: Tensor | None) -> Tensor:

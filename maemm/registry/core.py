@@ -15,7 +15,7 @@ CORE = Plugin(
         "random": "model.masking.random:Random",
         "block": "model.masking.block:Block",
         "inverse_block": "model.masking.block:InverseBlock",
-        "several": "model.masking.multi_mask:Several",
+        "multi_mask": "model.masking.multi_mask:MultiMask",
     },
     encoders={"vit": "model.encoders.vit:ViT", "streams": "model.encoders.streams:Streams"},
     decoders={"full": "model.decoders.full:Full"},

@@ -14,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import (
+    CheckpointFormat,
     Latents,
-    MaskedInput,
     Modality,
+    ModalityInput,
     Objective,
     OneMasking,
     Output,
     Plan,
     Term,
     Tokens,
-    WeightsKind,
 )
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.encoders.vit import ViT
 from maemm.model.heads import Linear
 from maemm.model.objectives.reconstruct import Reconstruct
@@ -54,14 +54,14 @@ class Undocumented(OneMasking):
     def __init__(self, *, ratio: float = 0.5):
         self.ratio = ratio
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         return Plan.all_visible(tokens)
 
 
 class Overlaps(OneMasking):
     """Counts tokens in the loss that the encoder sees."""
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         every = tokens.everything()
         return Plan(every, every, counted=torch.ones(every.shape))
 
@@ -69,8 +69,8 @@ class Overlaps(OneMasking):
 class Streamed(OneMasking):
     """Draws for its own rows alone: another plan in every process."""
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
-        generator = torch.Generator().manual_seed(draw.seed("mask"))
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
+        generator = torch.Generator().manual_seed(rng.seed("mask"))
         order = torch.rand(tokens.batch, tokens.count, generator=generator).argsort(1)
         half = tokens.count // 2
         return Plan(order[:, :half].sort(1).values, order[:, half:].sort(1).values)
@@ -108,7 +108,7 @@ class Untyped(OneMasking):
     def __init__(self, *, ratio: float = "half"):  # type: ignore[assignment]
         self.ratio = ratio
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         return Plan.all_visible(tokens)
 
 
@@ -130,13 +130,20 @@ class Counting(Reconstruct):
 class Partial(ViT):
     """Treats one modality better than others, by its name."""
 
-    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents:
-        latents = super().forward(inputs, taps=taps, norm=norm)
+    def forward(
+        self,
+        inputs: dict[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        *,
+        layers: Iterable[int] = (),
+        norm: bool = True,
+    ) -> Latents:
+        latents = super().forward(inputs, modalities, layers=layers, norm=norm)
         latents.tokens = {name: one * (2.0 if name == SIGNAL else 1.0) for name, one in latents.tokens.items()}
         return latents
 
 
-class Lossy(WeightsKind):
+class Lossy(CheckpointFormat):
     """Forgets the bias on the way in, and writes zeros for it on the way out."""
 
     name = "lossy"

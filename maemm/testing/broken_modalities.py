@@ -9,46 +9,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from maemm.contract import Prepared, Tokens
-from maemm.contract.rng import Draw
+from maemm.contract import Preprocessed, Tokens
+from maemm.contract.rng import Rng
 from maemm.testing.toy_signal import Signal
 
 
 class Restless(Signal):
     """Its examples are random whatever the draw."""
 
-    def example(self, batch: int, draw: Draw) -> Prepared:
-        return Prepared(torch.rand(batch, self.channels, *self.size))
+    def example(self, batch: int, rng: Rng) -> Preprocessed:
+        return Preprocessed(torch.rand(batch, self.channels, *self.size))
 
 
 class InPlace(Signal):
     """Scales its input in place."""
 
-    def tokenize(self, prepared: Prepared) -> Tokens:
-        prepared.x.mul_(0.5)
-        return super().tokenize(prepared)
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
+        preprocessed.x.mul_(0.5)
+        return super().tokenize(preprocessed)
 
 
 class WrongGrid(Signal):
     """Its lattice has fewer cells than there are tokens."""
 
-    def tokenize(self, prepared: Prepared) -> Tokens:
-        return replace(super().tokenize(prepared), grid=(1, 1))
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
+        return replace(super().tokenize(preprocessed), grid=(1, 1))
 
 
 class Streaming(Signal):
     """Draws from the global random numbers while cutting tokens."""
 
-    def tokenize(self, prepared: Prepared) -> Tokens:
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         torch.rand(1)
-        return super().tokenize(prepared)
+        return super().tokenize(preprocessed)
 
 
 class AnyShape(Signal):
     """Bends every input into its own shape."""
 
-    def tokenize(self, prepared: Prepared) -> Tokens:
-        return super().tokenize(Prepared(prepared.x.reshape(-1, self.channels, *self.size)))
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
+        return super().tokenize(Preprocessed(preprocessed.x.reshape(-1, self.channels, *self.size)))
 
 
 class Mirrored(Signal):
@@ -61,7 +61,7 @@ class Mirrored(Signal):
 class Unrestored(Signal):
     """Forgets the normalisation on the way back."""
 
-    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+    def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
         return pred
 
 
@@ -76,7 +76,7 @@ class Together(Signal):
     """Its target of a token depends on which others are asked for."""
 
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
-        values = tokens.take(index).float()
+        values = tokens.gather(index).float()
         return values - values.mean(1, keepdim=True)
 
 
@@ -97,7 +97,7 @@ class NeedsHidden(Signal):
 class Blank(Signal):
     """Draws nothing."""
 
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         axes.set_axis_off()
 
 
@@ -129,7 +129,7 @@ class Peeking(Signal):
 
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
         rows = tokens.values if tokens.rows is None else tokens.values[tokens.rows]
-        return self.embedding(tokens.take(index) + rows.mean((1, 2))[:, None, None])
+        return self.embedding(tokens.gather(index) + rows.mean((1, 2))[:, None, None])
 
 
 class Batchwise(Signal):
@@ -151,11 +151,11 @@ class FirstPlan(Signal):
 class HalfPadded(Signal):
     """Takes tokens for valid of which only a part is."""
 
-    def tokenize(self, prepared: Prepared) -> Tokens:
-        tokens = super().tokenize(prepared)
-        if prepared.valid is None:
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
+        tokens = super().tokenize(preprocessed)
+        if preprocessed.valid is None:
             return tokens
-        cells = functional.max_pool2d(prepared.valid.float(), self.patch)
+        cells = functional.max_pool2d(preprocessed.valid.float(), self.patch)
         return replace(tokens, valid=cells.flatten(1) > 0)
 
 
@@ -177,7 +177,7 @@ class Float32Only(Signal):
     """Casts to float32 in front of its embedding."""
 
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
-        return self.embedding(tokens.take(index).float())
+        return self.embedding(tokens.gather(index).float())
 
 
 class OnTheCPU(Signal):
@@ -235,23 +235,23 @@ class Asking(Signal):
 class WholeOnly(Signal):
     """Restores all tokens or none."""
 
-    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
-        return super().restore(pred, tokens, tokens.everything())
+    def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+        return super().denormalize_target(pred, tokens, tokens.everything())
 
 
 MODALITIES: dict[str, type[Signal]] = {
     "example_is_repeatable": Restless,
     "tokenize_keeps_its_input": InPlace,
     "tokens_agree": WrongGrid,
-    "draws_are_counted": Streaming,
+    "randomness_is_counter_based": Streaming,
     "wrong_shape_is_named": AnyShape,
     "untokenize_is_the_inverse": Mirrored,
-    "restore_undoes_the_target": Unrestored,
+    "denormalize_target_is_the_inverse": Unrestored,
     "target_fits_the_output": Wider,
     "target_of_some_is_part_of_all": Together,
     "loss_is_per_token": RowLoss,
     "nothing_predicted_is_legal": NeedsHidden,
-    "draw_works_without_a_screen": Blank,
+    "plot_works_without_a_screen": Blank,
     "worker_gets_it_cheaply": Eager,
     "embed_of_some_is_part_of_all": Mixed,
     "position_of_some_is_part_of_all": Counted,

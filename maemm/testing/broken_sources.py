@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from maemm.contract import Sample, Source
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.arrays import ArrayFiles
 from maemm.testing.toy import SIGNAL
 from maemm.testing.toy_signal import open_signals
@@ -23,9 +23,9 @@ class _Changed(Source):
     def __len__(self) -> int:
         return len(self.inner)
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         self.reads += 1
-        one = self.inner.read(index, draw)
+        one = self.inner.read(index, rng)
         return Sample({SIGNAL: self.change(one.raw[SIGNAL])}, one.id, one.label)
 
     def change(self, x: np.ndarray) -> np.ndarray:
@@ -33,8 +33,8 @@ class _Changed(Source):
 
 
 class _Nameless(_Changed):
-    def read(self, index: int, draw: Draw) -> Sample:
-        return Sample(super().read(index, draw).raw, "")
+    def read(self, index: int, rng: Rng) -> Sample:
+        return Sample(super().read(index, rng).raw, "")
 
 
 class _Counting(_Changed):
@@ -65,9 +65,9 @@ class _Turned(_Changed):
 
 
 class _Forgiving(_Changed):
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         try:
-            return super().read(index, draw)
+            return super().read(index, rng)
         except ValueError:
             return Sample({SIGNAL: np.zeros((2, 8, 8), np.float32)}, self.name(index))
 

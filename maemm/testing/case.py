@@ -12,8 +12,8 @@ from torch import Tensor
 from maemm import registry
 from maemm.config.messages import MISSING
 from maemm.config.options import options_of
-from maemm.contract import Modality, Plan, Planned, Prepared
-from maemm.contract.rng import Draw, seeded
+from maemm.contract import Modality, ModalityInput, Plan, Preprocessed
+from maemm.contract.rng import Rng, seeded
 from maemm.model.build import build_modality, build_model
 from maemm.model.model import Model
 from maemm.registry import SINGULAR, Plugin
@@ -102,26 +102,26 @@ class Case:
         """The modality without parameters, as a worker gets it."""
         return build_modality(self.recipe(), self.signal)
 
-    def draw(self, rows: int = ROWS, key: int = 0) -> Draw:
-        return Draw(("conformance", key), range(rows), rows)
+    def rng(self, rows: int = ROWS, key: int = 0) -> Rng:
+        return Rng(("conformance", key), range(rows), rows)
 
-    def example(self, rows: int = ROWS, key: int = 0) -> Prepared:
-        return self.modality().example(rows, self.draw(rows, key))
+    def example(self, rows: int = ROWS, key: int = 0) -> Preprocessed:
+        return self.modality().example(rows, self.rng(rows, key))
 
-    def planned(self, model: Model, rows: int = ROWS) -> dict[str, Planned]:
-        """{modality: Planned} of an example."""
-        return model.plan({self.signal: self.example(rows)}, self.draw(rows))
+    def planned(self, model: Model, rows: int = ROWS) -> dict[str, ModalityInput]:
+        """{modality: ModalityInput} of an example."""
+        return model.plan({self.signal: self.example(rows)}, self.rng(rows))
 
 
-def take_rows(prepared: Prepared, rows: Sequence[int]) -> Prepared:
+def take_rows(preprocessed: Preprocessed, rows: Sequence[int]) -> Preprocessed:
     """Some samples of a prepared batch, in this order and as often as named."""
-    index, size = torch.as_tensor(rows), prepared.x.shape[0]
+    index, size = torch.as_tensor(rows), preprocessed.x.shape[0]
 
     def cut(one: Any) -> Any:
         return one[index] if isinstance(one, Tensor) and one.ndim and one.shape[0] == size else one
 
-    info = {name: cut(one) for name, one in prepared.info.items()}
-    return replace(prepared, x=prepared.x[index], valid=cut(prepared.valid), info=info)
+    info = {name: cut(one) for name, one in preprocessed.info.items()}
+    return replace(preprocessed, x=preprocessed.x[index], valid=cut(preprocessed.valid), info=info)
 
 
 def take_plan(plan: Plan, rows: Sequence[int]) -> Plan:

@@ -27,7 +27,7 @@ BASES = {
     "targets": contract.Target,
     "objectives": contract.Objective,
     "heads": contract.Head,
-    "weights": contract.WeightsKind,
+    "weights": contract.CheckpointFormat,
     "packs": Packer,
 }
 HEAVY = ("torch", "torchvision", "timm", "matplotlib")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.testing.case import ROWS, WIDTH, Case, check
 from maemm.weights import load, save
 
@@ -48,7 +48,7 @@ def bf16_keeps_losses_in_float32(case: Case) -> None:
 def float64_works(case: Case) -> None:
     """A model in float64 takes float64 signals."""
     model, example = case.model().double(), case.example()
-    out = model({case.signal: replace(example, x=example.x.double())}, draw=case.draw())
+    out = model({case.signal: replace(example, x=example.x.double())}, rng=case.rng())
     kind, change = out.pred[case.signal].dtype, "name no dtype between embed() and the prediction"
     case.require(kind == torch.float64, "predictions of a float64 model", kind, "torch.float64", change)
     case.require(out.total.isfinite(), "the loss of a float64 model", out.total, "a finite one", change)
@@ -90,6 +90,6 @@ def equal_seeds_give_equal_models(case: Case) -> None:
     change = "initialise with torch's own generator, which the seed sets"
     for name, tensor in one.state_dict().items():
         case.equal(other.state_dict()[name], tensor, f"equal seeds give equal {name}", change)
-    example: Prepared = case.example()
-    first, second = (model({case.signal: example}, draw=case.draw()).total for model in (one, other))
+    example: Preprocessed = case.example()
+    first, second = (model({case.signal: example}, rng=case.rng()).total for model in (one, other))
     case.equal(second, first, "equal seeds give equal losses", change)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from maemm import config, registry
 from maemm.config.options import options_of
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import seeded
 from maemm.model.build import build_model
@@ -53,7 +53,7 @@ def recipes_are_sound(case: Case) -> None:
 @check("weights")
 def weights_go_round(case: Case) -> None:
     """What write() wrote is recognised by match(), and read() and write() give back the same tensors."""
-    kind: WeightsKind = registry.find("weights", case.part)()
+    kind: CheckpointFormat = registry.find("weights", case.part)()
     change = "let read() and write() undo each other, and pass on what has no use in extras"
     reason = "there is none"
     for recipe in _candidates(case):
@@ -72,7 +72,7 @@ def weights_go_round(case: Case) -> None:
     raise DoesNotApply(f"no recipe of the plugin has this layout ({reason})")
 
 
-def _round(case: Case, kind: WeightsKind, model: Model, state: dict[str, Tensor], change: str) -> None:
+def _round(case: Case, kind: CheckpointFormat, model: Model, state: dict[str, Tensor], change: str) -> None:
     recipe, ours, extras = kind.read(dict(state), **_known(case, kind, model.recipe))
     again = build_model(recipe).eval()
     fill(again, ours, f"weights {case.part!r}")
@@ -83,7 +83,7 @@ def _round(case: Case, kind: WeightsKind, model: Model, state: dict[str, Tensor]
         case.equal(back[key], state[key], f"tensor {key} after reading and writing", change)
 
 
-def _known(case: Case, kind: WeightsKind, recipe: dict[str, Any]) -> dict[str, Any]:
+def _known(case: Case, kind: CheckpointFormat, recipe: dict[str, Any]) -> dict[str, Any]:
     """What the tensors do not tell: heads of attention, and whatever the author's options say."""
     known = {"heads": recipe["encoder"].get("heads"), "decoder_heads": (recipe.get("decoder") or {}).get("heads")}
     takes = options_of(kind.read)

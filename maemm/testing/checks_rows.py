@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from maemm.contract import Planned, Prepared, Tokens
+from maemm.contract import ModalityInput, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.model.model import Model
 from maemm.testing.case import DECODER_WIDTH, WIDTH, Case, check, take_plan, take_rows
@@ -28,7 +28,7 @@ def embed_of_some_is_part_of_all(case: Case) -> None:
     case.require(tuple(some.shape) == expected, "embed()'s shape", tuple(some.shape), expected, "return (R, V, D)")
     every = modality.embed(one.tokens, one.tokens.everything())
     gathered = every.gather(1, one.plan.visible[..., None].expand_as(some))
-    change = "embed each token from its own values alone, through tokens.take(index)"
+    change = "embed each token from its own values alone, through tokens.gather(index)"
     case.equal(some, gathered, "embedding some tokens is part of embedding all", change, CLOSE)
 
 
@@ -69,7 +69,7 @@ def hidden_tokens_do_not_leak(case: Case) -> None:
         case.require(not same, "visible tokens reach the encoder", "the same latents", "others", "mend embed()")
 
 
-def _changed(model: Model, name: str, one: Planned, index: Tensor) -> Iterator[Planned]:
+def _changed(model: Model, name: str, one: ModalityInput, index: Tensor) -> Iterator[ModalityInput]:
     """The tokens ``index`` with other values: in the tokens, and where there is an inverse in the signal too."""
     values = one.tokens.values.clone()
     rows = torch.arange(index.shape[0])[:, None]
@@ -77,9 +77,9 @@ def _changed(model: Model, name: str, one: Planned, index: Tensor) -> Iterator[P
     yield replace(one, tokens=replace(one.tokens, values=values))
     modality = model.modalities[name]
     x = modality.untokenize(values, one.tokens) if one.tokens.grid is not None else None
-    if x is not None and x.shape == one.prepared.x.shape:
-        prepared = replace(one.prepared, x=x)
-        yield replace(one, tokens=modality.tokenize(prepared), prepared=prepared)
+    if x is not None and x.shape == one.preprocessed.x.shape:
+        preprocessed = replace(one.preprocessed, x=x)
+        yield replace(one, tokens=modality.tokenize(preprocessed), preprocessed=preprocessed)
 
 
 @check(*MODEL_PARTS)
@@ -88,7 +88,7 @@ def a_row_alone_is_the_row_in_a_batch(case: Case) -> None:
     model = case.model()
     inputs = case.planned(model)
     out, one = model(inputs), inputs[case.signal]
-    alone = model({case.signal: take_rows(one.prepared, [1])}, plans={case.signal: take_plan(one.plan, [1])})
+    alone = model({case.signal: take_rows(one.preprocessed, [1])}, plans={case.signal: take_plan(one.plan, [1])})
     change = "keep statistics over the batch axis out (in evaluation mode)"
     for what in ("encoded", "pred", "loss"):
         received, expected = getattr(alone, what)[case.signal], getattr(out, what)[case.signal][1:2]
@@ -102,9 +102,9 @@ def several_plans_of_a_sample(case: Case) -> None:
     one = case.planned(model)[case.signal]
     rows = [0, 0, 1]
     plan = replace(one.plan, rows=torch.tensor(rows))
-    both = model({case.signal: take_rows(one.prepared, [0, 1])}, plans={case.signal: plan})
-    copies = model({case.signal: take_rows(one.prepared, rows)}, plans={case.signal: one.plan})
-    change = "take values through tokens.take(index), which knows tokens.rows"
+    both = model({case.signal: take_rows(one.preprocessed, [0, 1])}, plans={case.signal: plan})
+    copies = model({case.signal: take_rows(one.preprocessed, rows)}, plans={case.signal: one.plan})
+    change = "take values through tokens.gather(index), which knows tokens.rows"
     for what in ("pred", "loss"):
         received, expected = getattr(both, what)[case.signal], getattr(copies, what)[case.signal]
         case.equal(received, expected, f"several plans per sample ({what})", change, CLOSE)
@@ -114,30 +114,32 @@ def several_plans_of_a_sample(case: Case) -> None:
 def padding_changes_nothing(case: Case) -> None:
     """What stands in padded elements changes neither the loss nor the features."""
     model = case.model()
-    modality, prepared = model.modalities[case.signal], case.example()
-    padded, tokens = _padded(case, modality, prepared)
+    modality, preprocessed = model.modalities[case.signal], case.example()
+    padded, tokens = _padded(case, modality, preprocessed)
     if tokens.valid is None or not tokens.valid.any(1).all():
         raise DoesNotApply("the modality has no notion of valid elements")
     mask = _on_elements(padded.valid, padded.x)
     other = replace(padded, x=torch.where(mask, padded.x, padded.x * -2.0 + 7.0))
     change = "make a token invalid in tokenize() where any of its elements is, and skip invalid ones everywhere"
     case.require(not tokens.valid.all(), "padded elements make invalid tokens", "none", "some", change)
-    first, second = (model({case.signal: one}, draw=case.draw()) for one in (padded, other))
+    first, second = (model({case.signal: one}, rng=case.rng()) for one in (padded, other))
     case.equal(second.total, first.total, "padding does not change the loss", change)
     one, two = (model.embed({case.signal: one})[case.signal] for one in (padded, other))
     case.equal(two, one, "padding does not change the features", change)
 
 
-def _padded(case: Case, modality: torch.nn.Module, prepared: Prepared) -> tuple[Prepared, Tokens]:
+def _padded(case: Case, modality: torch.nn.Module, preprocessed: Preprocessed) -> tuple[Preprocessed, Tokens]:
     """The example with about half of the first sample padded, in the layout of validity that the modality takes."""
-    x = prepared.x
-    shapes = dict.fromkeys([x[:, 0].shape, x.shape[:2], x.shape] if prepared.valid is None else [prepared.valid.shape])
+    x = preprocessed.x
+    shapes = dict.fromkeys(
+        [x[:, 0].shape, x.shape[:2], x.shape] if preprocessed.valid is None else [preprocessed.valid.shape]
+    )
     for shape in shapes:
         if len(shape) < 2:
             continue
-        valid = torch.ones(shape, dtype=torch.bool) if prepared.valid is None else prepared.valid.clone()
+        valid = torch.ones(shape, dtype=torch.bool) if preprocessed.valid is None else preprocessed.valid.clone()
         valid[0, shape[1] // 2 + 1 :] = False
-        one = replace(prepared, valid=valid)
+        one = replace(preprocessed, valid=valid)
         try:
             tokens = modality.tokenize(one)
         except (MaemmError, RuntimeError, ValueError, IndexError):

@@ -16,35 +16,35 @@ from maemm.testing.outcome import DoesNotApply
 @check("modalities")
 def untokenize_is_the_inverse(case: Case) -> None:
     """untokenize(tokenize(x)) is x, and of some tokens it is x where they are and NaN elsewhere."""
-    modality, prepared = case.modality(), case.example()
-    tokens = modality.tokenize(prepared)
+    modality, preprocessed = case.modality(), case.example()
+    tokens = modality.tokenize(preprocessed)
     whole = modality.untokenize(tokens.values, tokens)
     if whole is None:
         raise DoesNotApply("untokenize() returns None: there is no inverse")
-    if tokens.grid is None and whole.shape != prepared.x.shape:
+    if tokens.grid is None and whole.shape != preprocessed.x.shape:
         raise DoesNotApply("tokens stand on no grid, and untokenize() gives a signal of its own")
     change = "mend untokenize(), or return None where there is no inverse"
-    case.equal(whole, prepared.x, "untokenize(tokenize(x)) is x", change, atol=1e-5)
+    case.equal(whole, preprocessed.x, "untokenize(tokenize(x)) is x", change, atol=1e-5)
     if tokens.grid is None:
         return
     index = tokens.everything()[:, : max(tokens.count // 2, 1)]
-    part = modality.untokenize(tokens.take(index), tokens, index)
+    part = modality.untokenize(tokens.gather(index), tokens, index)
     hidden = part.isnan()
-    filled = torch.where(hidden, prepared.x, part)
-    case.equal(filled, prepared.x, "untokenize() puts some tokens in their places", change, atol=1e-5)
+    filled = torch.where(hidden, preprocessed.x, part)
+    case.equal(filled, preprocessed.x, "untokenize() puts some tokens in their places", change, atol=1e-5)
     some = hidden.any() or tokens.count == 1
     case.require(some, "untokenize() of half the tokens", "a full signal", "NaN where no token is given", change)
 
 
 @check("modalities")
-def restore_undoes_the_target(case: Case) -> None:
+def denormalize_target_is_the_inverse(case: Case) -> None:
     """restore(target) is the tokens' values again, so that pictures show the signal."""
     modality, tokens = case.modality(), case.modality().tokenize(case.example())
     index = tokens.everything()
     if modality.untokenize(tokens.values, tokens) is None:
         raise DoesNotApply("untokenize() returns None: there are no pictures of predictions")
-    back = modality.restore(modality.target(tokens, index), tokens, index)
-    change = "undo in restore() what target() does, with the statistics of the token itself"
+    back = modality.denormalize_target(modality.target(tokens, index), tokens, index)
+    change = "undo in denormalize_target() what target() does, with the statistics of the token itself"
     case.equal(back, tokens.values, "restore(target) is the tokens' values", change, atol=1e-3)
 
 
@@ -90,9 +90,9 @@ def loss_is_per_token(case: Case) -> None:
 @check("modalities", "encoders", "decoders", "objectives")
 def nothing_predicted_is_legal(case: Case) -> None:
     """A plan that hides nothing gives empty predictions, an empty target and a finite loss."""
-    model, prepared = case.model(), case.example()
-    plan = Plan.all_visible(model.modalities[case.signal].tokenize(prepared))
-    out = model({case.signal: prepared}, plans={case.signal: plan})
+    model, preprocessed = case.model(), case.example()
+    plan = Plan.all_visible(model.modalities[case.signal].tokenize(preprocessed))
+    out = model({case.signal: preprocessed}, plans={case.signal: plan})
     change = "let target(), loss() and position() take an index of width 0"
     for what in ("pred", "target", "loss"):
         shape = tuple(getattr(out, what)[case.signal].shape[:2])
@@ -102,28 +102,28 @@ def nothing_predicted_is_legal(case: Case) -> None:
 
 
 @check("modalities")
-def draw_works_without_a_screen(case: Case) -> None:
-    """draw() puts something on matplotlib axes, also where half of the signal is hidden."""
+def plot_works_without_a_screen(case: Case) -> None:
+    """plot() puts something on matplotlib axes, also where half of the signal is hidden."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    modality, prepared = case.modality(), case.example(1)
-    tokens = modality.tokenize(prepared)
+    modality, preprocessed = case.modality(), case.example(1)
+    tokens = modality.tokenize(preprocessed)
     index = tokens.everything()[:, : max(tokens.count // 2, 1)]
-    for values, where in ((tokens.values, None), (tokens.take(index), index)):
+    for values, where in ((tokens.values, None), (tokens.gather(index), index)):
         signal = modality.untokenize(values, tokens, where)
         if signal is None:
             raise DoesNotApply("untokenize() returns None: there is no signal to draw")
         figure = Figure(figsize=(1, 1))
         axes = figure.subplots()
         try:
-            modality.draw(axes, signal[0])
+            modality.plot(axes, signal[0])
         except MaemmError as error:
-            case.require(False, "draw() works on axes", error, "a picture", "add draw(axes, signal)")
+            case.require(False, "plot() works on axes", error, "a picture", "add plot(axes, signal)")
         FigureCanvasAgg(figure).draw()
         drawn = len(axes.images) + len(axes.lines) + len(axes.collections) + len(axes.patches) + len(axes.texts)
         case.require(
-            drawn, "draw() draws", "empty axes", "something on them", "draw on the axes handed in, not on pyplot"
+            drawn, "plot() draws", "empty axes", "something on them", "draw on the axes handed in, not on pyplot"
         )
 
 
@@ -132,14 +132,18 @@ def pictures_are_written(case: Case) -> None:
     """Input, visible tokens and reconstruction of a batch become a picture file."""
     from maemm.ui.pictures import save_pictures
 
-    model, prepared = case.model(), case.example(2)
-    tokens = model.modalities[case.signal].tokenize(prepared)
+    model, preprocessed = case.model(), case.example(2)
+    tokens = model.modalities[case.signal].tokenize(preprocessed)
     if model.modalities[case.signal].untokenize(tokens.values, tokens) is None:
         raise DoesNotApply("untokenize() returns None: there is no signal to draw")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pictures.png"
-        save_pictures(model, {case.signal: prepared}, path, count=2)
+        save_pictures(model, {case.signal: preprocessed}, path, count=2)
         size = path.stat().st_size if path.exists() else 0
     case.require(
-        size > 1000, "pictures of a batch", f"{size} bytes", "a picture", "mend restore(), untokenize() or draw()"
+        size > 1000,
+        "pictures of a batch",
+        f"{size} bytes",
+        "a picture",
+        "mend denormalize_target(), untokenize() or plot()",
     )

@@ -16,9 +16,9 @@ from typing import Any
 from maemm import registry
 from maemm.contract import Modality, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.loader import Loader
-from maemm.data.order import Once, Slots
+from maemm.data.order import SequentialBatches, ShuffledBatches
 from maemm.model.build import build_modality
 from maemm.testing.case import Case, check
 from maemm.testing.outcome import ALL, DoesNotApply
@@ -27,8 +27,8 @@ from maemm.testing.samples import given_root, open_source, same
 FEW, BATCH, STEPS = 4, 4, 3
 
 
-def _draw(index: int) -> Draw:
-    return Draw(("conformance", 0, index, 0))
+def _draw(index: int) -> Rng:
+    return Rng(("conformance", 0, index, 0))
 
 
 def _modalities(case: Case, source: Source) -> dict[str, Modality]:
@@ -109,9 +109,9 @@ def _elsewhere(case: Case, packed: dict[str, bytes], change: str) -> dict[str, A
         given.write_bytes(pickle.dumps((packed, _draw(0))))
         code = (
             "import pickle, sys; from maemm import registry; registry.all(); "
-            "packed, draw = pickle.load(open(sys.argv[1], 'rb')); "
+            "packed, rng = pickle.load(open(sys.argv[1], 'rb')); "
             "sources = {name: pickle.loads(one) for name, one in packed.items()}; "
-            "found = {name: (one.read(0, draw), one.fingerprint()) for name, one in sources.items()}; "
+            "found = {name: (one.read(0, rng), one.fingerprint()) for name, one in sources.items()}; "
             "pickle.dump(found, open(sys.argv[2], 'wb'))"
         )
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
@@ -129,10 +129,10 @@ def samples_fit_their_modality(case: Case) -> None:
     rows = list(range(min(FEW, len(source))))
     samples = [source.read(index, _draw(index)).raw for index in rows]
     for name, modality in _modalities(case, source).items():
-        for draw in (None, Draw(("conformance", 1), rows, len(rows))):
-            made = [_prepared(modality, [one[name] for one in samples], draw) for _ in range(2)]
-            change = f"mend load(), collate() or prepare() of {type(modality).__name__}, or what read() gives"
-            rule = f"samples of {name!r} {'without' if draw is None else 'with'} a draw"
+        for rng in (None, Rng(("conformance", 1), rows, len(rows))):
+            made = [_preprocessed(modality, [one[name] for one in samples], rng) for _ in range(2)]
+            change = f"mend load(), collate() or preprocess() of {type(modality).__name__}, or what read() gives"
+            rule = f"samples of {name!r} {'without' if rng is None else 'with'} a draw"
             batch = made[0].x.shape[0]
             case.require(batch == len(rows), rule, f"a batch of {batch}", len(rows), change)
             case.require(made[0].x.isfinite().all(), rule, "NaN or infinity", "finite values", change)
@@ -140,16 +140,16 @@ def samples_fit_their_modality(case: Case) -> None:
             modality.tokenize(made[0])
 
 
-def _prepared(modality: Modality, raws: list[Any], draw: Draw | None) -> Any:
-    loaded = [modality.load(raw, None if draw is None else _draw(row)) for row, raw in enumerate(raws)]
-    return modality.prepare(modality.collate(loaded), draw)
+def _preprocessed(modality: Modality, raws: list[Any], rng: Rng | None) -> Any:
+    loaded = [modality.load(raw, None if rng is None else _draw(row)) for row, raw in enumerate(raws)]
+    return modality.preprocess(modality.collate(loaded), rng)
 
 
 @check("sources")
 def workers_change_nothing(case: Case) -> None:
     """Batches are the same with any number of workers, and from wherever a training goes on."""
     source = open_source(case)
-    modalities, order = _modalities(case, source), Slots(len(source), min(BATCH, len(source)), 0)
+    modalities, order = _modalities(case, source), ShuffledBatches(len(source), min(BATCH, len(source)), 0)
 
     def batches(workers: int, start: int = 0) -> list[Any]:
         loader = Loader(source, modalities, order, seed=0, workers=workers, timeout=120, pin=False)
@@ -179,7 +179,12 @@ def broken_files_are_counted(case: Case) -> None:
             return  # told when it is opened
         whole = open_source(case)
         loader = Loader(
-            source, _modalities(case, whole), Once(len(source), BATCH), seed=0, augment=False, substitute=False
+            source,
+            _modalities(case, whole),
+            SequentialBatches(len(source), BATCH),
+            seed=0,
+            augment=False,
+            substitute=False,
         )
         bad = [one for batch in loader.batches(0, -(-len(source) // BATCH)) for one in batch.bad]
     fewer = len(whole) - len(source)

@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from maemm.contract import Planned
+from maemm.contract import ModalityInput
 from maemm.contract.rng import seeded
 from maemm.model.build import build_model
 from maemm.model.model import Model
 from maemm.testing.case import Case, check
 from maemm.testing.checks_training import TRAINED
-from maemm.train.distributed import Team
+from maemm.train.distributed import DistContext
 from maemm.train.optim import make_optimizer, set_lr
-from maemm.train.step import Learner, Work, take_step
+from maemm.train.step import MicroBatches, TrainState, take_step
 
 STEPS, BATCH = 4, 2
 _OTHER = "another_name"
@@ -41,18 +41,18 @@ def training_goes_on_exactly(case: Case) -> None:
         case.equal(found[name], wanted[name], f"{name} of a training that went on", change)
 
 
-def _learner(case: Case) -> Learner:
+def _learner(case: Case) -> TrainState:
     model = case.model().train()
     optimizer = make_optimizer(model, {})
     set_lr(optimizer, 1e-3)
-    return Learner(model, model, optimizer, Team(), seed=0, batch=BATCH, steps=STEPS)
+    return TrainState(model, model, optimizer, DistContext(), seed=0, batch=BATCH, steps=STEPS)
 
 
-def _step(case: Case, learner: Learner, step: int) -> None:
-    draw = case.draw(BATCH, step)
-    inputs = learner.model.plan({case.signal: case.example(BATCH, step)}, draw)
-    counts = {name: count.float() for name, count in learner.model.counts(inputs).items()}
-    take_step(learner, Work(step, [inputs], counts, [[]]))
+def _step(case: Case, train_state: TrainState, step: int) -> None:
+    rng = case.rng(BATCH, step)
+    inputs = train_state.model.plan({case.signal: case.example(BATCH, step)}, rng)
+    counts = {name: count.float() for name, count in train_state.model.counts(inputs).items()}
+    take_step(train_state, MicroBatches(step, [inputs], counts, [[]]))
 
 
 class _Watch(TorchDispatchMode):
@@ -88,12 +88,12 @@ def names_are_free(case: Case) -> None:
     recipe["modalities"] = {_OTHER: recipe["modalities"][case.signal]}
     with seeded("conformance", 0):
         other = build_model(recipe).eval()
-    prepared = case.example()
-    planned = one.plan({case.signal: prepared}, case.draw())[case.signal]
+    preprocessed = case.example()
+    planned = one.plan({case.signal: preprocessed}, case.rng())[case.signal]
     totals = [_total(model, name, planned) for model, name in ((one, case.signal), (other, _OTHER))]
     change = "take the names from the constructor or from the inputs, and write none into the code"
     case.equal(totals[1], totals[0], f"the loss where the modality is called {_OTHER!r}", change, 1e-6)
 
 
-def _total(model: Model, name: str, planned: Planned) -> torch.Tensor:
-    return model({name: planned.prepared}, plans={name: planned.plan}).total
+def _total(model: Model, name: str, planned: ModalityInput) -> torch.Tensor:
+    return model({name: planned.preprocessed}, plans={name: planned.plan}).total

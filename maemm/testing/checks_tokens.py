@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.testing.case import ROWS, Case, check, take_rows
 
@@ -30,12 +30,12 @@ def example_is_repeatable(case: Case) -> None:
 @check("modalities")
 def tokenize_keeps_its_input(case: Case) -> None:
     """tokenize() leaves the prepared batch as it was, and gives the same tokens again."""
-    prepared, modality = case.example(), case.modality()
-    before = prepared.x.clone()
-    first = modality.tokenize(prepared).values.clone()
+    preprocessed, modality = case.example(), case.modality()
+    before = preprocessed.x.clone()
+    first = modality.tokenize(preprocessed).values.clone()
     change = "copy before writing in place in tokenize()"
-    case.equal(prepared.x, before, "tokenize() does not modify its input", change)
-    case.equal(modality.tokenize(prepared).values, first, "the same signal gives the same tokens", change)
+    case.equal(preprocessed.x, before, "tokenize() does not modify its input", change)
+    case.equal(modality.tokenize(preprocessed).values, first, "the same signal gives the same tokens", change)
 
 
 @check("modalities")
@@ -85,21 +85,21 @@ def plan_is_legal(case: Case) -> None:
 @check("modalities", "maskings")
 def plan_is_repeatable(case: Case) -> None:
     """Equal draws give equal plans, and a part of a batch gets the plans that the whole batch would give it."""
-    model, prepared = case.model(), case.example()
+    model, preprocessed = case.model(), case.example()
     change = "take every random number of a masking from its draw, with draw.rand(purpose, ...)"
-    whole = model.plan({case.signal: prepared}, case.draw())[case.signal].plan
-    again = model.plan({case.signal: prepared}, case.draw())[case.signal].plan
+    whole = model.plan({case.signal: preprocessed}, case.rng())[case.signal].plan
+    again = model.plan({case.signal: preprocessed}, case.rng())[case.signal].plan
     for role in ("visible", "predict"):
         case.equal(getattr(again, role), getattr(whole, role), f"equal draws give equal plans ({role})", change)
-    own = replace(case.draw(), rows=(1, 2))
-    part = model.plan({case.signal: take_rows(prepared, [1, 2])}, own)[case.signal].plan
+    own = replace(case.rng(), rows=(1, 2))
+    part = model.plan({case.signal: take_rows(preprocessed, [1, 2])}, own)[case.signal].plan
     for role in ("visible", "predict"):
         expected = getattr(whole, role)[1:] if whole.rows is None else getattr(whole, role)[whole.rows > 0]
         case.equal(getattr(part, role), expected, f"a part of a batch gets the batch's plans ({role})", change)
 
 
 @check("modalities", "maskings", "encoders", "decoders", "objectives", "targets")
-def draws_are_counted(case: Case) -> None:
+def randomness_is_counter_based(case: Case) -> None:
     """Examples, tokens, plans and evaluation leave the global random states of torch, NumPy and Python alone."""
     model = case.model()
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
@@ -111,7 +111,7 @@ def draws_are_counted(case: Case) -> None:
         "random": before[2] == random.getstate(),
     }
     moved = [name for name, same in states.items() if not same]
-    change = "use the draw that is handed in, or maemm.contract.rng.seeded around foreign random code"
+    change = "use the rng that is handed in, or maemm.contract.rng.seeded around foreign random code"
     case.require(not moved, "no global random numbers", f"{', '.join(moved)} drawn from", "none", change)
 
 
@@ -124,7 +124,7 @@ def wrong_shape_is_named(case: Case) -> None:
     for what, wrong in (("too many", x[..., None]), ("too few", x[0])):
         rule = f"{tuple(wrong.shape)}, an axis {what}, is refused"
         try:
-            modality.tokenize(Prepared(wrong))
+            modality.tokenize(Preprocessed(wrong))
         except MaemmError as error:
             named = any(name in str(error).lower() for name in names)
             case.require(named, rule, error, f"a text that names {names[0]!r}", change)

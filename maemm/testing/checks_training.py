@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from maemm.contract import Plan, Planned
+from maemm.contract import ModalityInput, Plan
 from maemm.model.model import Model
 from maemm.testing.case import Case, check
 
@@ -74,12 +74,12 @@ def one_batch_is_learned(case: Case) -> None:
 
 
 @torch.no_grad()
-def _own_and_exchanged(model: Model, name: str, inputs: dict[str, Planned]) -> tuple[float, float]:
+def _own_and_exchanged(model: Model, name: str, inputs: dict[str, ModalityInput]) -> tuple[float, float]:
     """The mean loss of the predictions against their own targets, and against those of another token and sample."""
     out = model(inputs)
     counted = out.plans[name].counted
     other = out.target[name].roll((1, 1), dims=(0, 1))
     exchanged = model.modalities[name].loss(out.pred[name], other)
-    share = counted * counted.roll((1, 1), dims=(0, 1))  # where both targets mean something
-    total = share.sum().clamp(min=1)
-    return float((out.loss[name] * share).sum() / total), float((exchanged * share).sum() / total)
+    fraction = counted * counted.roll((1, 1), dims=(0, 1))  # where both targets mean something
+    total = fraction.sum().clamp(min=1)
+    return float((out.loss[name] * fraction).sum() / total), float((exchanged * fraction).sum() / total)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from maemm import contract
 from maemm.contract import grid
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 HEADER = """\
 # The contract
@@ -21,9 +21,10 @@ Made from the docstrings of `maemm/contract/`; do not edit. Again: `{command}`.
 A tutorial that uses it is [plugins.md](plugins.md); `maemm plugins check NAME` looks whether a plugin keeps it.
 """
 COMMAND = "python -m maemm.testing.contract_page > docs/contract.md"
-DATA = ("Sample", "Prepared", "Tokens", "Plan", "Planned", "MaskedInput", "Latents", "Term", "Output", "Handover")
+DATA = ("Sample", "Preprocessed", "Tokens", "Plan", "ModalityInput", "Latents", "Term", "Output", "ExportedState")
 PARTS = (
-    "Source", "Modality", "Masking", "OneMasking", "Encoder", "Decoder", "Target", "Objective", "Head", "WeightsKind",
+    "Source", "Modality", "Masking", "OneMasking", "Encoder", "Decoder", "Target", "Objective", "Head",
+    "CheckpointFormat",
 )  # fmt: skip
 
 
@@ -34,7 +35,7 @@ def page() -> str:
     pieces.append("## Data that travels")
     pieces += [_class(getattr(contract, name)) for name in DATA]
     pieces.append("## Random numbers")
-    pieces.append(_class(Draw))
+    pieces.append(_class(Rng))
     pieces.append("## Parts\n\n**must** marks methods that a part has to write; the others have a default.")
     pieces += [_class(getattr(contract, name)) for name in PARTS]
     pieces.append("## The modality of signals on a grid\n\nWhat it adds to, and how it fills in, `Modality`.")

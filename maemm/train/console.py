@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from maemm.data.mixture import Turns
-from maemm.data.order import Slots
-from maemm.train.step import Learner
+from maemm.data.mixture import MixtureBatches
+from maemm.data.order import ShuffledBatches
+from maemm.train.step import TrainState
 
 
-def first_line(path: Path, learner: Learner, samples: int, order: Slots | Turns, steps: int) -> str:
+def first_line(
+    path: Path, train_state: TrainState, samples: int, order: ShuffledBatches | MixtureBatches, steps: int
+) -> str:
     """What is going to run, where, and how large it is."""
-    model, team = learner.model, learner.team
+    model, dist_context = train_state.model, train_state.dist_context
     inside, parameters = (sum(one.numel() for one in part.parameters()) for part in (model.encoder, model))
-    one = "GPU" if team.device.type == "cuda" else "CPU process"
-    devices = f"{team.world} {one}{'s' if team.world > 1 and one == 'GPU' else 'es' if team.world > 1 else ''}"
-    precision = "bf16" if learner.bf16 else "fp32"
+    one, more = ("GPU", "GPUs") if dist_context.device.type == "cuda" else ("CPU process", "CPU processes")
+    devices = f"{dist_context.world} {more if dist_context.world > 1 else one}"
+    precision = "bf16" if train_state.bf16 else "fp32"
     micro = f" in {order.accumulation} micro-batches" if order.accumulation > 1 else ""
     return (
         f"{path}   {count(parameters)} parameters (encoder {count(inside)})   {devices}, {precision}   "

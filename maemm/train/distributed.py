@@ -30,7 +30,7 @@ class PeerFailed(MaemmError):
 
 
 @dataclass
-class Team:
+class DistContext:
     """The processes of a run. ``control`` is a gloo group: agreements travel beside the device's work."""
 
     rank: int = 0
@@ -40,12 +40,12 @@ class Team:
     ours: bool = False  # whether this module made the process group, and so ends it
 
     @property
-    def lead(self) -> bool:
+    def is_rank0(self) -> bool:
         """True in the one process that writes and speaks."""
         return self.rank == 0
 
     # ---- agreeing
-    def share(self, work: Callable[[], T], *, stop: Callable[[], int] = lambda: 0) -> T:
+    def on_all_ranks(self, work: Callable[[], T], *, stop: Callable[[], int] = lambda: 0) -> T:
         """Do ``work`` in every process, and let all go on only if all can. ``work`` must not wait for the others.
 
         An exception in one process ends all: it is raised there, and :class:`PeerFailed` in the others.
@@ -99,9 +99,9 @@ class Team:
             self._talk(lambda: dist.all_gather_object(told, said, group=self.control), None)
         return told
 
-    def lead_does(self, work: Callable[[], T]) -> T:
+    def on_rank0(self, work: Callable[[], T]) -> T:
         """Let the first process work and the others wait; all get its result, or all fail."""
-        result = self.share(lambda: work() if self.lead else None)
+        result = self.on_all_ranks(lambda: work() if self.is_rank0 else None)
         return self.gather(result)[0]
 
     # ---- adding up
@@ -122,7 +122,7 @@ class Team:
         name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
         return ddp(model, find_unused_parameters=False, **{name: False})
 
-    def quiet(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
+    def no_sync(self, model: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """For all micro-batches but the last: keep gradients here."""
         return nullcontext() if last or self.world == 1 else model.no_sync()
 
@@ -149,17 +149,17 @@ class Team:
             raise
 
 
-def start(timeout_s: float = 1800.0) -> Team:
+def start(timeout_s: float = 1800.0) -> DistContext:
     """Join the processes that the environment speaks of, or a group that is there already.
 
     gloo on CPUs, NCCL between GPUs. Raises :class:`MaemmError` where there are more processes than GPUs.
     """
     cuda = torch.cuda.is_available()
     if dist.is_available() and dist.is_initialized():
-        return _team(cuda, ours=False)
+        return _dist_context(cuda, ours=False)
     world = _environment("WORLD_SIZE", 1)
     if world == 1:
-        return Team(device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
+        return DistContext(device=torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu"))
     local = _environment("LOCAL_RANK", 0)
     if cuda and local >= torch.cuda.device_count():
         raise MaemmError(
@@ -174,23 +174,23 @@ def start(timeout_s: float = 1800.0) -> Team:
         raise MaemmError(
             f"the {world} processes do not find each other ({one_line(error)}); start them with torchrun"
         ) from error
-    return _team(cuda, ours=True)
+    return _dist_context(cuda, ours=True)
 
 
 @contextmanager
-def joined() -> Iterator[Team]:
+def joined() -> Iterator[DistContext]:
     """The processes as one team until the end of the block, however many runs they train in it."""
-    team = start()
+    dist_context = start()
     with ExitStack() as stack:
-        stack.push(team.leave)
-        yield team
+        stack.push(dist_context.leave)
+        yield dist_context
 
 
-def _team(cuda: bool, ours: bool) -> Team:
+def _dist_context(cuda: bool, ours: bool) -> DistContext:
     rank, world = dist.get_rank(), dist.get_world_size()
     device = torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
     control = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    return Team(rank, world, device, control, ours)
+    return DistContext(rank, world, device, control, ours)
 
 
 def _environment(name: str, default: int) -> int:

@@ -22,18 +22,18 @@ class Average(ABC):
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @abstractmethod
-    def share(self, step: int) -> float | None:
+    def fraction(self, step: int) -> float | None:
         """What the parameters weigh after ``step``; None: nothing is taken up."""
 
     @torch.no_grad()
     def update(self, bad: Tensor, step: int) -> None:
         """Take up the parameters, or nothing where the scalar ``bad`` is true. The host waits for nothing."""
-        weight = self.share(step)
+        weight = self.fraction(step)
         if weight is None:
             return
-        share = weight * (~bad).float()
+        fraction = weight * (~bad).float()
         for average, parameter in self._parameters:
-            average.lerp_(parameter.detach(), share.to(average.dtype))
+            average.lerp_(parameter.detach(), fraction.to(average.dtype))
         for average, buffer in self._buffers:
             average.copy_(buffer)
 
@@ -45,7 +45,7 @@ class Ema(Average):
         super().__init__(model)
         self.decay = decay
 
-    def share(self, step: int) -> float:
+    def fraction(self, step: int) -> float:
         return 1 - self.decay
 
 
@@ -59,6 +59,6 @@ class EpochMean(Average):
         super().__init__(model)
         self.first, self.steps_per_epoch = first, steps_per_epoch
 
-    def share(self, step: int) -> float | None:
+    def fraction(self, step: int) -> float | None:
         epoch, rest = divmod(step + 1, self.steps_per_epoch)
         return None if rest else 1 / max(1, epoch - self.first + 1)

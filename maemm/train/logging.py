@@ -37,7 +37,7 @@ class Means:
             kept = torch.stack([torch.where(bad, 0.0, value.detach()), (~bad).to(value.dtype)]).double()
             self._sums[name] = self._sums.get(name, 0) + kept
 
-    def take(self) -> dict[str, float]:
+    def flush(self) -> dict[str, float]:
         """The means, NaN where no step counted; the next line begins."""
         found = {name: pair.tolist() for name, pair in self._sums.items()}
         self._sums = {}
@@ -68,7 +68,7 @@ class Clock:
         self._waited += waited
         self._all_waited += waited
 
-    def take(self) -> dict[str, float]:
+    def flush(self) -> dict[str, float]:
         now = time.monotonic()
         passed = max(now - self._since, 1e-9)
         found = {
@@ -85,8 +85,10 @@ class Clock:
         if self._hinted or passed < HINT_AFTER_S or self._all_waited < WAIT_SHARE * passed:
             return None
         self._hinted = True
-        share = f"{100 * self._all_waited / passed:.0f} %"
-        return f"waiting for data takes {share} of the time; raise data.workers (now {workers}) or use faster storage"
+        fraction = f"{100 * self._all_waited / passed:.0f} %"
+        return (
+            f"waiting for data takes {fraction} of the time; raise data.workers (now {workers}) or use faster storage"
+        )
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -170,8 +172,8 @@ def to_tensorboard(writer: Any, row: Mapping[str, Any]) -> None:
 class Console:
     """Lines through ``echo``, and on a terminal a bar below them. Silent in all processes but the first."""
 
-    def __init__(self, echo: Callable[[str], Any], lead: bool):
-        self._echo, self._lead = echo, lead
+    def __init__(self, echo: Callable[[str], Any], is_rank0: bool):
+        self._echo, self._lead = echo, is_rank0
         self._bar: Any = None
 
     def say(self, text: str) -> None:

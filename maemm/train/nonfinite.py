@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
-from maemm.train.distributed import Team
-from maemm.train.step import Result
+from maemm.train.distributed import DistContext
+from maemm.train.step import StepResult
 
 SHOWN_IDS = 8
 
@@ -31,12 +31,12 @@ class Watch:
     which samples were in it, and after ``limit`` such steps in a row (at least 1) :class:`MaemmError` ends the run.
     """
 
-    def __init__(self, team: Team, limit: int, say: Callable[[str], Any]):
-        self.team, self.limit, self.say = team, max(limit, 1), say
+    def __init__(self, dist_context: DistContext, limit: int, say: Callable[[str], Any]):
+        self.dist_context, self.limit, self.say = dist_context, max(limit, 1), say
         self.skipped, self._row = 0, 0
         self._pending: list[_Seen] = []
 
-    def add(self, step: int, result: Result, ids: list[list[str]]) -> None:
+    def add(self, step: int, result: StepResult, ids: list[list[str]]) -> None:
         """Take note of a step, and look at those that are certain to be done."""
         flags = torch.cat([result.bad.reshape(1), result.bad_micro])
         event = None
@@ -62,7 +62,7 @@ class Watch:
 
     def _tell(self, seen: _Seen, micro: list[bool]) -> None:
         own = [one for ids, flag in zip(seen.ids, micro, strict=True) if flag for one in ids]
-        found = [one for ids in self.team.gather(own) for one in ids]
+        found = [one for ids in self.dist_context.gather(own) for one in ids]
         # A finite loss with a gradient that is not says nothing about whose it was.
         what, found = ("loss", found) if found else ("gradient", [one for ids in seen.ids for one in ids])
         more = f" and {len(found) - SHOWN_IDS} more" if len(found) > SHOWN_IDS else ""

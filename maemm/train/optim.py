@@ -178,7 +178,7 @@ def make_optimizer(model: nn.Module, train: Mapping[str, Any]) -> Optimizer:
     options = check(make, options, "train.optimizer")
     decay = options.get("weight_decay", options_of(make)["weight_decay"].default)
     no_decay = train.get("no_decay")
-    layers, head = train.get("layer_decay") or 1.0, train.get("head_lr") or 1.0
+    layers, head = train.get("layer_decay") or 1.0, train.get("head_lr_scale") or 1.0
     lr_scale = layer_scales(model, layers, head) if layers != 1 or head != 1 else None
     return make(parameter_groups(model, decay, NO_DECAY if no_decay is None else no_decay, lr_scale), **options)
 

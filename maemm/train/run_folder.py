@@ -16,7 +16,7 @@ RECIPE, METRICS, BAD, LOCK = "recipe.yaml", "metrics.jsonl", "bad_samples.jsonl"
 
 # May change in a run that exists: the numbers of a step do not depend on them.
 FREE = {
-    "out", "name", "data.workers", "data.timeout", "data.prefetch", "data.max_bad_share", "train.micro_batch",
+    "out", "name", "data.workers", "data.timeout", "data.prefetch", "data.max_bad_fraction", "train.micro_batch",
     "train.log_every", "train.save_every", "train.keep", "train.picture_every", "train.tensorboard",
     "train.max_nonfinite",
 }  # fmt: skip
@@ -41,7 +41,7 @@ class RunFolder:
                 f"cannot make the run folder ({self.path}: {error.strerror}); choose another out="
             ) from None
 
-    def take(self, recipe: Mapping[str, Any], say: Callable[[str], Any]) -> None:
+    def store_recipe(self, recipe: Mapping[str, Any], say: Callable[[str], Any]) -> None:
         """Compare the recipe with that of the run, see :func:`compare`, and store it.
 
         Without a checkpoint there is nothing to go on with, and any recipe may begin.

@@ -13,33 +13,35 @@ from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive, seeded
 from maemm.data.loader import Loader
-from maemm.data.mixture import Mixture, Turns
-from maemm.data.order import Request, Slots
+from maemm.data.mixture import Mixture, MixtureBatches
+from maemm.data.order import Request, ShuffledBatches
 from maemm.data.shots import balancing, labels_of
 from maemm.model.build import build_modalities, build_model
-from maemm.train.distributed import Team
+from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initialize import begin_with
 from maemm.train.optim import freeze, make_optimizer
-from maemm.train.step import Learner
+from maemm.train.step import TrainState
 
 
-def make_order(recipe: Mapping[str, Any], source: Source | int, team: Team) -> Slots | Turns:
+def make_order(
+    recipe: Mapping[str, Any], source: Source | int, dist_context: DistContext
+) -> ShuffledBatches | MixtureBatches:
     """Which samples of the source, or of how many, this process takes in each step."""
     train, data = recipe["train"], recipe["data"]
 
-    def slots(samples: int, seed: int, repeats: int, **rest: Any) -> Slots:
-        ours = {"rank": team.rank, "world": team.world, "micro_batch": train.get("micro_batch")}
-        return Slots(samples, train["batch"], seed, repeats=repeats, **ours, **rest)
+    def slots(samples: int, seed: int, aug_repeats: int, **rest: Any) -> ShuffledBatches:
+        ours = {"rank": dist_context.rank, "world": dist_context.world, "micro_batch": train.get("micro_batch")}
+        return ShuffledBatches(samples, train["batch"], seed, aug_repeats=aug_repeats, **ours, **rest)
 
     if isinstance(source, Mixture):
         parts = source.parts.items()
-        turns = [slots(len(one.source), derive(train["seed"], "set", name), one.repeats) for name, one in parts]
-        return Turns(source, turns, train["seed"])
+        turns = [slots(len(one.source), derive(train["seed"], "set", name), one.aug_repeats) for name, one in parts]
+        return MixtureBatches(source, turns, train["seed"])
     return slots(
         source if isinstance(source, int) else len(source),
         train["seed"],
-        data.get("repeats") or 1,
+        data.get("aug_repeats") or 1,
         epoch=data.get("epoch"),
         weights=balancing(labels_of(source)) if data.get("balance") else None,
     )
@@ -60,15 +62,15 @@ def make_loader(recipe: Mapping[str, Any], source: Source, order: Any) -> Loader
     )
 
 
-def make_learner(
+def make_train_state(
     recipe: dict[str, Any],
     steps: int,
     accumulation: int,
-    team: Team,
+    dist_context: DistContext,
     *,
     fresh: bool = True,
     steps_per_epoch: int | None = None,
-) -> Learner:
+) -> TrainState:
     """A fresh model, its optimiser and average, on the team's device, not yet wrapped for several processes.
 
     Weights follow from ``train.seed`` and, in a ``fresh`` run, from the weights of ``init``. Raises
@@ -85,20 +87,20 @@ def make_learner(
     if fresh and recipe.get("init"):
         begin_with(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
-    model.to(team.device).train()
+    model.to(dist_context.device).train()
     optimizer = make_optimizer(model, train)
     average = _average(model, train, steps_per_epoch or steps)
     if train.get("compile"):
         model.compile(dynamic=False)
-    return Learner(
+    return TrainState(
         model,
         model,
         optimizer,
-        team,
+        dist_context,
         train["seed"],
         train["batch"],
         steps,
-        bf16=use_bf16(train.get("precision", "auto"), team.device),
+        bf16=use_bf16(train.get("precision", "auto"), dist_context.device),
         compiled=bool(train.get("compile")),
         clip=train.get("clip_grad"),
         ema=average,
@@ -143,7 +145,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     return precision == "bf16"
 
 
-class Spread:
+class EvenlySpaced:
     """An order of one batch a step: ``count`` samples spread evenly over the source, for pictures.
 
     Of a mixture each step takes another set.

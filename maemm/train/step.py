@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maemm.contract import Output, Planned
+from maemm.contract import ModalityInput, Output
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw, seeded
+from maemm.contract.rng import Rng, seeded
 from maemm.data.loader import Batch
 from maemm.model.model import Model
-from maemm.train.distributed import Team
+from maemm.train.distributed import DistContext
 from maemm.train.ema import Average
 from maemm.train.optim import grad_norm, step_unless
 
@@ -26,13 +26,13 @@ _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
-class Learner:
+class TrainState:
     """What a step works on."""
 
     model: Model
     net: nn.Module  # the same model as DDP sees it
     optimizer: Optimizer
-    team: Team
+    dist_context: DistContext
     seed: int
     batch: int  # global
     steps: int  # of the whole training
@@ -44,18 +44,18 @@ class Learner:
 
 
 @dataclass
-class Work:
+class MicroBatches:
     """The micro-batches of one process and step, ready for the model."""
 
     step: int
-    inputs: list[dict[str, Planned]]
+    inputs: list[dict[str, ModalityInput]]
     counts: dict[str, Tensor]  # by term, of these micro-batches
     ids: list[list[str]]
     labels: list[Tensor | None] = field(default_factory=list)  # of each micro-batch
 
 
 @dataclass
-class Result:
+class StepResult:
     """What came out of a step. Tensors are scalars on the device, over all processes and micro-batches."""
 
     terms: dict[str, Tensor]  # mean of each term, before its weight
@@ -67,22 +67,22 @@ class Result:
     weights: dict[str, float] = field(default_factory=dict)  # of each term
 
 
-def prepare(learner: Learner, step: int, batches: list[Batch]) -> Work:
+def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch]) -> MicroBatches:
     """Raw micro-batches -> prepared, tokenised, planned and counted. No gradient, outside any compiled graph."""
     inputs, counts, labels = [], {}, []
     for batch in batches:
-        draw = Draw((learner.seed, step), batch.rows, learner.batch, step / learner.steps)
-        moved = batch.to(learner.team.device)
-        prepared = learner.model.prepare(moved.raw, draw, moved.present)
+        rng = Rng((train_state.seed, step), batch.rows, train_state.batch, step / train_state.steps)
+        moved = batch.to(train_state.dist_context.device)
+        preprocessed = train_state.model.preprocess(moved.raw, rng, moved.present)
         known = batch.labels
-        for name, objective in learner.model.objectives.items():
-            prepared, known = objective.batch(prepared, known, draw.under(name), learner.model)
-        labels.append(None if known is None else known.to(learner.team.device, non_blocking=True))
-        planned = learner.model.plan(prepared, draw)
-        for name, count in learner.model.counts(planned).items():
+        for name, objective in train_state.model.objectives.items():
+            preprocessed, known = objective.batch(preprocessed, known, rng.fold_in(name), train_state.model)
+        labels.append(None if known is None else known.to(train_state.dist_context.device, non_blocking=True))
+        planned = train_state.model.plan(preprocessed, rng)
+        for name, count in train_state.model.counts(planned).items():
             counts[name] = counts.get(name, 0) + count.float()
         inputs.append(planned)
-    return Work(step, inputs, counts, [batch.ids for batch in batches], labels)
+    return MicroBatches(step, inputs, counts, [batch.ids for batch in batches], labels)
 
 
 @dataclass
@@ -95,51 +95,53 @@ class _Sums:
     finite: list[Tensor] = field(default_factory=list)  # by micro-batch
 
 
-def take_step(learner: Learner, work: Work, *, baseline: bool = False) -> Result:
+def take_step(train_state: TrainState, micro_batches: MicroBatches, *, baseline: bool = False) -> StepResult:
     """Forward, backward, update. ``baseline=True`` also tells the loss of predicting the mean target.
 
     Where the loss or the gradient is not finite, parameters, moments, averages and BatchNorm statistics stay as
     they are, without the host having to know. ``Objective.after_step`` is called all the same.
     """
-    team, running = learner.team, _running(learner.model)
-    counts = _over_processes(team, work.counts)
-    with seeded(learner.seed, work.step, "forward", team.rank):
-        local = _backward(learner, work, counts, baseline)
-    norm = grad_norm(learner.optimizer, learner.clip)
-    sums, base = _over_processes(team, local.terms), _over_processes(team, local.baselines)
+    dist_context, running = train_state.dist_context, _running(train_state.model)
+    counts = _over_processes(dist_context, micro_batches.counts)
+    with seeded(train_state.seed, micro_batches.step, "forward", dist_context.rank):
+        local = _backward(train_state, micro_batches, counts, baseline)
+    norm = grad_norm(train_state.optimizer, train_state.clip)
+    sums, base = _over_processes(dist_context, local.terms), _over_processes(dist_context, local.baselines)
     terms = {name: value / counts[name].clamp(min=1e-12) for name, value in sums.items()}
     total = sum((local.weights[name] * value for name, value in terms.items()), torch.zeros_like(norm))
     bad = ~(torch.isfinite(norm) & torch.isfinite(total))
     for now, old in running:
         now.copy_(torch.where(bad, old, now))
-    step_unless(learner.optimizer, bad)
-    learner.optimizer.zero_grad(set_to_none=True)
-    if learner.ema is not None:
-        learner.ema.update(bad, work.step)
-    for objective in learner.model.objectives.values():
-        objective.after_step(learner.model, work.step)
+    step_unless(train_state.optimizer, bad)
+    train_state.optimizer.zero_grad(set_to_none=True)
+    if train_state.ema is not None:
+        train_state.ema.update(bad, micro_batches.step)
+    for objective in train_state.model.objectives.values():
+        objective.after_step(train_state.model, micro_batches.step)
     baselines = {name: value[0] / value[1].clamp(min=1e-12) for name, value in base.items()}
-    return Result(terms, total, norm, bad, ~torch.stack(local.finite), baselines, local.weights)
+    return StepResult(terms, total, norm, bad, ~torch.stack(local.finite), baselines, local.weights)
 
 
-def _backward(learner: Learner, work: Work, counts: Mapping[str, Tensor], baseline: bool) -> _Sums:
+def _backward(
+    train_state: TrainState, micro_batches: MicroBatches, counts: Mapping[str, Tensor], baseline: bool
+) -> _Sums:
     """Gradients of all micro-batches of this process."""
-    team, sums = learner.team, _Sums()
-    labels = work.labels or [None] * len(work.inputs)
-    for number, inputs in enumerate(work.inputs):
-        with team.quiet(learner.net, number == len(work.inputs) - 1):
-            with torch.autocast(team.device.type, torch.bfloat16, enabled=learner.bf16):
-                out = learner.net(inputs, labels=labels[number])
+    dist_context, sums = train_state.dist_context, _Sums()
+    labels = micro_batches.labels or [None] * len(micro_batches.inputs)
+    for number, inputs in enumerate(micro_batches.inputs):
+        with dist_context.no_sync(train_state.net, number == len(micro_batches.inputs) - 1):
+            with torch.autocast(dist_context.device.type, torch.bfloat16, enabled=train_state.bf16):
+                out = train_state.net(inputs, labels=labels[number])
             loss = _loss(out, counts)
-            if learner.mixed:
-                loss = loss + _nothing(learner.model)
-            (loss * team.world).backward()  # DDP averages over processes
+            if train_state.mixed:
+                loss = loss + _nothing(train_state.model)
+            (loss * dist_context.world).backward()  # DDP averages over processes
         sums.finite.append(torch.isfinite(loss.detach()))
         for name, term in out.parts.items():
             sums.weights[name] = term.weight
             sums.terms[name] = sums.terms.get(name, 0) + term.sum.detach().float()
         if baseline:
-            _add_baselines(sums.baselines, out, learner.model)
+            _add_baselines(sums.baselines, out, train_state.model)
     return sums
 
 
@@ -159,12 +161,12 @@ def _nothing(model: nn.Module) -> Tensor:
     return 0.0 * sum(one.flatten()[0].float() for one in model.parameters() if one.requires_grad)
 
 
-def _over_processes(team: Team, values: dict[str, Tensor]) -> dict[str, Tensor]:
+def _over_processes(dist_context: DistContext, values: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same with every tensor summed over processes, in one message."""
-    if team.world == 1 or not values:
+    if dist_context.world == 1 or not values:
         return values
     names = sorted(values)
-    flat = team.add(torch.cat([values[name].reshape(-1) for name in names]))
+    flat = dist_context.add(torch.cat([values[name].reshape(-1) for name in names]))
     pieces = flat.split([values[name].numel() for name in names])
     return {name: piece.reshape(values[name].shape) for name, piece in zip(names, pieces, strict=True)}
 

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from maemm.contract import Modality, Output, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.loader import Batch
 from maemm.data.mixture import parts_of
 from maemm.data.single_pass import each
-from maemm.data.tta import Viewed, views_of
+from maemm.data.tta import TtaModality, tta_views_of
 from maemm.model.build import build_modalities
 from maemm.model.model import Model
 from maemm.weights import save
@@ -67,15 +67,15 @@ class Validation:
         return patience is not None and self.since >= patience
 
     # ------------------------------------------------------------------------------------------- measuring
-    def measure(self, learner: Any, done: int) -> dict[str, float]:
+    def measure(self, train_state: Any, done: int) -> dict[str, float]:
         """Means over the samples, of the average of the weights where there is one; the best weights are kept."""
-        model = learner.model if learner.ema is None else learner.ema.model
-        found = measure(model, self.source, self.recipe, bf16=learner.bf16)
+        model = train_state.model if train_state.ema is None else train_state.ema.model
+        found = measure(model, self.source, self.recipe, bf16=train_state.bf16)
         if self.better(found):
             self._keep(model, found, done)
         return found
 
-    def take(self, found: Mapping[str, float] | None) -> None:
+    def record(self, found: Mapping[str, float] | None) -> None:
         """Take note of figures, in every process."""
         if found is None:
             return
@@ -124,55 +124,58 @@ def measure(
 ) -> dict[str, float]:
     """{"loss": ..., "accuracy": ...}: over all samples that can be read, without augmentation.
 
-    Masks are the same each time. With ``train.validate_views`` answers are averaged over the views of each sample.
+    Masks are the same each time. With ``train.validate_tta`` answers are averaged over the views of each sample.
     The model comes back in the mode it had. Raises :class:`MaemmError` where no sample can be read.
     """
     train, device = recipe["train"], next(model.parameters()).device
-    views = views_of(dict(model.modalities)) if train.get("validate_views") else 1
-    batches = _of_parts(source, *_reading(model, recipe, batch, views, on_progress))
-    seen = _Seen(model, views)
+    tta_views = tta_views_of(dict(model.modalities)) if train.get("validate_tta") else 1
+    batches = _of_parts(source, *_reading(model, recipe, batch, tta_views, on_progress))
+    seen = _Seen(model, tta_views)
     training = model.training
     model.eval()
     try:
         for one in batches:
             if one.raw:
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    seen.add(_answer(model, one.to(device), train["seed"], views))
+                    seen.add(_answer(model, one.to(device), train["seed"], tta_views))
     finally:
         batches.close()
         model.train(training)
     if not seen.rows:
         raise MaemmError(f"none of the {len(source):,} samples to validate with can be read; check data.validation")
-    return seen.figures()
+    return seen.metrics()
 
 
 def _reading(
-    model: Model, recipe: Mapping[str, Any], batch: int | None, views: int, on_progress: Any
+    model: Model, recipe: Mapping[str, Any], batch: int | None, tta_views: int, on_progress: Any
 ) -> tuple[dict[str, Modality], dict[str, Any]]:
     """The modalities that read in the workers, and how batches are made."""
     data, train = recipe["data"], recipe["train"]
     modalities = build_modalities(dict(recipe)) if data["workers"] else dict(model.modalities)
     size = batch or min(train.get("micro_batch") or train["batch"], 256)
-    if views > 1:
-        modalities, size = {name: Viewed(one, views) for name, one in modalities.items()}, max(1, size // views)
+    if tta_views > 1:
+        modalities, size = (
+            {name: TtaModality(one, tta_views) for name, one in modalities.items()},
+            max(1, size // tta_views),
+        )
     options = {"workers": data["workers"], "timeout": data["timeout"], "missing": data.get("missing") or "skip"}
     return modalities, {"batch": size, "on_progress": on_progress, **options}
 
 
-def _answer(model: Model, batch: Batch, seed: int, views: int) -> tuple[Output, int]:
+def _answer(model: Model, batch: Batch, seed: int, tta_views: int) -> tuple[Output, int]:
     """The forward pass of one batch and its rows, with masks that are the same each time."""
-    rows = len(batch.ids) * views
-    draw = Draw((seed, "validation", batch.step), range(rows), rows)
-    planned = model.plan(model.prepare(batch.raw, None, batch.present), draw)
-    labels = batch.labels if batch.labels is None or views == 1 else batch.labels.repeat_interleave(views, 0)
+    rows = len(batch.ids) * tta_views
+    rng = Rng((seed, "validation", batch.step), range(rows), rows)
+    planned = model.plan(model.preprocess(batch.raw, None, batch.present), rng)
+    labels = batch.labels if batch.labels is None or tta_views == 1 else batch.labels.repeat_interleave(tta_views, 0)
     return model(planned, labels=labels), rows
 
 
 class _Seen:
     """What the batches of a validation add up to."""
 
-    def __init__(self, model: Model, views: int):
-        self.model, self.views = model, views
+    def __init__(self, model: Model, tta_views: int):
+        self.model, self.tta_views = model, tta_views
         self.loss, self.rows = 0.0, 0
         self.answers: dict[str, dict[str, list[Tensor]]] = {name: {} for name in model.objectives}
 
@@ -181,13 +184,13 @@ class _Seen:
         self.loss, self.rows = self.loss + float(out.total) * rows, self.rows + rows
         for name, objective in self.model.objectives.items():
             for key, value in objective.answers(out).items():
-                self.answers[name].setdefault(key, []).append(_of_samples(value, self.views).cpu())
+                self.answers[name].setdefault(key, []).append(_of_samples(value, self.tta_views).cpu())
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         found: dict[str, float] = {}
         for name, objective in self.model.objectives.items():
             if self.answers[name]:
-                found |= objective.figures({key: torch.cat(parts) for key, parts in self.answers[name].items()})
+                found |= objective.metrics({key: torch.cat(parts) for key, parts in self.answers[name].items()})
         return found | {"loss": self.loss / self.rows}
 
 
@@ -199,9 +202,9 @@ def _of_parts(source: Source, modalities: Mapping[str, Modality], options: dict[
             yield from batches
 
 
-def _of_samples(values: Tensor, views: int) -> Tensor:
+def _of_samples(values: Tensor, tta_views: int) -> Tensor:
     """Rows of views -> rows of samples: means of floats, the first of what is no float."""
-    if views == 1:
+    if tta_views == 1:
         return values
-    rows = values.unflatten(0, (-1, views))
+    rows = values.unflatten(0, (-1, tta_views))
     return rows.mean(1) if values.is_floating_point() else rows[:, 0]

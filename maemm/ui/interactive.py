@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 LARGEST = 8 * 2**20  # bytes of a piece that a page still takes in
 
 
-def save_views(modalities: Mapping[str, Modality], made: Mapping[str, Rows], path: Path) -> Path | None:
+def save_interactive(modalities: Mapping[str, Modality], made: Mapping[str, Rows], path: Path) -> Path | None:
     """Write the pieces of all modalities below each other; None where there is none. ``path``: beside the picture."""
     pieces = {name: modalities[name].interactive(rows.columns) for name, rows in made.items() if rows.columns}
     pieces = {name: piece for name, piece in pieces.items() if piece}
     if not pieces:
         return None
-    several = len(made) > 1
-    text = "\n".join((f"<h4>{escape(name)}</h4>" if several else "") + piece for name, piece in pieces.items())
+    multiple = len(made) > 1
+    text = "\n".join((f"<h4>{escape(name)}</h4>" if multiple else "") + piece for name, piece in pieces.items())
     return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"), "the view")
 
 
-def view_beside(picture: Path) -> str:
+def interactive_beside(picture: Path) -> str:
     """The pieces that were written beside a picture, ready for a page; "" where there are none."""
     path = picture.with_suffix(".html")
     try:

@@ -1,6 +1,6 @@
 """Pictures of what a model sees and says: input, visible tokens, reconstruction. For any modality.
 
-A modality is asked for two things only: ``untokenize`` (token values -> signal) and ``draw`` (signal -> axes).
+A modality is asked for two things only: ``untokenize`` (token values -> signal) and ``rng`` (signal -> axes).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import Modality, Plan, Planned, Prepared, Tokens
-from maemm.contract.rng import Draw
+from maemm.contract import Modality, ModalityInput, Plan, Preprocessed, Tokens
+from maemm.contract.rng import Rng
 from maemm.data.atomic import write_whole
-from maemm.model.model import Model, as_prepared
-from maemm.ui.interactive import save_views
+from maemm.model.model import Model, as_preprocessed
+from maemm.ui.interactive import save_interactive
 from maemm.ui.picture_rows import Rows
 
 _WIDTH, _HEIGHT = 2.15, 1.6  # inches of a column, and of a row at most
@@ -33,14 +33,16 @@ NEAREST = "reconstruction: mean and spread\nof the nearest visible patch"
 
 
 @torch.no_grad()
-def make_rows(model: Model, batch: Mapping[str, Prepared | Tensor], seed: int = 0, count: int = 4) -> dict[str, Rows]:
+def make_rows(
+    model: Model, batch: Mapping[str, Preprocessed | Tensor], seed: int = 0, count: int = 4
+) -> dict[str, Rows]:
     """Run the model on the first ``count`` samples in eval mode: {modality: Rows}. Needs a decoder."""
-    few = {name: _first(as_prepared(one), count) for name, one in batch.items()}
+    few = {name: _first(as_preprocessed(one), count) for name, one in batch.items()}
     total = max(one.x.shape[0] for one in few.values())
     was_training = model.training
     model.eval()
     try:
-        inputs = model.plan(few, Draw((seed, "pictures"), range(total), total))
+        inputs = model.plan(few, Rng((seed, "pictures"), range(total), total))
         pred = model.predict(inputs).pred
     finally:
         model.train(was_training)
@@ -64,7 +66,7 @@ def put_together(modality: Modality, tokens: Tokens, *layers: Layer) -> Tensor:
     return modality.untokenize(whole, tokens).cpu()
 
 
-def _rows_of(modality: Modality, planned: Planned, pred: Tensor, count: int) -> Rows:
+def _rows_of(modality: Modality, planned: ModalityInput, pred: Tensor, count: int) -> Rows:
     tokens, plan = by_row(planned.tokens, planned.plan)
     everything = tokens.everything()
     given = tokens.values.float()
@@ -74,16 +76,16 @@ def _rows_of(modality: Modality, planned: Planned, pred: Tensor, count: int) -> 
     def signal(*layers: Layer) -> Tensor:
         return put_together(modality, tokens, *layers)[:count]
 
-    seen = (tokens.take(plan.visible).float(), plan.visible, plan.visible_valid)
+    seen = (tokens.gather(plan.visible).float(), plan.visible, plan.visible_valid)
     columns = {
         INPUT: signal((given, everything, tokens.valid)),
-        f"visible to the encoder ({share(tokens, plan)})": signal(seen),
+        f"visible to the encoder ({visible_fraction(tokens, plan)})": signal(seen),
     }
-    own = modality.restore(pred, tokens, plan.predict)
-    if own.shape != tokens.take(plan.predict).shape:
+    own = modality.denormalize_target(pred, tokens, plan.predict)
+    if own.shape != tokens.gather(plan.predict).shape:
         return Rows(note="no pictures: what is predicted has another shape than the tokens")
     if plan.predict.shape[1]:
-        lent = modality.restore(pred, _lend(tokens, plan), plan.predict)
+        lent = modality.denormalize_target(pred, _lend(tokens, plan), plan.predict)
         guess = (plan.predict, plan.predict_valid)
         if torch.equal(own.nan_to_num(), lent.nan_to_num()):  # nothing of the hidden signal was used
             columns[OUTRIGHT] = signal(seen, (own, *guess))
@@ -97,11 +99,11 @@ def _lend(tokens: Tokens, plan: Plan) -> Tokens:
     """Tokens in which each hidden one is replaced by the nearest visible one: what can be known without peeking."""
     if not plan.visible.shape[1]:
         return replace(tokens, values=torch.zeros_like(tokens.values))
-    distance = torch.cdist(tokens.take_coords(plan.predict).float(), tokens.take_coords(plan.visible).float())
+    distance = torch.cdist(tokens.gather_coords(plan.predict).float(), tokens.gather_coords(plan.visible).float())
     if plan.visible_valid is not None:
         distance = distance.masked_fill(~plan.visible_valid[:, None], math.inf)
     nearest = plan.visible.gather(1, distance.argmin(-1))
-    return replace(tokens, values=_put(tokens.values, tokens.take(nearest), plan.predict, plan.predict_valid))
+    return replace(tokens, values=_put(tokens.values, tokens.gather(nearest), plan.predict, plan.predict_valid))
 
 
 def _put(whole: Tensor, values: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
@@ -126,44 +128,44 @@ def by_row(tokens: Tokens, plan: Plan) -> tuple[Tokens, Plan]:
     return replace(tokens, rows=None, **taken), replace(plan, rows=None)
 
 
-def share(tokens: Tokens, plan: Plan) -> str:
+def visible_fraction(tokens: Tokens, plan: Plan) -> str:
     """How much of the tokens is visible, padding aside."""
     seen = plan.visible.numel() if plan.visible_valid is None else int(plan.visible_valid.sum())
     of = tokens.batch * tokens.count if tokens.valid is None else int(tokens.valid.sum())
     return f"{100 * seen / max(1, of):.0f} %"
 
 
-def _first(one: Prepared, count: int) -> Prepared:
+def _first(one: Preprocessed, count: int) -> Preprocessed:
     size = one.x.shape[0]
 
     def cut(value: Any) -> Any:
         return value[:count] if isinstance(value, Tensor) and value.ndim and value.shape[0] == size else value
 
     info = {key: cut(value) for key, value in one.info.items()}
-    return Prepared(one.x[:count], cut(one.valid), info, cut(one.present))
+    return Preprocessed(one.x[:count], cut(one.valid), info, cut(one.present))
 
 
 # ------------------------------------------------------------------------------------------------ drawing
 def save_pictures(
     model: Model,
-    batch: Mapping[str, Prepared | Tensor] | Sequence[Mapping[str, Prepared | Tensor]],
+    batch: Mapping[str, Preprocessed | Tensor] | Sequence[Mapping[str, Preprocessed | Tensor]],
     path: str | os.PathLike,
     seed: int = 0,
     count: int = 4,
-    views: bool = False,
+    interactive: bool = False,
 ) -> Path:
     """Write a PNG with a row per sample and columns input, visible, reconstruction; modalities below each other.
 
-    ``batch``: {modality: Prepared or bare tensor}, or several of them that do not meet in the model, of which a
+    ``batch``: {modality: Preprocessed or bare tensor}, or several of them that do not meet in the model, of which a
     modality's first is drawn. The model is back in its mode afterwards. The file appears
-    whole or not at all. ``views``: what can be turned or played goes to an HTML piece beside it, see
+    whole or not at all. ``interactive``: what can be turned or played goes to an HTML piece beside it, see
     :func:`~maemm.ui.interactive.save_views`. Raises :class:`MaemmError` when the model has no decoder.
     """
     made: dict[str, Rows] = {}
     for one in [batch] if isinstance(batch, Mapping) else batch:
         made = {**make_rows(model, one, seed, count), **made}
-    if views:
-        save_views(model.modalities, made, Path(path).with_suffix(".html"))
+    if interactive:
+        save_interactive(model.modalities, made, Path(path).with_suffix(".html"))
     return draw_rows(model.modalities, made, path)
 
 
@@ -203,7 +205,7 @@ def _draw_signal(axes: Any, modality: Modality, signal: Tensor) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     if not bool(signal.isnan().all()):  # a sample that lacks the modality stays grey
-        modality.draw(axes, signal)
+        modality.plot(axes, signal)
 
 
 def _row_height(modality: Modality, rows: Rows) -> float:

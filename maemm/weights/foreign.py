@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from maemm import registry
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.weights.own import MODEL, recipe_of, some_of
 
@@ -22,7 +22,7 @@ _WRAPPERS = ("model", "state_dict", "module", "base_model", "model_state_dict")
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-def kind_of(name: str | None, state: dict[str, Tensor]) -> WeightsKind:
+def kind_of(name: str | None, state: dict[str, Tensor]) -> CheckpointFormat:
     if name is not None:
         return registry.find("weights", name)()
     shapes = {key: tuple(value.shape) for key, value in state.items()}

@@ -44,7 +44,7 @@ def _project(points: np.ndarray, fine: int) -> np.ndarray:
     return np.stack([0.5 + 0.5 * _FOCAL * x / away, 0.5 - 0.5 * _FOCAL * up / away], axis=-1) * fine
 
 
-def _paint(draw: ImageDraw.ImageDraw, thing: Object, corners: np.ndarray, light: np.ndarray, fine: int) -> None:
+def _paint(canvas: ImageDraw.ImageDraw, thing: Object, corners: np.ndarray, light: np.ndarray, fine: int) -> None:
     """Draw the faces that look at the camera, far ones first."""
     # Across the diagonals, so that a triangle (a repeated corner) has a normal too.
     normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
@@ -63,7 +63,7 @@ def _paint(draw: ImageDraw.ImageDraw, thing: Object, corners: np.ndarray, light:
     colours = _bytes(base * (0.34 + 0.72 * diffuse) + gloss)
     flat = _project(corners[order], fine).reshape(len(order), 8)
     for points, colour in zip(flat.tolist(), colours.tolist(), strict=True):
-        draw.polygon(points, fill=tuple(colour))
+        canvas.polygon(points, fill=tuple(colour))
 
 
 def pattern(material: str, surface: np.ndarray) -> np.ndarray:
@@ -80,9 +80,9 @@ def _shadow(picture: Image.Image, corners: np.ndarray, light: np.ndarray, fine: 
     """Darken the floor where the object keeps the light away, with a soft edge."""
     fallen = corners - corners[..., 1:2] * (light / light[1])
     mask = Image.new("L", (fine, fine), 255)
-    draw = ImageDraw.Draw(mask)
+    canvas = ImageDraw.Draw(mask)
     for points in _project(fallen, fine).reshape(len(fallen), 8).tolist():
-        draw.polygon(points, fill=140)
+        canvas.polygon(points, fill=140)
     mask = mask.filter(ImageFilter.BoxBlur(fine / 60))
     return ImageChops.multiply(picture, Image.merge("RGB", (mask, mask, mask)))
 

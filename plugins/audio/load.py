@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 RATES = (1000, 768000)  # Hz that a file may have
 MOST_CHANNELS = 64
@@ -61,7 +61,7 @@ class Cut:
     silent: Literal["refuse", "keep"] = "refuse"
 
 
-def load_wave(sound: Sound, cut: Cut, draw: Draw | None) -> Tensor:
+def load_wave(sound: Sound, cut: Cut, rng: Rng | None) -> Tensor:
     """(samples,) float32 at ``cut.rate``. Raises ValueError with the reason for what cannot be used."""
     if not RATES[0] <= sound.rate <= RATES[1]:
         raise ValueError(f"a rate of {sound.rate} Hz is not between {RATES[0]} and {RATES[1]}")
@@ -69,7 +69,7 @@ def load_wave(sound: Sound, cut: Cut, draw: Draw | None) -> Tensor:
     spare = sound.length - most
     tries = SILENT_TRIES if cut.crop == "random" and spare > 0 else 1
     for attempt in range(tries):
-        part = sound.read(_start(spare, cut, draw, attempt), most)
+        part = sound.read(_start(spare, cut, rng, attempt), most)
         _check(part, sound.rate)
         wave = _one_channel(part, cut.channel)
         if wave.std() < CANCELLED * part.std():
@@ -87,14 +87,14 @@ def load_wave(sound: Sound, cut: Cut, draw: Draw | None) -> Tensor:
     return wave
 
 
-def _start(spare: int, cut: Cut, draw: Draw | None, attempt: int) -> int:
+def _start(spare: int, cut: Cut, rng: Rng | None, attempt: int) -> int:
     if spare <= 0 or cut.crop == "head":
         return 0
     if cut.crop == "center":
         return spare // 2
-    if draw is None:  # where nothing is drawn the beginning; after silence a fixed part further on
+    if rng is None:  # where nothing is drawn the beginning; after silence a fixed part further on
         return spare * attempt // (SILENT_TRIES - 1)
-    return int(draw.rand(f"crop/{attempt}").item() * (spare + 1))
+    return int(rng.uniform(f"crop/{attempt}").item() * (spare + 1))
 
 
 def _check(part: np.ndarray, rate: int) -> None:

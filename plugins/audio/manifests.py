@@ -22,7 +22,7 @@ class Listed:
     paths: list[str]
     labels: Labels | None = None
     classes: list[str] | None = None
-    several: list[list[int]] | None = None  # all labels of each sample, where samples have several
+    multilabel: list[list[int]] | None = None  # all labels of each sample, where samples have several
     unknown: dict[int, str] = field(default_factory=dict)  # sample -> a label that the label file lacks
 
 
@@ -30,7 +30,7 @@ def read_json(path: Path, root: Path | None, label_file: Path | None) -> Listed:
     """``{"data": [{"wav": path, "labels": "/m/068hy,/m/07q6cd_"}, ...]}`` (AST, CAV-MAE); other keys do not matter.
 
     Classes come from the label file (``index,mid,display_name``), otherwise from the labels that occur. A sample with
-    one label has it; one with several has none, and ``several`` tells them all.
+    one label has it; one with several has none, and ``multilabel`` tells them all.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -64,16 +64,16 @@ def _labelled(found: Listed, texts: list[list[str]], label_file: Path | None) ->
     if not mids:
         return found
     number = {mid: i for i, mid in enumerate(mids)}
-    found.labels, found.several = [], []
+    found.labels, found.multilabel = [], []
     for sample, row in enumerate(texts):
         missing = [one for one in row if one not in number]
         if missing:
             found.unknown[sample] = missing[0]
         known = [number[one] for one in row if one in number]
-        found.several.append(known)
+        found.multilabel.append(known)
         found.labels.append(known[0] if len(known) == 1 else None)
-    if all(len(row) <= 1 for row in found.several):
-        found.several = None
+    if all(len(row) <= 1 for row in found.multilabel):
+        found.multilabel = None
     return found
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from maemm.contract import OneMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_hidden, plan_from_order, visible_count
 
 
@@ -42,20 +42,20 @@ class TimeFrequency(OneMasking):
             check_ratio(one)
         self.shares, self.ratio, self.count = (time, frequency), ratio, count
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         valid, time_axis = _lattice(name, tokens)
         hidden, keep = torch.zeros_like(valid), 1
-        for label, share, axis in zip(("time", "frequency"), self.shares, (time_axis, 1 - time_axis), strict=True):
+        for label, fraction, axis in zip(("time", "frequency"), self.shares, (time_axis, 1 - time_axis), strict=True):
             most = valid.shape[1 + axis]
-            kept = [min(n, max(1, visible_count(n, share, self.count))) if share else n for n in range(most + 1)]
-            if share:
-                lines = _hidden(draw.rand(f"mask/{name}/{label}", most).to(valid.device), valid.any(2 - axis), kept)
+            kept = [min(n, max(1, visible_count(n, fraction, self.count))) if fraction else n for n in range(most + 1)]
+            if fraction:
+                lines = _hidden(rng.uniform(f"mask/{name}/{label}", most).to(valid.device), valid.any(2 - axis), kept)
                 hidden = hidden | lines.unsqueeze(2 - axis)
             keep *= kept[most]
         hidden = hidden.flatten(1)
         if self.ratio is None:
             return plan_from_hidden(hidden, tokens, keep, tokens.count - keep)
-        noise = draw.rand(f"mask/{name}/exact", tokens.count).to(hidden.device)
+        noise = rng.uniform(f"mask/{name}/exact", tokens.count).to(hidden.device)
         return plan_from_order(noise_order(noise + hidden, tokens), tokens, self.ratio, self.count)
 
 

@@ -11,18 +11,18 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from maemm.contract import Prepared, Tokens
+from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality, as_tuple
 from maemm.contract.positions import lattice
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from . import overlap
-from . import prepare as on_device
+from . import preprocess as on_device
 from .frontend import FilterBank
 from .load import RATES, Cut, Sound, load_wave
 from .positions import StoredTable
-from .prepare import CONSTANTS, Constants
+from .preprocess import CONSTANTS, Constants
 
 TOO_FEW = "the batch holds {frames} frames of {hop:g} ms, a patch takes {patch} (modalities.audio.patch)"
 
@@ -58,7 +58,7 @@ class Audio(GridModality):
         constants: mean, std and spread of audioset, esc50, speechcommands (AudioMAE) or cavmae
         mean: of the log-mel; null: from constants
         std: of the log-mel; null: from constants
-        spread: standard deviations that become 1: 2 in AudioMAE, 1 in CAV-MAE; null: from constants
+        std_scale: standard deviations that become 1: 2 in AudioMAE, 1 in CAV-MAE; null: from constants
         silent: refuse or keep clips whose samples are all equal
         gain: augmentation: times Beta(10, 10) + 0.5
         roll: augmentation: turn clips round by a random part of their length
@@ -85,7 +85,7 @@ class Audio(GridModality):
         constants: Literal["audioset", "esc50", "speechcommands", "cavmae"] = "audioset",
         mean: float | None = None,
         std: float | None = None,
-        spread: float | None = None,
+        std_scale: float | None = None,
         silent: Literal["refuse", "keep"] = "refuse",
         gain: bool = False,
         roll: bool = False,
@@ -115,7 +115,7 @@ class Audio(GridModality):
             )
         self.pad, self.bucket = pad, bucket or 1
         self.cut = Cut(rate, self.bank.samples(self.frames), self.bank.samples(patch[0]), channel, crop, silent)
-        self.constants = _constants(CONSTANTS[constants], mean, std, spread)
+        self.constants = _constants(CONSTANTS[constants], mean, std, std_scale)
         self.gain, self.roll, self.noise = gain, roll, noise
         self.spec_augment = SpecAugment(**spec_augment) if isinstance(spec_augment, Mapping) else spec_augment
         self.mixup = mixup
@@ -127,9 +127,9 @@ class Audio(GridModality):
         return self.patch_frames + (frames - self.patch_frames) // self.step * self.step
 
     # ---- in the worker
-    def load(self, raw: Sound, draw: Draw | None) -> dict[str, Tensor]:
+    def load(self, raw: Sound, rng: Rng | None) -> dict[str, Tensor]:
         """A :class:`~.load.Sound` -> {"wave": (samples,) float32 at the modality's rate}."""
-        return {"wave": load_wave(raw, self.cut, draw)}
+        return {"wave": load_wave(raw, self.cut, rng)}
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Any]:
         """{"wave": (B, S) padded with zeros, "samples": lengths}; lengths stay on the host."""
@@ -137,14 +137,14 @@ class Audio(GridModality):
         return {"wave": pad_sequence(waves, batch_first=True), "samples": [len(one) for one in waves]}
 
     # ---- on the device
-    def prepare(self, raw: Mapping[str, Any], draw: Draw | None) -> Prepared:
+    def preprocess(self, raw: Mapping[str, Any], rng: Rng | None) -> Preprocessed:
         """{"wave": (B, S), "samples": B lengths} -> (B, T, F) normalised log-mel; ``valid`` (B, T) where padded."""
         wave = raw["wave"].float()
         lengths = [int(n) for n in raw["samples"]]
         samples = torch.tensor(lengths, device=wave.device)
         wave, info = on_device.without_mean(wave, samples), {}
-        if draw is not None:
-            wave, info = self._augmented(wave, samples, draw)
+        if rng is not None:
+            wave, info = self._augmented(wave, samples, rng)
         frames = [min(self.bank.frames(n), self.frames) for n in lengths]
         length = self._length(max(frames, default=0))
         logmel = on_device.fit(self.bank(wave), length)
@@ -153,23 +153,23 @@ class Audio(GridModality):
             inside = on_device.inside(torch.tensor(frames, device=wave.device), length)
             logmel = logmel.masked_fill(~inside[..., None], 0.0)  # on the raw log-mel, as published
             valid = inside if self.pad == "masked" else None
-        if draw is not None and self.spec_augment is not None:
-            logmel = on_device.spec_augment(logmel, draw, self.spec_augment.frequency, self.spec_augment.time)
-        mean, std, spread = self.constants
-        x = (logmel - mean) / (std * spread)
-        if draw is not None and self.noise:
-            x = on_device.noise(x, draw, self.noise)
-        return Prepared(x, valid, info)
+        if rng is not None and self.spec_augment is not None:
+            logmel = on_device.spec_augment(logmel, rng, self.spec_augment.frequency, self.spec_augment.time)
+        mean, std, std_scale = self.constants
+        x = (logmel - mean) / (std * std_scale)
+        if rng is not None and self.noise:
+            x = on_device.noise(x, rng, self.noise)
+        return Preprocessed(x, valid, info)
 
-    def _augmented(self, wave: Tensor, samples: Tensor, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+    def _augmented(self, wave: Tensor, samples: Tensor, rng: Rng) -> tuple[Tensor, dict[str, Tensor]]:
         if self.roll:
-            wave = on_device.roll(wave, samples, draw)
+            wave = on_device.roll(wave, samples, rng)
         if self.gain:
-            wave = on_device.gain(wave, draw)
+            wave = on_device.gain(wave, rng)
         if not self.mixup:
             return wave, {}
-        wave, mix = on_device.mixup(wave, samples, draw, self.mixup)
-        return wave, {"mixed_with": mix.partner, "mix_share": mix.share}
+        wave, mix = on_device.mixup(wave, samples, rng, self.mixup)
+        return wave, {"mixed_with": mix.partner, "mix_share": mix.fraction}
 
     def _length(self, longest: int) -> int:
         """Frames of a batch whose longest clip has ``longest``."""
@@ -183,9 +183,9 @@ class Audio(GridModality):
         return max(length, self.whole(up))
 
     # ---- tokens
-    def tokenize(self, prepared: Prepared) -> Tokens:
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         """(B, T, F) -> patches; a patch is valid where all its frames are."""
-        x, valid = prepared.x, prepared.valid
+        x, valid = preprocessed.x, preprocessed.valid
         if x.ndim != 3:
             raise MaemmError(f"audio expects (B, frames, mels), got {tuple(x.shape)}; give log-mel, one channel")
         if valid is not None:
@@ -198,7 +198,7 @@ class Audio(GridModality):
 
     def _cut(self, x: Tensor, valid: Tensor | None) -> Tokens:
         if self.stride == self.patch:
-            return super().tokenize(Prepared(x[:, None], valid))
+            return super().tokenize(Preprocessed(x[:, None], valid))
         grid = overlap.grid_of(tuple(x.shape[1:]), self.patch, self.stride)
         seen = None if valid is None else overlap.cut(valid, self.patch, self.stride).all(-1)
         return Tokens(overlap.cut(x, self.patch, self.stride), lattice(grid, x.device)[None], grid, seen)
@@ -219,22 +219,22 @@ class Audio(GridModality):
         return super().make_positions(kind, dim)
 
     # ---- pictures and tests
-    def example(self, batch: int, draw: Draw) -> Prepared:
+    def example(self, batch: int, rng: Rng) -> Preprocessed:
         frames, mels = _token_axes(self.size, self.mel_major)
-        return Prepared((draw.rand("example", batch, frames, mels)[0] - 0.5) * 12**0.5)
+        return Preprocessed((rng.uniform("example", batch, frames, mels)[0] - 0.5) * 12**0.5)
 
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         """One spectrogram (T, F): time to the right, mel bands upwards, grey where hidden."""
         from .pictures import draw_spectrogram
 
-        scores = signal.detach().float().cpu() * self.constants.spread
+        scores = signal.detach().float().cpu() * self.constants.std_scale
         draw_spectrogram(axes, scores, self.bank.hop / self.bank.rate)
 
     def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
         """Plays input and reconstruction, made from the spectrograms alone."""
         from .sound import player
 
-        return player({name: self.denormalize(one) for name, one in columns.items()}, self.bank)
+        return player({name: self.denormalize_input(one) for name, one in columns.items()}, self.bank)
 
     # ---- what is told about data
     def describe(self, raw: Sound) -> dict[str, Any]:
@@ -242,16 +242,16 @@ class Audio(GridModality):
         facts = {"seconds": raw.length / raw.rate, "rate": f"{raw.rate} Hz"}
         return facts | ({"channels": raw.channels} if hasattr(raw, "channels") else {})
 
-    def denormalize(self, signal: Tensor) -> Tensor:
+    def denormalize_input(self, signal: Tensor) -> Tensor:
         """What the model sees -> raw log-mel; NaN stays."""
-        mean, std, spread = self.constants
-        return signal.float() * (std * spread) + mean
+        mean, std, std_scale = self.constants
+        return signal.float() * (std * std_scale) + mean
 
-    def by_channel(self, prepared: Prepared) -> Tensor | None:
+    def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:
         """(1, n) raw log-mel, NaN where padded."""
-        x = self.denormalize(prepared.x)
-        if prepared.valid is not None:
-            valid = prepared.valid if prepared.valid.ndim == 3 else prepared.valid[..., None]
+        x = self.denormalize_input(preprocessed.x)
+        if preprocessed.valid is not None:
+            valid = preprocessed.valid if preprocessed.valid.ndim == 3 else preprocessed.valid[..., None]
             x = x.masked_fill(~valid, float("nan"))
         return x.reshape(1, -1)
 
@@ -279,12 +279,12 @@ def _check(**given: Any) -> None:
             raise MaemmError(f"{name} is {value} (modalities.audio.{name}); give {wanted}")
 
 
-def _constants(known: Constants, mean: float | None, std: float | None, spread: float | None) -> Constants:
-    given = {"mean": mean, "std": std, "spread": spread}
+def _constants(known: Constants, mean: float | None, std: float | None, std_scale: float | None) -> Constants:
+    given = {"mean": mean, "std": std, "std_scale": std_scale}
     found = known._replace(**{name: value for name, value in given.items() if value is not None})
-    if not all(map(math.isfinite, found)) or min(found.std, found.spread) <= 0:
+    if not all(map(math.isfinite, found)) or min(found.std, found.std_scale) <= 0:
         raise MaemmError(
-            f"mean {found.mean}, std {found.std} and spread {found.spread} cannot be used (modalities.audio); give "
+            f"mean {found.mean}, std {found.std} and spread {found.std_scale} cannot be used (modalities.audio); give "
             "numbers, std and spread above 0"
         )
     return found

@@ -11,7 +11,7 @@ import numpy as np
 
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
 
@@ -102,12 +102,12 @@ class Clips(Files):
     """A recording per file."""
 
     def __init__(self, listed: Listed, *, name: str = "audio", truncated: Truncated = "refuse", memory: bool = False):
-        labels = listed.labels if listed.several is None else [tuple(row) for row in listed.several]
+        labels = listed.labels if listed.multilabel is None else [tuple(row) for row in listed.multilabel]
         super().__init__(listed.home, listed.paths, labels, listed.classes, name=name)
         self.truncated, self._unknown = truncated, listed.unknown
         self._kept: dict[bytes, Wave] | None = {} if memory else None
 
-    def open(self, path: bytes, draw: Draw) -> Recording | Wave:
+    def open(self, path: bytes, rng: Rng) -> Recording | Wave:
         """The recording; with ``memory`` its samples, decoded when it is first asked for."""
         if self._kept is None:
             return Recording.open(path, self.truncated)
@@ -119,9 +119,9 @@ class Clips(Files):
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_kept": None if self._kept is None else {}}  # each process decodes its own
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         self.check_label(index)
-        return super().read(index, draw)
+        return super().read(index, rng)
 
     def check_label(self, index: int) -> None:
         """Raises ValueError where the list names a label that the label file does not know."""
@@ -142,7 +142,7 @@ class Windows(Source):
 
     def __init__(self, clips: Clips, seconds: float, hop: float):
         self.clips, self.seconds, self.hop = clips, seconds, hop
-        self.classes, self.several = clips.classes, clips.several
+        self.classes, self.multilabel = clips.classes, clips.multilabel
         counts = [self._count(self._length(index)) for index in range(len(clips))]
         self._ends = np.cumsum(counts, dtype=np.int64)
 
@@ -171,7 +171,7 @@ class Windows(Source):
         clip, start = self.place(index)
         return f"{self.clips.name(clip)}@{start:g}s"
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         clip, start = self.place(index)
         self.clips.check_label(clip)
         whole = self._open(clip)

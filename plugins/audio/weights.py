@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.contract.patches import conv_to_linear, linear_to_conv
 from maemm.weights.layout import blocks_of, heads_of, rename, require
@@ -50,7 +50,7 @@ BANDS = 8  # tokens along frequency of the published models: the tables tell onl
 HEADS = {768: 12, 384: 6}
 
 
-class AudioMAE(WeightsKind):
+class AudioMAE(CheckpointFormat):
     """Layout of the published AudioMAE files."""
 
     name = "audiomae"

@@ -6,13 +6,13 @@ cosine attention with a learned temperature per head, and a bias from a small ML
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maemm.contract import Decoder, Latents, MaskedInput
+from maemm.contract import Decoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.model.blocks import check_width, init_linear
 
@@ -73,16 +73,18 @@ class Window(Decoder):
         self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
         self.apply(init_linear)
 
-    def forward(self, latents: Latents, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
-        return {name: self._one(name, latents, one) for name, one in inputs.items()}
+    def forward(
+        self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
+    ) -> dict[str, Tensor]:
+        return {name: self._one(name, latents, one, modalities[name]) for name, one in inputs.items()}
 
-    def _one(self, name: str, latents: Latents, one: MaskedInput) -> Tensor:
+    def _one(self, name: str, latents: Latents, one: ModalityInput, modality: Modality) -> Tensor:
         grid, every = one.tokens.grid, one.tokens.everything()
         if grid is None or len(grid) != 2:
             raise MaemmError(f"the window decoder needs tokens on a lattice of two axes, {name!r} has {grid}")
         seen = self.project(latents.tokens[name])
         x = self._filled(seen, one, every.shape[1])
-        x = x + one.position(every, "decoder").to(x.dtype)
+        x = x + modality.position(one.tokens, every, "decoder").to(x.dtype)
         valid = one.tokens.valid
         if valid is not None and one.tokens.rows is not None:
             valid = valid[one.tokens.rows]
@@ -94,7 +96,7 @@ class Window(Decoder):
         predicted = x.gather(1, one.plan.predict[..., None].expand(-1, -1, self.dim))
         return self.heads[name](self.norm(predicted))
 
-    def _filled(self, seen: Tensor, one: MaskedInput, count: int) -> Tensor:
+    def _filled(self, seen: Tensor, one: ModalityInput, count: int) -> Tensor:
         """(R, N, D): visible tokens in their places, mask tokens elsewhere."""
         place = one.plan.visible
         if one.plan.visible_valid is not None:  # padding goes behind the last token and is cut off

@@ -88,7 +88,7 @@ def decode(path: str, look: Look, start: float = 0.0, stop: float = float("inf")
                 if packet.stream.index not in waiting:
                     continue
                 taker = pictures if packet.stream.type == "video" else sounds
-                if any(taker.take(frame) for frame in packet.decode()):
+                if any(taker.accept(frame) for frame in packet.decode()):
                     waiting.discard(packet.stream.index)
                 if not waiting:
                     break
@@ -129,7 +129,7 @@ class _Pictures:
         self.times: list[float] = []
         self.kept: list[np.ndarray] = []
 
-    def take(self, frame: Any) -> bool:
+    def accept(self, frame: Any) -> bool:
         """Whether this was the last one that is wanted."""
         at = float(frame.time or 0.0)
         if at >= self.stop:
@@ -163,7 +163,7 @@ class _Sounds:
         self.parts: list[np.ndarray] = []
         self.rate, self.begin, self.bytes, self.planar = 0, 0.0, 0, None
 
-    def take(self, frame: Any) -> bool:
+    def accept(self, frame: Any) -> bool:
         import av
 
         at = float(frame.time or 0.0)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maemm.contract import Head, MaskedInput
+from maemm.contract import Head, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.model.encoders.streams import Streams, Tower
 from maemm.model.pooling import mean_of_tokens
@@ -39,7 +39,7 @@ class StreamHead(Head):
         if not isinstance(encoder, Streams):
             raise MaemmError(f"head cav needs encoder streams, not {type(encoder).__name__} (encoder.type)")
         inputs = model.everything(batch)
-        towers = {name: encoder.tower(one) for name, one in inputs.items()}
+        towers = {name: encoder.tower(name, one, model.modalities[name]) for name, one in inputs.items()}
         found = {}
         for name, mode in MODES.items():
             if name in towers:
@@ -55,5 +55,5 @@ class StreamHead(Head):
         return {mode: self.linear(self.norm(pooled)) for mode, pooled in self.features(model, batch).items()}
 
 
-def _mean(tokens: Tensor, inputs: list[MaskedInput]) -> Tensor:
+def _mean(tokens: Tensor, inputs: list[ModalityInput]) -> Tensor:
     return mean_of_tokens(tokens, [one.plan for one in inputs])

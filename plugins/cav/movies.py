@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from maemm.contract import Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
 
@@ -47,18 +47,18 @@ class Movies(Files):
         seconds: float | None,
         fps: float | None,
         at: float | None,
-        views: int,
+        tta_views: int,
         cache: Path | None,
     ):
         home, paths, labels, classes = listed
         super().__init__(home, paths, labels, classes, name=names.video or names.image or names.audio)
         self.names, self.look, self.seconds, self.fps, self.at, self.cache = names, look, seconds, fps, at, cache
-        self.views = views
+        self.tta_views = tta_views
 
-    def open(self, path: bytes, draw: Draw) -> dict[str, Any]:
+    def open(self, path: bytes, rng: Rng) -> dict[str, Any]:
         """{modality: what its ``load`` takes}; a modality is missing where the file has no such track."""
-        at = float(draw.rand("frame")[0]) if self.at is None else self.at
-        return self._opened(os.fsdecode(path), float(draw.rand("time")[0]), at)
+        at = float(rng.uniform("frame")[0]) if self.at is None else self.at
+        return self._opened(os.fsdecode(path), float(rng.uniform("time")[0]), at)
 
     def _opened(self, file: str, place: float, at: float) -> dict[str, Any]:
         """``place`` in [0, 1): where the stretch begins; ``at``: its picture."""
@@ -100,14 +100,14 @@ class Movies(Files):
         wanted = times[first] + np.arange(max(1, round((stop - times[first]) * self.fps))) / self.fps
         return np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, first, len(times) - 1)
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        raw = self.open(os.path.join(self.folder, self.path(index)), draw)
+    def read(self, index: int, rng: Rng) -> Sample:
+        raw = self.open(os.path.join(self.folder, self.path(index)), rng)
         return Sample(raw, self.name(index), self.label(index))
 
-    def view(self, index: int, number: int) -> Sample:
-        """The middle of the file, and the middle of one of ``views`` equal parts of it as the picture."""
+    def tta_view(self, index: int, number: int) -> Sample:
+        """The middle of the file, and the middle of one of ``tta_views`` equal parts of it as the picture."""
         file = os.fsdecode(os.path.join(self.folder, self.path(index)))
-        return Sample(self._opened(file, 0.5, (number + 0.5) / self.views), self.name(index), self.label(index))
+        return Sample(self._opened(file, 0.5, (number + 0.5) / self.tta_views), self.name(index), self.label(index))
 
     def fingerprint(self) -> str:
         return fingerprint("movies", super().fingerprint(), self.names, self.look, self.seconds, self.fps, self.at)
@@ -128,7 +128,7 @@ def open_movies(
     seconds: float | None = None,
     fps: float | None = None,
     at: float | None = None,
-    views: int = 1,
+    tta_views: int = 1,
     box: Sequence[int] | None = None,
     shrink: int = 1,
     cache: str | None = None,
@@ -145,13 +145,13 @@ def open_movies(
         seconds: length of the stretch that is taken of each file, at random, drawn anew in every epoch; null: all
         fps: pictures a second of clips, by their time stamps; null: those of the file
         at: which picture of the stretch, as a share of it (0.5: the middle); null: a random one
-        views: pictures of each file, evenly spread, over which evaluation takes a mean (maemm retrieve --views)
+        tta_views: pictures of each file, evenly spread, over which evaluation takes a mean (maemm retrieve --views)
         box: top, left, height and width in pixels of the part of each picture that is taken; null: all
         shrink: blocks of this many pixels become one
         cache: folder that keeps what has been decoded, for short files that are read often; null: decode each time
         extensions: endings of the files to take from a folder; null: those of all known kinds
     """
-    for key, value in (("seconds", seconds), ("fps", fps), ("shrink", shrink), ("views", views)):
+    for key, value in (("seconds", seconds), ("fps", fps), ("shrink", shrink), ("views", tta_views)):
         if value is not None and value <= 0:
             raise MaemmError(f"{key} is {value:g} (data.source.{key}); give more than 0")
     if at is not None and not 0 <= at <= 1:
@@ -164,7 +164,9 @@ def open_movies(
     look = Look(None if box is None else tuple(box), shrink)
     kept = None if cache is None else Path(cache).expanduser()
     listed = _listed(root, list, endings(extensions, VIDEO_EXTENSIONS))
-    return Movies(listed, Names(image, video, audio), look, seconds=seconds, fps=fps, at=at, views=views, cache=kept)
+    return Movies(
+        listed, Names(image, video, audio), look, seconds=seconds, fps=fps, at=at, tta_views=tta_views, cache=kept
+    )
 
 
 def _listed(root: str | None, list: str | None, taken: tuple[str, ...]) -> tuple[Path, list[str], Any, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.files import existing, fingerprint
 
 from ..audio.manifests import read_json
@@ -33,13 +33,13 @@ class FramesOfVideos(Source):
     def name(self, index: int) -> str:
         return self.videos.name(index)
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        sample = self.videos.read(index, draw)
+    def read(self, index: int, rng: Rng) -> Sample:
+        sample = self.videos.read(index, rng)
         (video,) = sample.raw.values()
         if not len(video):
             raise ValueError("has no pictures")
-        at = float(draw.rand("frame")[0]) if self.at is None else self.at
-        (frame,) = video.take([min(int(at * len(video)), len(video) - 1)])
+        at = float(rng.uniform("frame")[0]) if self.at is None else self.at
+        (frame,) = video.frames_at([min(int(at * len(video)), len(video) - 1)])
         return Sample({self.modality: frame}, sample.id, sample.label)
 
     def fingerprint(self) -> str:
@@ -71,8 +71,8 @@ class Clipped(Source):
 
     def __init__(self, sounds: Clips, stores: list[tuple[str, str]], frames: int, frame: int | None, names: dict):
         self.sounds, self.stores, self.frames, self.frame, self.names = sounds, stores, frames, frame, names
-        self.classes, self.several = sounds.classes, sounds.several
-        self.views = frames if frame is None else 1  # a classifier is asked about every frame with the same sound
+        self.classes, self.multilabel = sounds.classes, sounds.multilabel
+        self.tta_views = frames if frame is None else 1  # a classifier is asked about every frame with the same sound
 
     def __len__(self) -> int:
         return len(self.sounds)
@@ -80,15 +80,15 @@ class Clipped(Source):
     def name(self, index: int) -> str:
         return self.stores[index][1]
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        number = int(draw.rand("frame")[0] * self.frames) if self.frame is None else self.frame
-        return self._sample(index, number, draw)
+    def read(self, index: int, rng: Rng) -> Sample:
+        number = int(rng.uniform("frame")[0] * self.frames) if self.frame is None else self.frame
+        return self._sample(index, number, rng)
 
-    def view(self, index: int, number: int) -> Sample:
-        return self._sample(index, number if self.frame is None else self.frame, Draw(("view", index)))
+    def tta_view(self, index: int, number: int) -> Sample:
+        return self._sample(index, number if self.frame is None else self.frame, Rng(("view", index)))
 
-    def _sample(self, index: int, number: int, draw: Draw) -> Sample:
-        heard = self.sounds.read(index, draw)
+    def _sample(self, index: int, number: int, rng: Rng) -> Sample:
+        heard = self.sounds.read(index, rng)
         folder, video = self.stores[index]
         path = os.path.join(folder, f"frame_{number}", f"{video}.jpg")
         try:

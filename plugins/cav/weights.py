@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.contract.patches import conv_to_linear, linear_to_conv
 from maemm.weights.layout import blocks_of, depth_of, rename, require
@@ -24,7 +24,7 @@ MELS = 128  # the published code takes no other
 NEEDED = ("modality_a", "modality_v", "patch_embed_a.proj.weight", "blocks_u.0.norm1_a.weight", "norm_a.weight")
 
 
-class CAVMAE(WeightsKind):
+class CAVMAE(CheckpointFormat):
     """Layout of the published CAV-MAE files.
 
     Audio tokens run along time first (``order: mel_major``), tables are stored, single streams do not chain over

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
-from . import prepare as on_device
-from .prepare import Box
+from . import preprocess as on_device
+from .preprocess import Box
 from .randaugment import RandAugment
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -40,7 +40,7 @@ class Image(GridModality):
     """Pictures (B, channels, height, width) of any number of channels.
 
     In training a sample is cropped and resized (antialiased, on uint8) in the worker; flip and normalisation are
-    batched on the device. In evaluation, ``load`` and ``prepare`` with ``draw=None``, the picture is resized and
+    batched on the device. In evaluation, ``load`` and ``preprocess`` with ``rng=None``, the picture is resized and
     cropped in the centre, as the published evaluation does; a picture that has the model's size already is left as
     it is. Grey pictures fill any number of channels; RGB becomes grey (BT.601) for one channel; another number of
     channels than the model's is an error. 16-bit and float pictures are handled in float32.
@@ -101,17 +101,17 @@ class Image(GridModality):
             raise MaemmError(f"std is {list(self.std)} (modalities.image.std); all numbers must be above 0")
 
     # ---- in the worker
-    def load(self, raw: np.ndarray, draw: Draw | None) -> dict[str, Tensor]:
+    def load(self, raw: np.ndarray, rng: Rng | None) -> dict[str, Tensor]:
         """(H, W, C) uint8, uint16 or float -> {"x": (channels, *size)} uint8, or float32 0 .. 1.
 
-        With ``device_crop`` the picture keeps its size. ``draw=None``: the crop of the evaluation.
+        With ``device_crop`` the picture keeps its size. ``rng=None``: the crop of the evaluation.
         """
         self._check_range(raw)
         if self.device_crop:
             return {"x": self._with_channels(_tensor(raw))}
         height, width = raw.shape[:2]
-        if draw is not None and isinstance(self.crop, RandomCrop):
-            box = self._random_box(draw.rand("crop", on_device.DRAWS)[0].tolist(), height, width)
+        if rng is not None and isinstance(self.crop, RandomCrop):
+            box = self._random_box(rng.uniform("crop", on_device.DRAWS)[0].tolist(), height, width)
             x = self._resized(_tensor(_cut(raw, box)), self.size)
         elif (height, width) == self.size:
             x = _tensor(raw)
@@ -121,7 +121,7 @@ class Image(GridModality):
             whole, (top, left) = self._around_center(height, width)
             x = self._resized(_tensor(raw), whole)[:, top : top + self.size[0], left : left + self.size[1]]
         x = self._with_channels(x)
-        return {"x": x if draw is None or self.randaugment is None else self.randaugment.on_tensor(x, draw)}
+        return {"x": x if rng is None or self.randaugment is None else self.randaugment.on_tensor(x, rng)}
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack; where 8-bit pictures meet deeper ones, all become float."""
@@ -136,22 +136,22 @@ class Image(GridModality):
         return default_collate(samples)
 
     # ---- on the device
-    def prepare(self, raw: Mapping[str, Tensor], draw: Draw | None) -> Prepared:
+    def preprocess(self, raw: Mapping[str, Tensor], rng: Rng | None) -> Preprocessed:
         """{"x": (B, C, H, W)} -> float32, cropped if ``device_crop``, flipped, minus mean, divided by std."""
         x = raw["x"]
         if self.device_crop:
-            cut = self._cropped(on_device.as_float(x), draw)
+            cut = self._cropped(on_device.as_float(x), rng)
             x = cut if self.scaled and x.dtype != torch.uint8 else cut.clamp(0, 1)  # bicubic kernels overshoot
-        if self.flip and draw is not None:
-            x = on_device.flip(x, draw.rand("flip"))
+        if self.flip and rng is not None:
+            x = on_device.flip(x, rng.uniform("flip"))
         mean, std = self._statistics_of_data(x.device)
-        return Prepared((on_device.as_float(x) - mean) / std)
+        return Preprocessed((on_device.as_float(x) - mean) / std)
 
-    def _cropped(self, x: Tensor, draw: Draw | None) -> Tensor:
+    def _cropped(self, x: Tensor, rng: Rng | None) -> Tensor:
         """A crop of a batch (B, C, H, W) float, which makes what :meth:`load` would have made of each picture."""
         height, width = x.shape[-2:]
-        if draw is not None and isinstance(self.crop, RandomCrop):
-            uniform = draw.rand("crop", on_device.DRAWS).tolist()
+        if rng is not None and isinstance(self.crop, RandomCrop):
+            uniform = rng.uniform("crop", on_device.DRAWS).tolist()
             boxes = torch.tensor([self._random_box(one, height, width) for one in uniform])
             return on_device.crop_resize(x, boxes, self.size, self.interpolation)
         if (height, width) == self.size:
@@ -167,14 +167,14 @@ class Image(GridModality):
         height, width, channels = raw.shape
         return {"height": height, "width": width, "channels": channels, "type": str(raw.dtype)}
 
-    def denormalize(self, signal: Tensor) -> Tensor:
+    def denormalize_input(self, signal: Tensor) -> Tensor:
         """(..., C, H, W) as the model sees it -> pixels 0 .. 1; NaN stays."""
         mean, std = self._statistics_of_data(signal.device)
         return signal.float() * std + mean
 
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         """One picture (C, H, W) in its own colours: RGB of the first three channels, or grey of the first."""
-        pixels = self.denormalize(signal.detach()).cpu()
+        pixels = self.denormalize_input(signal.detach()).cpu()
         pixels = pixels[: 3 if len(pixels) >= 3 else 1]
         hidden = pixels.isnan().any(0)
         pixels = pixels.clamp(0, 1).nan_to_num(0).expand(3, -1, -1)

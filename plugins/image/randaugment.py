@@ -13,7 +13,7 @@ from PIL import Image as Pictures
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw, seeded
+from maemm.contract.rng import Rng, seeded
 
 _WORDS = re.compile(r"rand(-(m\d+(\.\d+)?|n\d+|mstd\d+(\.\d+)?|mmax\d+|inc[01]|w\d+|p\d+(\.\d+)?|t\w+))*")
 _SHIFT = 0.45  # of the shorter side: how far timm's recipes move a picture at most
@@ -37,21 +37,21 @@ class RandAugment:
                 f"randaugment {text!r} names no policy ({where}: {error}); write one such as rand-m9-mstd0.5-inc1"
             ) from None
 
-    def __call__(self, frames: np.ndarray, draw: Draw) -> np.ndarray:
+    def __call__(self, frames: np.ndarray, rng: Rng) -> np.ndarray:
         """(T, H, W, 3) uint8 -> the same, every frame changed alike. Raises ValueError for other pictures."""
         if frames.dtype != np.uint8 or frames.shape[-1] != 3:
             raise ValueError("RandAugment is for 8-bit RGB pictures; set randaugment to null")
         policy = _policy(self.text, self.fill, int(min(frames.shape[1:3]) * _SHIFT), self.kernel)
         found = []
         for frame in frames:
-            with seeded(*draw.key, "randaugment"):  # the same draws for every frame
+            with seeded(*rng.key, "randaugment"):  # the same draws for every frame
                 found.append(np.asarray(policy(Pictures.fromarray(frame))))
         return np.stack(found)
 
-    def on_tensor(self, x: Tensor, draw: Draw) -> Tensor:
+    def on_tensor(self, x: Tensor, rng: Rng) -> Tensor:
         """(3, H, W) uint8 -> the same."""
         frame = np.ascontiguousarray(x.permute(1, 2, 0).numpy())
-        return torch.from_numpy(self(frame[None], draw)[0]).permute(2, 0, 1)
+        return torch.from_numpy(self(frame[None], rng)[0]).permute(2, 0, 1)
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ import numpy as np
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data import files
 from maemm.data.arrays import LABELS, ArrayFile
 from maemm.data.files import endings, existing
@@ -99,7 +99,7 @@ class Files(files.Files):
         super().__init__(folder, paths, labels, classes, name=name)
         self.background = background
 
-    def open(self, path: bytes, draw: Draw) -> np.ndarray:
+    def open(self, path: bytes, rng: Rng) -> np.ndarray:
         return read_image(path, self.background)
 
 

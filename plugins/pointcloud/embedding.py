@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from maemm.contract import Tokens, take_tokens
+from maemm.contract import Tokens, gather_tokens
 from maemm.model.batchnorm import BatchNorm
 
 Stats = Literal["all", "visible"]
@@ -40,7 +40,7 @@ class MiniPointNet(nn.Module):
         if self.training and self.stats == "all":
             groups, valid, keep = tokens.values, tokens.valid, _flat(tokens, index)
         else:
-            groups, valid, keep = tokens.take(index), self._counted(tokens, index), None
+            groups, valid, keep = tokens.gather(index), self._counted(tokens, index), None
         mixed = self._mix(groups.flatten(0, 1), None if valid is None else valid.flatten(), keep)
         return self.last(mixed).max(1).values.unflatten(0, index.shape)
 
@@ -56,7 +56,7 @@ class MiniPointNet(nn.Module):
         if tokens.valid is None or not self.training:
             return None
         again = nn.functional.pad(index[:, 1:] == index[:, :-1], (1, 0))
-        return take_tokens(tokens.valid, index, tokens.rows) & ~again
+        return gather_tokens(tokens.valid, index, tokens.rows) & ~again
 
 
 def _flat(tokens: Tokens, index: Tensor) -> Tensor:

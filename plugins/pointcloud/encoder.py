@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Latents, MaskedInput, Term
+from maemm.contract import Latents, Modality, ModalityInput, Term
 from maemm.contract.errors import MaemmError
 from maemm.model.encoders.vit import ViT
 
@@ -57,29 +57,37 @@ class PCP(ViT):
         self.hidden_position = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.centers = nn.Sequential(nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim))
 
-    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents:
-        one = next(iter(inputs.values()))
-        if not hasattr(one.modality, "code"):
-            raise MaemmError(f"encoder pcp predicts centres, which {one.name!r} has not (encoder.type); choose vit")
+    def forward(
+        self,
+        inputs: dict[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        *,
+        layers: Iterable[int] = (),
+        norm: bool = True,
+    ) -> Latents:
+        name, one = next(iter(inputs.items()))
+        modality = modalities[name]
+        if not hasattr(modality, "code"):
+            raise MaemmError(f"encoder pcp predicts centres, which {name!r} has not (encoder.type); choose vit")
         visible, hidden = one.plan.visible, one.plan.predict
         seen = visible.shape[1]
-        x = one.embed(torch.cat([visible, hidden], 1))
-        at_visible = one.position(visible, "encoder").to(x.dtype)
+        x = modality.embed(one.tokens, torch.cat([visible, hidden], 1))
+        at_visible = modality.position(one.tokens, visible, "encoder").to(x.dtype)
         at_hidden = self.hidden_position.to(x.dtype).expand(len(x), hidden.shape[1], -1)
         position, mask = torch.cat([at_visible, at_hidden], 1), self._mask(one)
-        wanted, kept = set(taps), {}
+        wanted, kept = set(layers), {}
         for number, block in enumerate(self.blocks):
             x = block(x + position, attn_mask=mask)
             if number in wanted:
-                kept[number] = {one.name: x[:, :seen]}
+                kept[number] = {name: x[:, :seen]}
         normed = self.norm(x)
-        code = self.centers(normed[:, seen:])[..., : one.modality.code_dim]
-        latents = Latents({one.name: (normed if norm else x)[:, :seen]}, taps=kept)
-        latents.positions[one.name] = one.modality.place(code.detach(), "decoder")
-        latents.terms[TERM] = self._term(one, code)
+        code = self.centers(normed[:, seen:])[..., : modality.code_dim]
+        latents = Latents({name: (normed if norm else x)[:, :seen]}, layers=kept)
+        latents.positions[name] = modality.place(code.detach(), "decoder")
+        latents.terms[TERM] = self._term(modality, one, code)
         return latents
 
-    def _mask(self, one: MaskedInput) -> Tensor | None:
+    def _mask(self, one: ModalityInput) -> Tensor | None:
         """(1 or R, 1, L, L) bool, True where a query (rows) may see a key."""
         plan = one.plan
         seen, hidden = plan.visible.shape[1], plan.predict.shape[1]
@@ -93,13 +101,13 @@ class PCP(ViT):
                 mask = mask & keys[:, None, None]
         return mask
 
-    def _term(self, one: MaskedInput, code: Tensor) -> Term:
+    def _term(self, modality: Modality, one: ModalityInput, code: Tensor) -> Term:
         with torch.autocast(code.device.type, enabled=False):
-            target = one.modality.code(one.tokens, one.plan.predict).float()
+            target = modality.code(one.tokens, one.plan.predict).float()
             error = (code.float() - target).square().mean(-1)
             return Term((error * one.plan.counted).sum(), one.plan.counted.sum(), self.center_weight)
 
-    def counts(self, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
+    def counts(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
         return {TERM: next(iter(inputs.values())).plan.counted.sum()}
 
     def layer_of(self, name: str) -> int:

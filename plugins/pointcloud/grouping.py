@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from maemm.contract import take_tokens
+from maemm.contract import gather_tokens
 from maemm.contract.errors import MaemmError
 
 ORIGIN = 1e-3  # squared radius around the origin in which the published CUDA kernel never picks a point
@@ -120,4 +120,4 @@ def _nearest(planes: Tensor, centers: Tensor, count: int, valid: Tensor | None) 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:
     """(B, N, C) and (B, G, K) -> (B, G, K, C)."""
-    return take_tokens(points, index.flatten(1)).unflatten(1, index.shape[1:])
+    return gather_tokens(points, index.flatten(1)).unflatten(1, index.shape[1:])

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear, log_softmax, one_hot
 
-from maemm.contract import Head, Latents, MaskedInput, Prepared, take_tokens
+from maemm.contract import Head, Latents, ModalityInput, Preprocessed, gather_tokens
 from maemm.contract.errors import MaemmError
 from maemm.model.batchnorm import BatchNorm
-from maemm.model.model import as_prepared
+from maemm.model.model import as_preprocessed
 from maemm.model.pooling import pool_tokens
 
 from .grouping import neighbours
@@ -60,7 +60,7 @@ class Parts(Head):
 
     Latents of several blocks, each through the encoder's norm, are spread from the three nearest centres to the
     points (PointNet++, section 3.4), beside their maximum and mean over the cloud and the category of the object.
-    The answer is log probabilities (B, N, classes). The category comes as ``Prepared.info["category"]``, (B,) int64.
+    The answer is log probabilities (B, N, classes). The category: ``Preprocessed.info["category"]``, (B,) int64.
 
     Options
         classes: parts, over all categories
@@ -96,16 +96,16 @@ class Parts(Head):
 
     def features(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
         """(B, N, 256): the input of the last layer."""
-        inputs, latents = model.encode(batch, taps=self.layers)
+        inputs, latents = model.encode(batch, layers=self.layers)
         name, one = next(iter(inputs.items()))
-        missing = [layer for layer in self.layers if layer not in latents.taps]
+        missing = [layer for layer in self.layers if layer not in latents.layers]
         if missing:
             raise MaemmError(f"the encoder has no blocks {missing} (head.layers); they count from 0")
-        valid = one.prepared.valid
-        x = torch.cat([model.encoder.norm(latents.taps[layer][name]) for layer in self.layers], -1)
+        valid = one.preprocessed.valid
+        x = torch.cat([model.encoder.norm(latents.layers[layer][name]) for layer in self.layers], -1)
         whole = torch.cat([pool_tokens(Latents({name: x}), name, one.plan, how) for how in ("max", "mean")], -1)
         if self.categories:
-            whole = torch.cat([whole, self._category(as_prepared(batch[name]), len(x))], -1)
+            whole = torch.cat([whole, self._category(as_preprocessed(batch[name]), len(x))], -1)
         point = self._spread(one, x)
         for layer, norm in ((self.spread, self.spread_norm), (self.point, self.point_norm)):
             point = norm(layer(point), valid).relu()
@@ -119,13 +119,13 @@ class Parts(Head):
         """(B, N, classes) log probabilities of the parts of each point."""
         return log_softmax(self.last(self.features(model, batch)).float(), -1)
 
-    def _category(self, prepared: Prepared, rows: int) -> Tensor:
-        told = prepared.info.get("category")
+    def _category(self, preprocessed: Preprocessed, rows: int) -> Tensor:
+        told = preprocessed.info.get("category")
         if told is None:
             raise MaemmError(
-                'part segmentation needs the kind of each object; pass Prepared(x, info={"category": (B,) int64})'
+                'part segmentation needs the kind of each object; pass Preprocessed(x, info={"category": (B,) int64})'
             )
-        told = torch.as_tensor(told, device=prepared.x.device)
+        told = torch.as_tensor(told, device=preprocessed.x.device)
         if told.shape != (rows,) or told.dtype != torch.long or told.min() < 0 or told.max() >= self.categories:
             raise MaemmError(
                 f"category must be {rows} int64 numbers from 0 to {self.categories - 1}, got {told.dtype} "
@@ -134,15 +134,15 @@ class Parts(Head):
         coded = one_hot(told, self.categories).to(self.category.weight.dtype)
         return leaky_relu(self.category_norm(self.category(coded)), 0.2)
 
-    def _spread(self, one: MaskedInput, x: Tensor) -> Tensor:
+    def _spread(self, one: ModalityInput, x: Tensor) -> Tensor:
         """[x y z, latents of the three nearest centres weighted by 1 / squared distance], (B, N, 3 + C)."""
-        xyz, index = one.prepared.x[..., :3], one.plan.visible
-        centers = one.tokens.take_coords(index)
+        xyz, index = one.preprocessed.x[..., :3], one.plan.visible
+        centers = one.tokens.gather_coords(index)
         near = neighbours(centers, xyz, min(3, centers.shape[1]), one.plan.visible_valid)
-        apart = xyz[:, :, None] - take_tokens(centers, near.flatten(1)).unflatten(1, near.shape[1:])
+        apart = xyz[:, :, None] - gather_tokens(centers, near.flatten(1)).unflatten(1, near.shape[1:])
         weight = 1 / (apart.square().sum(-1) + 1e-8)
         weight = (weight / weight.sum(-1, keepdim=True)).to(x.dtype)
         spread = torch.zeros((), dtype=x.dtype, device=x.device)
         for number in range(near.shape[-1]):  # one neighbour at a time: (B, N, C), not (B, N, 3, C)
-            spread = spread + take_tokens(x, near[..., number]) * weight[..., number, None]
+            spread = spread + gather_tokens(x, near[..., number]) * weight[..., number, None]
         return torch.cat([xyz.to(x.dtype), spread], -1)

@@ -9,16 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Modality, Prepared, Tokens, take_tokens
+from maemm.contract import Modality, Preprocessed, Tokens, gather_tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.positions import sincos
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
-from . import prepare as clouds
+from . import preprocess as clouds
 from .chamfer import Kind, chamfer
 from .embedding import WIDTH, MiniPointNet, Stats
 from .grouping import farthest_points, gather_points, neighbours
-from .prepare import POINT_MAE, Augment, Normalization
+from .preprocess import POINT_MAE, Augment, Normalization
 
 
 class PointCloud(Modality):
@@ -77,17 +77,17 @@ class PointCloud(Modality):
         self.features, self.normals, self.normalize_cloud = features, normals, normalize_cloud
         self.loss_kind, self.stats, self.position_kind = loss, stats, position
         self.skip_origin, self.per_micro_batch = skip_origin, per_micro_batch
-        self.up, self.width, self.views = up, width, votes
+        self.up, self.width, self.tta_views = up, width, votes
         if votes < 1:
             raise MaemmError(f"votes is {votes} (modalities.pointcloud.votes); give 1 or more")
         if width < 8 or width % 4:
             raise MaemmError(f"width is {width} (modalities.pointcloud.width); give a multiple of 4, 8 or more")
 
     # ---- in the worker
-    def load(self, raw: np.ndarray, draw: Draw | None) -> dict[str, Tensor]:
-        """(N, 3 + more) numbers -> {"x": (n, 3 + features)}; see :func:`.prepare.load_cloud`."""
+    def load(self, raw: np.ndarray, rng: Rng | None) -> dict[str, Tensor]:
+        """(N, 3 + more) numbers -> {"x": (n, 3 + features)}; see :func:`.preprocess.load_cloud`."""
         x = clouds.load_cloud(
-            raw, draw, points=self.points, features=self.features, normalize=self.normalize_cloud
+            raw, rng, points=self.points, features=self.features, normalize=self.normalize_cloud
         )["x"]  # fmt: skip
         need = max(self.groups, self.group_size)
         places = np.unique(x[: 8 * need, :3].numpy(), axis=0, return_index=True)[1]
@@ -100,14 +100,14 @@ class PointCloud(Modality):
         # Otherwise one place would be the centre of several groups, and a hidden group could be seen.
         return {"x": x if len(places) >= self.groups else x[np.sort(places)]}
 
-    def load_views(self, raw: np.ndarray) -> list[dict[str, Tensor]]:
+    def load_tta_views(self, raw: np.ndarray) -> list[dict[str, Tensor]]:
         """``votes`` clouds; one: as it is."""
-        if self.views == 1:
+        if self.tta_views == 1:
             return [self.load(raw, None)]
         found = []
-        for vote in range(self.views):
-            draw = Draw(("vote", vote))
-            x, valid = clouds.augment(self.load(raw, draw)["x"][None], None, draw, self.augment, self.normals)
+        for vote in range(self.tta_views):
+            rng = Rng(("vote", vote))
+            x, valid = clouds.augment(self.load(raw, rng)["x"][None], None, rng, self.augment, self.normals)
             found.append({"x": x[0] if valid is None else x[valid]})
         return found
 
@@ -116,16 +116,16 @@ class PointCloud(Modality):
         return clouds.collate_clouds(samples)
 
     # ---- on the device
-    def prepare(self, raw: Mapping[str, Tensor], draw: Draw | None) -> Prepared:
+    def preprocess(self, raw: Mapping[str, Tensor], rng: Rng | None) -> Preprocessed:
         """{"x": (B, N, 3 + features), "valid": (B, N) or none} -> augmented."""
-        x, valid = clouds.augment(raw["x"].float(), raw.get("valid"), draw, self.augment, self.normals)
-        return Prepared(x, valid)
+        x, valid = clouds.augment(raw["x"].float(), raw.get("valid"), rng, self.augment, self.normals)
+        return Preprocessed(x, valid)
 
-    def tokenize(self, prepared: Prepared) -> Tokens:
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         """(B, N, 3 + features) -> groups (B, G, K, 3 + features) around their centres (B, G, 3)."""
-        x, valid = self._checked(prepared)
+        x, valid = self._checked(preprocessed)
         center, gap = farthest_points(x[..., :3], self.groups, valid, skip_origin=self.skip_origin)
-        centers = take_tokens(x, center)[..., :3]
+        centers = gather_tokens(x, center)[..., :3]
         values = gather_points(x, neighbours(x, centers, self.group_size, valid))
         values = torch.cat([values[..., :3] - centers[:, :, None], values[..., 3:]], -1)
         if valid is None:
@@ -135,8 +135,8 @@ class PointCloud(Modality):
             values.masked_fill(~fresh[..., None, None], 0.0), centers.masked_fill(~fresh[..., None], 0.0), valid=fresh
         )
 
-    def _checked(self, prepared: Prepared) -> tuple[Tensor, Tensor | None]:
-        x, valid, columns = prepared.x, prepared.valid, 3 + self.features
+    def _checked(self, preprocessed: Preprocessed) -> tuple[Tensor, Tensor | None]:
+        x, valid, columns = preprocessed.x, preprocessed.valid, 3 + self.features
         if x.ndim != 3 or x.shape[-1] != columns:
             raise MaemmError(f"PointCloud expects (B, N, {columns}), got {tuple(x.shape)} (modalities.pointcloud)")
         if valid is not None and valid.shape != x.shape[:2]:
@@ -175,7 +175,7 @@ class PointCloud(Modality):
 
     def code(self, tokens: Tokens, index: Tensor) -> Tensor:
         """What a position is made of: the centres (R, V, 3), or their sin-cos codes (R, V, D), x first."""
-        centers = tokens.take_coords(index)
+        centers = tokens.gather_coords(index)
         if self.position_kind == "mlp":
             return centers
         return sincos(centers.flip(-1), self.code_dim).to(centers.dtype)
@@ -188,14 +188,14 @@ class PointCloud(Modality):
     # ---- target and loss
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
         """Points of the groups relative to their centres, (R, M, 3 K): x0, y0, z0, x1, ..."""
-        return tokens.take(index)[..., :3].flatten(2).float()
+        return tokens.gather(index)[..., :3].flatten(2).float()
 
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
         """Chamfer distance of each group, (R, M)."""
         a, b = (one.float().unflatten(-1, (self.group_size, 3)) for one in (pred, target))
         return chamfer(a, b, self.loss_kind)
 
-    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+    def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
         """Predicted points (R, M, K, 3 + features) relative to their centres; features are not predicted: NaN."""
         points = pred.float().unflatten(-1, (self.group_size, 3))
         return nn.functional.pad(points, (0, self.features), value=float("nan"))
@@ -203,15 +203,15 @@ class PointCloud(Modality):
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
         """Groups (R, M, K, 3 + features) -> all their points in place (R, M K, 3 + features), overlaps twice."""
         index = tokens.everything() if index is None else index
-        centers = tokens.take_coords(index)[:, :, None].to(values.dtype)
+        centers = tokens.gather_coords(index)[:, :, None].to(values.dtype)
         return torch.cat([values[..., :3] + centers, values[..., 3:]], -1).flatten(1, 2)
 
     # ---- pictures and tests
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         """One cloud (P, 3 + features) seen from the front and above; points that are NaN are left out."""
-        from .pictures import draw
+        from .pictures import plot
 
-        draw(axes, signal, self.up)
+        plot(axes, signal, self.up)
 
     def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
         """Clouds to turn with the mouse or a finger."""
@@ -219,7 +219,7 @@ class PointCloud(Modality):
 
         return interactive(columns, self.up)
 
-    def by_channel(self, prepared: Prepared) -> None:
+    def by_channel(self, preprocessed: Preprocessed) -> None:
         """Clouds are normalised one by one: there are no statistics of the data to set."""
         return None
 
@@ -234,13 +234,13 @@ class PointCloud(Modality):
         """(points, 3 + features); None where clouds of any size are kept whole."""
         return None if self.points is None else (self.points, 3 + self.features)
 
-    def example(self, batch: int, draw: Draw) -> Prepared:
+    def example(self, batch: int, rng: Rng) -> Preprocessed:
         """Points on ellipsoids, half as many again as groups or points of a group, whichever is more."""
         count = max(self.groups, self.group_size) * 3 // 2
-        uniform = draw.rand("example", batch, count, 3 + self.features)[0] * 2 - 1
-        radii = draw.rand("radii", batch, 1, 3)[0] + 0.5
+        uniform = rng.uniform("example", batch, count, 3 + self.features)[0] * 2 - 1
+        radii = rng.uniform("radii", batch, 1, 3)[0] + 0.5
         surface = nn.functional.normalize(uniform[..., :3] + 1e-3, dim=-1) * radii
-        return Prepared(torch.cat([surface, uniform[..., 3:]], -1))
+        return Preprocessed(torch.cat([surface, uniform[..., 3:]], -1))
 
 
 def _mlp(code: int, hidden: int, dim: int) -> nn.Sequential:

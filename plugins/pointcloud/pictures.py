@@ -13,7 +13,7 @@ _DISTANCE = 4.0  # of the eye, in radii
 _FAR = 0.62  # share of the paper's white in the farthest points
 
 
-def draw(axes: Any, signal: Tensor, up: str = "y") -> None:
+def plot(axes: Any, signal: Tensor, up: str = "y") -> None:
     """One cloud (P, 3 + F) on a matplotlib ``Axes``; rows with NaN are left out. Colour tells the height."""
     points = upright(signal.detach().float().cpu().numpy()[:, :3], up)
     dot = _dot(axes, len(points))  # hidden ones counted too, so that all pictures of a cloud have equal dots

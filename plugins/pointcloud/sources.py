@@ -12,7 +12,7 @@ import numpy as np
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data import files
 from maemm.data.files import endings, existing
 from maemm.data.lists import Labels, class_labels, find_files, read_list
@@ -175,5 +175,5 @@ class Clouds(files.Files):
         super().__init__(folder, paths, labels, classes, name=name)
         self.how = how or Reading()
 
-    def open(self, path: bytes, draw: Draw) -> np.ndarray:
-        return read_cloud(path, self.how, draw)
+    def open(self, path: bytes, rng: Rng) -> np.ndarray:
+        return read_cloud(path, self.how, rng)

@@ -12,7 +12,7 @@ import numpy as np
 
 from maemm.contract import Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.files import fingerprint, printable_name, whole_labels
 
 from .readers.arrays import load, one_cloud, point_key
@@ -154,7 +154,7 @@ class Stacks(Source):
         stack, row = self._where(index)
         return stack.name(row)
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         stack, row = self._where(index)
         cloud = self.how.finite(one_cloud(stack.cloud(row), self.how))
         label = None if stack.labels is None else int(stack.labels[row])

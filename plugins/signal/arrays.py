@@ -10,7 +10,7 @@ import numpy as np
 
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.files import fingerprint, printable_name, whole_labels
 from maemm.data.labels import label_at
 
@@ -44,7 +44,7 @@ class SampleArray(Source):
         """``file#index``."""
         return f"{printable_name(self.file.name)}#{index}"
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         x = np.array(self._x[index])
         x = x[None] if x.ndim == 1 else x.T if self._turned else x
         rows, names = self.taken.rows(self._names, len(x))
@@ -95,8 +95,8 @@ class SampleArray(Source):
         channels = 1 if x.ndim == 2 else x.shape[2 if self._turned else 1]
         if self._names is not None and len(self._names) != channels:
             raise MaemmError(f"{len(self._names)} channel names for {channels} channels ({self.file}); name each one")
-        self._x, self._labels = x, whole_labels(labels, len(x), self.file, several=True)
-        self.several = self._labels is not None and self._labels.ndim == 2
+        self._x, self._labels = x, whole_labels(labels, len(x), self.file, multilabel=True)
+        self.multilabel = self._labels is not None and self._labels.ndim == 2
 
     def _members(self, archive: Any) -> tuple[np.ndarray, np.ndarray | None]:
         keys = archive.files

@@ -14,7 +14,7 @@ import numpy as np
 
 from maemm.contract import Sample
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data import files
 from maemm.data.files import fingerprint, printable_name
 from maemm.data.lists import Labels
@@ -101,11 +101,11 @@ class Recordings(files.Files):
         text = printable_name(self.path(file))
         return text if number is None else f"{text}@{number * self.taken.stride}"
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         file, number = self._place(index)
         return Sample({self.modality: self._taken(self._where(file), number)}, self.name(index), self.label(file))
 
-    def open(self, path: bytes, draw: Draw) -> dict[str, Any]:
+    def open(self, path: bytes, rng: Rng) -> dict[str, Any]:
         """A whole recording."""
         return self._taken(Path(os.fsdecode(path)), None)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from maemm.contract import OneMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
 
 
@@ -34,11 +34,11 @@ class TimeBlock(OneMasking):
         _check_span(span)
         self.ratio, self.span, self.count = ratio, span, count
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         channels, steps = _lattice(tokens)
         valid = _valid(tokens, channels, steps)
         keep = _kept(steps, self.ratio, self.count)
-        hidden = _hidden_steps(name, valid.any(1), keep, self.span, draw)
+        hidden = _hidden_steps(name, valid.any(1), keep, self.span, rng)
         hidden = hidden[:, None].expand(-1, channels, -1).flatten(1)
         return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
 
@@ -55,10 +55,10 @@ class Channel(OneMasking):
         check_ratio(ratio)
         self.ratio, self.count = ratio, count
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
-        channels, steps = _several(name, tokens)
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
+        channels, steps = _multilabel(name, tokens)
         keep = _kept(channels, self.ratio, self.count)
-        hidden = _hidden_channels(name, _valid(tokens, channels, steps).any(2), keep, draw)
+        hidden = _hidden_channels(name, _valid(tokens, channels, steps).any(2), keep, rng)
         hidden = hidden[..., None].expand(-1, -1, steps).flatten(1)
         return plan_from_hidden(hidden, tokens, steps * keep[channels], steps * (channels - keep[channels]))
 
@@ -81,13 +81,13 @@ class ChannelTime(OneMasking):
         _check_span(span)
         self.ratio, self.channels, self.span, self.count = ratio, channels, span, count
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
-        channels, steps = _several(name, tokens)
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
+        channels, steps = _multilabel(name, tokens)
         valid = _valid(tokens, channels, steps)
         keep_channels = _kept(channels, self.channels, self.count)
         keep_steps = _kept(steps, self.ratio, self.count)
-        rows = _hidden_channels(name, valid.any(2), keep_channels, draw)
-        columns = _hidden_steps(name, valid.any(1), keep_steps, self.span, draw)
+        rows = _hidden_channels(name, valid.any(2), keep_channels, rng)
+        columns = _hidden_steps(name, valid.any(1), keep_steps, self.span, rng)
         seen = keep_channels[channels] * keep_steps[steps]
         hidden = (rows[..., None] | columns[:, None]).flatten(1)
         return plan_from_hidden(hidden, tokens, seen, tokens.count - seen)
@@ -105,11 +105,11 @@ class PerChannel(OneMasking):
         check_ratio(ratio)
         self.ratio, self.count = ratio, count
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         channels, steps = _lattice(tokens)
         valid = _valid(tokens, channels, steps)
         keep = _kept(steps, self.ratio, self.count)
-        noise = draw.rand(f"mask/{name}", channels, steps).to(valid.device)
+        noise = rng.uniform(f"mask/{name}", channels, steps).to(valid.device)
         hidden = _hidden(noise, valid, keep).flatten(1)
         return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
 
@@ -122,7 +122,7 @@ def _lattice(tokens: Tokens) -> tuple[int, int]:
     return (1, *tokens.grid)[-2:]
 
 
-def _several(name: str, tokens: Tokens) -> tuple[int, int]:
+def _multilabel(name: str, tokens: Tokens) -> tuple[int, int]:
     channels, steps = _lattice(tokens)
     if channels < 2:
         raise MaemmError(
@@ -157,13 +157,13 @@ def _hidden(noise: Tensor, valid: Tensor, keep: list[int]) -> Tensor:
     return (rank >= kept) & valid
 
 
-def _hidden_channels(name: str, valid: Tensor, keep: list[int], draw: Draw) -> Tensor:
+def _hidden_channels(name: str, valid: Tensor, keep: list[int], rng: Rng) -> Tensor:
     """(B, channels) bool."""
-    noise = draw.rand(f"mask/{name}/channels", valid.shape[1]).to(valid.device)
+    noise = rng.uniform(f"mask/{name}/channels", valid.shape[1]).to(valid.device)
     return _hidden(noise, valid, keep)
 
 
-def _hidden_steps(name: str, valid: Tensor, keep: list[int], span: int | None, draw: Draw) -> Tensor:
+def _hidden_steps(name: str, valid: Tensor, keep: list[int], span: int | None, rng: Rng) -> Tensor:
     """(B, steps) bool: stretches of ``span`` steps, the last one shorter, at random places among the valid steps.
 
     With n steps of which h are hidden, each stretch goes between two of the n - h visible ones, or to an end; several
@@ -177,7 +177,7 @@ def _hidden_steps(name: str, valid: Tensor, keep: list[int], span: int | None, d
     span = span or max(most, 1)
     number = torch.arange(-(-most // span), device=device)
     lengths = (hide - number * span).clamp(0, span)  # (B, stretches), 0 where a sample has fewer
-    slots = (draw.rand(f"mask/{name}/time", len(number)).to(device) * (seen + 1)).long().clamp(max=steps)
+    slots = (rng.uniform(f"mask/{name}/time", len(number)).to(device) * (seen + 1)).long().clamp(max=steps)
     slots, order = slots.sort(dim=1, stable=True)
     lengths = lengths.gather(1, order)
     starts = slots + lengths.cumsum(1) - lengths

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Prepared, Tokens
+from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.contract.patches import grid_of
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from . import pictures
-from . import prepare as on_device
+from . import preprocess as on_device
 from .channels import ChannelTime, checked_names, places
 
 _EPS = 1e-6  # added to the spread of a channel
@@ -97,10 +97,10 @@ class Signal(GridModality):
             )
 
     # ---- in the worker
-    def load(self, raw: Any, draw: Draw | None) -> dict[str, Tensor]:
+    def load(self, raw: Any, rng: Rng | None) -> dict[str, Tensor]:
         """{"x": (C', L') numbers, "channels": names or None}, or a bare array -> {"x", "valid"}, both (C, size).
 
-        A single channel may come as (L',). ``draw=None``: the cut of the evaluation. Raises ValueError with what is
+        A single channel may come as (L',). ``rng=None``: the cut of the evaluation. Raises ValueError with what is
         wrong with the recording.
         """
         x, names = (raw["x"], raw.get("channels")) if isinstance(raw, Mapping) else (raw, None)
@@ -108,7 +108,7 @@ class Signal(GridModality):
         rows = self._places(names, len(x))
         if not self.whole and x.shape[1] > self.length:
             spare = x.shape[1] - self.length
-            start = spare // 2 if draw is None else int(draw.rand("cut").item() * (spare + 1))
+            start = spare // 2 if rng is None else int(rng.uniform("cut").item() * (spare + 1))
             x = x[:, start : start + self.length]
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and told so
             x = x[[have for have, _ in rows]].astype(np.float32)
@@ -130,28 +130,28 @@ class Signal(GridModality):
         return {"x": raw["x"]} if raw["valid"].all() else raw
 
     # ---- on the device
-    def prepare(self, raw: Mapping[str, Tensor], draw: Draw | None) -> Prepared:
+    def preprocess(self, raw: Mapping[str, Tensor], rng: Rng | None) -> Preprocessed:
         """{"x": (B, C, L), "valid"} -> normalised, shifted, amplified, with channels dropped; 0 where not valid."""
         x, valid = raw["x"].float(), raw.get("valid")
-        if self.shift and draw is not None:
-            by = (draw.rand("shift") * (2 * self.shift + 1)).long() - self.shift
+        if self.shift and rng is not None:
+            by = (rng.uniform("shift") * (2 * self.shift + 1)).long() - self.shift
             x, valid = on_device.shift(x, valid, by)
         for what, operation in (("mean", torch.sub), ("std", torch.div)):
             if getattr(self, what) is not None:
                 x = operation(x, self._on(x.device, what))
         if self.scale != "none":
             x = (on_device.robust if self.scale == "robust" else on_device.zscore)(x, valid, _EPS)
-        if self.gain is not None and draw is not None:
-            x = on_device.gain(x, draw.rand("gain", len(self.names)), *self.gain)
-        if self.drop_channel and draw is not None:
-            valid = on_device.drop_channels(x, valid, draw.rand("drop", len(self.names)), self.drop_channel)
-        return Prepared(x if valid is None else x.masked_fill(~valid, 0.0), valid)
+        if self.gain is not None and rng is not None:
+            x = on_device.gain(x, rng.uniform("gain", len(self.names)), *self.gain)
+        if self.drop_channel and rng is not None:
+            valid = on_device.drop_channels(x, valid, rng.uniform("drop", len(self.names)), self.drop_channel)
+        return Preprocessed(x if valid is None else x.masked_fill(~valid, 0.0), valid)
 
-    def by_channel(self, prepared: Prepared) -> Tensor | None:
+    def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:
         """(C, n) before ``mean`` and ``std``; None where ``scale`` normalises every sample by itself."""
         if self.scale != "none":
             return None
-        x, valid = prepared.x, prepared.valid
+        x, valid = preprocessed.x, preprocessed.valid
         for what, operation in (("std", torch.mul), ("mean", torch.add)):
             if getattr(self, what) is not None:
                 x = operation(x, self._on(x.device, what))
@@ -160,9 +160,9 @@ class Signal(GridModality):
         return x.movedim(1, 0).flatten(1)
 
     # ---- tokens
-    def tokenize(self, prepared: Prepared) -> Tokens:
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         """(B, C, L), validity (B, C, L) or (B, L) -> patches on the grid (channels, time), or (time,)."""
-        x, valid = prepared.x, prepared.valid
+        x, valid = preprocessed.x, preprocessed.valid
         if x.ndim != 3 or x.shape[1] != len(self.names):
             wanted = f"(B, {len(self.names)}, {self.length} or another length)"
             raise MaemmError(f"{type(self).__name__} expects {wanted}, got {tuple(x.shape)}")
@@ -172,7 +172,7 @@ class Signal(GridModality):
         if valid is not None:
             valid = valid[:, None].expand_as(x) if valid.ndim == 2 else valid
             valid = valid if self.per_channel else valid.all(1)
-        return super().tokenize(Prepared(x[:, None] if self.per_channel else x, valid))
+        return super().tokenize(Preprocessed(x[:, None] if self.per_channel else x, valid))
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
         """(R, M, P) -> (R, C, L); NaN where no token is given."""
@@ -185,11 +185,11 @@ class Signal(GridModality):
         return ChannelTime(kind, dim, self.names, self.grid[1])
 
     # ---- pictures and tests
-    def example(self, batch: int, draw: Draw) -> Prepared:
-        one = super().example(batch, draw)
+    def example(self, batch: int, rng: Rng) -> Preprocessed:
+        one = super().example(batch, rng)
         return replace(one, x=one.x[:, 0]) if self.per_channel else one
 
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         """A trace per channel (C, L), the first on top; what is hidden is shaded."""
         pictures.traces(axes, signal, self.names if self.by_name else None)
 

@@ -69,11 +69,13 @@ def region(given: Sequence[float] | None) -> tuple[float, ...] | None:
     return part
 
 
-def views(given: Sequence[int]) -> tuple[int, int]:
+def tta_views(given: Sequence[int]) -> tuple[int, int]:
     """The views option. Raises :class:`MaemmError`."""
     clips, crops = given
     if clips < 1 or crops < 1:
-        raise MaemmError(f"views is {list(given)} (modalities.video.views); give [clips, crops], 1 or more each")
+        raise MaemmError(
+            f"tta_views is {list(given)} (modalities.video.tta_views); give [clips, crops], 1 or more each"
+        )
     return clips, crops
 
 

@@ -76,4 +76,4 @@ def view_boxes(height: int, width: int, size: tuple[int, int], crops: int) -> li
     if crops == 1:
         return [(top, left, high, wide)]
     shares = [number / (crops - 1) for number in range(crops)]
-    return [(int(share * (height - high)), int(share * (width - wide)), high, wide) for share in shares]
+    return [(int(fraction * (height - high)), int(fraction * (width - wide)), high, wide) for fraction in shares]

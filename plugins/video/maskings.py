@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maemm.contract import OneMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, visible_count
 
 from .running_cell import running_cell
@@ -41,10 +41,10 @@ class _OnClips(OneMasking):
         self.ratio, self.count, self.decode, self.decode_visible = ratio, count, decode, decode_visible
 
     @abstractmethod
-    def visible(self, name: str, slots: int, area: int, draw: Draw, device: torch.device) -> Tensor:
+    def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
         """(R, V) int64 flat numbers of the visible tokens, ascending."""
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         if tokens.grid is None or len(tokens.grid) != 3 or tokens.valid is not None:
             raise MaemmError(
                 f"this masking needs whole clips on a grid of time, height and width (modalities.{name}.masking); "
@@ -52,11 +52,11 @@ class _OnClips(OneMasking):
             )
         slots, area = tokens.grid[0], tokens.grid[1] * tokens.grid[2]
         device = tokens.values.device
-        visible = self.visible(name, slots, area, draw, device)
+        visible = self.visible(name, slots, area, rng, device)
         hidden = torch.ones(len(visible), tokens.count, dtype=torch.bool, device=device).scatter_(1, visible, False)
         if self.decode is None:
             return Plan(visible, _numbers(hidden, tokens.count - visible.shape[1]))
-        start = (draw.rand(f"mask/{name}/cell") * 4).long().to(device)
+        start = (rng.uniform(f"mask/{name}/cell") * 4).long().to(device)
         decoded = ~running_cell(tokens.grid, 1 - self.decode, start, f"modalities.{name}.masking")
         if self.decode_visible:
             return Plan(visible, _numbers(decoded, round(self.decode * tokens.count)))
@@ -72,8 +72,8 @@ class Tube(_OnClips):
     def __init__(self, **rest):
         super().__init__(**rest)
 
-    def visible(self, name: str, slots: int, area: int, draw: Draw, device: torch.device) -> Tensor:
-        place = _kept(draw.rand(f"mask/{name}", area).to(device), visible_count(area, self.ratio, self.count))
+    def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
+        place = _kept(rng.uniform(f"mask/{name}", area).to(device), visible_count(area, self.ratio, self.count))
         return (place[:, None] + torch.arange(slots, device=device)[:, None] * area).flatten(1)
 
 
@@ -83,13 +83,13 @@ class Frame(_OnClips):
     def __init__(self, **rest):
         super().__init__(**rest)
 
-    def visible(self, name: str, slots: int, area: int, draw: Draw, device: torch.device) -> Tensor:
+    def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
         keep = visible_count(slots, self.ratio, self.count)
         if keep == 0:
             raise MaemmError(
                 f"ratio {self.ratio} leaves none of {slots} slots visible (modalities.{name}.masking); lower it"
             )
-        slot = _kept(draw.rand(f"mask/{name}", slots).to(device), keep)
+        slot = _kept(rng.uniform(f"mask/{name}", slots).to(device), keep)
         return (slot[..., None] * area + torch.arange(area, device=device)).flatten(1)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Prepared, Tokens
+from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from ..image.randaugment import RandAugment
 from . import checks, crop, sampling
@@ -34,7 +34,7 @@ class Video(GridModality):
     """Clips (B, channels, time, height, width), and still pictures (B, channels, height, width).
 
     The worker chooses frames and a box, the same for all of them, and hands on bytes; resizing, flip and
-    normalisation are batched on the device. With ``draw=None`` the clip is the middle of the video and the box its
+    normalisation are batched on the device. With ``rng=None`` the clip is the middle of the video and the box its
     centre. A still picture is a clip of one time slot: the picture repeated over a token's frames (OmniMAE).
 
     Options
@@ -53,7 +53,7 @@ class Video(GridModality):
         stride: distance of frames in the video
         fps: frames a second, by their time stamps, in place of stride
         shortest: videos with fewer frames are unreadable; those too short for the clip repeat a frame
-        repeats: what differs between data.repeats of a video: crop, or also clip, its own place in time (MAE-ST)
+        aug_repeats: what differs between the repeats of a video: crop, or also clip, its own place in time (MAE-ST)
         crop: multiscale: VideoMAE's; {scale, ratio}: a random box (share of the area, width / height); center; null:
             the whole frame, whatever its shape
         region: the only part of the frame that is used, before any crop: top, left, height and width as shares of
@@ -61,8 +61,8 @@ class Video(GridModality):
         flip: mirror half of the clips
         segments: one frame of each of as many equal parts of the video as the clip has frames, in place of stride
             (Something-Something)
-        views: [clips, crops] that a classifier is asked about, of one decode: clips evenly placed in time, crops along
-            the longer side (VideoMAE: [5, 3]); its answers are averaged
+        tta_views: [clips, crops] of one decode over which a classifier averages its answers: clips evenly placed in
+            time, crops along the longer side (VideoMAE: [5, 3])
         randaugment: policy in timm's words, the same for all frames, such as rand-m7-n4-mstd0.5-inc1; null: none
         mean: subtracted from pixels of 0 .. 1, a number per colour; null: ImageNet's for 3 colours, else 0.5
         std: then divided by; null: ImageNet's for 3 colours, else 0.5
@@ -86,12 +86,12 @@ class Video(GridModality):
         stride: int = 4,
         fps: float | None = None,
         shortest: int = 2,
-        repeats: Literal["crop", "clip"] = "crop",
+        aug_repeats: Literal["crop", "clip"] = "crop",
         crop: RandomCrop | Literal["multiscale", "center"] | None = "multiscale",
         region: Sequence[float] | None = None,
         flip: bool = False,
         segments: bool = False,
-        views: tuple[int, int] = (1, 1),
+        tta_views: tuple[int, int] = (1, 1),
         randaugment: str | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -107,19 +107,19 @@ class Video(GridModality):
         if normalize in ("colour", "patch"):
             self.normaliser = Normaliser(channels if normalize == "colour" else 1, normalize_eps, eps_on)
         self.choice = None if predict_frames is None else FrameChoice(self.size[0], self.patch[0], predict_frames)
-        self.stride, self.fps, self.shortest, self.repeats = stride, fps, shortest, repeats
+        self.stride, self.fps, self.shortest, self.aug_repeats = stride, fps, shortest, aug_repeats
         self.crop, self.region, self.flip = checks.crop(crop), checks.region(region), flip
         self.mean = checks.per_channel(mean, IMAGENET_MEAN if channels == 3 else (0.5,) * channels, channels, "mean")
         self.std = checks.per_channel(std, IMAGENET_STD if channels == 3 else (0.5,) * channels, channels, "std")
 
-        self.segments, self._views = segments, checks.views(views)
-        self.views = self._views[0] * self._views[1]
+        self.segments, self._views = segments, checks.tta_views(tta_views)
+        self.tta_views = self._views[0] * self._views[1]
         self.randaugment = None
         if randaugment is not None:
             self.randaugment = RandAugment(randaugment, self.mean, "bicubic", "modalities.video.randaugment")
 
     # ---- in the worker
-    def load(self, raw: File | np.ndarray, draw: Draw | None) -> dict[str, Tensor]:
+    def load(self, raw: File | np.ndarray, rng: Rng | None) -> dict[str, Tensor]:
         """An opened video, frames (T, H, W, C) or a picture (H, W, C) -> {"x": (time, h, w, C) uint8}, cut to a box.
 
         Raises ValueError for videos with fewer than ``shortest`` frames, OSError where decoding fails.
@@ -127,16 +127,16 @@ class Video(GridModality):
         if _is_picture(raw):
             frames = self._within(checks.as_bytes(raw)[None])
         else:
-            frames = self._within(self._taken(raw, self._index(raw, draw)))
-        x = _cut(frames, self._box(*frames.shape[1:3], draw))
-        if draw is not None and self.randaugment is not None:
-            x = self.randaugment(x, draw)
+            frames = self._within(self._taken(raw, self._index(raw, rng)))
+        x = _cut(frames, self._box(*frames.shape[1:3], rng))
+        if rng is not None and self.randaugment is not None:
+            x = self.randaugment(x, rng)
         return self._small(x)
 
-    def load_views(self, raw: File | np.ndarray) -> list[dict[str, Tensor]]:
+    def load_tta_views(self, raw: File | np.ndarray) -> list[dict[str, Tensor]]:
         """Clips times crops of one decode; of a still picture one."""
         clips, crops = self._views
-        if self.views == 1 or _is_picture(raw):
+        if self.tta_views == 1 or _is_picture(raw):
             return [self.load(raw, None)]
         indices = self._indices(raw, clips)
         wanted = np.unique(np.concatenate(indices))
@@ -144,14 +144,14 @@ class Video(GridModality):
         boxes = crop.view_boxes(*frames.shape[1:3], self.size[1:], crops)
         return [self._small(_cut(frames[np.searchsorted(wanted, one)], box)) for one in indices for box in boxes]
 
-    def _index(self, raw: File | np.ndarray, draw: Draw | None) -> np.ndarray:
+    def _index(self, raw: File | np.ndarray, rng: Rng | None) -> np.ndarray:
         """Which frames make the clip."""
-        if draw is None:
+        if rng is None:
             return self._indices(raw, 1)[0] if self.segments else self._at(raw, 0.5)
         if self.segments:
-            places = self._in_time(raw, draw).rand("segments", self.size[0])[0].numpy()
+            places = self._in_time(raw, rng).uniform("segments", self.size[0])[0].numpy()
             return sampling.by_segments(self._count(raw), self.size[0], places)
-        return self._at(raw, float(self._in_time(raw, draw).rand("time")[0]))
+        return self._at(raw, float(self._in_time(raw, rng).uniform("time")[0]))
 
     def _indices(self, raw: File | np.ndarray, clips: int) -> list[np.ndarray]:
         """Frames of ``clips`` clips that are evenly placed."""
@@ -178,7 +178,7 @@ class Video(GridModality):
     @staticmethod
     def _taken(raw: File | np.ndarray, index: np.ndarray) -> np.ndarray:
         """(time, H, W, C) uint8"""
-        return checks.as_bytes(raw[index]) if isinstance(raw, np.ndarray) else raw.take(index)
+        return checks.as_bytes(raw[index]) if isinstance(raw, np.ndarray) else raw.frames_at(index)
 
     def _within(self, frames: np.ndarray) -> np.ndarray:
         """The region that is used, in the model's colours."""
@@ -192,20 +192,20 @@ class Video(GridModality):
             x = shrink(x, self.size[1:])
         return {"x": x}
 
-    def _in_time(self, raw: File | np.ndarray, draw: Draw) -> Draw:
+    def _in_time(self, raw: File | np.ndarray, rng: Rng) -> Rng:
         """What chooses frames: one draw for all repeats of a video, so that it is decoded once, or that of each."""
-        shared = raw.draw if self.repeats == "crop" and isinstance(raw, File) else None
-        return draw if shared is None else shared
+        shared = raw.rng if self.aug_repeats == "crop" and isinstance(raw, File) else None
+        return rng if shared is None else shared
 
-    def _box(self, height: int, width: int, draw: Draw | None) -> Box:
+    def _box(self, height: int, width: int, rng: Rng | None) -> Box:
         size = self.size[1:]
         if self.crop is None:
             return 0, 0, height, width
-        if draw is None or self.crop == "center":
+        if rng is None or self.crop == "center":
             return crop.center_box(height, width, size)
         if self.crop == "multiscale":
-            return crop.multiscale_box(draw.rand("crop", crop.MULTISCALE_DRAWS)[0].tolist(), height, width, size)
-        return crop.random_box(draw.rand("crop", crop.RANDOM_DRAWS)[0].tolist(), height, width, self.crop)
+            return crop.multiscale_box(rng.uniform("crop", crop.MULTISCALE_DRAWS)[0].tolist(), height, width, size)
+        return crop.random_box(rng.uniform("crop", crop.RANDOM_DRAWS)[0].tolist(), height, width, self.crop)
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Any]:
         """{"x": (B, time, H, W, C) uint8, "sides": B times (h, w)}: each clip stands in the top left corner."""
@@ -221,25 +221,25 @@ class Video(GridModality):
         return {"x": x, "sides": sides}
 
     # ---- on the device
-    def prepare(self, raw: Mapping[str, Any], draw: Draw | None) -> Prepared:
+    def preprocess(self, raw: Mapping[str, Any], rng: Rng | None) -> Preprocessed:
         """What :meth:`collate` made -> (B, C, time, *size) float32: resized, flipped, minus mean, divided by std."""
         x = resize_clips(raw["x"], raw["sides"], self.size[1:])
-        if self.flip and draw is not None:
-            coins = (draw.rand("flip") < 0.5).to(x.device)
+        if self.flip and rng is not None:
+            coins = (rng.uniform("flip") < 0.5).to(x.device)
             x = torch.where(coins[:, None, None, None, None], x.flip(-1), x)
         mean, std = self._statistics_of_data(x.device)
-        return Prepared((x - mean) / std)
+        return Preprocessed((x - mean) / std)
 
-    def tokenize(self, prepared: Prepared) -> Tokens:
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         """Clips, or pictures (B, C, H, W) or (B, C, 1, H, W), which are repeated over a token's frames."""
-        x, valid = prepared.x, prepared.valid
+        x, valid = preprocessed.x, preprocessed.valid
         if x.ndim == 4:
             x, valid = x.unsqueeze(2), None if valid is None else valid.unsqueeze(1)
         still = x.ndim == 5 and x.shape[2] == 1 < self.patch[0]
         if still:
             x = x.expand(-1, -1, self.patch[0], -1, -1)
             valid = None if valid is None else valid.expand(-1, self.patch[0], -1, -1)
-        return replace(super().tokenize(replace(prepared, x=x, valid=valid)), context={"still": still})
+        return replace(super().tokenize(replace(preprocessed, x=x, valid=valid)), context={"still": still})
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
         """(R, M, P) -> (R, C, time, H, W), NaN where no token is given; one frame of a still picture."""
@@ -268,7 +268,7 @@ class Video(GridModality):
         values = self._values(tokens, index)
         return values if self.normaliser is None or not values.numel() else self.normaliser.apply(values)
 
-    def restore(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+    def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
         """Undo :meth:`target`; frames that are not predicted repeat the nearest that is."""
         values = pred.float()
         if self.normaliser is not None:
@@ -281,9 +281,9 @@ class Video(GridModality):
 
     def _values(self, tokens: Tokens, index: Tensor) -> Tensor:
         """(R, M, O) values of the predicted frames in the target's units."""
-        values = tokens.take(index).float()
+        values = tokens.gather(index).float()
         if self.choice is not None:
-            values = self.choice.take(values, self._slot(tokens, index), tokens.grid[0])
+            values = self.choice.select(values, self._slot(tokens, index), tokens.grid[0])
         if self.units == "display":
             values = values * per_colour(values, self.std) + per_colour(values, self.mean)
         return values
@@ -297,25 +297,25 @@ class Video(GridModality):
         """Height and width in pixels, frames, seconds and frames a second."""
         if isinstance(raw, np.ndarray):
             return super().describe(raw)
-        height, width = raw.take([0]).shape[1:3]
+        height, width = raw.frames_at([0]).shape[1:3]
         facts = {"height": height, "width": width, "frames": len(raw)}
         if len(raw) > 1:
             facts |= {"seconds": round(raw.seconds, 2), "fps": round(len(raw) / max(raw.seconds, 1e-6), 2)}
         return facts
 
-    def denormalize(self, signal: Tensor) -> Tensor:
+    def denormalize_input(self, signal: Tensor) -> Tensor:
         """(..., C, time, H, W) as the model sees it -> pixels 0 .. 1; NaN stays."""
         mean, std = self._statistics_of_data(signal.device)
         return signal.float() * std + mean
 
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         """One clip (C, time, H, W) as up to eight of its frames in their own colours, in reading order."""
         axes.set_axis_off()
-        axes.imshow(contact_sheet(self.denormalize(signal.detach()).cpu()).numpy(), interpolation="nearest")
+        axes.imshow(contact_sheet(self.denormalize_input(signal.detach()).cpu()).numpy(), interpolation="nearest")
 
     def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
         """All clips moving at once, as an animated picture."""
-        return animation({name: self.denormalize(one.detach()).cpu() for name, one in columns.items()})
+        return animation({name: self.denormalize_input(one.detach()).cpu() for name, one in columns.items()})
 
     def _statistics_of_data(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and std (C, 1, 1, 1); no buffers, so that they are neither stored nor lost on ``meta``."""

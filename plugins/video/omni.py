@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
-from maemm.contract import Latents, MaskedInput
+from maemm.contract import Latents, Modality, ModalityInput
 from maemm.model.blocks import init_linear, key_mask
 from maemm.model.decoders.full import Full
 from maemm.model.encoders.vit import ViT
@@ -19,14 +19,21 @@ class Apart(ViT):
     def __init__(self, names: list[str], **rest):
         super().__init__(names[:1], **rest)
 
-    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents:
-        whole, taps = Latents({}), tuple(taps)
+    def forward(
+        self,
+        inputs: dict[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        *,
+        layers: Iterable[int] = (),
+        norm: bool = True,
+    ) -> Latents:
+        whole, layers = Latents({}), tuple(layers)
         for name, one in inputs.items():
-            part = super().forward({name: one}, taps=taps, norm=norm)
+            part = super().forward({name: one}, modalities, layers=layers, norm=norm)
             whole.tokens |= part.tokens
             whole.prefix |= part.prefix
-            for layer, tokens in part.taps.items():
-                whole.taps.setdefault(layer, {}).update(tokens)
+            for layer, tokens in part.layers.items():
+                whole.layers.setdefault(layer, {}).update(tokens)
         return whole
 
 
@@ -47,13 +54,17 @@ class ProjectLast(Full):
         if hasattr(self, "vectors"):
             del self.vectors
 
-    def forward(self, latents: Latents, inputs: dict[str, MaskedInput]) -> dict[str, torch.Tensor]:
-        return {name: self._one(name, latents, one) for name, one in inputs.items()}
+    def forward(
+        self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
+    ) -> dict[str, torch.Tensor]:
+        return {name: self._one(name, latents, one, modalities[name]) for name, one in inputs.items()}
 
-    def _one(self, name: str, latents: Latents, one: MaskedInput) -> torch.Tensor:
+    def _one(self, name: str, latents: Latents, one: ModalityInput, modality: Modality) -> torch.Tensor:
         plan, seen = one.plan, latents.tokens[name]
         hidden = self.mask_token.to(seen.dtype).expand(seen.shape[0], plan.predict.shape[1], -1)
-        places = [one.position(index, "decoder").to(seen.dtype) for index in (plan.visible, plan.predict)]
+        places = [
+            modality.position(one.tokens, index, "decoder").to(seen.dtype) for index in (plan.visible, plan.predict)
+        ]
         parts = [part + place for part, place in zip((seen, hidden), places, strict=True)]
         lengths = [part.shape[1] for part in parts]
         mask = key_mask([plan.visible_valid, plan.predict_valid], lengths, seen.shape[0], seen.device)

@@ -90,7 +90,7 @@ class Videos(Packer):
         """(H, W, 3) frames in the size they are packed in."""
         index = list(range(0, len(video), self.every))
         for start in range(0, len(index), _BLOCK):
-            for frame in video.take(index[start : start + _BLOCK]):
+            for frame in video.frames_at(index[start : start + _BLOCK]):
                 yield self._shrunk(frame)
 
     def _shrunk(self, frame: np.ndarray) -> np.ndarray:

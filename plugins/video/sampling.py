@@ -38,22 +38,22 @@ def by_segments(count: int, frames: int, places: np.ndarray | None = None) -> np
     return np.minimum(((np.arange(frames) + places) * count / frames).astype(np.int64), count - 1)
 
 
-def views_by_stride(count: int, frames: int, stride: int, views: int) -> list[np.ndarray]:
+def views_by_stride(count: int, frames: int, stride: int, tta_views: int) -> list[np.ndarray]:
     """Windows of every ``stride``-th frame, evenly placed over the whole video (VideoMAE's test on dense sets)."""
     every = np.arange(0, count, stride)
     every = np.pad(every, (0, max(0, frames - len(every))), mode="edge")
-    step = (len(every) - frames) / max(views - 1, 1)
-    first = [int(step * view) for view in range(views)] if views > 1 else [(len(every) - frames) // 2]
+    step = (len(every) - frames) / max(tta_views - 1, 1)
+    first = [int(step * view) for view in range(tta_views)] if tta_views > 1 else [(len(every) - frames) // 2]
     return [every[start : start + frames] for start in first]
 
 
-def views_by_segments(count: int, frames: int, views: int) -> list[np.ndarray]:
-    """Of ``views`` frames in each of ``frames`` segments, view i takes the i-th.
+def views_by_segments(count: int, frames: int, tta_views: int) -> list[np.ndarray]:
+    """Of ``tta_views`` frames in each of ``frames`` segments, view i takes the i-th.
 
     VideoMAE tests on SSv2 with two, the start and the middle. A single view takes the middles.
     """
-    if views == 1:
+    if tta_views == 1:
         return [by_segments(count, frames)]
     tick = count / frames
-    every = np.sort([int(tick * (x + view / views)) for x in range(frames) for view in range(views)])
-    return [np.minimum(every[view::views], count - 1) for view in range(views)]
+    every = np.sort([int(tick * (x + view / tta_views)) for x in range(frames) for view in range(tta_views)])
+    return [np.minimum(every[view::tta_views], count - 1) for view in range(tta_views)]

@@ -11,7 +11,7 @@ import numpy as np
 
 from maemm.contract import Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data import files
 from maemm.data.files import endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files
@@ -104,16 +104,16 @@ class Videos(files.Files):
         self.decoder, self.frame_rate = decoder, frame_rate
         self._parts = np.array(found.parts, np.int64).reshape(-1, 2)
 
-    def open(self, path: bytes, draw: Draw, part: tuple[int, int] = (0, -1)) -> Video:
+    def open(self, path: bytes, rng: Rng, part: tuple[int, int] = (0, -1)) -> Video:
         """The video at ``path``; its frames are decoded when the modality asks for them."""
         path = standing_for(path)
         if os.path.isdir(path):
-            return FrameFolder(path, draw, part, self.frame_rate)
-        return VideoFile(path, self.decoder, draw, part)
+            return FrameFolder(path, rng, part, self.frame_rate)
+        return VideoFile(path, self.decoder, rng, part)
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         part = tuple(self._parts[index].tolist()) if len(self._parts) else (0, -1)
-        video = self.open(os.path.join(self.folder, self.path(index)), draw, part)
+        video = self.open(os.path.join(self.folder, self.path(index)), rng, part)
         return Sample({self.modality: video}, self.name(index), self.label(index))
 
     def files(self) -> Iterator[bytes]:
@@ -139,11 +139,11 @@ class Mixed(Source):
     def name(self, index: int) -> str:
         return self.videos.name(index)
 
-    def read(self, index: int, draw: Draw) -> Sample:
-        video = self.videos.read(index, draw)
-        chosen = int(draw.rand("picture")[0] * len(self.images))
+    def read(self, index: int, rng: Rng) -> Sample:
+        video = self.videos.read(index, rng)
+        chosen = int(rng.uniform("picture")[0] * len(self.images))
         try:
-            picture = self.images.read(chosen, draw.under("picture"))
+            picture = self.images.read(chosen, rng.fold_in("picture"))
         except Exception as error:
             raise ValueError(f"its picture {self.images.name(chosen)} cannot be read: {error}") from error
         return Sample({**video.raw, self.modality: picture.raw[self.modality]}, video.id, video.label)

@@ -25,18 +25,18 @@ class Normaliser:
     def apply(self, values: Tensor) -> Tensor:
         """(..., P) -> (..., P), colour fastest."""
         grouped = values.unflatten(-1, (-1, self.colours))
-        mean, spread = self._statistics(grouped)
-        return ((grouped - mean) / spread).flatten(-2)
+        mean, std = self._statistics(grouped)
+        return ((grouped - mean) / std).flatten(-2)
 
     def undo(self, values: Tensor, of: Tensor) -> Tensor:
         """The inverse, with the statistics of the token values ``of``."""
-        mean, spread = self._statistics(of.unflatten(-1, (-1, self.colours)))
-        return (values.unflatten(-1, (-1, self.colours)) * spread + mean).flatten(-2)
+        mean, std = self._statistics(of.unflatten(-1, (-1, self.colours)))
+        return (values.unflatten(-1, (-1, self.colours)) * std + mean).flatten(-2)
 
     def _statistics(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
         mean, variance = grouped.mean(-2, keepdim=True), grouped.var(-2, keepdim=True)
-        spread = variance.sqrt() + self.eps if self.eps_on == "std" else (variance + self.eps).sqrt()
-        return mean, spread
+        std = variance.sqrt() + self.eps if self.eps_on == "std" else (variance + self.eps).sqrt()
+        return mean, std
 
 
 class FrameChoice:
@@ -55,7 +55,7 @@ class FrameChoice:
             )
         self.tubelet, self.per_slot = tubelet, tubelet * count // frames
 
-    def take(self, values: Tensor, slot: Tensor, slots: int) -> Tensor:
+    def select(self, values: Tensor, slot: Tensor, slots: int) -> Tensor:
         """(R, M, P) values of tokens in the time ``slot`` (R, M) -> (R, M, O) of their predicted frames."""
         frames = values.unflatten(-1, (self.tubelet, -1))
         index = self._offsets(slots, values.device)[slot]

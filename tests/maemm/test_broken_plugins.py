@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from maemm.__main__ import main
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.model.checks import tokenized
@@ -23,7 +23,7 @@ MANIFEST = """
 PARTS = """
     import torch
     from dataclasses import replace
-    from maemm.contract import Modality, Prepared, Tokens
+    from maemm.contract import Modality, Preprocessed, Tokens
     from maemm.data.arrays import open_arrays
     from maemm.contract.grid import GridModality
 
@@ -131,8 +131,8 @@ SHAPES = {
         "plugin 'toy' (Toy): tokenize() fails with RuntimeError: shape '[3, 5, 7]' is invalid",
     ),
     "whole numbers from prepare": (
-        "def prepare(self, raw, draw):\n    return Prepared(raw['x'].long())",
-        "plugin 'toy' (Toy): prepare() gives (4, 1, 8, 8) int64; expected Prepared(x), x a float tensor (B, ...)",
+        "def preprocess(self, raw, rng):\n    return Preprocessed(raw['x'].long())",
+        "plugin 'toy' (Toy): preprocess() gives (4, 1, 8, 8) int64; expected Preprocessed(x), x a float tensor",
     ),
     "another width from embed": (
         "def embed(self, tokens, index):\n    return super().embed(tokens, index)[..., :5]",
@@ -191,18 +191,18 @@ def test_options_of_a_wrong_type(broken, code, argv, message):
 
 def test_nan_in_the_data_is_not_blamed_on_the_plugin(broken):
     """Samples that load() lets through: the loop says which, and no plugin is accused."""
-    methods = "def load(self, raw, draw):\n    return {'x': torch.as_tensor(raw) * float('nan')}"
+    methods = "def load(self, raw, rng):\n    return {'x': torch.as_tensor(raw) * float('nan')}"
     error = broken(parts(methods), "train.max_nonfinite=1", "train.steps=4")
     assert "plugin" not in error and "finite" in error
 
 
 def test_a_part_is_told_by_its_class_and_its_plugin():
     class Mine(GridModality):
-        def tokenize(self, prepared):
+        def tokenize(self, preprocessed):
             raise torch.OutOfMemoryError("full")
 
     assert who(GridModality) == "plugin 'core' (GridModality)"
     with pytest.raises(torch.OutOfMemoryError):  # says what it is, whoever's code asked for it
-        tokenized(Mine(size=4, patch=2), Prepared(torch.zeros(1, 1, 4, 4)))
+        tokenized(Mine(size=4, patch=2), Preprocessed(torch.zeros(1, 1, 4, 4)))
     with pytest.raises(MaemmError, match=r"GridModality expects \(B, 1, 4, 4\), got \(1, 2, 4, 4\)"):
-        tokenized(GridModality(size=4, patch=2), Prepared(torch.zeros(1, 2, 4, 4)))
+        tokenized(GridModality(size=4, patch=2), Preprocessed(torch.zeros(1, 2, 4, 4)))

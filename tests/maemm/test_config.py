@@ -46,7 +46,7 @@ def test_names_summaries_and_defaults():
     assert recipe["objectives"] == {"reconstruct": {"type": "reconstruct"}}
     assert recipe["train"]["base_lr"] == 1e-3 and recipe["train"]["lr"] is None
     assert recipe["train"]["optimizer"] == {"type": "adamw"} and recipe["train"]["schedule"] == {"type": "cosine"}
-    assert recipe["data"]["max_bad_share"] == 0.05
+    assert recipe["data"]["max_bad_fraction"] == 0.05
     assert (recipe["out"], recipe["name"]) == ("runs/toy/tiny", "toy/tiny")
 
 

@@ -17,13 +17,13 @@ def plan(visible, predict, **more):
 
 def test_take_follows_rows():
     one = Tokens(tokens().values, tokens().coords, rows=torch.tensor([1, 0, 1]))
-    taken = one.take(torch.tensor([[0], [5], [2]]))
+    taken = one.gather(torch.tensor([[0], [5], [2]]))
     assert torch.equal(taken[:, 0], torch.stack([one.values[1, 0], one.values[0, 5], one.values[1, 2]]))
 
 
 def test_take_refuses_rows_that_do_not_fit():
     with pytest.raises(ValueError, match="rows"):
-        tokens().take(torch.zeros(3, 1, dtype=torch.long))
+        tokens().gather(torch.zeros(3, 1, dtype=torch.long))
 
 
 def test_overlap_is_not_counted():

@@ -10,10 +10,10 @@ import torch
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.arrays import open_arrays
 
-DRAW = Draw(("test",))
+DRAW = Rng(("test",))
 
 
 def write(folder, count=4):
@@ -123,7 +123,7 @@ def test_a_grid_takes_a_part_of_longer_signals():
     x = np.arange(2 * 6 * 9).reshape(2, 6, 9)
     middle = grid.load(x, None)["x"]
     assert torch.equal(middle, torch.as_tensor(x[:, 1:5, 3:7]))
-    parts = {tuple(grid.load(x, Draw(("t", key)))["x"][0, 0].tolist()) for key in range(400)}
+    parts = {tuple(grid.load(x, Rng(("t", key)))["x"][0, 0].tolist()) for key in range(400)}
     assert len(parts) == 18  # 3 x 6 places
     assert torch.equal(grid.load(x, DRAW)["x"], grid.load(x, DRAW)["x"])
     flat = GridModality(size=(4,), patch=2)

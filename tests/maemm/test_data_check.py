@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from maemm.contract import Prepared, Sample, Source
+from maemm.contract import Preprocessed, Sample, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.data.single_pass import each
-from maemm.tasks._shared.channel_statistics import Spread, moments
+from maemm.tasks._shared.channel_statistics import ChannelStatistics, moments
 from maemm.tasks._shared.sample_facts import Looker, element_valid, not_finite, shapes
 from maemm.tasks.data.findings import Findings, listed, number, numbers, ranged
 from maemm.tasks.data.scan import State, look_at, run
@@ -39,7 +39,7 @@ class Grids(Source):
     def name(self, index):
         return f"grid-{index}"
 
-    def read(self, index, draw):
+    def read(self, index, rng):
         if index in self.trouble:
             self.trouble[index]()
         x = values_of(8 if index == 9 else index)
@@ -51,13 +51,13 @@ class Grids(Source):
 class Scaled(GridModality):
     """As prepared: half of what it was, minus 1."""
 
-    def load(self, raw, draw):
+    def load(self, raw, rng):
         return {"x": torch.from_numpy(raw)}
 
-    def prepare(self, raw, draw):
-        return Prepared(raw["x"] / 2 - 1)
+    def preprocess(self, raw, rng):
+        return Preprocessed(raw["x"] / 2 - 1)
 
-    def denormalize(self, signal):
+    def denormalize_input(self, signal):
         return (signal + 1) * 2
 
 
@@ -80,7 +80,7 @@ def rows_of(source, **options):
 def test_spread_is_that_of_all_values_in_any_order():
     some = [np.random.default_rng(k).normal(1e4 + k, 3, (2, 5 + k)) for k in range(50)]
     whole = np.concatenate(some, axis=1)
-    forward, backward = Spread(), Spread()
+    forward, backward = ChannelStatistics(), ChannelStatistics()
     for one in some:
         forward.add(moments(one))
     for one in reversed(some):
@@ -92,7 +92,7 @@ def test_spread_is_that_of_all_values_in_any_order():
 
 
 def test_padding_and_missing_channels_do_not_count():
-    found = Spread()
+    found = ChannelStatistics()
     found.add(moments(torch.tensor([[1.0, math.nan, 3.0], [math.nan] * 3])))
     found.add(moments(torch.tensor([[5.0]], dtype=torch.bfloat16)))
     assert found.mean[0] == 3 and math.isnan(found.mean[1]) and len(found) == 2
@@ -103,8 +103,8 @@ def test_by_channel_leaves_out_padding():
     x = torch.arange(12.0).reshape(1, 2, 6)
     valid = torch.tensor([[True] * 4 + [False] * 2])
     modality = Scaled(size=(6,), patch=(2,), channels=2)
-    found = modality.by_channel(Prepared(x / 2 - 1, valid))
-    assert modality.by_channel(Prepared(x[0, :1], valid[:1])).shape == (1, 6)  # without an axis of channels
+    found = modality.by_channel(Preprocessed(x / 2 - 1, valid))
+    assert modality.by_channel(Preprocessed(x[0, :1], valid[:1])).shape == (1, 6)  # without an axis of channels
     assert found.shape == (2, 6) and found[:, :4].tolist() == x[0, :, :4].tolist() and found[:, 4:].isnan().all()
 
 
@@ -112,14 +112,14 @@ def test_by_channel_leaves_out_padding():
 def test_validity_of_every_usual_shape(shape):
     valid = torch.ones(shape, dtype=torch.bool)
     valid[1] = False
-    found = element_valid(Prepared(torch.zeros(2, 3, 7), valid))
+    found = element_valid(Preprocessed(torch.zeros(2, 3, 7), valid))
     assert found.shape == (2, 3, 7) and found[0].all() and not found[1].any()
 
 
 def test_padding_may_be_anything_but_values_must_be_finite():
     x = torch.tensor([[[1.0, math.inf, math.nan]]])
-    assert not_finite(Prepared(x)) == 2
-    assert not_finite(Prepared(x, torch.tensor([[True, True, False]]))) == 1
+    assert not_finite(Preprocessed(x)) == 2
+    assert not_finite(Preprocessed(x, torch.tensor([[True, True, False]]))) == 1
 
 
 # ------------------------------------------------------------------------------------------------ looking
@@ -167,11 +167,11 @@ def test_content_is_arrays_and_bytes_not_names():
         def __len__(self):
             return len(self.raws)
 
-        def read(self, index, draw):
+        def read(self, index, rng):
             return Sample({"grid": self.raws[index]}, str(index))
 
     class Same(Scaled):
-        def load(self, raw, draw):
+        def load(self, raw, rng):
             return {"x": torch.zeros(2, 4, 4)}
 
     digests = [row["digest"] for row in Looker(Raws(), {"grid": Same(size=4, patch=2, channels=2)})((0, 7))]
@@ -238,8 +238,8 @@ def test_two_writers_are_noticed_and_a_place_without_rights_too(tmp_path):
 # ------------------------------------------------------------------------------------------------ findings
 def test_samples_with_several_labels(tmp_path):
     class Tagged(Grids):
-        def read(self, index, draw):
-            sample = super().read(index, draw)
+        def read(self, index, rng):
+            sample = super().read(index, rng)
             return replace(sample, label=(0, 1) if index == 2 else () if index == 3 else (index % 2,))
 
     source = Tagged(6)
@@ -259,7 +259,7 @@ def test_findings_sum_up(tmp_path):
     used = np.concatenate(
         [values_of(8 if k == 9 else k).reshape(2, -1) for k in range(20) if k not in (1, 3, 5, 11)], 1
     )
-    seen = found.modalities["grid"].spread
+    seen = found.modalities["grid"].statistics
     np.testing.assert_allclose(seen.mean, used.mean(1, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(seen.std, used.std(1, dtype=np.float64), rtol=1e-6)
     text = "\n".join(found.lines())

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from maemm.contract.errors import MaemmError
-from maemm.data.order import Once, Slots, permutation
+from maemm.data.order import SequentialBatches, ShuffledBatches, permutation
 
 
 def all_rows(step, **options):
@@ -11,7 +11,7 @@ def all_rows(step, **options):
     found = [
         request
         for rank in range(world)
-        for micro in Slots(100, 12, 0, rank=rank, world=world, **options).micro_batches(step)
+        for micro in ShuffledBatches(100, 12, 0, rank=rank, world=world, **options).micro_batches(step)
         for request in micro
     ]
     return sorted(found, key=lambda request: request.row)
@@ -31,7 +31,7 @@ def test_stored_permutation():
 
 
 def test_an_epoch_takes_each_sample_at_most_once():
-    slots = Slots(100, 12, 0)
+    slots = ShuffledBatches(100, 12, 0)
     assert slots.steps_per_epoch == 8
     for epoch in (0, 1):
         taken = [r.index for step in range(8 * epoch, 8 * epoch + 8) for r in slots.micro_batches(step)[0]]
@@ -48,7 +48,7 @@ def test_the_split_changes_no_row(step, split):
 
 
 def test_repeats_share_a_sample_and_stay_in_one_micro_batch():
-    slots = Slots(100, 12, 0, micro_batch=6, repeats=3)
+    slots = ShuffledBatches(100, 12, 0, micro_batch=6, aug_repeats=3)
     assert slots.steps_per_epoch == 25
     first, second = slots.micro_batches(0)
     assert [r.repeat for r in first] == [0, 1, 2, 0, 1, 2]
@@ -65,23 +65,23 @@ def test_repeats_share_a_sample_and_stay_in_one_micro_batch():
         ((100, 8), {"world": 3}, "train.batch 8 cannot be shared out evenly over 3 processes; use 6 or 9"),
         ((100, 8), {"micro_batch": 3}, "train.micro_batch 3; use one of its divisors, such as 2"),
         ((100, 8), {"micro_batch": 0}, "train.micro_batch is 0"),
-        ((100, 8), {"repeats": 3}, "use 6 or 9"),
-        ((100, 8), {"repeats": 4, "micro_batch": 2}, "train.micro_batch 2 cannot be shared out evenly"),
+        ((100, 8), {"aug_repeats": 3}, "use 6 or 9"),
+        ((100, 8), {"aug_repeats": 4, "micro_batch": 2}, "train.micro_batch 2 cannot be shared out evenly"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(arguments, options, says):
     with pytest.raises(MaemmError) as error:
-        Slots(*arguments, 0, **options)
+        ShuffledBatches(*arguments, 0, **options)
     assert says in str(error.value)
 
 
 @pytest.mark.parametrize(("samples", "batch", "world"), [(10, 4, 1), (10, 4, 3), (3, 8, 4), (8, 4, 2)])
 def test_once_takes_every_sample_exactly_once(samples, batch, world):
-    orders = [Once(samples, batch, rank=rank, world=world) for rank in range(world)]
+    orders = [SequentialBatches(samples, batch, rank=rank, world=world) for rank in range(world)]
     taken = [r.index for one in orders for step in range(one.steps) for micro in one.micro_batches(step) for r in micro]
     assert sorted(taken) == list(range(samples))
 
 
 def test_once_refuses_an_empty_source():
     with pytest.raises(MaemmError, match="no samples"):
-        Once(0, 4)
+        SequentialBatches(0, 4)

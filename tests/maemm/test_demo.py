@@ -11,7 +11,7 @@ from maemm import MaemmError
 from maemm.tasks._shared.run_files import read_run
 from maemm.tasks._shared.run_page import write_page
 from maemm.tasks.demo import run as demos
-from maemm.ui.interactive import LARGEST, save_views, view_beside
+from maemm.ui.interactive import LARGEST, interactive_beside, save_interactive
 from maemm.ui.picture_rows import Rows
 from maemm.ui.pictures import save_pictures
 
@@ -34,12 +34,12 @@ class Turning(helpers.GridModality):
 
 def test_a_modality_may_give_a_piece_of_html(tmp_path):
     model = helpers.toy()
-    save_pictures(model, helpers.batch(), tmp_path / "plain.png", views=True)
+    save_pictures(model, helpers.batch(), tmp_path / "plain.png", interactive=True)
     assert not (tmp_path / "plain.html").exists()  # none by default
     model.modalities["toy"].__class__ = Turning
-    save_pictures(model, helpers.batch(), tmp_path / "a.png", count=2, views=True)
+    save_pictures(model, helpers.batch(), tmp_path / "a.png", count=2, interactive=True)
     assert (tmp_path / "a.html").read_text() == "<div>4 columns of 2</div><script>1</script>"
-    shown = view_beside(tmp_path / "a.png")
+    shown = interactive_beside(tmp_path / "a.png")
     assert shown == '<figure class="view"><div>4 columns of 2</div><script>1</script></figure>'
     save_pictures(model, helpers.batch(), tmp_path / "b.png")
     assert not (tmp_path / "b.html").exists()
@@ -49,16 +49,16 @@ def test_pieces_of_several_modalities_have_their_names(tmp_path):
     turning = Turning(size=4, patch=2)
     signal = {"input": torch.zeros(1, 1, 4, 4)}
     made = {"<a>": Rows(signal), "b": Rows(note="no pictures")}
-    save_views({"<a>": turning, "b": turning}, made, tmp_path / "x.html")
+    save_interactive({"<a>": turning, "b": turning}, made, tmp_path / "x.html")
     assert (tmp_path / "x.html").read_text().startswith("<h4>&lt;a&gt;</h4><div>1 columns")
 
 
 def test_a_piece_that_is_missing_broken_or_too_large_is_left_out(tmp_path):
-    assert view_beside(tmp_path / "none.png") == ""
+    assert interactive_beside(tmp_path / "none.png") == ""
     (tmp_path / "bytes.html").write_bytes(b"\xff\xfe")
     (tmp_path / "large.html").write_text("x" * (LARGEST + 1))
     (tmp_path / "folder.html").mkdir()
-    assert [view_beside(tmp_path / f"{name}.png") for name in ("bytes", "large", "folder")] == ["", "", ""]
+    assert [interactive_beside(tmp_path / f"{name}.png") for name in ("bytes", "large", "folder")] == ["", "", ""]
 
 
 def test_the_page_of_a_run_shows_the_last_piece(tmp_path):

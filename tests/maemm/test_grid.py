@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from maemm import Draw, MaemmError, Prepared
+from maemm import MaemmError, Preprocessed, Rng
 from maemm.contract.grid import GridModality
 from maemm.contract.patches import conv_to_linear, linear_to_conv, patchify, unpatchify
 from maemm.contract.positions import Table, lattice, resize_table, sincos
@@ -71,17 +71,17 @@ def test_target_normalisation():
     patches = stored["patches"]
     modality = GridModality(size=32, patch=8, channels=3)
     x = unpatchify(patches, (4, 4), (8, 8))
-    tokens = modality.tokenize(Prepared(x))
+    tokens = modality.tokenize(Preprocessed(x))
     assert torch.equal(tokens.values, patches)
     target = modality.target(tokens, tokens.everything())
     limits = torch.tensor([1e-5, 1e-5, 2e-4, 2e-4])
     assert ((target - stored["target"]).abs().amax((1, 2)) <= limits).all()
-    assert torch.allclose(modality.restore(target, tokens, tokens.everything()), patches, atol=1e-5)
+    assert torch.allclose(modality.denormalize_target(target, tokens, tokens.everything()), patches, atol=1e-5)
 
 
 def test_unknown_normalisation_is_never_guessed():
     modality = GridModality(size=4, patch=2, normalize=None)
-    tokens = modality.tokenize(Prepared(torch.zeros(1, 1, 4, 4)))
+    tokens = modality.tokenize(Preprocessed(torch.zeros(1, 1, 4, 4)))
     with pytest.raises(MaemmError, match="norm_pix"):
         modality.target(tokens, tokens.everything())
 
@@ -103,24 +103,24 @@ def test_bad_sizes(options, what):
 
 def test_wrong_channels_are_named():
     with pytest.raises(MaemmError, match="expects"):
-        GridModality(size=8, patch=2, channels=3).tokenize(Prepared(torch.zeros(1, 1, 8, 8)))
+        GridModality(size=8, patch=2, channels=3).tokenize(Preprocessed(torch.zeros(1, 1, 8, 8)))
 
 
 def test_partly_padded_patches_are_not_valid():
     valid = torch.ones(1, 8, dtype=torch.bool)
     valid[0, 5:] = False
-    tokens = GridModality(size=[8], patch=[2]).tokenize(Prepared(torch.zeros(1, 1, 8), valid))
+    tokens = GridModality(size=[8], patch=[2]).tokenize(Preprocessed(torch.zeros(1, 1, 8), valid))
     assert tokens.valid.tolist() == [[True, True, False, False]]
 
 
 @pytest.mark.parametrize("size", [[8], [8, 8], [4, 8, 8]])
 def test_untokenize_marks_what_is_hidden(size):
     modality = GridModality(size=size, patch=[2] * len(size), channels=2)
-    prepared = modality.example(2, Draw((0,)))
-    tokens = modality.tokenize(prepared)
-    assert torch.equal(modality.untokenize(tokens.values, tokens), prepared.x)
+    preprocessed = modality.example(2, Rng((0,)))
+    tokens = modality.tokenize(preprocessed)
+    assert torch.equal(modality.untokenize(tokens.values, tokens), preprocessed.x)
     index = torch.tensor([[0], [1]])
-    part = modality.untokenize(tokens.take(index), tokens, index)
+    part = modality.untokenize(tokens.gather(index), tokens, index)
     assert (~part.isnan()).sum() == 2 * 2 ** len(size) * 2
 
 
@@ -131,5 +131,5 @@ def test_learned_table_is_resized_for_another_grid():
 
 
 def test_example_is_close_to_unit_variance():
-    x = GridModality(size=16, patch=4, channels=3).example(4, Draw((1,))).x
+    x = GridModality(size=16, patch=4, channels=3).example(4, Rng((1,))).x
     assert abs(x.var().item() - 1) < 0.1 and x.shape == (4, 3, 16, 16)

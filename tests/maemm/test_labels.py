@@ -6,11 +6,11 @@ import torch
 
 from maemm.contract import Sample, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.arrays import open_arrays
 from maemm.data.labels import Labelled, LabelTable, known, multi_hot, stack
 from maemm.data.lists import class_labels, read_list, strays
-from maemm.data.order import Slots, drawn
+from maemm.data.order import ShuffledBatches, drawn
 from maemm.data.shots import Shots, balancing, labels_of
 from maemm.data.subset import Subset
 from maemm.model.metrics import average_precision, mean_average_precision
@@ -19,12 +19,12 @@ from maemm.model.metrics import average_precision, mean_average_precision
 class Given(Source):
     def __init__(self, labels, classes=None):
         self.labels, self.classes = labels, classes
-        self.several = any(isinstance(one, tuple) for one in labels)
+        self.multilabel = any(isinstance(one, tuple) for one in labels)
 
     def __len__(self):
         return len(self.labels)
 
-    def read(self, index, draw):
+    def read(self, index, rng):
         if self.labels[index] == "broken":
             raise OSError("broken")
         return Sample({"x": np.zeros(2)}, str(index), self.labels[index])
@@ -34,17 +34,17 @@ class Given(Source):
 def test_labels_of_a_batch():
     assert stack([None, None]) is None
     assert stack([1, None, 0]).tolist() == [1, -1, 0]
-    several = stack([(2, 0), None, (), 1])
-    assert several.tolist() == [[2, 0], [-2, -2], [-1, -1], [1, -1]]
-    assert known(several).tolist() == [True, False, True, True]  # an empty list says: none of the classes
-    assert multi_hot(several, 3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 1, 0]]
+    multilabel = stack([(2, 0), None, (), 1])
+    assert multilabel.tolist() == [[2, 0], [-2, -2], [-1, -1], [1, -1]]
+    assert known(multilabel).tolist() == [True, False, True, True]  # an empty list says: none of the classes
+    assert multi_hot(multilabel, 3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert multi_hot(torch.tensor([1, 0]), 2).tolist() == [[0, 1], [1, 0]]
 
 
 def test_tables_give_back_what_they_were_given():
     for labels in ([1, None, 0], [(1, 2), None, (), (0,)]):
         table = LabelTable(labels)
-        assert [table[i] for i in range(len(labels))] == labels and table.several == isinstance(labels[0], tuple)
+        assert [table[i] for i in range(len(labels))] == labels and table.multilabel == isinstance(labels[0], tuple)
 
 
 # --------------------------------------------------------------------------------------------------------- lists
@@ -82,8 +82,8 @@ def test_an_array_of_zeros_and_ones_holds_several(tmp_path):
     y = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0]])
     np.savez(tmp_path / "x.npz", x=np.ones((3, 2, 4), np.float32), y=y)
     source = open_arrays(str(tmp_path / "x.npz"), None, "x")
-    assert source.several and [source.label(i) for i in range(3)] == [(0, 2), (), (1,)]
-    assert source.read(0, Draw((0,))).label == (0, 2) and (labels_of(source) == y).all()
+    assert source.multilabel and [source.label(i) for i in range(3)] == [(0, 2), (), (1,)]
+    assert source.read(0, Rng((0,))).label == (0, 2) and (labels_of(source) == y).all()
     np.savez(tmp_path / "x.npz", x=np.ones((3, 2, 4), np.float32), y=y + 1)
     with pytest.raises(MaemmError, match=r"labels have shape \(3, 3\).*store one whole number for each"):
         open_arrays(str(tmp_path / "x.npz"), None, "x")
@@ -91,29 +91,29 @@ def test_an_array_of_zeros_and_ones_holds_several(tmp_path):
 
 def test_labelled_renames_several():
     source = Labelled(Given([(0, 1), (2,), None, ()], ["a", "b", "c"]), ["b", "a"])
-    assert source.several and source.label(0) == (1, 0) and source.label(1) is None and source.label(3) == ()
-    assert source.read(0, Draw((0,))).label == (1, 0)
+    assert source.multilabel and source.label(0) == (1, 0) and source.label(1) is None and source.label(3) == ()
+    assert source.read(0, Rng((0,))).label == (1, 0)
     with pytest.raises(ValueError, match="its class 'c' is none of the 2"):
-        source.read(1, Draw((0,)))
+        source.read(1, Rng((0,)))
     with pytest.raises(ValueError, match="no label"):
-        source.read(2, Draw((0,)))
+        source.read(2, Rng((0,)))
 
 
 # ---------------------------------------------------------------------------------------------- whole sources
 def test_labels_of_a_source():
     assert labels_of(Given([1, None, "broken", 0])).tolist() == [1, -1, -1, 0]
-    several = labels_of(Given([(0,), None, (), (1, 0)], ["a", "b", "c"]))
-    assert several.tolist() == [[1, 0, 0], [-1, -1, -1], [0, 0, 0], [1, 1, 0]]
+    multilabel = labels_of(Given([(0,), None, (), (1, 0)], ["a", "b", "c"]))
+    assert multilabel.tolist() == [[1, 0, 0], [-1, -1, -1], [0, 0, 0], [1, 1, 0]]
     assert labels_of(Subset(Given([3, 2, 1]), [2, 0])).tolist() == [1, 3]
 
 
 def test_shots_of_several_labels():
     labels = np.array([[1, 0], [1, 1], [0, 1], [0, 0], [1, 0]] * 4)
-    few = Shots.parse("2").draw(labels, 0)
-    assert labels[few].sum(0).min() >= 2 and len(few) <= 4 and set(Shots.parse("1").draw(labels, 0)) <= set(few)
-    assert len(Shots.parse("all").draw(np.array([0, 1, -1, 1]), 0)) == 3
+    few = Shots.parse("2").choose(labels, 0)
+    assert labels[few].sum(0).min() >= 2 and len(few) <= 4 and set(Shots.parse("1").choose(labels, 0)) <= set(few)
+    assert len(Shots.parse("all").choose(np.array([0, 1, -1, 1]), 0)) == 3
     with pytest.raises(MaemmError, match="no labels to choose from"):
-        Shots.parse("1").draw(np.full(4, -1), 0)
+        Shots.parse("1").choose(np.full(4, -1), 0)
 
 
 def test_balancing_makes_classes_alike():
@@ -122,22 +122,22 @@ def test_balancing_makes_classes_alike():
     assert weights[:90].sum() == pytest.approx(1) and weights[90:100].sum() == pytest.approx(1) and not weights[-1]
     found = labels[drawn(len(labels), 2000, 0, 0, weights)]
     assert abs((found == 1).mean() - 0.5) < 0.05 and (found >= 0).all()
-    several = balancing(np.array([[1, 0], [1, 1], [-1, -1]]))
-    assert several.tolist() == [0.5, 1.5, 0.0]
+    multilabel = balancing(np.array([[1, 0], [1, 1], [-1, -1]]))
+    assert multilabel.tolist() == [0.5, 1.5, 0.0]
     with pytest.raises(MaemmError, match="no labels to balance"):
         balancing(np.array([-1, -1]))
 
 
 def test_epochs_of_another_length():
-    order = Slots(20, 4, 0, epoch=8)
+    order = ShuffledBatches(20, 4, 0, epoch=8)
     assert order.steps_per_epoch == 2
     rows = [request.index for step in (0, 1) for request in order.micro_batches(step)[0]]
     other = [request.index for step in (2, 3) for request in order.micro_batches(step)[0]]
     assert len(set(rows)) == 8 and rows != other  # none twice in an epoch, others in the next
-    whole = Slots(20, 4, 0, weights=np.eye(20)[3])
+    whole = ShuffledBatches(20, 4, 0, weights=np.eye(20)[3])
     assert {request.index for step in range(5) for request in whole.micro_batches(step)[0]} == {3}
     with pytest.raises(MaemmError, match="train.batch 4 is larger"):
-        Slots(20, 4, 0, epoch=3)
+        ShuffledBatches(20, 4, 0, epoch=3)
 
 
 # ------------------------------------------------------------------------------------------------------- ranking

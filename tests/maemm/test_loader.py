@@ -12,7 +12,7 @@ from maemm.contract import Modality, Sample, Source
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample, BadSampleLog, reason_of
 from maemm.data.loader import Loader
-from maemm.data.order import Once, Slots
+from maemm.data.order import SequentialBatches, ShuffledBatches
 
 
 class Numbers(Source):
@@ -30,17 +30,17 @@ class Numbers(Source):
     def name(self, index):
         return f"numbers/{index}"
 
-    def read(self, index, draw):
+    def read(self, index, rng):
         self.reads += 1
         if index in self.trouble:
             self.trouble[index]()
-        offset = float(draw.rand("offset"))
+        offset = float(rng.uniform("offset"))
         return Sample({"number": (index, offset)}, self.name(index), index % 2 if self.labels else None)
 
 
 class Number(Modality):
-    def load(self, raw, draw):
-        noise = torch.zeros(3) if draw is None else draw.rand("noise", 3)[0]
+    def load(self, raw, rng):
+        noise = torch.zeros(3) if rng is None else rng.uniform("noise", 3)[0]
         return {"x": torch.tensor(raw), "noise": noise}
 
     tokenize = connect = output_dim = embed = position = target = None
@@ -55,8 +55,8 @@ def fail(error):
 
 def loader(source=None, workers=0, micro_batch=4, **options):
     source = source or Numbers()
-    repeats = options.pop("repeats", 1)
-    order = Slots(len(source), 8, 1, micro_batch=micro_batch, repeats=repeats)
+    aug_repeats = options.pop("aug_repeats", 1)
+    order = ShuffledBatches(len(source), 8, 1, micro_batch=micro_batch, aug_repeats=aug_repeats)
     return Loader(source, {"number": Number()}, order, seed=1, workers=workers, **options)
 
 
@@ -98,7 +98,7 @@ def test_steps_group_the_micro_batches():
 
 def test_repeats_read_once_and_load_with_other_draws():
     source = Numbers()
-    (batch,) = loader(source, micro_batch=8, repeats=4).batches(0, 1)
+    (batch,) = loader(source, micro_batch=8, aug_repeats=4).batches(0, 1)
     assert source.reads == 2
     assert batch.ids[0] == batch.ids[3] != batch.ids[4]
     noise = batch.raw["number"]["noise"]
@@ -163,7 +163,9 @@ def test_a_bad_sample_is_named_and_replaced_by_the_same_one_each_time():
 def test_bad_samples_can_be_left_out():
     source = Numbers(10, {5: fail(OSError("broken")), 8: fail(OSError("x")), 9: fail(OSError("x"))})
     batches = list(
-        Loader(source, {"number": Number()}, Once(10, 4), seed=0, substitute=False, augment=False).batches(0, 3)
+        Loader(source, {"number": Number()}, SequentialBatches(10, 4), seed=0, substitute=False, augment=False).batches(
+            0, 3
+        )
     )
     assert [b.rows for b in batches] == [[0, 1, 2, 3], [4, 6, 7], []]
     assert batches[2].raw == {} and len(batches[2].bad) == 2
@@ -190,18 +192,18 @@ def test_an_interrupt_is_no_bad_sample():
 
 def test_a_modality_that_the_sample_lacks_is_named():
     source = Numbers()
-    one = Loader(source, {"figure": Number()}, Slots(40, 8, 1), seed=1)
+    one = Loader(source, {"figure": Number()}, ShuffledBatches(40, 8, 1), seed=1)
     with pytest.raises(MaemmError, match="no 'figure', only 'number'"):
         next(one.batches(0, 1))
 
 
 def test_samples_that_make_no_batch():
     class Ragged(Number):
-        def load(self, raw, draw):
+        def load(self, raw, rng):
             return {"x": torch.zeros(raw[0] + 1)}
 
     with pytest.raises(MaemmError, match="do not make a batch"):
-        next(Loader(Numbers(), {"number": Ragged()}, Slots(40, 8, 1), seed=1).batches(0, 1))
+        next(Loader(Numbers(), {"number": Ragged()}, ShuffledBatches(40, 8, 1), seed=1).batches(0, 1))
 
 
 # ------------------------------------------------------------------------------------- workers that die or stick
@@ -289,7 +291,7 @@ def test_what_cannot_travel_is_an_error():
             return lambda: None
 
     with pytest.raises(MaemmError, match=r"cannot be handed over .*; try data.workers=0"):
-        next(Loader(Numbers(), {"number": Odd()}, Slots(40, 8, 1), seed=1, workers=1).batches(0, 1))
+        next(Loader(Numbers(), {"number": Odd()}, ShuffledBatches(40, 8, 1), seed=1, workers=1).batches(0, 1))
 
 
 def test_a_worker_killed_while_it_writes_is_no_hang():
@@ -349,7 +351,7 @@ def test_the_share_is_of_the_whole_data_set(tmp_path):
         log.add([bad(5)])
     listed = tmp_path / "bad.jsonl"
     assert str(error.value) == (
-        f"6 of 100 samples are unreadable (6 %, allowed 5 %; list: {listed}); fix the data or set data.max_bad_share"
+        f"6 of 100 samples are unreadable (6 %, allowed 5 %; list: {listed}); fix the data or set data.max_bad_fraction"
     )
     with pytest.raises(MaemmError):  # a resume does not forgive
         BadSampleLog(listed, 0.05, 100).check()

@@ -5,12 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from maemm import Draw, MaemmError, config
-from maemm.data.mixture import Mixture, Part, Turns, parts_of
+from maemm import MaemmError, Rng, config
+from maemm.data.mixture import Mixture, MixtureBatches, Part, parts_of
 from maemm.data.open import open_parts, open_set, open_source
-from maemm.data.order import Slots
+from maemm.data.order import ShuffledBatches
 from maemm.model.build import build_modalities
-from maemm.train.distributed import Team
+from maemm.train.distributed import DistContext
 from maemm.train.setup import make_loader, make_order
 
 pytestmark = pytest.mark.usefixtures("toys")
@@ -31,13 +31,13 @@ def recipe(mix=None, **overrides):
 MIX = {
     "one": {"modalities": ["toy"], "source": {"type": "toy", "samples": 40}},
     "two": {"modalities": ["other"], "source": {"type": "toy", "samples": 16, "salt": 1}, "passes": 2},
-    "both": {"source": {"type": "toy", "samples": 24, "salt": 2}, "repeats": 2},
+    "both": {"source": {"type": "toy", "samples": 24, "salt": 2}, "aug_repeats": 2},
 }
 
 
 def order(rank=0, world=1, **rest):
     made = recipe(**rest)
-    return make_order(made, open_source(made), Team(rank=rank, world=world))
+    return make_order(made, open_source(made), DistContext(rank=rank, world=world))
 
 
 def requests(one, step):
@@ -79,7 +79,7 @@ def test_processes_and_micro_batches_share_out_the_same_rows():
 def test_passes_need_not_be_whole():
     sets = {"a": Part(open_source(recipe({"a": MIX["one"]})), ("toy",), 0.5), "b": Part(None, ("toy",), 0.01)}
     sets["b"] = Part(sets["a"].source, ("toy",), 0.01)
-    turns = Turns(Mixture(sets), [Slots(40, 8, 0), Slots(40, 8, 1)], 0)
+    turns = MixtureBatches(Mixture(sets), [ShuffledBatches(40, 8, 0), ShuffledBatches(40, 8, 1)], 0)
     assert turns.steps == [2, 1]  # every set has a turn
     first = [turns.turn(step) for step in range(30)]
     for number, count in ((0, 20), (1, 10)):
@@ -90,8 +90,8 @@ def test_passes_need_not_be_whole():
 def test_samples_keep_their_set():
     source = open_source(recipe())
     assert len(source) == 80 and source.place(55) == ("two", 15) and source.place(56) == ("both", 0)
-    assert source.name(41) == "two/toy-1" and source.read(41, Draw((0,))).id == "two/toy-1"
-    assert [*source.read(0, Draw((0,))).raw] == ["toy"] and [*source.read(79, Draw((0,))).raw] == ["toy", "other"]
+    assert source.name(41) == "two/toy-1" and source.read(41, Rng((0,))).id == "two/toy-1"
+    assert [*source.read(0, Rng((0,))).raw] == ["toy"] and [*source.read(79, Rng((0,))).raw] == ["toy", "other"]
     assert [names for _, names in parts_of(source)] == [("toy",), ("other",), ("toy", "other")]
     other = {**MIX, "one": {**MIX["one"], "source": {"type": "toy", "samples": 40, "salt": 9}}}
     assert source.fingerprint() == open_source(recipe()).fingerprint() != open_source(recipe(other)).fingerprint()
@@ -102,7 +102,7 @@ def test_batches_hold_the_modalities_of_their_set_and_bad_samples_are_replaced_w
     made = recipe(mix)
     source = open_source(made)
     found = Counter()
-    for batch in make_loader(made, source, make_order(made, source, Team())).batches(0, 15):
+    for batch in make_loader(made, source, make_order(made, source, DistContext())).batches(0, 15):
         (name,) = {id.split("/")[0] for id in batch.ids}
         assert (*batch.raw,) == source.parts[name].modalities
         found.update(bad.id for bad in batch.bad)

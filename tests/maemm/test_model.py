@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from maemm import Draw, MaemmError, Plan, Prepared
+from maemm import MaemmError, Plan, Preprocessed, Rng
 from maemm.model.build import build_model
 
 RECIPE = {
@@ -23,12 +23,12 @@ def batch(rows=3):
     return {"image": torch.randn(rows, 3, 16, 16, generator=torch.Generator().manual_seed(1))}
 
 
-def draw(rows=3):
-    return Draw((0, 0), range(rows), rows)
+def rng(rows=3):
+    return Rng((0, 0), range(rows), rows)
 
 
 def test_shapes_and_counts(model):
-    inputs = model.plan(batch(), draw())
+    inputs = model.plan(batch(), rng())
     out = model(inputs)
     assert out.pred["image"].shape == out.target["image"].shape == (3, 12, 48)
     assert out.encoded["image"].shape == (3, 4, 16) and out.prefix["image"].shape == (3, 1, 16)
@@ -39,10 +39,10 @@ def test_shapes_and_counts(model):
 
 
 def test_hidden_tokens_do_not_leak(model):
-    inputs = model.plan(batch(), draw())
+    inputs = model.plan(batch(), rng())
     first = model(inputs)
     signal = batch()["image"]
-    tokens = model.modalities["image"].tokenize(Prepared(signal))
+    tokens = model.modalities["image"].tokenize(Preprocessed(signal))
     changed = tokens.values.clone()
     index = inputs["image"].plan.predict[..., None].expand(-1, -1, 48)
     changed.scatter_(1, index, 7.0)
@@ -54,13 +54,13 @@ def test_hidden_tokens_do_not_leak(model):
 
 
 def test_every_trainable_parameter_gets_a_gradient(model):
-    model(batch(), draw=draw()).total.backward()
+    model(batch(), rng=rng()).total.backward()
     lonely = [n for n, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum())]
     assert lonely == []
 
 
 def test_a_row_alone_equals_the_row_in_a_batch(model):
-    inputs = model.plan(batch(), draw())
+    inputs = model.plan(batch(), rng())
     out = model(inputs)
     plan = inputs["image"].plan
     alone = model({"image": batch()["image"][1:2]}, plans={"image": Plan(plan.visible[1:2], plan.predict[1:2])})
@@ -73,16 +73,16 @@ def test_padding_changes_nothing(model):
     x = batch(2)["image"]
     other = x.clone()
     other[0, :, 8:] = 5.0
-    first, second = ({"image": Prepared(one, valid)} for one in (x, other))
+    first, second = ({"image": Preprocessed(one, valid)} for one in (x, other))
     assert torch.equal(model.embed(first)["image"], model.embed(second)["image"])
-    one, two = model(first, draw=draw(2)), model(second, draw=draw(2))
+    one, two = model(first, rng=rng(2)), model(second, rng=rng(2))
     assert torch.equal(one.total, two.total) and one.total.isfinite()
 
 
 def test_a_sample_without_valid_tokens_is_finite_and_not_counted(model):
     valid = torch.ones(2, 16, 16, dtype=torch.bool)
     valid[0] = False
-    out = model({"image": Prepared(batch(2)["image"], valid)}, draw=draw(2))
+    out = model({"image": Preprocessed(batch(2)["image"], valid)}, rng=rng(2))
     assert out.total.isfinite() and out.plans["image"].counted[0].sum() == 0
     out.total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
@@ -90,7 +90,7 @@ def test_a_sample_without_valid_tokens_is_finite_and_not_counted(model):
 
 def test_several_plans_per_sample(model):
     rows = torch.tensor([0, 0, 1])
-    plan = model.plan(batch(3), draw())["image"].plan
+    plan = model.plan(batch(3), rng())["image"].plan
     both = Plan(plan.visible, plan.predict, rows=rows)
     out = model({"image": batch(3)["image"][:2]}, plans={"image": both})
     same = model({"image": batch(3)["image"][rows]}, plans={"image": plan})
@@ -125,13 +125,13 @@ def test_another_size_is_embedded(model):
 @pytest.mark.parametrize(
     "call, what",
     [
-        (lambda m: m(batch()), "plans= or draw="),
-        (lambda m: m({"other": batch()["image"]}, draw=draw()), "no modality 'other'"),
+        (lambda m: m(batch()), "plans= or rng="),
+        (lambda m: m({"other": batch()["image"]}, rng=rng()), "no modality 'other'"),
         (lambda m: m(batch(), plans={}), "plans are for"),
         (lambda m: m.logits(batch()), "classifier"),
         (lambda m: m.embed(batch(), pool="sum"), "unknown pool"),
         (lambda m: m.embed(batch(), norm="x"), "unknown norm"),
-        (lambda m: m.embed({"image": [1]}), "tensors or Prepared"),
+        (lambda m: m.embed({"image": [1]}), "tensors or Preprocessed"),
     ],
 )
 def test_mistakes_are_named(model, call, what):
@@ -146,16 +146,16 @@ def test_encoder_cost_follows_the_visible_tokens(model):
     other = model.modalities["image"].embedding.register_forward_pre_hook(
         lambda _, args: embedded.append(args[0].shape[1])
     )
-    model(batch(), draw=draw())
+    model(batch(), rng=rng())
     hook.remove(), other.remove()
     assert seen == [5] and embedded == [4]
 
 
 def test_bf16_keeps_losses_in_float32(model):
     with torch.autocast("cpu", torch.bfloat16):
-        out = model(batch(), draw=draw())
+        out = model(batch(), rng=rng())
     assert out.loss["image"].dtype == out.total.dtype == torch.float32
-    plain = model(batch(), draw=draw())
+    plain = model(batch(), rng=rng())
     assert abs(out.total - plain.total) < 0.05
 
 
@@ -169,7 +169,7 @@ def test_two_names_share_one_module():
     recipe = {**RECIPE, "modalities": {**RECIPE["modalities"], "other": {"same_as": "image"}}}
     model = build_model(recipe)
     assert model.modalities["other"] is model.modalities["image"]
-    out = model({"image": batch()["image"], "other": batch()["image"]}, draw=draw())
+    out = model({"image": batch()["image"], "other": batch()["image"]}, rng=rng())
     assert set(out.parts) == {"reconstruct.image", "reconstruct.other"} and out.prefix["joint"].shape == (3, 1, 16)
 
 

@@ -18,7 +18,7 @@ import torch
 import maemm
 from maemm import registry
 from maemm.__main__ import main
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.build import build_model
 from maemm.testing import checks_of
 from maemm.testing.suite import result_of
@@ -89,8 +89,10 @@ def test_it_keeps_all_rules(weather):
 
 def test_its_recipe_trains_and_goes_on_with_ordinary_commands(weather, capsys):
     np.save("maps/calm/gaps.npy", np.full((2, 8, 8, 8), np.nan, np.float32))
-    assert main(["pretrain", "weather/tiny", "maps", *RUN, "out=run", "data.max_bad_share=0.1"]) == 0
-    assert main(["pretrain", "weather/tiny", "maps", *RUN, "out=run", "data.max_bad_share=0.1", "train.epochs=3"]) == 0
+    assert main(["pretrain", "weather/tiny", "maps", *RUN, "out=run", "data.max_bad_fraction=0.1"]) == 0
+    assert (
+        main(["pretrain", "weather/tiny", "maps", *RUN, "out=run", "data.max_bad_fraction=0.1", "train.epochs=3"]) == 0
+    )
     assert "going on from step 4" in capsys.readouterr().out
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
@@ -104,16 +106,16 @@ def test_the_modality_neither_shows_nor_predicts_gaps(weather):
     model = build_model(maemm.config.load("weather/tiny"))
     source = registry.find("sources", "weather")("maps")
     modality = model.modalities["weather"]
-    raw = modality.collate([modality.load(source.read(index, Draw((0,))).raw["weather"], None) for index in (0, 15)])
-    tokens = modality.tokenize(modality.prepare(raw, None))
+    raw = modality.collate([modality.load(source.read(index, Rng((0,))).raw["weather"], None) for index in (0, 15)])
+    tokens = modality.tokenize(modality.preprocess(raw, None))
     assert tokens.grid == (4, 2, 2) and tokens.valid.sum(1).tolist() == [16, 15]
-    assert source.read(15, Draw((0,))).label == 1 and source.classes == ["calm", "storm"]
+    assert source.read(15, Rng((0,))).label == 1 and source.classes == ["calm", "storm"]
 
 
 def test_the_masking_hides_places_at_all_hours(weather):
     model = build_model(maemm.config.load("weather/tiny"))
-    prepared = model.modalities["weather"].example(3, Draw((1,)))
-    plan = model.plan({"weather": prepared}, Draw((1,), range(3), 3))["weather"].plan
+    preprocessed = model.modalities["weather"].example(3, Rng((1,)))
+    plan = model.plan({"weather": preprocessed}, Rng((1,), range(3), 3))["weather"].plan
     places = (plan.predict % 4).unique(dim=1) if plan.predict.shape[1] else None
     hidden = [sorted(set((row % 4).tolist())) for row in plan.predict]
     assert places is not None and plan.predict.shape == (3, 8) and all(len(one) == 2 for one in hidden)
@@ -126,7 +128,7 @@ def test_encoder_and_decoder_serve_another_modality(weather):
         "decoder": {"type": "pointwise", "dim": 12},
     }
     model = build_model(recipe)
-    out = model({"image": torch.rand(2, 3, 16, 16)}, draw=Draw((0,), range(2), 2))
+    out = model({"image": torch.rand(2, 3, 16, 16)}, rng=Rng((0,), range(2), 2))
     assert out.encoded["image"].shape == (2, 8, 24) and out.pred["image"].shape == (2, 8, 48)
     assert type(model.encoder).__name__ == "DeepSets" and type(model.decoder).__name__ == "Pointwise"
 
@@ -151,7 +153,7 @@ def test_weights_of_its_kind_are_recognised(weather, capsys):
     assert all(key.startswith("net.") for key in torch.load("old.pth")["model"])
     again = maemm.load("old.pth")
     assert again.kind == "weather_old"
-    x = {"weather": model.modalities["weather"].example(2, Draw((0,)))}
+    x = {"weather": model.modalities["weather"].example(2, Rng((0,)))}
     assert torch.equal(again.embed(x)["weather"], model.embed(x)["weather"])
 
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maemm import Draw, MaemmError
+from maemm import MaemmError, Rng
 from maemm.data.paired import open_paired
 
-DRAW = Draw((0,))
+DRAW = Rng((0,))
 
 
 def sounds_and_pictures(root: Path, sounds, pictures):

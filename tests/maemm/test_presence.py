@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from maemm import Draw, MaemmError, registry
-from maemm.contract import Prepared
+from maemm import MaemmError, Rng, registry
+from maemm.contract import Preprocessed
 from maemm.contract.rng import seeded
 from maemm.data.loader import Loader
-from maemm.data.order import Slots
+from maemm.data.order import ShuffledBatches
 from maemm.data.single_pass import each
 from maemm.model.build import build_model
 from maemm.ui.pictures import make_rows
@@ -34,16 +34,16 @@ def made(encoder=STREAMS, masking="random"):
 def batch(rows=4, **present):
     values = torch.Generator().manual_seed(0)
     made = {name: torch.randn(rows, 1, 8, 8, generator=values) for name in ("toy", "other")}
-    return {name: Prepared(x, present=torch.tensor(present[name]) if name in present else None)
+    return {name: Preprocessed(x, present=torch.tensor(present[name]) if name in present else None)
             for name, x in made.items()}  # fmt: skip
 
 
-def draw(*rows):
-    return Draw((0,), rows, 4)
+def rng(*rows):
+    return Rng((0,), rows, 4)
 
 
 def without(one, kept):
-    return {name: Prepared(value.x[kept], value.valid) for name, value in one.items()}
+    return {name: Preprocessed(value.x[kept], value.valid) for name, value in one.items()}
 
 
 # ------------------------------------------------------------------------------------------------- the model
@@ -52,17 +52,17 @@ def without(one, kept):
 def test_terms_of_an_absent_modality_are_those_of_the_batch_without_the_sample(encoder, masking):
     model = made(encoder, masking)
     whole = batch(other=[True, True, False, True])
-    out = model(whole, draw=draw(0, 1, 2, 3))
-    kept = model(without(batch(), [0, 1, 3]), draw=draw(0, 1, 3))
+    out = model(whole, rng=rng(0, 1, 2, 3))
+    kept = model(without(batch(), [0, 1, 3]), rng=rng(0, 1, 3))
     assert out.terms.keys() == kept.terms.keys()
     for name in out.terms.keys() - {"reconstruct.toy"}:  # the sample has the other modality, which is learned from
         assert float(out.parts[name].count) == float(kept.parts[name].count)
         assert torch.allclose(out.terms[name], kept.terms[name], atol=1e-6), name
     # The half that is there goes through the model as if nothing stood beside it.
     if encoder is VIT:
-        alone = model({"toy": batch()["toy"].x[2:3]}, draw=draw(2))
+        alone = model({"toy": batch()["toy"].x[2:3]}, rng=rng(2))
         assert torch.allclose(out.loss["toy"][2], alone.loss["toy"][0], atol=1e-5)
-    counts = model.counts(model.plan(whole, draw(0, 1, 2, 3)))
+    counts = model.counts(model.plan(whole, rng(0, 1, 2, 3)))
     assert {name: float(term.count) for name, term in out.parts.items()} == {k: float(v) for k, v in counts.items()}
 
 
@@ -70,7 +70,7 @@ def test_what_fills_the_place_changes_nothing():
     model = made().eval()
     one, other = batch(other=[True, False, True, True]), batch(other=[True, False, True, True])
     other["other"].x[1] = 100.0
-    first, second = (model(some, draw=draw(0, 1, 2, 3)) for some in (one, other))
+    first, second = (model(some, rng=rng(0, 1, 2, 3)) for some in (one, other))
     for name, value in first.terms.items():
         assert torch.equal(value, second.terms[name]), name
     plan = first.plans["other"]
@@ -82,9 +82,9 @@ def test_a_modality_that_nobody_has_gives_no_loss_and_finite_gradients(encoder):
     model = made(encoder)
     values = torch.randn(3, 1, 8, 8)
     gone = torch.zeros(3, dtype=torch.bool)
-    prepared = model.prepare({"toy": {"x": values}}, None, {"toy": ~gone, "other": gone})
-    assert list(prepared) == ["toy", "other"] and prepared["other"].x.shape == values.shape
-    out = model(prepared, draw=Draw((0,), range(3), 3))
+    preprocessed = model.preprocess({"toy": {"x": values}}, None, {"toy": ~gone, "other": gone})
+    assert list(preprocessed) == ["toy", "other"] and preprocessed["other"].x.shape == values.shape
+    out = model(preprocessed, rng=Rng((0,), range(3), 3))
     for name in out.parts.keys() - {"reconstruct.toy"}:
         assert float(out.parts[name].count) == 0 and float(out.parts[name].mean.detach()) == 0, name
     out.total.backward()
@@ -96,11 +96,11 @@ def test_a_modality_that_nobody_has_gives_no_loss_and_finite_gradients(encoder):
 
 def test_gradients_equal_those_of_the_batch_without_the_pair():
     model = made()
-    absent = model(batch(toy=[True, True, True, False], other=[True, True, True, False]), draw=draw(0, 1, 2, 3))
+    absent = model(batch(toy=[True, True, True, False], other=[True, True, True, False]), rng=rng(0, 1, 2, 3))
     absent.total.backward()
     found = {name: one.grad.clone() for name, one in model.named_parameters()}
     model.zero_grad()
-    model(without(batch(), [0, 1, 2]), draw=draw(0, 1, 2)).total.backward()
+    model(without(batch(), [0, 1, 2]), rng=rng(0, 1, 2)).total.backward()
     for name, one in model.named_parameters():
         assert torch.allclose(found[name], one.grad, atol=1e-6), name
 
@@ -119,7 +119,7 @@ def source(**options):
 
 def loader(missing, **options):
     model = made()
-    return Loader(source(**options), model.modalities, Slots(16, 8, 0), seed=0, missing=missing)
+    return Loader(source(**options), model.modalities, ShuffledBatches(16, 8, 0), seed=0, missing=missing)
 
 
 def test_by_default_such_a_sample_is_bad_and_named():
@@ -144,7 +144,7 @@ def test_workers_tell_the_same():
     modalities = {name: registry.find("modalities", "toy")() for name in ("toy", "other")}
     options = {"seed": 0, "missing": "allow", "pin": False}
     here, there = (
-        [*Loader(source(lacks=lacks), modalities, Slots(16, 8, 0), workers=workers, **options).batches(0, 2)]
+        [*Loader(source(lacks=lacks), modalities, ShuffledBatches(16, 8, 0), workers=workers, **options).batches(0, 2)]
         for workers in (0, 1)
     )
     for one, other in zip(here, there, strict=True):
@@ -175,4 +175,4 @@ def test_an_absent_modality_needs_an_example(monkeypatch):
     model = made()
     monkeypatch.setattr(type(model.modalities["other"]), "example", lambda *_: (_ for _ in ()).throw(MaemmError("no")))
     with pytest.raises(MaemmError, match="no"):
-        model.prepare({"toy": {"x": torch.zeros(1, 1, 8, 8)}}, None, {"other": torch.zeros(1, dtype=torch.bool)})
+        model.preprocess({"toy": {"x": torch.zeros(1, 1, 8, 8)}}, None, {"other": torch.zeros(1, dtype=torch.bool)})

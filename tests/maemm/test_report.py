@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from maemm import Draw, MaemmError, Plan, Prepared
+from maemm import MaemmError, Plan, Preprocessed, Rng
 from maemm.contract import Tokens
 from maemm.contract.grid import GridModality
 from maemm.model.decoders.full import Full
@@ -51,7 +51,7 @@ def test_columns_show_what_their_captions_say():
     assert own.isfinite().all() and lent.isfinite().all() and not torch.equal(own, lent)
     # The true statistics are in the one, and not in the other.
     patches = model.modalities["toy"].tokenize
-    means = [patches(Prepared(column)).values.mean(-1) for column in (given, own, lent)]
+    means = [patches(Preprocessed(column)).values.mean(-1) for column in (given, own, lent)]
     assert not torch.allclose(means[0], means[2], atol=0.02)
     pred_mean = (means[1] - means[0]).abs().max()
     assert pred_mean < (means[2] - means[0]).abs().max()
@@ -255,4 +255,4 @@ def test_no_folder(tmp_path):
 def test_draws_of_pictures_do_not_depend_on_the_batch(tmp_path):
     few, many = (make_rows(toy(), batch(rows), count=2)["toy"].columns for rows in (2, 5))
     assert all(torch.equal(few[k].nan_to_num(), many[k].nan_to_num()) for k in few)
-    assert Draw((0, "pictures"), range(2), 2).rand("x", 3).shape == (2, 3)
+    assert Rng((0, "pictures"), range(2), 2).uniform("x", 3).shape == (2, 3)

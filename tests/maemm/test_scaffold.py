@@ -185,7 +185,7 @@ def test_normalisation_takes_what_stats_prints(made):
     for mean, std in ((3.0, 2.0), ([1.0, 2.0], [2.0, 4.0])):
         modality = wave(channels=2, mean=mean, std=std)
         x = torch.rand(3, 2, 128)
-        seen = modality.prepare({"x": x}, None).x
+        seen = modality.preprocess({"x": x}, None).x
         expected = (x - torch.tensor(mean).reshape(-1, 1)) / torch.tensor(std).reshape(-1, 1)
         torch.testing.assert_close(seen, expected)
-        torch.testing.assert_close(modality.denormalize(seen), x)
+        torch.testing.assert_close(modality.denormalize_input(seen), x)

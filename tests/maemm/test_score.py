@@ -9,23 +9,23 @@ import torch
 
 import maemm
 from maemm.__main__ import main
-from maemm.contract import Plan, Prepared, Sample, Source
+from maemm.contract import Plan, Preprocessed, Sample, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.build import build_model
 from maemm.model.decoders.full import Full
 from maemm.model.encoders.vit import ViT
 from maemm.model.masking.random import Random
 from maemm.model.model import Model
-from maemm.tasks._shared.scoring import EachDraw, _only, score_samples
+from maemm.tasks._shared.scoring import PerSampleRng, _only, score_samples
 from maemm.tasks.score.run import score_data
 
 
 class Series(GridModality):
     """(B, 1, L), padded to the longest of the batch."""
 
-    def load(self, raw, draw):
+    def load(self, raw, rng):
         return {"x": torch.from_numpy(raw)}
 
     def collate(self, samples):
@@ -36,8 +36,8 @@ class Series(GridModality):
         lengths = torch.tensor([one["x"].shape[-1] for one in samples])
         return {"x": x, "valid": torch.arange(longest) < lengths[:, None]}
 
-    def prepare(self, raw, draw):
-        return Prepared(raw["x"], raw["valid"])
+    def preprocess(self, raw, rng):
+        return Preprocessed(raw["x"], raw["valid"])
 
 
 class Lengths(Source):
@@ -57,7 +57,7 @@ class Lengths(Source):
     def length(self, index):
         return 16 if self.even else 8 + 2 * (index % 5)
 
-    def read(self, index, draw):
+    def read(self, index, rng):
         if index in self.trouble:
             raise ValueError("broken")
         x = np.random.default_rng(index).normal(size=(1, self.length(index))).astype("float32")
@@ -96,12 +96,12 @@ def test_a_score_is_the_sample_s_own(ratio):
 def test_the_error_is_that_of_the_plans():
     net, source = model().eval(), Lengths(1, even=True)
     found = score_samples(net, source, plans=3, seed=7)
-    x = {"series": torch.from_numpy(source.read(0, Draw((0,))).raw["series"])[None]}
+    x = {"series": torch.from_numpy(source.read(0, Rng((0,))).raw["series"])[None]}
     total, times = torch.zeros(8), torch.zeros(8)
     for number in range(15):
         if number >= 3 and times.all():
             break
-        out = net(net.plan(x, Draw((7, "score", 0, number))))
+        out = net(net.plan(x, Rng((7, "score", 0, number))))
         total[out.plans["series"].predict[0]] += out.loss["series"][0].detach()
         times[out.plans["series"].predict[0]] += 1
     np.testing.assert_allclose(found.tokens[0], total / times, rtol=1e-5)
@@ -110,7 +110,7 @@ def test_the_error_is_that_of_the_plans():
 class Last(Random):
     """Hides the last two tokens and no others; the first of them is visible too, so it does not count."""
 
-    def plan(self, name, tokens, draw):
+    def plan(self, name, tokens, rng):
         every = tokens.everything()
         return Plan(every[:, :-1], every[:, -2:])
 
@@ -126,8 +126,8 @@ def test_tokens_that_are_never_hidden_have_no_error():
 class Twice(Random):
     """Two plans for every sample."""
 
-    def plan(self, name, tokens, draw):
-        one, two = (super(Twice, self).plan(name, tokens, draw.under(k)) for k in (0, 1))
+    def plan(self, name, tokens, rng):
+        one, two = (super(Twice, self).plan(name, tokens, rng.fold_in(k)) for k in (0, 1))
         rows = torch.arange(tokens.batch).repeat(2)
         return Plan(torch.cat([one.visible, two.visible]), torch.cat([one.predict, two.predict]), rows=rows)
 
@@ -137,7 +137,7 @@ def test_several_plans_of_a_sample():
     whole = score_samples(net, source, plans=1, batch=6)
     assert np.isfinite(whole.tokens).all()
     np.testing.assert_allclose(score_samples(net, source, plans=1, batch=4).samples, whole.samples, rtol=1e-5)
-    inputs = net.plan({"series": torch.rand(3, 1, 16)}, Draw((1,), range(3), 3))["series"]
+    inputs = net.plan({"series": torch.rand(3, 1, 16)}, Rng((1,), range(3), 3))["series"]
     some = _only(inputs, torch.tensor([False, True, True])).plan
     assert some.rows.tolist() == [1, 2, 1, 2] and torch.equal(some.predict, inputs.plan.predict[[1, 2, 4, 5]])
 
@@ -168,10 +168,10 @@ def test_mistakes():
 
 
 def test_each_draw_gives_every_row_its_own_numbers():
-    both = EachDraw([(1, 2), (1, 3)], (1,))
-    assert both.rand("x", 2, 3).shape == (2, 2, 3)
-    assert torch.equal(both.rand("x", 4)[1:], Draw((1, 3)).rand("x", 4))
-    assert torch.equal(both.under("m").rand("x", 4)[:1], Draw((1, 2, "m")).rand("x", 4))
+    both = PerSampleRng([(1, 2), (1, 3)], (1,))
+    assert both.uniform("x", 2, 3).shape == (2, 2, 3)
+    assert torch.equal(both.uniform("x", 4)[1:], Rng((1, 3)).uniform("x", 4))
+    assert torch.equal(both.fold_in("m").uniform("x", 4)[:1], Rng((1, 2, "m")).uniform("x", 4))
 
 
 # ------------------------------------------------------------------------------------------------ files

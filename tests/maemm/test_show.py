@@ -10,7 +10,7 @@ import torch
 from maemm import registry
 from maemm.__main__ import main
 from maemm.config.guess import guess
-from maemm.contract import Prepared, Tokens
+from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.registry import Plugin
 from maemm.tasks.show.run import _every_second, show
@@ -25,7 +25,7 @@ PARTS = """
     from pathlib import Path
     import numpy as np
     import torch
-    from maemm.contract import Prepared, Sample, Source
+    from maemm.contract import Preprocessed, Sample, Source
     from maemm.contract.grid import GridModality
 
     class Texts(Source):
@@ -38,7 +38,7 @@ PARTS = """
             return len(self.paths)
         def name(self, index):
             return self.paths[index].name
-        def read(self, index, draw):
+        def read(self, index, rng):
             x = np.array(self.paths[index].read_text().split(), "float32")
             if not len(x):
                 raise ValueError("no numbers")
@@ -57,12 +57,12 @@ PARTS = """
         def __init__(self, *, size: int = 8, patch: int = 2, inverse: bool = True, **rest):
             super().__init__(size=size, patch=patch, channels=1, **rest)
             self.inverse = inverse
-        def load(self, raw, draw):
+        def load(self, raw, rng):
             x = torch.zeros(1, *self.size)
-            x[0, :len(raw)] = torch.from_numpy(raw) if draw is None else torch.from_numpy(raw) + draw.rand("shift")
+            x[0, :len(raw)] = torch.from_numpy(raw) if rng is None else torch.from_numpy(raw) + rng.uniform("shift")
             return {"x": x, "valid": torch.arange(self.size[0]) < len(raw)}
-        def prepare(self, raw, draw):
-            return Prepared(raw["x"], raw["valid"])
+        def preprocess(self, raw, rng):
+            return Preprocessed(raw["x"], raw["valid"])
         def untokenize(self, values, tokens, index=None):
             return super().untokenize(values, tokens, index) if self.inverse else None
 """
@@ -147,11 +147,11 @@ def test_a_page_with_everything(data, tmp_path):
     assert list(columns) == [
         "as the model gets it", "every second token", "visible (45 %)", "hidden: to predict", "target of the hidden",
     ]  # fmt: skip
-    assert list(part.views.columns) == [f"augmented {k}" for k in (1, 2, 3, 4)]
+    assert list(part.augmented.columns) == [f"augmented {k}" for k in (1, 2, 3, 4)]
     whole, seen, hidden = (columns[name] for name in ("as the model gets it", "visible (45 %)", "hidden: to predict"))
     assert (whole.isnan() == (seen.isnan() & hidden.isnan())).all() and not (~seen.isnan() & ~hidden.isnan()).any()
     assert whole[1, 0].tolist()[:4] == [3, 1, 4, 1] and whole[1, 0, 4:].isnan().all()
-    assert padding(part.prepared) == pytest.approx(1 - (8 + 4 + 2 + 8) / 32)
+    assert padding(part.preprocessed) == pytest.approx(1 - (8 + 4 + 2 + 8) / 32)
     html = made.path.read_text()
     assert html.count('<img alt="') == 4 * 9 and "2.num" in html and "label long" in html and "padding 75 %" in html
     assert "(chosen by .num)" in html and "31.2 %" in html and "maemm data check" in html
@@ -253,4 +253,4 @@ def test_figures_of_odd_tensors():
     assert figures(torch.tensor([1, 3], dtype=torch.uint8))["range"] == "1 .. 3"
     odd = figures(torch.tensor([1.0, float("nan"), 3.0, float("inf")]), torch.tensor([True, True, True, False]))
     assert (odd["mean"], odd["std"], odd["not finite"]) == ("2", "1", "1")
-    assert padding(Prepared(torch.zeros(2, 3))) == 0
+    assert padding(Preprocessed(torch.zeros(2, 3))) == 0

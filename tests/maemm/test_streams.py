@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
-from maemm import Draw, MaemmError, Plan
-from maemm.contract import Output, Prepared
+from maemm import MaemmError, Plan, Rng
+from maemm.contract import Output, Preprocessed
 from maemm.contract.rng import seeded
 from maemm.model.build import build_model
 from maemm.model.objectives.contrastive import Contrastive
@@ -39,7 +39,7 @@ def batch(rows=3, seed=0):
     return {name: torch.randn(rows, 1, 8, 8, generator=values) for name in ("one", "two")}
 
 
-DRAW = Draw((0,), range(3), 3)
+DRAW = Rng((0,), range(3), 3)
 
 
 def test_streams_are_passes_of_their_own_and_the_joint_one_feeds_the_decoder():
@@ -200,9 +200,9 @@ def test_padding_is_left_out_of_streams():
     valid = torch.ones(3, 8, 8, dtype=torch.bool)
     valid[0, 4:] = False
     values = batch()
-    with_padding = {**values, "one": Prepared(values["one"], valid)}
+    with_padding = {**values, "one": Preprocessed(values["one"], valid)}
     noisy = values["one"].clone()
     noisy[0, :, 4:] = 9.0
-    other = {**values, "one": Prepared(noisy, valid)}
+    other = {**values, "one": Preprocessed(noisy, valid)}
     first, second = (model(model.plan(one, DRAW)) for one in (with_padding, other))
     torch.testing.assert_close(first.terms["contrastive"], second.terms["contrastive"])

@@ -48,7 +48,7 @@ def test_each_check_catches_its_broken_plugin(name):
 
 def test_a_broken_modality_breaks_little_else():
     """A check that fails for everything would be as idle as one that fails for nothing."""
-    for name in ("restore_undoes_the_target", "draw_works_without_a_screen", "every_parameter_learns"):
+    for name in ("denormalize_target_is_the_inverse", "plot_works_without_a_screen", "every_parameter_learns"):
         plugin, package = BROKEN[name]
         checks = [one for one in checks_of(plugin, package=package) if one.name not in SLOW]
         assert [one.check for one in map(result_of, checks) if not one.passed] == [name]
@@ -65,7 +65,7 @@ def test_results_name_what_does_not_apply():
     plugin, package = BROKEN["head_answers"]  # no modality: rules of signals are not among its checks
     assert not any(one.role == "modalities" for one in checks_of(plugin, package=package))
     one_way = Plugin(name="one_way", version="1", contract=1, summary="s", modalities={"one_way": "broken:OneWay"})
-    silent = ("untokenize_is_the_inverse", "restore_undoes_the_target", "draw_works_without_a_screen")
+    silent = ("untokenize_is_the_inverse", "denormalize_target_is_the_inverse", "plot_works_without_a_screen")
     checks = {one.name: one for one in checks_of(one_way, package=HOME)}
     for name in (*silent, "pictures_are_written"):
         result = result_of(checks[name])
@@ -95,22 +95,22 @@ def test_mistakes_of_the_author_are_named():
 
 
 def test_expected_failures_are_strict():
-    plugin, package = BROKEN["draw_works_without_a_screen"]
+    plugin, package = BROKEN["plot_works_without_a_screen"]
     expected = {
-        "draw_works_without_a_screen": "known",
+        "plot_works_without_a_screen": "known",
         f"tokens_agree[{plugin.name}]": "by part",
     }
     params = parametrize_with_checks(plugin, expected, package=package).args[1]
     marked = {one.values[0].name: one.marks[0] for one in params if one.marks}
-    assert set(marked) == {"draw_works_without_a_screen", "tokens_agree"}
+    assert set(marked) == {"plot_works_without_a_screen", "tokens_agree"}
     for mark in marked.values():
         assert mark.name == "xfail" and mark.kwargs["strict"] and mark.kwargs["raises"] is CheckFailed
     assert len({one.id for one in params}) == len(params)
 
 
 def test_deviations_of_the_manifest_are_shown_and_strict():
-    plugin, package = BROKEN["draw_works_without_a_screen"]
-    broken = f"draw_works_without_a_screen[{plugin.name}]"
+    plugin, package = BROKEN["plot_works_without_a_screen"]
+    broken = f"plot_works_without_a_screen[{plugin.name}]"
     declared = replace(plugin, deviations={broken: "it has no pictures", f"tokens_agree[{plugin.name}]": "never"})
     checks = [one for one in checks_of(declared, package=package) if one.id in declared.deviations]
     found = {one.id: result_of(one) for one in checks}

@@ -134,18 +134,23 @@ def test_every_method_of_the_contract_is_described_with_shapes():
             function = one.fget if isinstance(one, property) else getattr(one, "__func__", one)
             assert function.__doc__, f"{name}.{method} has no docstring"
             gives = str(function.__annotations__.get("return"))
-            if (name, method) not in SAME and re.search("Tensor|Tokens|Prepared|Plan|Latents", gives):
+            if (name, method) not in SAME and re.search("Tensor|Tokens|Preprocessed|Plan|Latents", gives):
                 told += 1
                 assert shape.search(function.__doc__), f"{name}.{method} tells no shape: {function.__doc__}"
     assert told > 25
 
 
-SAME = {("Plan", "to"), ("Plan", "check"), ("WeightsKind", "read"), ("WeightsKind", "write")}  # of what they are given
+SAME = {
+    ("Plan", "to"),
+    ("Plan", "check"),
+    ("CheckpointFormat", "read"),
+    ("CheckpointFormat", "write"),
+}  # of what they are given
 
 
 def test_the_page_shows_everything():
     page = contract_page.page()
-    for name in (*contract_page.PARTS, *contract_page.DATA, "Draw", "GridModality"):
+    for name in (*contract_page.PARTS, *contract_page.DATA, "Rng", "GridModality"):
         assert f"### {name}" in page
     assert "- `embed(tokens: Tokens, index: Tensor) -> Tensor` **must**" in page and "``" not in page.replace("```", "")
     assert page.count("```") % 2 == 0 and "| `x` | `Tensor` | (B, ...) float |" in page

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maemm.contract import Prepared, Sample, Source
+from maemm.contract import Preprocessed, Sample, Source
 from maemm.contract.grid import GridModality
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.objectives.reconstruct import Reconstruct
 
 
@@ -28,18 +28,18 @@ class Toy(GridModality):
         super().__init__(size=size, patch=patch, channels=1, **rest)
         self.norm = torch.nn.BatchNorm1d(patch * patch) if norm else None
 
-    def load(self, raw: np.ndarray, draw: Draw | None) -> dict:
+    def load(self, raw: np.ndarray, rng: Rng | None) -> dict:
         x = torch.from_numpy(raw)
-        if draw is not None:
-            x = x + 0.1 * torch.from_numpy(draw.numpy("noise").standard_normal(x.shape).astype("float32"))
+        if rng is not None:
+            x = x + 0.1 * torch.from_numpy(rng.numpy("noise").standard_normal(x.shape).astype("float32"))
         return {"x": x}
 
-    def prepare(self, raw: dict, draw: Draw | None) -> Prepared:
+    def preprocess(self, raw: dict, rng: Rng | None) -> Preprocessed:
         x = raw["x"].float()
-        if draw is not None:
-            turned = draw.rand("turn").to(x.device)[:, None, None, None] < 0.5
+        if rng is not None:
+            turned = rng.uniform("turn").to(x.device)[:, None, None, None] < 0.5
             x = torch.where(turned, x.flip(-1), x)
-        return Prepared(x)
+        return Preprocessed(x)
 
     def embed(self, tokens: Any, index: torch.Tensor) -> torch.Tensor:
         embedded = super().embed(tokens, index)
@@ -66,7 +66,7 @@ class Toys(Source):
     def fingerprint(self) -> str:
         return f"toys:{self.samples}:{self.salt}"
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         time.sleep(self.delay)
         if index in self.bad:
             raise ValueError("broken on purpose")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Decoder, Latents, MaskedInput
+from maemm.contract import Decoder, Latents, Modality, ModalityInput
 from maemm.model.blocks import check_width, init_linear, key_mask, make_blocks, register_position
 
 
@@ -78,17 +79,20 @@ class Full(Decoder):
         if len(outputs) > 1:
             self.vectors = nn.ParameterDict({n: nn.Parameter(torch.randn(dim) * 0.02) for n in outputs})
 
-    def forward(self, latents: Latents, inputs: dict[str, MaskedInput]) -> dict[str, Tensor]:
+    def forward(
+        self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
+    ) -> dict[str, Tensor]:
         parts, places, valid = self._prefix(latents)
         for name, one in inputs.items():
             seen = self.project(latents.tokens[name])
             hidden = self.mask_token.to(seen.dtype).expand(seen.shape[0], one.plan.predict.shape[1], -1)
             at_hidden = latents.positions.get(name)
             if at_hidden is None:
-                at_hidden = one.position(one.plan.predict, "decoder")
+                at_hidden = modalities[name].position(one.tokens, one.plan.predict, "decoder")
             vector = self.vectors[name] if hasattr(self, "vectors") else 0
             parts += [seen + vector, hidden + vector]
-            places += [one.position(one.plan.visible, "decoder").expand_as(seen), at_hidden.expand_as(hidden)]
+            at_seen = modalities[name].position(one.tokens, one.plan.visible, "decoder")
+            places += [at_seen.expand_as(seen), at_hidden.expand_as(hidden)]
             valid += [one.plan.visible_valid, one.plan.predict_valid]
         lengths = [part.shape[1] for part in parts]
         x, position = torch.cat(parts, 1), torch.cat([p.to(parts[0].dtype) for p in places], 1)

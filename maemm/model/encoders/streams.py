@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Encoder, Latents, MaskedInput
+from maemm.contract import Encoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.model.blocks import check_width, key_mask, make_blocks
 
@@ -90,10 +90,17 @@ class Streams(Encoder):
         return members
 
     # ------------------------------------------------------------------------------------------- forward
-    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents:
+    def forward(
+        self,
+        inputs: dict[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        *,
+        layers: Iterable[int] = (),
+        norm: bool = True,
+    ) -> Latents:
         features = not any(one.plan.predict.shape[1] for one in inputs.values())
-        wanted, kept = set(taps), {}
-        towers = {name: self.tower(one, wanted, kept) for name, one in inputs.items()}
+        wanted, kept = set(layers), {}
+        towers = {name: self.tower(name, one, modalities[name], wanted, kept) for name, one in inputs.items()}
         chain = features or self.chain_streams
         streams = {
             stream: self.join([towers[name] for name in members], stream, chain=chain, norm=norm)
@@ -102,22 +109,24 @@ class Streams(Encoder):
         }
         joint = self._joint(towers, norm, wanted, kept)
         if not features:
-            return Latents(joint, streams=streams, taps=kept)
+            return Latents(joint, streams=streams, layers=kept)
         whole = torch.cat(list(joint.values()), 1)
         tokens = {name: streams.get(name, part) for name, part in joint.items()}
-        return Latents(tokens, streams={"+".join(inputs): whole, **streams}, taps=kept)
+        return Latents(tokens, streams={"+".join(inputs): whole, **streams}, layers=kept)
 
-    def tower(self, one: MaskedInput, wanted: Iterable[int] = (), kept: dict | None = None) -> Tower:
+    def tower(
+        self, name: str, one: ModalityInput, modality: Modality, wanted: Iterable[int] = (), kept: dict | None = None
+    ) -> Tower:
         """A modality's visible tokens after its trunk; ``kept[i][name]`` gets those after the ``wanted`` blocks i."""
         visible = one.plan.visible
-        embedded = one.embed(visible)
-        x = embedded + one.position(visible, "encoder").to(embedded.dtype) + self.vectors[one.name]
+        embedded = modality.embed(one.tokens, visible)
+        x = embedded + modality.position(one.tokens, visible, "encoder").to(embedded.dtype) + self.vectors[name]
         tower = Tower(x, one.plan.visible_valid)
         mask = _mask([tower])
-        for number, block in enumerate(self.trunks[one.name]):
+        for number, block in enumerate(self.trunks[name]):
             x = block(x, attn_mask=mask)
             if number in wanted:
-                kept.setdefault(number, {})[one.name] = x
+                kept.setdefault(number, {})[name] = x
         return Tower(x, tower.valid)
 
     def join(self, towers: list[Tower], stream: str | None = None, *, chain: bool = True, norm: bool = True) -> Tensor:

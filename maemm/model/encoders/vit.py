@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Encoder, Latents, MaskedInput
+from maemm.contract import Encoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.model.blocks import Init, check_width, key_mask, make_blocks, register_position
 
@@ -65,29 +65,39 @@ class ViT(Encoder):
         if len(self.names) > 1:
             self.vectors = nn.ParameterDict({n: nn.Parameter(torch.randn(dim) * 0.02) for n in self.names})
 
-    def forward(self, inputs: dict[str, MaskedInput], *, taps: Iterable[int] = (), norm: bool = True) -> Latents:
-        parts, places = self._sequence(inputs)
+    def forward(
+        self,
+        inputs: dict[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        *,
+        layers: Iterable[int] = (),
+        norm: bool = True,
+    ) -> Latents:
+        parts, places = self._sequence(inputs, modalities)
         lengths = [part.shape[1] for part in parts]
         valid = [None] * (len(parts) - len(inputs)) + [one.plan.visible_valid for one in inputs.values()]
         x, position = torch.cat(parts, 1), torch.cat(places, 1)
         mask = key_mask(valid, lengths, x.shape[0], x.device)
-        wanted, kept = set(taps), {}
+        wanted, kept = set(layers), {}
         x = x if self.position_every_block else x + position
         for number, block in enumerate(self.blocks):
             x = block(x + position if self.position_every_block else x, attn_mask=mask)
             if number in wanted:
                 kept[number] = self._split(x, lengths, inputs)[0]
         tokens, prefix = self._split(self.norm(x) if norm else x, lengths, inputs)
-        return Latents(tokens, prefix, taps=kept)
+        return Latents(tokens, prefix, layers=kept)
 
-    def _sequence(self, inputs: dict[str, MaskedInput]) -> tuple[list[Tensor], list[Tensor]]:
+    def _sequence(
+        self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
+    ) -> tuple[list[Tensor], list[Tensor]]:
         parts, places = [], []
         for name, one in inputs.items():
-            embedded = one.embed(one.plan.visible)
+            embedded = modalities[name].embed(one.tokens, one.plan.visible)
             if len(self.names) > 1:
                 embedded = embedded + self.vectors[name]
             parts.append(embedded)
-            places.append(one.position(one.plan.visible, "encoder").to(embedded.dtype).expand_as(embedded))
+            place = modalities[name].position(one.tokens, one.plan.visible, "encoder")
+            places.append(place.to(embedded.dtype).expand_as(embedded))
         if self.prefix is not None:
             first = self.prefix.to(parts[0].dtype).expand(parts[0].shape[0], -1, -1)
             place = torch.zeros_like(first) if self.prefix_position is None else self.prefix_position.expand_as(first)
@@ -95,7 +105,7 @@ class ViT(Encoder):
         return parts, places
 
     def _split(
-        self, x: Tensor, lengths: list[int], inputs: dict[str, MaskedInput]
+        self, x: Tensor, lengths: list[int], inputs: dict[str, ModalityInput]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         parts = list(x.split(lengths, dim=1))
         prefix = {}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from maemm.contract import OneMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_order
 
 Shape = Literal["round", "square"]
@@ -28,8 +28,8 @@ class Block(OneMasking):
         check_ratio(ratio)
         self.ratio, self.shape, self.count = ratio, shape, count
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
-        far_first = -rank_by_distance(name, tokens, draw, 1, self.shape)  # kept first = farthest first
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
+        far_first = -rank_by_distance(name, tokens, rng, 1, self.shape)  # kept first = farthest first
         return plan_from_order(noise_order(far_first, tokens), tokens, self.ratio, self.count)
 
 
@@ -49,18 +49,18 @@ class InverseBlock(OneMasking):
             raise MaemmError(f"blocks is {blocks} (masking.blocks); show 1 region or more")
         self.ratio, self.blocks, self.shape, self.count = ratio, blocks, shape, count
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
-        near_first = rank_by_distance(name, tokens, draw, self.blocks, self.shape)
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
+        near_first = rank_by_distance(name, tokens, rng, self.blocks, self.shape)
         return plan_from_order(noise_order(near_first, tokens), tokens, self.ratio, self.count)
 
 
-def rank_by_distance(name: str, tokens: Tokens, draw: Draw, centres: int, shape: Shape) -> Tensor:
+def rank_by_distance(name: str, tokens: Tokens, rng: Rng, centres: int, shape: Shape) -> Tensor:
     """(B, N) rank of every token by its distance to the nearest of ``centres`` random valid ones: 0 is the nearest.
 
     Ties are broken at random.
     """
     device = tokens.values.device
-    seat = draw.rand(f"mask/{name}/centre", *(() if centres == 1 else (centres,))).to(device).view(-1, centres)
+    seat = rng.uniform(f"mask/{name}/centre", *(() if centres == 1 else (centres,))).to(device).view(-1, centres)
     among = tokens.count if tokens.valid is None else tokens.valid.sum(1, keepdim=True)
     index = (seat * among).long()
     if tokens.valid is not None:  # the seat-th VALID token
@@ -70,7 +70,7 @@ def rank_by_distance(name: str, tokens: Tokens, draw: Draw, centres: int, shape:
     centre = coords.gather(1, index[..., None].expand(-1, -1, coords.shape[-1]))
     difference = coords[:, :, None] - centre[:, None]  # (B, N, centres, A)
     distance = difference.abs().amax(-1) if shape == "square" else difference.square().sum(-1)
-    ties = draw.rand(f"mask/{name}/ties", tokens.count).to(device)
+    ties = rng.uniform(f"mask/{name}/ties", tokens.count).to(device)
     # Coordinates may be of any size, so nothing is added to the distance: at random first, then by distance.
     order = ties.argsort(1)
     order = order.gather(1, distance.amin(-1).gather(1, order).argsort(stable=True, dim=1))

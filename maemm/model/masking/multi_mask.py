@@ -10,10 +10,10 @@ from torch import Tensor
 
 from maemm.contract import Masking, Plan, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 
-class Several(Masking):
+class MultiMask(Masking):
     """Draw ``masks_per_sample`` plans of another masking for every sample (data2vec 2.0, section 3.2).
 
     The rows of the plan are the first plan of all samples, then the second, and so on.
@@ -32,8 +32,8 @@ class Several(Masking):
         self.masking: Masking = make("maskings", masking, where="masking.masking")
         self.guide = self.masking.guide
 
-    def __call__(self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
-        drawn = [self.masking(tokens, draw.under("several", k), guides) for k in range(self.masks_per_sample)]
+    def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
+        drawn = [self.masking(tokens, rng.fold_in("several", k), guides) for k in range(self.masks_per_sample)]
         return {name: _joined([plans[name] for plans in drawn], one.batch) for name, one in tokens.items()}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from maemm.contract import Masking, Plan, Tokens
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 
 class Each(Masking):
@@ -15,8 +15,8 @@ class Each(Masking):
         self.maskings = maskings
         self.guide = next((m.guide for m in maskings.values() if m.guide), None)
 
-    def __call__(self, tokens: dict[str, Tokens], draw: Draw, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
+    def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
         plans: dict[str, Plan] = {}
         for name, one in tokens.items():
-            plans |= self.maskings[name]({name: one}, draw, guides)
+            plans |= self.maskings[name]({name: one}, rng, guides)
         return plans

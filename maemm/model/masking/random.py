@@ -6,7 +6,7 @@ from torch import Tensor
 
 from maemm.contract import OneMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_order
 
 
@@ -25,18 +25,18 @@ class Random(OneMasking):
             raise MaemmError(f"mask_block {mask_block} must be at least 1 (masking.mask_block)")
         self.ratio, self.mask_block, self.count = ratio, mask_block, count
 
-    def plan(self, name: str, tokens: Tokens, draw: Draw) -> Plan:
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         if self.mask_block == 1:
-            noise = draw.rand(f"mask/{name}", tokens.count).to(tokens.values.device)
+            noise = rng.uniform(f"mask/{name}", tokens.count).to(tokens.values.device)
         else:
-            noise = self._block_noise(name, tokens, draw)
+            noise = self._block_noise(name, tokens, rng)
         return plan_from_order(noise_order(noise, tokens), tokens, self.ratio, self.count)
 
-    def _block_noise(self, name: str, tokens: Tokens, draw: Draw) -> Tensor:
+    def _block_noise(self, name: str, tokens: Tokens, rng: Rng) -> Tensor:
         k = self.mask_block
         if tokens.grid is None or any(n % k for n in tokens.grid):
             raise MaemmError(f"grid {tokens.grid} is not a multiple of mask_block {k} (modalities.{name}.masking)")
-        noise = draw.rand(f"mask/{name}", *(n // k for n in tokens.grid)).to(tokens.values.device)
+        noise = rng.uniform(f"mask/{name}", *(n // k for n in tokens.grid)).to(tokens.values.device)
         for axis in range(1, noise.ndim):
             noise = noise.repeat_interleave(k, dim=axis)
         return noise.flatten(1)  # equal inside a block; the stable sort keeps whole blocks together

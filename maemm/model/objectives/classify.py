@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from maemm.contract import Objective, Output, Plan, Prepared, Term
+from maemm.contract import Objective, Output, Plan, Preprocessed, Term
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.labels import known, multi_hot
 from maemm.model.metrics import mean_average_precision
 from maemm.model.objectives.mixing import Mixing, erase, mixed_before
@@ -69,21 +69,21 @@ class Classify(Objective):
 
     # ---- before the forward pass
     def batch(
-        self, prepared: dict[str, Prepared], labels: Tensor | None, draw: Draw, model: nn.Module
-    ) -> tuple[dict[str, Prepared], Tensor | None]:
+        self, preprocessed: dict[str, Preprocessed], labels: Tensor | None, rng: Rng, model: nn.Module
+    ) -> tuple[dict[str, Preprocessed], Tensor | None]:
         """Erase and mix. Partners are from the same micro-batch. Raises :class:`MaemmError` for missing labels."""
         if model.head is None:
             raise MaemmError("the recipe has no head to classify with (head); add head: {type: linear, classes: N}")
         self._check_weights(model.head.classes)
         _check_labels(labels, model.head.classes, self.loss)
         if self.erase:
-            prepared = {name: erase(name, one, draw, self.erase) for name, one in prepared.items()}
-        before = any("mix_share" in one.info for one in prepared.values())
+            preprocessed = {name: erase(name, one, rng, self.erase) for name, one in preprocessed.items()}
+        before = any("mix_share" in one.info for one in preprocessed.values())
         if self.loss == "softmax" and self.mixing is None and not before:
-            return prepared, labels  # the loss smooths
+            return preprocessed, labels  # the loss smooths
         soft = self._smooth(multi_hot(labels, model.head.classes))
-        soft = mixed_before(prepared, soft)
-        return (prepared, soft) if self.mixing is None else self.mixing(prepared, soft, draw)
+        soft = mixed_before(preprocessed, soft)
+        return (preprocessed, soft) if self.mixing is None else self.mixing(preprocessed, soft, rng)
 
     def _check_weights(self, classes: int) -> None:
         if self.class_weights is not None and len(self.class_weights) != classes:
@@ -139,7 +139,7 @@ class Classify(Objective):
         said = logits.float().sigmoid() if self.loss == "sigmoid" else logits.float().softmax(1)
         return {"said": said, "labels": out.labels}
 
-    def figures(self, answers: dict[str, Tensor]) -> dict[str, float]:
+    def metrics(self, answers: dict[str, Tensor]) -> dict[str, float]:
         """accuracy, or mAP where samples may have several labels."""
         said, labels = answers["said"], answers["labels"]
         if self.loss == "sigmoid":

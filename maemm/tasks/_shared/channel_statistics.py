@@ -26,7 +26,7 @@ def _moment(values: np.ndarray) -> Moment:
     return values.size, mean, float(np.square(values - mean).sum()), float(values.min()), float(values.max())
 
 
-class Spread:
+class ChannelStatistics:
     """Sums up the moments of many samples. Every sum is exact (``math.fsum``), hence the same in any order."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ from maemm.tasks._shared.tables import Choice
 from maemm.ui.text import aligned
 
 FEW_CLASSES = 20  # so many still fit on a screen
-_OPTIONS = {"strength": "C", "base_lr": "base learning rate"}  # what people call what is chosen
+_OPTIONS = {"l2_c": "C", "base_lr": "base learning rate"}  # what people call what is chosen
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Cell:
     choices: list[Choice] = field(default_factory=list)  # in the order of the values: by seed, then by fold
 
     @property
-    def figure(self) -> str:
+    def metric(self) -> str:
         """What is measured."""
         return "mAP" if self.asked else "accuracy"
 
@@ -42,7 +42,7 @@ class Cell:
         return float(np.mean(self.values))
 
     @property
-    def spread(self) -> float | None:
+    def std(self) -> float | None:
         """Standard deviation over seeds (of their means over folds); over folds where there is one seed."""
         means = [np.mean(one) for one in self.values] if len(self.values) > 1 else self.values[0]
         return float(np.std(means, ddof=1)) if len(means) > 1 else None
@@ -92,8 +92,8 @@ class Cell:
         return {"chosen": {self.choices[0].option: [values[i : i + folds] for i in range(0, len(values), folds)]}}
 
     def __str__(self) -> str:
-        spread = "" if self.spread is None else f" ± {self.spread:.3f}"
-        return f"{self.mean:.3f}{spread}"
+        std = "" if self.std is None else f" ± {self.std:.3f}"
+        return f"{self.mean:.3f}{std}"
 
 
 def per_class(confusion: np.ndarray, classes: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ class Comparison:
             if found.content:
                 self.warnings.append(str(found))
         labels = asked.labels[asked.has_label]
-        if len(labels) and not asked.several:
+        if len(labels) and not asked.multilabel:
             self.data["majority"] = round(float(np.bincount(labels).max() / len(labels)), 4)
 
     # ------------------------------------------------------------------------------------------ for people
@@ -159,14 +159,14 @@ class Comparison:
         heads = [
             name if shots == "all" and len(self.shots) == 1 else f"{name}, {_labels(shots)}" for name, shots in columns
         ]
-        several = any(one.asked for one in self.cells)
+        multilabel = any(one.asked for one in self.cells)
         rows = {}
         for one in self.cells:
             rows.setdefault(one.features, {})[one.protocol, one.shots] = str(one)
         if "majority" in self.data:
             rows = {"largest class": dict.fromkeys(columns, f"{self.data['majority']:.3f}"), **rows}
         body = [[name, *(some.get(column, "") for column in columns)] for name, some in rows.items()]
-        table = aligned([["features, mAP" if several else "features", *heads], *body])
+        table = aligned([["features, mAP" if multilabel else "features", *heads], *body])
         chosen = [one.chosen() for one in self.cells if one.choices]
         told = ["", "Chosen inside the training part:", *(f"  {one}" for one in chosen)] if chosen else []
         return "\n".join([*table, *told, "", self._about()])
@@ -180,7 +180,7 @@ class Comparison:
         if self.folds:
             how.append(f"{self.folds} folds")
         how.append(f"{self.seeds} seed{'s' if self.seeds > 1 else ''}")
-        if any(one.spread is not None for one in self.cells):
+        if any(one.std is not None for one in self.cells):
             how.append(f"± standard deviation over {'seeds' if self.seeds > 1 else 'folds'}")
         skipped = known["skipped"] + known.get("test_skipped", 0)
         if skipped:
@@ -201,8 +201,8 @@ class Comparison:
                 "features": one.features,
                 "protocol": one.protocol,
                 "shots": one.shots,
-                one.figure: one.mean,
-                "spread": one.spread,
+                one.metric: one.mean,
+                "std": one.std,
                 "values": one.values,
                 **one._chosen(),
                 "per_class": one.per_class,

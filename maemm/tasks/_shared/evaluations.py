@@ -50,11 +50,11 @@ def _cells(results: list[dict[str, Any]]) -> list[list[str]]:
     columns = list(dict.fromkeys((one["protocol"], one["shots"]) for one in results))
     found: dict[str, dict[tuple[str, str], str]] = {}
     for one in results:
-        figure = "mAP" if "mAP" in one else "accuracy"
-        spread = "" if one.get("spread") is None else f" ± {one['spread']:.3f}"
-        found.setdefault(one["features"], {})[one["protocol"], one["shots"]] = f"{one[figure]:.3f}{spread}"
-    figure = "mAP" if "mAP" in results[0] else "accuracy"
-    head = [figure, *(f"{protocol}, {shots} labels" for protocol, shots in columns)]
+        metric = "mAP" if "mAP" in one else "accuracy"
+        std = "" if one.get("std") is None else f" ± {one['std']:.3f}"
+        found.setdefault(one["features"], {})[one["protocol"], one["shots"]] = f"{one[metric]:.3f}{std}"
+    metric = "mAP" if "mAP" in results[0] else "accuracy"
+    head = [metric, *(f"{protocol}, {shots} labels" for protocol, shots in columns)]
     return [head, *([name, *(some.get(one, "") for one in columns)] for name, some in found.items())]
 
 

@@ -135,13 +135,13 @@ def _parquet(path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | 
     """A row per sample; features are lists of fixed length, tokens one after the other (shape in the metadata)."""
     pa, pq = _pyarrow()
     columns: dict[str, Any] = {"id": pa.array(arrays["ids"].tolist(), pa.string())}
-    several = arrays["labels"].ndim == 2
-    if several:
+    multilabel = arrays["labels"].ndim == 2
+    if multilabel:
         rows = [None if row[0] < 0 else np.flatnonzero(row).tolist() for row in arrays["labels"]]
         columns["labels"] = pa.array(rows, pa.list_(pa.int64()))
     else:
         columns["label"] = pa.array(arrays["labels"], mask=arrays["labels"] < 0)
-    if classes is not None and not several:
+    if classes is not None and not multilabel:
         columns["class"] = pa.array([classes[i] if 0 <= i < len(classes) else None for i in arrays["labels"]])
     shapes = {}
     for name, value in arrays.items():

@@ -16,20 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maemm.contract import Modality, Prepared, Source
+from maemm.contract import Modality, Preprocessed, Source
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample
 from maemm.data.labels import known, multi_hot
 from maemm.data.loader import Batch
 from maemm.data.shots import has_label
 from maemm.data.single_pass import Progress, each
-from maemm.data.tta import Viewed
+from maemm.data.tta import TtaModality
 from maemm.model.build import build_modalities
 from maemm.model.model import Model
 
 NOT_FINITE = "features are not finite"
 LOST = ""  # key of a batch of which nothing could be read
-Embed = Callable[[Model, dict[str, Prepared]], dict[str, Tensor]]
+Embed = Callable[[Model, dict[str, Preprocessed]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Features:
     def __len__(self) -> int:
         return len(self.x)
 
-    def take(self, rows: np.ndarray | Sequence[int]) -> Features:
+    def select(self, rows: np.ndarray | Sequence[int]) -> Features:
         """The samples ``rows`` (indices or a bool per sample), in that order."""
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
@@ -58,7 +58,7 @@ class Features:
         return replace(self, x=self.x[rows], labels=self.labels[rows], ids=[self.ids[row] for row in rows], **some)
 
     @property
-    def several(self) -> bool:
+    def multilabel(self) -> bool:
         """Whether samples may have several labels."""
         return self.labels.ndim == 2
 
@@ -71,7 +71,7 @@ class Features:
     def labelled(self) -> Features:
         """Only the samples that have a label."""
         known = self.has_label
-        return self if known.all() else self.take(known)
+        return self if known.all() else self.select(known)
 
 
 def features(
@@ -85,18 +85,20 @@ def features(
     layers: Iterable[int] | None = None,
     tokens: bool = False,
     embed: Embed | None = None,
-    views: int = 1,
+    tta_views: int = 1,
     on_progress: Progress | None = None,
 ) -> dict[str, Features]:
     """{modality: features of all samples of ``source``}, nothing hidden; see :meth:`Model.embed` for the choices.
 
     The model works where its weights are, in eval mode. ``embed`` replaces :meth:`Model.embed` by another function of
-    the model and a prepared batch, which with ``views`` holds that many neighbouring rows of each sample; it gives one
+    the model and a preprocessed batch, with ``tta_views`` neighbouring rows of each sample; it gives one
     row for each sample. ``on_progress(done, all)`` counts samples. Raises :class:`MaemmError` where no
     sample can be read, or none has finite features.
     """
     embed = embed or embedder(pool, norm, layers, tokens)
-    found = join(pieces(model, source, embed, batch=batch, workers=workers, views=views, on_progress=on_progress))
+    found = join(
+        pieces(model, source, embed, batch=batch, workers=workers, tta_views=tta_views, on_progress=on_progress)
+    )
     for one in found.values():
         check_any(one, len(source))
     if not found:
@@ -126,7 +128,7 @@ def contents(model: Model, source: Source, *, workers: int = 0, on_progress: Pro
     return Features(np.zeros((len(ids), 0), np.float32), np.full(len(ids), -1), ids, [], np.concatenate(digests))
 
 
-def raw_values(model: Model, batch: dict[str, Prepared]) -> dict[str, Tensor]:
+def raw_values(model: Model, batch: dict[str, Preprocessed]) -> dict[str, Tensor]:
     """The baseline of every representation: the numbers that the model sees, as one vector for each sample.
 
     Raises :class:`MaemmError` where samples have no vector of one length, as with padding.
@@ -145,17 +147,17 @@ def pieces(
     *,
     batch: int = 64,
     workers: int = 0,
-    views: int = 1,
+    tta_views: int = 1,
     on_progress: Progress | None = None,
 ) -> Iterator[dict[str, Features]]:
     """Features batch by batch, in the order of the source; :func:`join` puts them together."""
     parts: dict[str, Any] = build_modalities(model.recipe) if workers else dict(model.modalities)
-    if views > 1:
-        parts = {name: Viewed(one, views) for name, one in parts.items()}
+    if tta_views > 1:
+        parts = {name: TtaModality(one, tta_views) for name, one in parts.items()}
     loaded = each(
         source,
         {name: _Digested(one) for name, one in parts.items()},
-        batch=max(1, batch // views),
+        batch=max(1, batch // tta_views),
         workers=workers,
         on_progress=on_progress,
     )
@@ -171,12 +173,12 @@ def _piece(model: Model, batch: Batch, embed: Embed, classes: tuple[str, ...] | 
         empty = Features(np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [], batch.bad, np.zeros(0, np.int64))
         return {LOST: empty}
     digests = _joint([one["digest"] for one in batch.raw.values()])
-    prepared = model.prepare({name: one["raw"] for name, one in batch.raw.items()}, None)
+    preprocessed = model.preprocess({name: one["raw"] for name, one in batch.raw.items()}, None)
     labels = _labels(batch, classes)
     found = {}
-    for name, values in embed(model, prepared).items():
+    for name, values in embed(model, preprocessed).items():
         x = values.float().cpu().numpy()
-        valid = _valid_tokens(model, name, prepared) if x.ndim == 3 else None
+        valid = _valid_tokens(model, name, preprocessed) if x.ndim == 3 else None
         found[name] = Features(x, labels, list(batch.ids), list(batch.bad), digests, classes, valid)
     return _finite(found, batch.rows)
 
@@ -191,9 +193,9 @@ def _labels(batch: Batch, classes: tuple[str, ...] | None) -> np.ndarray:
     return torch.where(known(labels)[:, None], hot, -1).to(torch.int8).numpy()
 
 
-def _valid_tokens(model: Model, name: str, prepared: dict[str, Prepared]) -> np.ndarray | None:
+def _valid_tokens(model: Model, name: str, preprocessed: dict[str, Preprocessed]) -> np.ndarray | None:
     """(B, N) bool, valid tokens first as :meth:`Model.embed` orders them; None: all are."""
-    tokens = model.modalities[name].tokenize(prepared[name])
+    tokens = model.modalities[name].tokenize(preprocessed[name])
     if tokens.valid is None:
         return None
     return (tokens.everything() < tokens.valid.sum(1, keepdim=True)).cpu().numpy()
@@ -206,7 +208,7 @@ def _finite(found: dict[str, Features], rows: list[int]) -> dict[str, Features]:
         return found
     ids = next(iter(found.values())).ids
     bad = [BadSample(rows[i], ids[i], NOT_FINITE) for i in np.flatnonzero(~good)]
-    return {name: replace(one.take(good), skipped=one.skipped + bad) for name, one in found.items()}
+    return {name: replace(one.select(good), skipped=one.skipped + bad) for name, one in found.items()}
 
 
 def join(found: Iterable[Mapping[str, Features]]) -> dict[str, Features]:
@@ -292,8 +294,8 @@ class _Digested:
     def __init__(self, inner: Modality):
         self.inner = inner
 
-    def load(self, raw: Any, draw: Any) -> tuple[dict[str, Any], int]:
-        loaded = self.inner.load(raw, draw)
+    def load(self, raw: Any, rng: Any) -> tuple[dict[str, Any], int]:
+        loaded = self.inner.load(raw, rng)
         return loaded, digest(loaded)
 
     def collate(self, samples: list[tuple[dict[str, Any], int]]) -> dict[str, Any]:

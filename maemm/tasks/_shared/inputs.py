@@ -15,10 +15,10 @@ import torch
 from maemm import registry
 from maemm.config.messages import validate
 from maemm.config.options import check
-from maemm.config.schema import DataConfig, known_of
+from maemm.config.schema import DataConfig, key_types
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.model import Model
 from maemm.tasks._shared.features import digest
 from maemm.tasks._shared.stream import Alone
@@ -95,7 +95,7 @@ def data_config(recipe: Mapping[str, Any], data: Data = None, **options: Any) ->
     if data is not None or any(options.get(key) for key in ("list", "source")):
         values["mix"] = None
     values |= {"classes": None, "validation": None, **options}
-    found, wrong = validate(DataConfig.model_validate_json, values, "data", known_of(DataConfig))
+    found, wrong = validate(DataConfig.model_validate_json, values, "data", key_types(DataConfig))
     if wrong:
         raise MaemmError("\n".join(wrong))
     return found.model_dump()
@@ -126,9 +126,9 @@ def data_stamp(source: Source, *places: str | os.PathLike | None) -> str:
     for place in places:
         if place is not None and not told:
             _feed(found, os.fspath(place))
-    for index in spread(len(source), _PROBED):
+    for index in evenly_spaced(len(source), _PROBED):
         try:
-            sample = source.read(index, Draw(("stamp", index)))
+            sample = source.read(index, Rng(("stamp", index)))
             found.update(f"{sample.id}:{sample.label}:{digest(sample.raw)}".encode())
         except MemoryError:
             raise
@@ -137,7 +137,7 @@ def data_stamp(source: Source, *places: str | os.PathLike | None) -> str:
     return found.hexdigest()
 
 
-def spread(total: int, count: int) -> list[int]:
+def evenly_spaced(total: int, count: int) -> list[int]:
     """``count`` numbers below ``total``, evenly spread."""
     return sorted({i * total // count for i in range(count)}) if total else []
 

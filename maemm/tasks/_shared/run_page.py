@@ -12,7 +12,7 @@ from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.evaluations import evaluations
 from maemm.tasks._shared.run_files import Run, read_run
 from maemm.ui.charts import Line, charts
-from maemm.ui.interactive import view_beside
+from maemm.ui.interactive import interactive_beside
 from maemm.ui.page import document, picture_figure, write_html
 
 _EARLIER = 5  # pictures of earlier steps that the page shows besides the last one
@@ -29,10 +29,10 @@ def write_page(run_folder: str | Path) -> Path:
         raise MaemmError(f"there is no run folder {folder}; give the folder that pretrain wrote (out=...)")
     run = read_run(folder)
     lead = f"Recipe {name_of(run)}. Everything in this page comes from the files beside it."
-    several = not run.rows and bool(
+    multiple = not run.rows and bool(
         evaluations(folder)
     )  # a folder of runs, to be continued by the command that made it
-    parts = [section(run)] if several else [section(run), commands(run)]
+    parts = [section(run)] if multiple else [section(run), commands(run)]
     return write_html(folder / "report.html", document(run_title(run), lead, parts))
 
 
@@ -147,7 +147,7 @@ def _pictures(run: Run) -> str:
         "Input, what the encoder sees, and what the model makes of it. A column says when it uses the true mean and "
         "spread of hidden patches, which a model that predicts normalised patches does not know."
     )
-    last = view_beside(run.pictures[-1]) + picture_figure(run.pictures[-1], caption)
+    last = interactive_beside(run.pictures[-1]) + picture_figure(run.pictures[-1], caption)
     earlier = _spread(run.pictures[:-1], _EARLIER)
     if not earlier:
         return f"<h3>What it sees and says</h3>{last}"

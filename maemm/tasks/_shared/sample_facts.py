@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maemm.contract import Label, Modality, Prepared, Source
-from maemm.contract.rng import Draw
+from maemm.contract import Label, Modality, Preprocessed, Source
+from maemm.contract.rng import Rng
 from maemm.data.bad_samples import printable, reason_of
 from maemm.data.loader import name_of
 from maemm.tasks._shared.channel_statistics import moments
@@ -50,7 +50,7 @@ class Looker:
             return {"id": name_of(self.source, index), "bad": reason_of(error)}
 
     def _seen(self, index: int) -> Row:
-        sample = self.source.read(index, Draw((self.seed, 0, index, 0)))
+        sample = self.source.read(index, Rng((self.seed, 0, index, 0)))
         state, of = hashlib.blake2b(digest_size=16), {}
         for name, modality in self.modalities.items():
             if name not in sample.raw:
@@ -63,7 +63,7 @@ class Looker:
             of[name] = {
                 "facts": _plain(modality.describe(raw)),
                 "loaded": shapes(loaded),
-                **_prepared(modality, loaded),
+                **_preprocessed(modality, loaded),
             }
         return {"id": printable(sample.id), "label": _plain_label(sample.label), "digest": state.hexdigest(), "of": of}
 
@@ -78,29 +78,29 @@ class _Lost(Exception):
     """A sample that cost a worker."""
 
 
-def _prepared(modality: Modality, loaded: dict[str, Any]) -> Row:
+def _preprocessed(modality: Modality, loaded: dict[str, Any]) -> Row:
     """Number of tokens and the moments of the channels, as the model sees the sample without augmentation."""
-    prepared = modality.prepare(modality.collate([loaded]), None)
-    wrong = not_finite(prepared)
+    preprocessed = modality.preprocess(modality.collate([loaded]), None)
+    wrong = not_finite(preprocessed)
     if wrong:
-        raise ValueError(f"{wrong:,} of {prepared.x.numel():,} values are not finite numbers")
-    tokens = modality.tokenize(prepared)
+        raise ValueError(f"{wrong:,} of {preprocessed.x.numel():,} values are not finite numbers")
+    tokens = modality.tokenize(preprocessed)
     count = tokens.count if tokens.valid is None else int(tokens.valid.sum())
-    values = modality.by_channel(prepared)
+    values = modality.by_channel(preprocessed)
     return {"tokens": count, "moments": None if values is None else moments(values)}
 
 
-def not_finite(prepared: Prepared) -> int:
+def not_finite(preprocessed: Preprocessed) -> int:
     """How many values are NaN or infinite, padding aside."""
-    wrong = ~torch.isfinite(prepared.x)
+    wrong = ~torch.isfinite(preprocessed.x)
     if not wrong.any():
         return 0
-    return int((wrong & element_valid(prepared)).sum())
+    return int((wrong & element_valid(preprocessed)).sum())
 
 
-def element_valid(prepared: Prepared) -> Tensor:
+def element_valid(preprocessed: Preprocessed) -> Tensor:
     """``valid`` as (B, ...) of the shape of ``x``, whether it leaves out channels behind the batch or at the end."""
-    x, valid = prepared.x, prepared.valid
+    x, valid = preprocessed.x, preprocessed.valid
     if valid is None:
         return torch.ones_like(x, dtype=torch.bool)
     if valid.shape != x.shape[: valid.ndim] and valid.shape[1:] == x.shape[2 : 1 + valid.ndim]:

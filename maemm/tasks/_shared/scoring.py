@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maemm.contract import Plan, Planned, Source
+from maemm.contract import ModalityInput, Plan, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample
 from maemm.data.loader import Batch
 from maemm.data.single_pass import Progress, each
@@ -49,18 +49,18 @@ class Scores:
         return np.argsort(-self.samples, kind="stable")[:count]
 
 
-class EachDraw(Draw):
+class PerSampleRng(Rng):
     """Numbers for the rows of a batch of which each has a key of its own, so that neighbours change nothing."""
 
     def __init__(self, keys: Sequence[tuple[int | str, ...]], common: tuple[int | str, ...]):
         super().__init__(common, range(len(keys)), len(keys))
         object.__setattr__(self, "keys", tuple(keys))
 
-    def rand(self, purpose: str, *shape: int) -> Tensor:
-        return torch.cat([Draw(key).rand(purpose, *shape) for key in self.keys])
+    def uniform(self, purpose: str, *shape: int) -> Tensor:
+        return torch.cat([Rng(key).uniform(purpose, *shape) for key in self.keys])
 
-    def under(self, *more: int | str) -> EachDraw:
-        return EachDraw([(*key, *more) for key in self.keys], (*self.key, *more))
+    def fold_in(self, *more: int | str) -> PerSampleRng:
+        return PerSampleRng([(*key, *more) for key in self.keys], (*self.key, *more))
 
 
 def score_samples(
@@ -105,11 +105,11 @@ class _Piece:
 
 
 def _piece(model: Model, batch: Batch, plans: int, seed: int) -> _Piece:
-    prepared = model.prepare(batch.raw, None)
+    preprocessed = model.preprocess(batch.raw, None)
     sums: dict[str, _Sums] = {}
     for number in range(plans * (1 + MORE)):
         keys = [(seed, "score", index, number) for index in batch.rows]
-        inputs = model.plan(prepared, EachDraw(keys, (seed, "score", number)))
+        inputs = model.plan(preprocessed, PerSampleRng(keys, (seed, "score", number)))
         if not sums:
             sums = {name: _Sums(one) for name, one in inputs.items()}
         if number >= plans:
@@ -123,19 +123,19 @@ def _piece(model: Model, batch: Batch, plans: int, seed: int) -> _Piece:
     return _Piece(batch, {name: one.mean() for name, one in sums.items()})
 
 
-def _only(planned: Planned, samples: Tensor) -> Planned:
+def _only(planned: ModalityInput, samples: Tensor) -> ModalityInput:
     """The plans of some of the samples: (B,) bool."""
     plan = planned.plan
     rows = torch.arange(len(plan.visible), device=samples.device) if plan.rows is None else plan.rows
     taken = samples[rows]
     cut = {name: None if value is None else value[taken] for name, value in vars(plan).items() if name != "rows"}
-    return Planned(planned.tokens, Plan(**cut, rows=rows[taken]), planned.prepared)
+    return ModalityInput(planned.tokens, Plan(**cut, rows=rows[taken]), planned.preprocessed)
 
 
 class _Sums:
     """Errors of the tokens of one batch, added up over plans."""
 
-    def __init__(self, planned: Planned):
+    def __init__(self, planned: ModalityInput):
         tokens = planned.tokens
         self.sum = torch.zeros(tokens.batch, tokens.count, dtype=torch.float64, device=tokens.values.device)
         self.weight = torch.zeros_like(self.sum)

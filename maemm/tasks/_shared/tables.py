@@ -24,17 +24,17 @@ class Table:
     valid: np.ndarray | None = None  # (n, N) bool, where samples differ in their number of tokens
 
     @property
-    def several(self) -> bool:
+    def multilabel(self) -> bool:
         """Whether samples may have several labels."""
         return self.y.ndim == 2
 
-    def figure(self, scores: np.ndarray) -> float:
+    def metric(self, scores: np.ndarray) -> float:
         """Accuracy of scores (n, classes), or mAP where samples may have several labels."""
-        if self.several:
+        if self.multilabel:
             return mean_average_precision(scores, self.y)
         return float((scores.argmax(1) == self.y).mean())
 
-    def take(self, rows: np.ndarray) -> Table:
+    def select(self, rows: np.ndarray) -> Table:
         """The samples ``rows``: indices, or a bool for each."""
         return Table(self.x[rows], self.y[rows], self.classes, None if self.valid is None else self.valid[rows])
 
@@ -68,38 +68,38 @@ def tables(train: Features, test: Features, *, scale: bool = True) -> tuple[Tabl
     )
 
 
-def held_out(train: Table, seed: int, share: float = 0.1) -> np.ndarray:
+def held_out(train: Table, seed: int, fraction: float = 0.1) -> np.ndarray:
     """(n,) bool: a part of ``train`` to choose with; every class keeps a sample on either side where it has two."""
     drawn, held = np.random.default_rng(seed), np.zeros(len(train.y), bool)
-    if train.several:
-        held[drawn.permutation(len(held))[: max(1, round(len(held) * share))]] = True
+    if train.multilabel:
+        held[drawn.permutation(len(held))[: max(1, round(len(held) * fraction))]] = True
         return held
     for label in np.unique(train.y):
         rows = drawn.permutation(np.flatnonzero(train.y == label))
-        held[rows[: max(round(len(rows) * share), 1 if len(rows) > 1 else 0)]] = True
+        held[rows[: max(round(len(rows) * fraction), 1 if len(rows) > 1 else 0)]] = True
     return held
 
 
 def count_classes(train: Features) -> int:
     """How many outputs a classifier of these labels needs."""
-    return train.labels.shape[1] if train.several else max(len(train.classes or ()), int(train.labels.max()) + 1)
+    return train.labels.shape[1] if train.multilabel else max(len(train.classes or ()), int(train.labels.max()) + 1)
 
 
 def alike(train: Features, test: Features) -> tuple[Features, Features]:
     """Where samples of either side may have several labels, both as tables of 0 and 1 with columns for all classes."""
-    if not (train.several or test.several):
+    if not (train.multilabel or test.multilabel):
         return train, test
-    train = as_several(train)
-    return train, as_several(test, train.labels.shape[1] if train.classes is None else 0)
+    train = as_multilabel(train)
+    return train, as_multilabel(test, train.labels.shape[1] if train.classes is None else 0)
 
 
-def as_several(one: Features, least: int = 0) -> Features:
+def as_multilabel(one: Features, least: int = 0) -> Features:
     """The same with labels (n, classes) of 0 and 1, ``least`` classes or more."""
     known = one.has_label
-    own = one.labels.shape[1] if one.several else int(one.labels.max(initial=0)) + 1
+    own = one.labels.shape[1] if one.multilabel else int(one.labels.max(initial=0)) + 1
     width = max(len(one.classes or ()), own, least)
     table = np.zeros((len(one), width), np.int8)
-    if one.several:
+    if one.multilabel:
         table[:, : one.labels.shape[1]] = one.labels
     else:
         table[np.flatnonzero(known), one.labels[known]] = 1
@@ -121,7 +121,7 @@ def match_classes(train: Features, test: Features) -> Features:
             "both names, or both numbers"
         )
     number = {name: i for i, name in enumerate(train.classes)}
-    found = np.flatnonzero((test.labels > 0).any(0)) if test.several else np.unique(test.labels[test.labels >= 0])
+    found = np.flatnonzero((test.labels > 0).any(0)) if test.multilabel else np.unique(test.labels[test.labels >= 0])
     met = [test.classes[i] for i in found]
     unknown = [name for name in met if name not in number]
     if unknown:
@@ -129,7 +129,7 @@ def match_classes(train: Features, test: Features) -> Features:
             f"the test part has {len(unknown)} classes that the training part does not know ({_some(unknown)}; known: "
             f"{_some(list(number))}); give data with the same class names"
         )
-    if test.several:
+    if test.multilabel:
         labels = np.zeros((len(test), len(train.classes)), np.int8)
         labels[:, [number[name] for name in met]] = test.labels[:, found]
         labels[~test.has_label] = -1
@@ -156,7 +156,7 @@ def check_task(train: Features, test: Features) -> None:
         raise MaemmError(
             f"training features are {train.x.shape[-1]} wide, test features {test.x.shape[-1]}; embed both the same way"
         )
-    if train.several:
+    if train.multilabel:
         _check_several(train, test)
         return
     met = np.unique(train.labels)

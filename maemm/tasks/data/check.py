@@ -36,7 +36,7 @@ class Checked:
         first = f"{self.opened.title}: {found.samples:,} samples, {found.broken:,} broken"
         first += f", {len(found.same):,} repeated (list: {self.path})"
         lines = [first, *found.lines(), *_no_classes(self.opened)]
-        if any(len(seen.spread) and _has_options(self.opened, name) for name, seen in found.modalities.items()):
+        if any(len(seen.statistics) and _has_options(self.opened, name) for name, seen in found.modalities.items()):
             lines += ["to normalise with these figures, in the recipe:", *self.yaml()]
         return "\n".join(lines)
 
@@ -45,8 +45,8 @@ class Checked:
         lines = ["modalities:"]
         for name, seen in self.findings.modalities.items():
             sign = "" if _has_options(self.opened, name) else "# "
-            figures = {"mean": seen.spread.mean, "std": seen.spread.std}
-            if not len(seen.spread):
+            figures = {"mean": seen.statistics.mean, "std": seen.statistics.std}
+            if not len(seen.statistics):
                 lines += [f"  {name}: {{}}  # nothing to normalise"]
                 continue
             lines += [f"  {name}:" if not sign else f"  {name}: {{}}  # has no options mean and std"]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from maemm.tasks._shared.channel_statistics import Spread
+from maemm.tasks._shared.channel_statistics import ChannelStatistics
 from maemm.tasks._shared.sample_facts import Row
 from maemm.ui.text import number
 
@@ -26,14 +26,14 @@ class Seen:
     facts: dict[str, Counter] = field(default_factory=dict)  # of what the source read
     loaded: Counter = field(default_factory=Counter)  # arrays that the model's side gets
     tokens: Counter = field(default_factory=Counter)
-    spread: Spread = field(default_factory=Spread)
+    statistics: ChannelStatistics = field(default_factory=ChannelStatistics)
 
     def add(self, row: Row) -> None:
         for name, value in row["facts"].items():
             self.facts.setdefault(name, Counter())[value] += 1
         self.loaded[", ".join(row["loaded"])] += 1
         self.tokens[row["tokens"]] += 1
-        self.spread.add(row["moments"] or ())
+        self.statistics.add(row["moments"] or ())
 
 
 @dataclass
@@ -152,9 +152,9 @@ class Findings:
 def _described(seen: Seen) -> list[tuple[str, str]]:
     table = [(key, ranged(values)) for key, values in seen.facts.items()]
     table += [("loaded", listed(seen.loaded)), ("tokens", ranged(seen.tokens))]
-    if len(seen.spread):
-        table.append(("values", f"{number(min(seen.spread.low))}..{number(max(seen.spread.high))}"))
-        table += [("mean", numbers(seen.spread.mean)), ("std", numbers(seen.spread.std))]
+    if len(seen.statistics):
+        table.append(("values", f"{number(min(seen.statistics.low))}..{number(max(seen.statistics.high))}"))
+        table += [("mean", numbers(seen.statistics.mean)), ("std", numbers(seen.statistics.std))]
     return table
 
 
@@ -165,7 +165,12 @@ def _as_dict(seen: Seen) -> dict[str, Any]:
             facts[key] = {"low": min(values), "median": _median(values), "high": max(values)}
         else:
             facts[key] = dict(values.most_common(1000))
-    figures = {"mean": seen.spread.mean, "std": seen.spread.std, "low": seen.spread.low, "high": seen.spread.high}
+    figures = {
+        "mean": seen.statistics.mean,
+        "std": seen.statistics.std,
+        "low": seen.statistics.low,
+        "high": seen.statistics.high,
+    }
     clean = {key: [one if math.isfinite(one) else None for one in some] for key, some in figures.items()}
     return {"facts": facts, "loaded": dict(seen.loaded), "tokens": dict(sorted(seen.tokens.items())), **clean}
 

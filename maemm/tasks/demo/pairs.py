@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from maemm.contract import Modality, Source
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.single_pass import each
 from maemm.model.model import Model
 from maemm.tasks._shared.features import features
@@ -57,7 +57,7 @@ _STYLE = (
 
 
 def _said(one: Ranks) -> str:
-    shares = ", ".join(f"R@{k} {share:.2f} (chance {one.chance[k]:.2f})" for k, share in one.recall.items())
+    shares = ", ".join(f"R@{k} {fraction:.2f} (chance {one.chance[k]:.2f})" for k, fraction in one.recall.items())
     return f"{one.direction}: {shares}; median rank {one.median:g} of {one.samples}."
 
 
@@ -78,7 +78,7 @@ def _pictures(model: Model, source: Source, names: Sequence[str], wanted: set[st
         if not rows:
             continue
         inputs = model.plan(
-            model.prepare(batch.to(device).raw, None), Draw((0,), range(len(batch.ids)), len(batch.ids))
+            model.preprocess(batch.to(device).raw, None), Rng((0,), range(len(batch.ids)), len(batch.ids))
         )
         for name in names:
             tokens, modality = inputs[name].tokens, model.modalities[name]

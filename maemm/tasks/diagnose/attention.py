@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.model.model import Model
 
 
@@ -39,14 +39,14 @@ class AttentionOver:
         self.even = np.zeros(2)
         self.samples = 0
 
-    def add(self, prepared: Prepared) -> None:
+    def add(self, preprocessed: Preprocessed) -> None:
         """Runs the encoder on this modality alone, nothing hidden: a sequence then is [prefix, its tokens]."""
-        inputs = self.model.everything({self.name: prepared})
+        inputs = self.model.everything({self.name: preprocessed})
         one = inputs[self.name]
-        places = one.tokens.take_coords(one.plan.visible).float()  # (B, N, A)
+        places = one.tokens.gather_coords(one.plan.visible).float()  # (B, N, A)
         valid = one.plan.visible_valid
         with recording(self.model.encoder, lambda title, *seen: self._take(title, places, valid, *seen)):
-            self.model.encoder(inputs)
+            self.model.encoder(inputs, self.model.modalities)
         self._add_even(places, valid)
 
     def _take(self, title: str, places: Tensor, valid: Tensor | None, weights: Tensor, row: int) -> None:

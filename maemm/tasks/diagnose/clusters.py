@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from maemm.contract import Modality, Prepared, Tokens
+from maemm.contract import Modality, Preprocessed, Tokens
 from maemm.model.model import Model
 from maemm.tasks.diagnose.sphere import on_sphere
 from maemm.ui.picture_rows import Rows
@@ -30,9 +30,9 @@ class TokensOver:
     index: list[torch.Tensor] = field(default_factory=list)  # (1, n) their valid tokens
     same_places: bool = True  # token i of every sample stands at the same place
 
-    def add(self, prepared: Prepared) -> None:
+    def add(self, preprocessed: Preprocessed) -> None:
         """A batch of this modality."""
-        inputs, latents = self.model.encode({self.name: prepared})
+        inputs, latents = self.model.encode({self.name: preprocessed})
         one, x = inputs[self.name], latents.tokens[self.name].float().cpu().numpy()
         self.same_places &= one.tokens.coords.shape[0] == 1 and one.plan.visible_valid is None
         self.same_places &= not self.features or len(self.features[0]) == x.shape[1]
@@ -103,10 +103,12 @@ def _pictures(over: TokensOver, modality: Modality, labels: np.ndarray, shares: 
         if modality.untokenize(values, tokens) is None:
             return Rows(note="no pictures: this modality cannot be put together from its tokens")
         own = torch.from_numpy(labels[starts[number] : starts[number + 1]]).to(index.device)[None]
-        captions = [INPUT, *(f"cluster {k + 1}: {100 * share:.0f} %" for k, share in enumerate(shares))]
+        captions = [INPUT, *(f"cluster {k + 1}: {100 * fraction:.0f} %" for k, fraction in enumerate(shares))]
         for cluster, caption in enumerate(captions, start=-1):
             chosen = index if cluster < 0 else index[own == cluster][None]
-            columns.setdefault(caption, []).append(put_together(modality, tokens, (tokens.take(chosen), chosen, None)))
+            columns.setdefault(caption, []).append(
+                put_together(modality, tokens, (tokens.gather(chosen), chosen, None))
+            )
     return Rows({caption: _stacked(signals) for caption, signals in columns.items()})
 
 

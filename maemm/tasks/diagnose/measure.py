@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample
 from maemm.data.loader import Batch
 from maemm.data.single_pass import Progress, each
 from maemm.data.subset import Subset
 from maemm.model.build import build_modalities
-from maemm.model.model import Model, as_prepared
+from maemm.model.model import Model, as_preprocessed
 from maemm.tasks._shared.features import NOT_FINITE, evaluating
 from maemm.tasks.diagnose.attention import Attention, AttentionOver
 from maemm.tasks.diagnose.clusters import Clusters, TokensOver, clusters
@@ -83,22 +83,22 @@ class Measurement:
 
     def _add(self, networks: Mapping[str, Network], batch: Batch) -> None:
         with evaluating(self.model):
-            prepared = self.model.prepare(batch.raw, None, batch.present)
-            whole = {name: as_prepared(one) for name, one in prepared.items()}
+            preprocessed = self.model.preprocess(batch.raw, None, batch.present)
+            whole = {name: as_preprocessed(one) for name, one in preprocessed.items()}
             good = self._finite(whole, batch.rows, batch.ids)
         if not good:
             return
         self.count += len(good)
-        some = {name: take(one, good) for name, one in whole.items()}
+        some = {name: select_rows(one, good) for name, one in whole.items()}
         for network in networks.values():
             network.add(some, [batch.rows[i] for i in good])
 
-    def _finite(self, prepared: dict[str, Prepared], rows: Sequence[int], ids: Sequence[str]) -> list[int]:
+    def _finite(self, preprocessed: dict[str, Preprocessed], rows: Sequence[int], ids: Sequence[str]) -> list[int]:
         """Places of the samples that have all modalities, and finite features; others are counted as skipped."""
-        features = self.model.embed(prepared, pool="mean", norm="before")
+        features = self.model.embed(preprocessed, pool="mean", norm="before")
         finite = torch.stack([one.isfinite().all(-1) for one in features.values()]).all(0)
         whole = torch.ones_like(finite)
-        for one in prepared.values():
+        for one in preprocessed.values():
             whole = whole if one.present is None else whole & one.present
         reasons = [LACKING if not has else NOT_FINITE for has in whole.tolist()]
         good = (finite & whole).tolist()
@@ -128,19 +128,19 @@ class Network:
         self.views, self.losses = ViewsOver(seed), LossesOver(model, ratios, seed)
         self.seen = 0
 
-    def add(self, batch: dict[str, Prepared], rows: Sequence[int]) -> None:
+    def add(self, batch: dict[str, Preprocessed], rows: Sequence[int]) -> None:
         with evaluating(self.model):
             for name, x in self.model.embed(batch, pool="mean", norm="before").items():
                 x = x.float().cpu().numpy()
                 self.features[name] = np.concatenate([self.features[name], x]) if name in self.features else x
             few = range(max(0, min(len(rows), LOOKED_AT - self.seen)))
             for name, one in batch.items() if few else ():
-                some = take(one, list(few))
+                some = select_rows(one, list(few))
                 self.attention[name].add(some)
                 self.tokens[name].add(some)
             few = range(max(0, min(len(rows), PREDICTED - self.seen)))
             if few:
-                self.losses.add({name: take(one, list(few)) for name, one in batch.items()}, rows[: len(few)])
+                self.losses.add({name: select_rows(one, list(few)) for name, one in batch.items()}, rows[: len(few)])
         self.seen += len(rows)
 
     def findings(self, count: int) -> dict[str, Findings]:
@@ -156,7 +156,7 @@ class Network:
         }
 
 
-def take(one: Prepared, rows: list[int]) -> Prepared:
+def select_rows(one: Preprocessed, rows: list[int]) -> Preprocessed:
     """Some samples of a batch."""
     size = one.x.shape[0]
 

@@ -54,7 +54,7 @@ def _tiles(some: Mapping[str, Findings]) -> str:
         (f"{one.spectrum.effective_rank:.1f} of {one.spectrum.limit}", "effective rank of the features"),
         (_number(one.sphere.uniformity), "uniformity (0: all equal)"),
         (_number(one.sphere.alignment), "alignment of two views (0: the same)"),
-        (_number(one.sphere.share), "of strangers' distance between two views"),
+        (_number(one.sphere.fraction), "of strangers' distance between two views"),
     ]
     cells = [f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles]
     return f'<div class="tiles">{"".join(cells)}</div>'
@@ -65,8 +65,8 @@ def _spectrum(some: Mapping[str, Findings]) -> str:
     for (kind, one), style in zip(some.items(), _STYLES, strict=False):
         values = one.spectrum.values
         if values.size and values[0] > 0:
-            share = values / values[0]
-            shown = np.where(share > _SMALLEST, np.log10(np.maximum(share, _SMALLEST)), math.nan)
+            fraction = values / values[0]
+            shown = np.where(fraction > _SMALLEST, np.log10(np.maximum(fraction, _SMALLEST)), math.nan)
             lines.append(Line(kind, [float(k) for k in range(1, len(shown) + 1)], shown.tolist(), style))
     if not lines:
         return '<h3>Which directions are used</h3><p class="note">None: all samples have the same features.</p>'
@@ -86,7 +86,7 @@ def _sphere(some: Mapping[str, Findings]) -> str:
         "uniformity: log mean exp(-2 d²) of pairs of samples; 0: all equal, -4: spread evenly": "uniformity",
         "alignment: mean d² of two views of a sample": "alignment",
         "mean d² of two samples": "apart",
-        "alignment as a share of that; 0: a sample is known by any view, 1: views share nothing": "share",
+        "alignment as a share of that; 0: a sample is known by any view, 1: views share nothing": "fraction",
     }
     body = ""
     for title, key in rows.items():

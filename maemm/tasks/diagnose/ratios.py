@@ -12,12 +12,12 @@ import torch
 
 from maemm import registry
 from maemm.config.options import options_of
-from maemm.contract import Masking, Output, Prepared
+from maemm.contract import Masking, Output, Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.model.build import build_masking
 from maemm.model.model import Model
 from maemm.registry.make import part_of
-from maemm.tasks._shared.scoring import EachDraw
+from maemm.tasks._shared.scoring import PerSampleRng
 
 RATIOS = (0.1, 0.25, 0.5, 0.6, 0.75, 0.85, 0.9, 0.95)
 
@@ -46,13 +46,13 @@ class LossesOver:
         except MaemmError as error:
             self.note = f"no loss by share of hidden tokens: {error}"
 
-    def add(self, batch: Mapping[str, Prepared], rows: Sequence[int]) -> None:
+    def add(self, batch: Mapping[str, Preprocessed], rows: Sequence[int]) -> None:
         """``rows``: indices of the samples, which their masks depend on."""
         for ratio, masking in self.maskings.items():
-            draw = EachDraw([(self.seed, "ratio", row) for row in rows], (self.seed, "ratio"))
+            rng = PerSampleRng([(self.seed, "ratio", row) for row in rows], (self.seed, "ratio"))
             try:
                 with _masked_by(self.model, masking):
-                    inputs = self.model.plan(dict(batch), draw)
+                    inputs = self.model.plan(dict(batch), rng)
                     if not all(one.plan.visible.shape[1] and one.plan.predict.shape[1] for one in inputs.values()):
                         continue
                     out = self.model.predict(inputs)

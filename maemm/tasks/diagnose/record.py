@@ -50,7 +50,7 @@ FIGURES = {
     "effective rank": lambda one: one.spectrum.effective_rank,
     "uniformity": lambda one: one.sphere.uniformity,
     "alignment of two views": lambda one: one.sphere.alignment,
-    "  share of strangers' distance": lambda one: one.sphere.share,
+    "  share of strangers' distance": lambda one: one.sphere.fraction,
 }
 
 

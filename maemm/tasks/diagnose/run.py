@@ -17,7 +17,7 @@ from maemm.data.single_pass import Progress
 from maemm.data.subset import Subset
 from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED, UNTRAINED, untrained
-from maemm.tasks._shared.inputs import What, data_config, open_data, open_model, spread
+from maemm.tasks._shared.inputs import What, data_config, evenly_spaced, open_data, open_model
 from maemm.tasks.diagnose.clusters import CLUSTERS
 from maemm.tasks.diagnose.measure import LEAST, Findings, Measurement, Network
 from maemm.tasks.diagnose.page import page
@@ -59,7 +59,7 @@ def diagnose(
     if workers is None:
         workers = 0 if isinstance(data, Source) else data_config(model.recipe, None)["workers"]
     # Evenly spread over the data, then mixed: the first of them stand for all where only a few are looked at.
-    rows = np.random.default_rng(seed).permutation(spread(len(opened), samples))
+    rows = np.random.default_rng(seed).permutation(evenly_spaced(len(opened), samples))
     chosen = Subset(opened, rows)
     models = {TRAINED: model, **({UNTRAINED: untrained(model, seed)} if beside else {})}
     work = Measurement(models, chosen, batch=batch, workers=workers, seed=seed)

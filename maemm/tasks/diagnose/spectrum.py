@@ -35,5 +35,5 @@ def spectrum(x: np.ndarray) -> Spectrum:
     kept = values[values > noise]
     if not len(kept):
         return Spectrum(np.zeros_like(values), 0.0, x.shape[1], len(x))
-    share = kept / kept.sum()
-    return Spectrum(values, float(np.exp(-(share * np.log(share)).sum())), x.shape[1], len(x))
+    fraction = kept / kept.sum()
+    return Spectrum(values, float(np.exp(-(fraction * np.log(fraction)).sum())), x.shape[1], len(x))

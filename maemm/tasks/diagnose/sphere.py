@@ -18,7 +18,7 @@ class Sphere:
     apart: float  # mean |x - y|^2 over pairs of samples: what alignment is to be read beside
 
     @property
-    def share(self) -> float:
+    def fraction(self) -> float:
         """Distance of two views as a share of the distance of two samples: 0 is best, 1 says nothing is shared."""
         return self.alignment / self.apart if self.apart > 1e-12 else float("nan")
 

@@ -7,19 +7,19 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from maemm.contract import MaskedInput, Modality, Planned, Prepared, Source
+from maemm.contract import Modality, ModalityInput, Preprocessed, Source
 from maemm.data.loader import Batch, Loader
-from maemm.data.order import Once
+from maemm.data.order import SequentialBatches
 from maemm.model.model import Model
 from maemm.model.pooling import mean_of_tokens
-from maemm.tasks._shared.scoring import EachDraw
+from maemm.tasks._shared.scoring import PerSampleRng
 
 Pair = tuple[Batch, Batch]
 
 
 def pairs(source: Source, modalities: dict[str, Modality], *, batch: int, workers: int, seed: int) -> Iterator[Pair]:
     """Every sample twice, augmented; samples that cannot be read in both are left out of neither."""
-    order = Once(len(source), batch)
+    order = SequentialBatches(len(source), batch)
     loaders = [
         Loader(source, modalities, order, seed=seed + view, workers=workers, augment=True, substitute=False)
         for view in (1, 2)
@@ -65,17 +65,17 @@ def _whole(batch: Batch) -> set[int]:
 
 def view_features(model: Model, batch: Batch, key: tuple[int | str, ...]) -> dict[str, np.ndarray]:
     """{modality: (B, D)} of one view, the mean over the plans of a sample where it has several."""
-    draw = EachDraw([(*key, row) for row in batch.rows], key)
-    prepared = model.prepare(batch.raw, draw, batch.present)
-    inputs = model.plan(prepared, draw)
-    latents = model.encoder({name: MaskedInput(name, model.modalities[name], one) for name, one in inputs.items()})
+    rng = PerSampleRng([(*key, row) for row in batch.rows], key)
+    preprocessed = model.preprocess(batch.raw, rng, batch.present)
+    inputs = model.plan(preprocessed, rng)
+    latents = model.encoder(inputs, model.modalities)
     return {
-        name: _by_sample(mean_of_tokens(latents.tokens[name], [one.plan]), one, prepared[name])
+        name: _by_sample(mean_of_tokens(latents.tokens[name], [one.plan]), one, preprocessed[name])
         for name, one in inputs.items()
     }
 
 
-def _by_sample(features: torch.Tensor, one: Planned, prepared: Prepared | torch.Tensor) -> np.ndarray:
+def _by_sample(features: torch.Tensor, one: ModalityInput, preprocessed: Preprocessed | torch.Tensor) -> np.ndarray:
     features = features.float()
     if one.plan.rows is not None:
         rows: Sequence[int] | torch.Tensor = one.plan.rows

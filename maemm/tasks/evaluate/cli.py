@@ -20,9 +20,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser = verb_parser(VERB, EPILOG + MORE)
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
     parser.add_argument("--per-class", action="store_true", help="also figures of every class, and confusions")
-    parser.add_argument(
-        "--one-view", action="store_true", help="ask about one view of each sample where there are more"
-    )
+    parser.add_argument("--no-tta", action="store_true", help="ask about one view of each sample where there are more")
     parser.add_argument("--average", choices=["probabilities", "logits"], default="probabilities", help="over views")
     parser.add_argument("-o", "--out", metavar="FILE", help="figures as JSON (default: evaluate/ in the run's folder)")
     parser.add_argument("--kind", help="published layout of the weights, where it cannot be told")
@@ -36,7 +34,7 @@ def run(argv: list[str], flags: Namespace) -> int:
 
     with progress("evaluate") as show:
         found = evaluate(
-            str(what), data, batch=args.batch, views=not args.one_view, average=args.average, overrides=reading,
+            str(what), data, batch=args.batch, tta_views=not args.no_tta, average=args.average, overrides=reading,
             compare=True, out=args.out, on_progress=show, **options,
         )  # fmt: skip
     for text in found.warnings if not flags.json else ():

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maemm.contract import Prepared, Source
-from maemm.data.tta import View, views_of
+from maemm.contract import Preprocessed, Source
+from maemm.data.tta import TtaView, tta_views_of
 from maemm.model.model import Model
 from maemm.tasks._shared.features import Embed, Features
 
@@ -23,13 +23,13 @@ class Passes:
     """How often a source is read and how many views come of each read.
 
     A modality's views come from one read of the sample, those of a source (frames of a clip) from a pass each.
-    ``several``: probabilities are those of each class alone.
+    ``multilabel``: probabilities are those of each class alone.
     """
 
-    def __init__(self, model: Model, source: Source, *, several: bool, average: Average, on: bool = True):
-        self.source, self.several, self.average = source, several, average
-        self.loaded = views_of(model.modalities) if on else 1
-        self.read = source.views if on else 1
+    def __init__(self, model: Model, source: Source, *, multilabel: bool, average: Average, on: bool = True):
+        self.source, self.multilabel, self.average = source, multilabel, average
+        self.loaded = tta_views_of(model.modalities) if on else 1
+        self.read = source.tta_views if on else 1
 
     @property
     def count(self) -> int:
@@ -41,9 +41,9 @@ class Passes:
         be read."""
         if self.read == 1:
             return ask(self.source, self._logits)
-        return self._joined([ask(View(self.source, number), self._logits) for number in range(self.read)])
+        return self._joined([ask(TtaView(self.source, number), self._logits) for number in range(self.read)])
 
-    def _logits(self, model: Model, batch: dict[str, Prepared]) -> dict[str, Tensor]:
+    def _logits(self, model: Model, batch: dict[str, Preprocessed]) -> dict[str, Tensor]:
         found = model.logits(batch)
         found = found if isinstance(found, dict) else {"logits": found}
         if self.loaded == 1:
@@ -55,7 +55,7 @@ class Passes:
         if self.average == "logits":
             return logits.mean(axis)
         logits = logits.double()
-        if self.several:
+        if self.multilabel:
             return torch.logit(logits.sigmoid().mean(axis), eps=_LEAST).float()
         return logits.softmax(-1).mean(axis).clamp(min=_LEAST).log().float()
 
@@ -66,7 +66,7 @@ class Passes:
             places = [_places(one[name], len(self.source)) for one in passes]
             shared = np.logical_and.reduce([place >= 0 for place in places])
             x = torch.stack([torch.from_numpy(one[name].x[at[shared]]) for one, at in zip(passes, places, strict=True)])
-            kept = some.take(places[0][shared])
+            kept = some.select(places[0][shared])
             skipped = [lost[index] for index in sorted(lost)]
             found[name] = replace(kept, x=self.mean(x, 0).numpy(), skipped=skipped)
         return found

@@ -20,7 +20,7 @@ from maemm.tasks._shared.comparison import details, per_class, precision_table, 
 from maemm.tasks._shared.features import Features, contents, features
 from maemm.tasks._shared.inputs import Data, What, data_config, open_data, open_model
 from maemm.tasks._shared.records import refresh_page, save_record
-from maemm.tasks._shared.tables import as_several
+from maemm.tasks._shared.tables import as_multilabel
 from maemm.tasks.evaluate.passes import Passes
 from maemm.tasks.evaluate.seen import Seen, seen, warnings_of
 from maemm.ui.text import aligned
@@ -37,11 +37,11 @@ class Answers:
     labels: np.ndarray  # (n,); (n, classes) of 0 and 1 where samples may have several
     classes: tuple[str, ...]
     skipped: list[BadSample]  # unreadable, or without a label that the model knows
-    views: int = 1  # of each sample, over which answers are averaged
+    tta_views: int = 1  # of each sample, over which answers are averaged
     warnings: tuple[str, ...] = ()  # why the figures may be too good
 
     @property
-    def several(self) -> bool:
+    def multilabel(self) -> bool:
         """Whether samples may have several labels."""
         return self.labels.ndim == 2
 
@@ -53,7 +53,7 @@ class Answers:
     def loss(self, stream: str) -> float:
         """Mean cross entropy; binary, averaged over classes, where samples may have several labels."""
         scores = self.logits[stream].astype(np.float64)
-        if self.several:
+        if self.multilabel:
             return float((np.logaddexp(0, scores) - scores * self.labels).mean())
         scores = scores - scores.max(1, keepdims=True)
         own = np.take_along_axis(scores, self.labels[:, None], 1)[:, 0]
@@ -65,12 +65,12 @@ class Answers:
         np.add.at(table, (self.labels, self.logits[stream].argmax(1)), 1)
         return table
 
-    def figures(self, stream: str) -> dict[str, float]:
+    def metrics(self, stream: str) -> dict[str, float]:
         """Accuracy, mean recall of the classes that occur, top-5 where there are more classes, and loss.
 
         Where samples may have several labels: mAP and loss.
         """
-        if self.several:
+        if self.multilabel:
             return {"mAP": mean_average_precision(self.logits[stream], self.labels), "loss": self.loss(stream)}
         table = self.confusion(stream)
         occurs = table.sum(1) > 0
@@ -83,7 +83,7 @@ class Answers:
         return {**found, "loss": self.loss(stream)}
 
     def __str__(self) -> str:
-        rows = {stream: self.figures(stream) for stream in self.logits}
+        rows = {stream: self.metrics(stream) for stream in self.logits}
         names = list(next(iter(rows.values())))
         head = ["" if len(rows) == 1 else "stream", *(name.replace("_", " ") for name in names)]
         body = [
@@ -95,13 +95,13 @@ class Answers:
             else ""
         )
         lines = [line.lstrip() if len(rows) == 1 else line for line in aligned([head, *body])]
-        views = f", {self.views} views of each" if self.views > 1 else ""
-        return "\n".join([*lines, "", f"{len(self.labels):,} samples{views}{skipped}"])
+        tta_views = f", {self.tta_views} views of each" if self.tta_views > 1 else ""
+        return "\n".join([*lines, "", f"{len(self.labels):,} samples{tta_views}{skipped}"])
 
     def details(self) -> str:
         """Table per class, and confusions, of the first stream."""
         first = next(iter(self.logits))
-        if self.several:
+        if self.multilabel:
             return precision_table(precisions(self.logits[first], self.labels, self.classes))
         return details(self.confusion(first), self.classes)
 
@@ -109,16 +109,16 @@ class Answers:
         """Everything but the logits, as JSON knows it."""
         streams = {}
         for stream in self.logits:
-            if self.several:
+            if self.multilabel:
                 rows = {"per_class": precisions(self.logits[stream], self.labels, self.classes)}
             else:
                 table = self.confusion(stream)
                 rows = {"per_class": per_class(table, self.classes), "confusion": table.tolist()}
-            streams[stream] = {**self.figures(stream), **rows}
+            streams[stream] = {**self.metrics(stream), **rows}
         return {
             "samples": len(self.labels),
             "skipped": len(self.skipped),
-            "views": self.views,
+            "tta_views": self.tta_views,
             "classes": list(self.classes),
             "warnings": list(self.warnings),
             "results": streams,
@@ -134,7 +134,7 @@ def evaluate(
     source: Any = None,
     list: str | None = None,
     classes: Any = None,
-    views: bool = True,
+    tta_views: bool = True,
     average: Literal["probabilities", "logits"] = "probabilities",
     overrides: Mapping[str, Any] | Iterable[str] = (),
     compare: bool = False,
@@ -146,7 +146,7 @@ def evaluate(
 
     Of a run the best weights of its validation are taken, where there were any, else the last. Labels are matched by
     the names of the classes that the model was trained with. ``classes``: those names, or their number, where the
-    weights do not tell. ``views``: ask about all views of each sample that its modality or source has, and average
+    weights do not tell. ``tta_views``: ask about all views of each sample that its modality or source has, and average
     the probabilities or logits (``average``). ``overrides``: other options of modalities than in training, such as
     ``{"modalities.NAME.KEY": value}``, for views that the weights do not tell. ``compare``: also read what a run was
     trained and validated with, and warn of samples that are among ``data``. The rest as in
@@ -162,14 +162,14 @@ def evaluate(
     opened = open_data(model.recipe, data, **options)
     opened = Labelled(opened, _classes(model, opened.classes, classes))
     workers = config["workers"] if workers is None else workers
-    several = opened.several or _sigmoid(model)
-    passes = Passes(model, opened, several=several, average=average, on=views)
+    multilabel = opened.multilabel or _sigmoid(model)
+    passes = Passes(model, opened, multilabel=multilabel, average=average, on=tta_views)
     found = passes.run(
         lambda source, embed: features(
-            model, source, batch=batch, workers=workers, embed=embed, views=passes.loaded, on_progress=on_progress
+            model, source, batch=batch, workers=workers, embed=embed, tta_views=passes.loaded, on_progress=on_progress
         )
     )
-    answers = _answers(found, opened, several, passes.count)
+    answers = _answers(found, opened, multilabel, passes.count)
     if data is None and not options:
         answers = replace(answers, warnings=(OWN_DATA,))
     elif compare:
@@ -219,10 +219,10 @@ def _sigmoid(model: Model) -> bool:
     return any(getattr(one, "loss", None) == "sigmoid" for one in model.objectives.values())
 
 
-def _answers(found: dict[str, Features], source: Labelled, several: bool, views: int) -> Answers:
+def _answers(found: dict[str, Features], source: Labelled, multilabel: bool, tta_views: int) -> Answers:
     one = next(iter(found.values()))
     width = max(one.x.shape[1], source.count)
-    labels = as_several(one, width).labels if several or one.several else one.labels
+    labels = as_multilabel(one, width).labels if multilabel or one.multilabel else one.labels
     names = tuple(source.classes or ()) or tuple(str(i) for i in range(width))
     names += tuple(str(i) for i in range(len(names), width))
-    return Answers({name: some.x for name, some in found.items()}, labels, names, one.skipped, views)
+    return Answers({name: some.x for name, some in found.items()}, labels, names, one.skipped, tta_views)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from maemm.contract import Modality, Prepared
+from maemm.contract import Modality, Preprocessed
 from maemm.contract.version import __version__
 from maemm.tasks._shared.inputs import weights_stamp
 from maemm.tasks._shared.run_files import read_run
@@ -51,17 +51,17 @@ def card_of(subject: Subject, to: str, differences: Mapping[int, float] | None =
 
 
 def _tokens(subject: Subject, name: str) -> dict[str, Any]:
-    tokens = subject.model.modalities[name].tokenize(Prepared(subject.example(1)[name]))
+    tokens = subject.model.modalities[name].tokenize(Preprocessed(subject.example(1)[name]))
     return {"tokens": tokens.count, "grid": None if tokens.grid is None else list(tokens.grid)}
 
 
 def normalisation(modality: Modality, shape: tuple[int, ...]) -> dict[str, Any] | None:
     """``mean`` and ``std`` with x = (value - mean) / std, a number each or one per channel; None: there are none.
 
-    Found by asking :meth:`Modality.denormalize` for what 0 and 1 stand for.
+    Found by asking :meth:`Modality.denormalize_input` for what 0 and 1 stand for.
     """
-    mean = modality.denormalize(torch.zeros(shape))
-    std = modality.denormalize(torch.ones(shape)) - mean
+    mean = modality.denormalize_input(torch.zeros(shape))
+    std = modality.denormalize_input(torch.ones(shape)) - mean
     if mean.shape != torch.Size(shape) or bool((mean == 0).all() and (std == 1).all()):
         return None
     found = {}

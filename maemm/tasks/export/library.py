@@ -9,8 +9,8 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maemm.contract import Handover, WeightsKind
-from maemm.tasks.export.handover import kind_for
+from maemm.contract import CheckpointFormat, ExportedState
+from maemm.tasks.export.exported_state import kind_for
 from maemm.tasks.export.quiet import quiet
 from maemm.tasks.export.subject import Answers, Subject, answers_of
 from maemm.tasks.export.written import Read, Write, Written
@@ -22,7 +22,7 @@ def writer(library: str) -> Write:
 
     def write(subject: Subject, folder: Path, name: str) -> Written:
         kind = kind_for(subject.model, library)
-        made = kind.handover(subject.model)
+        made = kind.exported_state(subject.model)
         place = folder / name
         file = place
         if made.config is not None:
@@ -38,7 +38,9 @@ def writer(library: str) -> Write:
     return write
 
 
-def _reader(made: Handover, kind: WeightsKind, subject: Subject, place: Path, library: str) -> tuple[Read, str]:
+def _reader(
+    made: ExportedState, kind: CheckpointFormat, subject: Subject, place: Path, library: str
+) -> tuple[Read, str]:
     """The library's own answers, or where it is not installed those of what our kind reads back."""
     only = subject.names[0]
     try:

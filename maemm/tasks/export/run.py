@@ -21,7 +21,7 @@ from maemm.data.atomic import usual_rights
 from maemm.model.model import Model
 from maemm.tasks._shared.inputs import What, open_model
 from maemm.tasks.export.card import card_of
-from maemm.tasks.export.handover import kind_for
+from maemm.tasks.export.exported_state import kind_for
 from maemm.tasks.export.subject import Subject, subject_of
 from maemm.tasks.export.targets import check_target, writer_of
 from maemm.tasks.export.written import FORMATS, Written

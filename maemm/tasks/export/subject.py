@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from maemm.contract import Modality
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.model import Model
 
 OUTPUTS = ("features", "tokens", "logits")
@@ -144,8 +144,8 @@ def _told(modalities: Mapping[str, Modality], text: str) -> dict[str, tuple[int,
 
 
 def _example(modality: Modality, name: str, shape: tuple[int, ...], batch: int) -> Tensor:
-    draw = Draw(("export", name), range(batch), batch)
-    usual: Any = modality.example(batch, draw).x
+    rng = Rng(("export", name), range(batch), batch)
+    usual: Any = modality.example(batch, rng).x
     if tuple(usual.shape[1:]) == shape:
         return usual
-    return (draw.rand("input", *shape) - 0.5) * 12**0.5
+    return (rng.uniform("input", *shape) - 0.5) * 12**0.5

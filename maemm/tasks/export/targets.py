@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maemm.contract.errors import MaemmError, advice
-from maemm.tasks.export.handover import library_kinds
+from maemm.tasks.export.exported_state import library_kinds
 from maemm.tasks.export.written import FORMATS, Write
 
 

@@ -46,7 +46,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     if asked and args.test is None:
         raise MaemmError(f"test.{next(iter(asked))} is given without a test part; add --test DATA")
     if args.shots or args.folds is not None or args.groups is not None or args.seeds != 1:
-        return _several(args, flags, str(what), data, given, asked)
+        return _multilabel(args, flags, str(what), data, given, asked)
     return _one(args, flags, str(what), data, given, asked)
 
 
@@ -61,9 +61,9 @@ def _one(
 
     recipe = beginning(what, data, given, scratch=args.scratch, balanced=args.balanced)
     test = None if args.test is None else open_part(recipe, args.test, asked)
-    with joined() as team:
+    with joined() as dist_context:
         folder = train_recipe(recipe)
-    if not team.lead:
+    if not dist_context.is_rank0:
         return 0
     found = None if test is None else evaluate(folder, test, compare=True)
     for text in () if found is None else found.warnings:
@@ -75,7 +75,7 @@ def _one(
     return 0
 
 
-def _several(
+def _multilabel(
     args: Namespace, flags: Namespace, what: str, data: str | None, given: dict[str, Any], asked: dict[str, Any]
 ) -> int:
     if args.test is None and args.folds is None and args.groups is None:

@@ -163,10 +163,10 @@ def _table(
     if trials and split.test is not None:
         split.asked(trials[0].recipe)  # a test part that cannot be opened is told before hours of training
     found = Comparison(shots=shots, seeds=seeds, folds=len(parts) if split.test is None else None, cells=cells)
-    with joined() as team:
+    with joined() as dist_context:
         for trial in trials:
             trial.run = train_recipe(trial.recipe, echo=echo)
-    if not team.lead:
+    if not dist_context.is_rank0:
         return None, folder
     _ask(trials, split, found)
     _write(found, verb, what, folder)
@@ -184,11 +184,11 @@ def _ask(trials: list[_Trial], split: Splits, found: Comparison) -> None:
     for trial in trials:
         answers = evaluate(trial.run, split.asked(trial.recipe))
         stream = next(iter(answers.logits))
-        cell, figure = trial.cell, next(iter(answers.figures(stream).values()))
+        cell, metric = trial.cell, next(iter(answers.metrics(stream).values()))
         while len(cell.values) <= trial.seed:
             cell.values.append([])
-        cell.values[trial.seed].append(figure)
-        if trial.seed == 0 or answers.several:
+        cell.values[trial.seed].append(metric)
+        if trial.seed == 0 or answers.multilabel:
             cell.add(answers.labels, answers.logits[stream], answers.classes, len(answers.classes))
         if trial.seed == 0 and cell is trials[0].cell:
             _count(answers, found)

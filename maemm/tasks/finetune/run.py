@@ -79,8 +79,8 @@ def _with_batch(recipe: dict[str, Any]) -> dict[str, Any]:
     if shots is None:
         return recipe
     source = open_fold(recipe)[0]
-    left = len(Shots.parse(str(shots)).draw(labels_of(source), 0, source.classes))
-    if recipe["train"]["batch"] <= left * recipe["data"]["repeats"]:
+    left = len(Shots.parse(str(shots)).choose(labels_of(source), 0, source.classes))
+    if recipe["train"]["batch"] <= left * recipe["data"]["aug_repeats"]:
         return recipe
     return {**recipe, "train": {**recipe["train"], "batch": batch_for(left)}}
 
@@ -125,11 +125,11 @@ def _made(path: Path, model: Model, given: dict[str, Any]) -> dict[str, Any]:
     shots = given.get("data.shots")
     if shots is not None:  # few labels are few labels: none besides to stop by
         values["validation"] = None
-        left = len(Shots.parse(str(shots)).draw(labels_of(source), 0, source.classes))
+        left = len(Shots.parse(str(shots)).choose(labels_of(source), 0, source.classes))
     else:
-        share = given.get("data.validation", VALIDATION)
-        left = len(source) * (1 - share) if isinstance(share, float) else len(source)
-    objective = {"smoothing": SMOOTHING} | ({"loss": "sigmoid"} if source.several else {})
+        fraction = given.get("data.validation", VALIDATION)
+        left = len(source) * (1 - fraction) if isinstance(fraction, float) else len(source)
+    objective = {"smoothing": SMOOTHING} | ({"loss": "sigmoid"} if source.multilabel else {})
     made = {
         "modalities": {name: _plain_modality(spec) for name, spec in model.recipe["modalities"].items()},
         "encoder": _encoder(model.recipe["encoder"]),
@@ -162,12 +162,12 @@ def with_class_weights(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def classes_of(source: Source) -> list[str]:
     """Names of the labels; :class:`MaemmError` where they have none."""
-    from maemm.tasks._shared.inputs import spread
+    from maemm.tasks._shared.inputs import evenly_spaced
 
     if source.classes is not None:
         return list(source.classes)
     found = []
-    for index in spread(len(source), _PROBED):
+    for index in evenly_spaced(len(source), _PROBED):
         try:
             label = source.label(index)
         except MemoryError:

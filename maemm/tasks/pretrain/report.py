@@ -14,8 +14,8 @@ from maemm.data.loader import Loader
 from maemm.tasks._shared.run_page import write_page
 from maemm.train.loop import Callback
 from maemm.train.run_folder import RunFolder
-from maemm.train.setup import Spread
-from maemm.train.step import Learner
+from maemm.train.setup import EvenlySpaced
+from maemm.train.step import TrainState
 from maemm.ui.pictures import save_pictures
 
 PICTURE_ROWS = 6
@@ -24,10 +24,10 @@ PICTURE_ROWS = 6
 class Report(Callback):
     """Pictures of the same few samples again and again, and the page; an error costs a line, never the run."""
 
-    def begin(self, learner: Learner, loader: Loader, folder: RunFolder, say: Callable[[str], Any]) -> None:
+    def begin(self, train_state: TrainState, loader: Loader, folder: RunFolder, say: Callable[[str], Any]) -> None:
         """Choose the samples; nothing is read yet."""
-        self.learner, self.folder, self.say = learner, folder, say
-        reader, order = loader.reader, Spread(loader.reader.source, PICTURE_ROWS)
+        self.train_state, self.folder, self.say = train_state, folder, say
+        reader, order = loader.reader, EvenlySpaced(loader.reader.source, PICTURE_ROWS)
         self._loader = Loader(
             reader.source, reader.modalities, order, seed=reader.seed, workers=0, augment=False, pin=False,
             missing=reader.missing,
@@ -36,18 +36,21 @@ class Report(Callback):
 
     def draw_pictures(self, step: int) -> None:
         """Write ``step-NNNNNN.png``."""
-        if not self.learner.model.masked:  # nothing is hidden, so there is no reconstruction to show
+        if not self.train_state.model.masked:  # nothing is hidden, so there is no reconstruction to show
             return
         try:
             if not self._batches:
                 read = [
-                    one.to(self.learner.team.device) for one in self._loader.batches(0, len(self._loader.order.spans))
+                    one.to(self.train_state.dist_context.device)
+                    for one in self._loader.batches(0, len(self._loader.order.spans))
                 ]
-                self._batches = [self.learner.model.prepare(one.raw, None, one.present) for one in read]
-            with _eager(self.learner.compiled):
+                self._batches = [self.train_state.model.preprocess(one.raw, None, one.present) for one in read]
+            with _eager(self.train_state.compiled):
                 path = self.folder.pictures / f"step-{step:06d}.png"
-                seed = self.learner.seed
-                save_pictures(self.learner.model, self._batches, path, seed=seed, count=PICTURE_ROWS, views=True)
+                seed = self.train_state.seed
+                save_pictures(
+                    self.train_state.model, self._batches, path, seed=seed, count=PICTURE_ROWS, interactive=True
+                )
         except Exception as error:
             self.say(f"no pictures of step {step} ({reason_of(error)})")
 

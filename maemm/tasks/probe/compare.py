@@ -19,7 +19,7 @@ from maemm.tasks._shared.comparison import Cell, Comparison
 from maemm.tasks._shared.features import Embed, Features, embedder, features, raw_values
 from maemm.tasks._shared.inputs import What, data_config, data_stamp, open_data, open_model, weights_stamp
 from maemm.tasks._shared.tables import Choice, tables
-from maemm.tasks.probe.linear import logistic_scores, strength_choice
+from maemm.tasks.probe.linear import l2_c_choice, logistic_scores
 from maemm.tasks.probe.neighbours import knn_scores
 from maemm.tasks.probe.trained import attentive_choice, attentive_scores, published_choice, published_scores
 
@@ -30,7 +30,7 @@ PROTOCOLS: dict[str, Callable[..., np.ndarray]] = {
     "attentive": attentive_scores,
 }
 CHOICES: dict[str, Callable[..., Choice | None]] = {  # what is chosen inside the training part before it is fitted
-    "linear": strength_choice,
+    "linear": l2_c_choice,
     "published": published_choice,
     "attentive": attentive_choice,
 }
@@ -170,14 +170,14 @@ def _pairs(
     groups = None if protocol.groups is None else splits.groups_of(known.ids, protocol.groups)
     count = protocol.folds or splits.usual_count(groups)
     found.folds = count
-    return [(known.take(a), known.take(b)) for a, b in splits.folds(known, count, seed=seed, groups=groups)]
+    return [(known.select(a), known.select(b)) for a, b in splits.folds(known, count, seed=seed, groups=groups)]
 
 
 def _figure(cell: Cell, pair: tuple[Features, Features], protocol: Protocol, name: str, shots: str, seed: int) -> float:
     """Accuracy or mAP of one fit; its answers go into the cell's table per class."""
     train, test = pair
     if shots != "all":
-        train = train.take(splits.Shots.parse(shots).draw(train.labels, seed, train.classes))
+        train = train.select(splits.Shots.parse(shots).choose(train.labels, seed, train.classes))
     a, b = tables(train, test, scale=name in ("knn", "linear"))
     options = protocol.options.get(name, {})
     if name in CHOICES and (choice := CHOICES[name](a, seed=seed, **options)) is not None:
@@ -186,4 +186,4 @@ def _figure(cell: Cell, pair: tuple[Features, Features], protocol: Protocol, nam
     scores = PROTOCOLS[name](a, b, seed=seed, **options)
     if seed == 0:
         cell.add(b.y, scores, train.classes, a.classes)
-    return b.figure(scores)
+    return b.metric(scores)

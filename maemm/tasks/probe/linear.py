@@ -10,7 +10,7 @@ import numpy as np
 from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.tables import Choice, Table, held_out, tables
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression: the inverse of its L2 penalty
+L2_C_VALUES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # C of the logistic regression: the inverse of its L2 penalty
 _HELD, _FEW, _FOLDS, _DEFAULT = 10, 30, 5, 1e-2
 
 
@@ -21,11 +21,11 @@ def linear(train: Features, test: Features, *, seed: int = 0) -> float:
     :class:`MaemmError` where the two do not make a task (see :func:`maemm.tasks._shared.tables.tables`).
     """
     a, b = tables(train, test)
-    return b.figure(logistic_scores(a, b, seed=seed))
+    return b.metric(logistic_scores(a, b, seed=seed))
 
 
 def logistic_scores(
-    train: Table, test: Table, *, seed: int = 0, strength: float | None = None, balanced: bool = False
+    train: Table, test: Table, *, seed: int = 0, l2_c: float | None = None, balanced: bool = False
 ) -> np.ndarray:
     """(n, classes) probabilities of a converged multinomial logistic regression with an L2 penalty.
 
@@ -33,19 +33,19 @@ def logistic_scores(
     :func:`choose_strength`. ``balanced`` weighs classes by the inverse of their frequency.
     """
     train, test = _narrow(train, test)
-    c = choose_strength(train, seed=seed, balanced=balanced) if strength is None else strength
+    c = choose_l2_c(train, seed=seed, balanced=balanced) if l2_c is None else l2_c
     return _scores(train, test.x, c, balanced)
 
 
-def strength_choice(train: Table, *, seed: int = 0, balanced: bool = False) -> Choice:
+def l2_c_choice(train: Table, *, seed: int = 0, balanced: bool = False) -> Choice:
     """The C that :func:`logistic_scores` takes, as its option."""
-    return Choice("strength", choose_strength(_narrow(train, train)[0], seed=seed, balanced=balanced))
+    return Choice("l2_c", choose_l2_c(_narrow(train, train)[0], seed=seed, balanced=balanced))
 
 
 def _scores(train: Table, x: np.ndarray, c: float, balanced: bool) -> np.ndarray:
     """(n, classes) probabilities for ``x`` of what is fitted on ``train``."""
     found = np.zeros((len(x), train.classes), np.float32)
-    if not train.several:
+    if not train.multilabel:
         fitted = _fit(train.x, train.y, c, balanced)
         found[:, fitted.classes_] = fitted.predict_proba(x)
         return found
@@ -70,13 +70,13 @@ def _narrow(train: Table, test: Table) -> tuple[Table, Table]:
     return replace(train, x=x), replace(test, x=y)
 
 
-def choose_strength(train: Table, *, seed: int = 0, balanced: bool = False) -> float:
+def choose_l2_c(train: Table, *, seed: int = 0, balanced: bool = False) -> float:
     """The C among :data:`STRENGTHS` that is best on a held-out tenth, or in five folds where a tenth is too few.
 
     With a single sample of some class nothing can be held out, and C is 0.01.
     """
     drawn = np.random.default_rng(seed)
-    if train.several:
+    if train.multilabel:
         return _best_of_several(train, seed, balanced)
     if len(train.y) // _HELD >= _FEW:
         held = drawn.permutation(len(train.y)) < len(train.y) // _HELD
@@ -99,16 +99,16 @@ def choose_strength(train: Table, *, seed: int = 0, balanced: bool = False) -> f
         ]
         return float(np.mean(scores))
 
-    return max(STRENGTHS, key=right)
+    return max(L2_C_VALUES, key=right)
 
 
 def _best_of_several(train: Table, seed: int, balanced: bool) -> float:
     """The C with the best mAP on a held-out tenth; 0.01 where the tenth is too small."""
     held = held_out(train, seed)
-    known, asked = train.take(~held), train.take(held)
+    known, asked = train.select(~held), train.select(held)
     if held.sum() < _FEW or not asked.y.any():
         return _DEFAULT
-    return max(STRENGTHS, key=lambda c: asked.figure(_scores(known, asked.x, c, balanced)))
+    return max(L2_C_VALUES, key=lambda c: asked.metric(_scores(known, asked.x, c, balanced)))
 
 
 def _fit(x: np.ndarray, y: np.ndarray, c: float, balanced: bool):  # noqa: ANN202  a scikit-learn estimator

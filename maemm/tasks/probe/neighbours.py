@@ -19,7 +19,7 @@ def knn(train: Features, test: Features, *, k: int = 20, temperature: float = 0.
     :func:`maemm.tasks._shared.tables.tables`).
     """
     a, b = tables(train, test)
-    return b.figure(knn_scores(a, b, k=k, temperature=temperature))
+    return b.metric(knn_scores(a, b, k=k, temperature=temperature))
 
 
 def knn_scores(train: Table, test: Table, *, k: int = 20, temperature: float = 0.07, seed: int = 0) -> np.ndarray:

@@ -120,8 +120,8 @@ class _Probe:
         if not held.any() or held.all():
             note = f"no class has two samples to choose a learning rate with, so the first one is used ({rates[0]:g})"
             return Choice("base_lr", rates[0], note)
-        known, asked = train.take(~held), train.take(held)
-        return Choice("base_lr", max(rates, key=lambda rate: asked.figure(self._answer(rate, known, asked))))
+        known, asked = train.select(~held), train.select(held)
+        return Choice("base_lr", max(rates, key=lambda rate: asked.metric(self._answer(rate, known, asked))))
 
     def _check(self, train: Table) -> None:
         if self.make is Attentive and train.x.ndim != 3:
@@ -189,5 +189,5 @@ def _answer(module: nn.Module, test: Table) -> np.ndarray:
 
 def class_weights(train: Table) -> np.ndarray:
     """(classes,) float32: labels / (classes that occur * samples of the class); 0 for classes that do not occur."""
-    counts = train.y.sum(0, dtype=np.int64) if train.several else np.bincount(train.y, minlength=train.classes)
+    counts = train.y.sum(0, dtype=np.int64) if train.multilabel else np.bincount(train.y, minlength=train.classes)
     return np.where(counts > 0, counts.sum() / (np.sum(counts > 0) * np.maximum(counts, 1)), 0).astype(np.float32)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maemm.contract import Prepared, Source
+from maemm.contract import Preprocessed, Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.model import Model
-from maemm.ui.interactive import save_views
+from maemm.ui.interactive import save_interactive
 from maemm.ui.pictures import draw_rows, make_rows
 
 _TRIES = 50  # samples looked at for each one shown, so that a folder of broken files ends soon
@@ -53,7 +53,9 @@ def reconstruct(
     raw, shown, skipped = _samples(model, source, count)
     made = make_rows(model, _batch(model, raw), seed, count)
     path = draw_rows(model.modalities, made, out)
-    return Reconstruction(path, shown, skipped, save_views(model.modalities, made, path.with_suffix(".view.html")))
+    return Reconstruction(
+        path, shown, skipped, save_interactive(model.modalities, made, path.with_suffix(".view.html"))
+    )
 
 
 def _model(what: str | os.PathLike | Model, known: dict[str, Any]) -> Model:
@@ -91,7 +93,7 @@ def _samples(model: Model, source: Source, count: int) -> tuple[list[dict[str, A
                 continue
             taken.add(index)
             try:
-                sample = source.read(index, Draw(("reconstruct", index)))
+                sample = source.read(index, Rng(("reconstruct", index)))
                 loaded.append({name: one.load(sample.raw[name], None) for name, one in model.modalities.items()})
             except (MemoryError, MaemmError):
                 raise
@@ -106,6 +108,6 @@ def _samples(model: Model, source: Source, count: int) -> tuple[list[dict[str, A
     return loaded, shown, skipped
 
 
-def _batch(model: Model, loaded: list[dict[str, Any]]) -> dict[str, Prepared]:
-    raw = {name: one.collate([views[name] for views in loaded]) for name, one in model.modalities.items()}
-    return model.prepare(raw, None)
+def _batch(model: Model, loaded: list[dict[str, Any]]) -> dict[str, Preprocessed]:
+    raw = {name: one.collate([interactive[name] for interactive in loaded]) for name, one in model.modalities.items()}
+    return model.preprocess(raw, None)

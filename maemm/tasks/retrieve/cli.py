@@ -16,7 +16,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     """Find the partners of one modality in another, both ways."""
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("--pair", metavar="A,B", help="the two modalities (default: the first two)")
-    parser.add_argument("--views", action="store_true", help="mean over all views of a sample: all frames of a clip")
+    parser.add_argument("--tta", action="store_true", help="mean over all views of a sample: all frames of a clip")
     parser.add_argument("--baselines", action="store_true", help="also the untrained network")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
     args = parser.parse_intermixed_args(argv)
@@ -29,7 +29,7 @@ def run(argv: list[str], flags: Namespace) -> int:
             str(what),
             data,
             pair=args.pair.split(",") if args.pair else None,
-            views=args.views,
+            tta=args.tta,
             batch=args.batch,
             baselines=args.baselines,
             show=lambda kind: stack.enter_context(progress(f"embed, {kind}")),

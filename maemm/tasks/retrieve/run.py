@@ -10,7 +10,7 @@ import numpy as np
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
-from maemm.data.tta import View
+from maemm.data.tta import TtaView
 from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED, UNTRAINED, Show, untrained
 from maemm.tasks._shared.features import Features, features
@@ -50,7 +50,7 @@ class Retrieval:
         for name, some in self.rows.items():
             for one in some:
                 shares = "   ".join(
-                    f"R@{k} {share:.3f} (chance {one.chance[k]:.3f})" for k, share in one.recall.items()
+                    f"R@{k} {fraction:.3f} (chance {one.chance[k]:.3f})" for k, fraction in one.recall.items()
                 )
                 lines.append(f"{name:<12}{one.direction:<28}{shares}   median rank {one.median:g} of {one.samples:,}")
         return "\n".join(lines)
@@ -86,7 +86,7 @@ def retrieve(
     data: Any = None,
     *,
     pair: Sequence[str] | None = None,
-    views: bool = False,
+    tta: bool = False,
     batch: int = 64,
     workers: int | None = None,
     source: Any = None,
@@ -98,7 +98,7 @@ def retrieve(
 ) -> Retrieval:
     """Both directions between two modalities (``pair``; default: the first two) of the samples of ``data``.
 
-    Features are the means of each modality's own stream, nothing hidden. ``views``: each sample's features are the mean
+    Features are the means of each modality's own stream, nothing hidden. ``tta``: each sample's features are the mean
     of those of all its views, such as the frames of a clip, each of length 1. ``baselines`` adds the untrained network.
     Raises :class:`MaemmError` for a model of one modality and for data that cannot be read.
     """
@@ -114,20 +114,20 @@ def retrieve(
     rows, skipped = {}, []
     for name, one in ((TRAINED, model), *(((UNTRAINED, untrained(model, seed)),) if baselines else ())):
         progress = show(name) if show else None
-        found = features_of_views(one, opened, views, batch=batch, workers=count, on_progress=progress)
+        found = features_of_views(one, opened, tta, batch=batch, workers=count, on_progress=progress)
         rows[name] = both_ways(found, pair)
         skipped = [f"{bad.id}: {bad.reason}" for bad in found[pair[0]].skipped]
     return Retrieval(rows, skipped)
 
 
-def features_of_views(model: Model, source: Source, views: bool, **options: Any) -> dict[str, Features]:
-    """Features of every sample; with ``views`` the mean over those of its views that can be read, of length 1 each.
+def features_of_views(model: Model, source: Source, tta: bool, **options: Any) -> dict[str, Features]:
+    """Features of every sample; with ``tta`` the mean over those of its views that can be read, of length 1 each.
 
     A sample of which no view can be read is left out.
     """
-    if not views:
+    if not tta:
         return features(model, source, **options)
-    found = [features(model, View(source, number), **options) for number in range(source.views)]
+    found = [features(model, TtaView(source, number), **options) for number in range(source.tta_views)]
     return {name: _mean_of_views([one[name] for one in found]) for name in found[0]}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from maemm.contract import Prepared, Source
+from maemm.contract import Preprocessed, Source
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_whole
 from maemm.data.loader import Loader
@@ -154,7 +154,7 @@ def draw_worst(model: Model, source: Source, scores: Scores, path: Path, count: 
     order = _Chosen(scores.indices[worst])
     loader = Loader(source, dict(model.modalities), order, seed=seed, augment=False, substitute=False, pin=False)
     raw = next(loader.batches(0, 1)).to(next(model.parameters()).device).raw
-    batch = model.prepare(raw, None)
+    batch = model.preprocess(raw, None)
     made = make_rows(model, batch, seed, len(worst))
     for name, rows in made.items():
         if rows.columns:
@@ -164,10 +164,10 @@ def draw_worst(model: Model, source: Source, scores: Scores, path: Path, count: 
     return draw_rows(model.modalities, made, path)
 
 
-def _add_worst_tokens(model: Model, name: str, rows: Rows, prepared: Prepared, errors: torch.Tensor) -> None:
+def _add_worst_tokens(model: Model, name: str, rows: Rows, preprocessed: Preprocessed, errors: torch.Tensor) -> None:
     modality = model.modalities[name]
     with torch.no_grad():
-        tokens = modality.tokenize(prepared)
+        tokens = modality.tokenize(preprocessed)
         errors = errors[:, : tokens.count].to(tokens.values.device)
         level = errors.nanquantile(1 - _WORST_TOKENS, dim=1, keepdim=True)
         shown = put_together(modality, tokens, (tokens.values.float(), tokens.everything(), errors >= level))

@@ -39,16 +39,16 @@ def _tiles(part: Part) -> str:
             (f"{plan.visible.shape[1]:,}", "visible to the encoder"),
             (f"{plan.predict.shape[1]:,}", "to predict"),
         ]
-    tiles.append((f"{100 * padding(part.prepared):.3g} %", "of this batch is padding"))
+    tiles.append((f"{100 * padding(part.preprocessed):.3g} %", "of this batch is padding"))
     cells = [f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles]
     return f'<div class="tiles">{"".join(cells)}</div>'
 
 
 def _table(part: Part) -> str:
     """Shapes, types and ranges of the batch at each stage."""
-    prepared = part.prepared
-    valid = None if prepared.valid is None else element_valid(prepared)
-    stages = {"prepared: x": figures(prepared.x, valid)}
+    preprocessed = part.preprocessed
+    valid = None if preprocessed.valid is None else element_valid(preprocessed)
+    stages = {"prepared: x": figures(preprocessed.x, valid)}
     stages["tokens: values"] = figures(part.tokens.values, part.tokens.valid)
     if part.target is not None and part.plan is not None:
         stages["target"] = figures(part.target, part.plan.predict_valid)
@@ -58,18 +58,18 @@ def _table(part: Part) -> str:
 
 
 def _card(shown: Shown, name: str, part: Part, row: int) -> str:
-    pictures = "".join(_strip(shown, name, rows, row) for rows in (part.rows, part.views) if rows.columns)
+    pictures = "".join(_strip(shown, name, rows, row) for rows in (part.rows, part.augmented) if rows.columns)
     facts = [f"{key} {number(value)}" for key, value in part.facts[row].items()]
     label = shown.labels[row]
     if label is not None:
         classes = shown.opened.source.classes
         facts.insert(0, f"label {classes[label] if classes is not None and label < len(classes) else label}")
-    one = part.prepared.x[row]
-    valid = None if part.prepared.valid is None else element_valid(part.prepared)[row]
+    one = part.preprocessed.x[row]
+    valid = None if part.preprocessed.valid is None else element_valid(part.preprocessed)[row]
     seen = figures(one, valid)
     empty = 0.0 if valid is None else 1 - float(valid.float().mean())
     got = [f"{key} {value}" for key, value in seen.items()] + ([f"padding {100 * empty:.3g} %"] if empty else [])
-    lines = [("read", facts), ("loaded", part.loaded[row]), ("prepared", got)]
+    lines = [("read", facts), ("loaded", part.loaded[row]), ("preprocessed", got)]
     text = "<br>".join(f"{what}: {escape(', '.join(words))}" for what, words in lines if words)
     return f"<figure><h3>{escape(shown.ids[row])}</h3>{pictures}<figcaption>{text}</figcaption></figure>"
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import Masking, Plan, Prepared, Tokens
+from maemm.contract import Masking, Plan, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.loader import name_of
 from maemm.model.build import build_masking
@@ -22,7 +22,7 @@ from maemm.tasks._shared.sample_facts import shapes
 from maemm.tasks.show.page import page
 from maemm.tasks.show.shown import Part, Shown
 from maemm.ui.picture_rows import Rows
-from maemm.ui.pictures import by_row, draw_rows, put_together, share
+from maemm.ui.pictures import by_row, draw_rows, put_together, visible_fraction
 
 VIEWS = 4  # augmented views of each sample
 
@@ -39,7 +39,7 @@ def show(
 ) -> Shown:
     """Draw ``count`` samples of a file or folder, spread evenly, as a recipe's model gets them.
 
-    Each is shown after ``load`` and ``prepare`` without augmentation, with its tokens, a plan of visible and hidden
+    Each is shown after ``load`` and ``preprocess`` without augmentation, with its tokens, a plan of visible and hidden
     ones and the target, beside shapes, types and ranges. ``augment`` adds augmented views. ``out`` is a page (.html)
     or a picture (.png). ``seed`` chooses plans and augmentation. Samples that cannot be read are listed with their
     reasons; :class:`MaemmError` where none can, and for data that fit no recipe.
@@ -68,7 +68,7 @@ def _write(shown: Shown) -> None:
         page(shown)
         return
     made = {
-        name: Rows({**part.rows.columns, **part.views.columns}, part.rows.note, [one[-28:] for one in shown.ids])
+        name: Rows({**part.rows.columns, **part.augmented.columns}, part.rows.note, [one[-28:] for one in shown.ids])
         for name, part in shown.parts.items()
     }
     draw_rows(shown.opened.modalities, made, shown.path)
@@ -85,30 +85,30 @@ class _Read:
     loaded: list[dict[str, dict[str, Any]]]  # of each reading: {modality: what load returned}
 
 
-def _read(opened: Opened, count: int, seed: int, views: int) -> tuple[list[_Read], list[BadSample]]:
+def _read(opened: Opened, count: int, seed: int, augmented: int) -> tuple[list[_Read], list[BadSample]]:
     total = len(opened.source)
     read: list[_Read] = []
     refused: list[BadSample] = []
     for row in range(min(count, total)):
         index = row * total // min(count, total)
         try:
-            read.append(_one(opened, index, seed, views))
+            read.append(_one(opened, index, seed, augmented))
         except Exception as error:  # whatever a broken file does
             refused.append(BadSample(index, name_of(opened.source, index), reason_of(error)))
     return read, refused
 
 
-def _one(opened: Opened, index: int, seed: int, views: int) -> _Read:
+def _one(opened: Opened, index: int, seed: int, augmented: int) -> _Read:
     found, facts = [], {}
-    for view in range(views + 1):  # read as in epoch ``view``, with another window of a long recording
-        draw = Draw((seed, view, index, 0))
-        sample = opened.source.read(index, draw)
+    for view in range(augmented + 1):  # read as in epoch ``view``, with another window of a long recording
+        rng = Rng((seed, view, index, 0))
+        sample = opened.source.read(index, rng)
         missing = [name for name in opened.modalities if name not in sample.raw]
         if missing:
             raise ValueError(f"the sample has no {missing[0]!r}, only {', '.join(map(repr, sample.raw)) or 'nothing'}")
         found.append(
             {
-                name: one.load(sample.raw[name], draw.under(name) if view else None)
+                name: one.load(sample.raw[name], rng.fold_in(name) if view else None)
                 for name, one in opened.modalities.items()
             }
         )
@@ -119,16 +119,16 @@ def _one(opened: Opened, index: int, seed: int, views: int) -> _Read:
 
 # ------------------------------------------------------------------------------------------------ as the model sees it
 def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
-    prepared = {name: _prepared(opened, read, name, 0, seed) for name in opened.modalities}
-    tokens = {name: one.tokenize(prepared[name]) for name, one in opened.modalities.items()}
-    plans = _plans(build_masking(opened.recipe), tokens, Draw((seed, "show"), range(len(read)), len(read)))
+    preprocessed = {name: _preprocessed(opened, read, name, 0, seed) for name in opened.modalities}
+    tokens = {name: one.tokenize(preprocessed[name]) for name, one in opened.modalities.items()}
+    plans = _plans(build_masking(opened.recipe), tokens, Rng((seed, "show"), range(len(read)), len(read)))
     parts = {}
     for name, modality in opened.modalities.items():
         part = Part(
             modality,
             [one.facts[name] for one in read],
             [shapes(one.loaded[0][name]) for one in read],
-            prepared[name],
+            preprocessed[name],
             tokens[name],
             plans.get(name),
             *(None, Rows(), Rows(), []),
@@ -137,13 +137,13 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
         _add_rows(part)
         if part.rows.columns:
             for view in range(1, len(read[0].loaded)):
-                again = modality.tokenize(_prepared(opened, read, name, view, seed))
-                part.views.columns[f"augmented {view}"] = put_together(modality, again, _all(again))
+                again = modality.tokenize(_preprocessed(opened, read, name, view, seed))
+                part.augmented.columns[f"augmented {view}"] = put_together(modality, again, _all(again))
         parts[name] = part
     return parts
 
 
-def _prepared(opened: Opened, read: Sequence[_Read], name: str, view: int, seed: int) -> Prepared:
+def _preprocessed(opened: Opened, read: Sequence[_Read], name: str, view: int, seed: int) -> Preprocessed:
     modality = opened.modalities[name]
     try:
         raw = modality.collate([one.loaded[view][name] for one in read])
@@ -151,12 +151,12 @@ def _prepared(opened: Opened, read: Sequence[_Read], name: str, view: int, seed:
         raise
     except Exception as error:
         raise MaemmError(f"samples do not make a batch ({reason_of(error)}); give them equal sizes") from error
-    draw = Draw((seed, view), range(len(read)), len(read)).under(name)
-    return modality.prepare(raw, draw if view else None)
+    rng = Rng((seed, view), range(len(read)), len(read)).fold_in(name)
+    return modality.preprocess(raw, rng if view else None)
 
 
-def _plans(masking: Masking, tokens: dict[str, Tokens], draw: Draw) -> dict[str, Plan]:
-    return {} if masking.guide else masking(tokens, draw)
+def _plans(masking: Masking, tokens: dict[str, Tokens], rng: Rng) -> dict[str, Plan]:
+    return {} if masking.guide else masking(tokens, rng)
 
 
 def _add_target(part: Part, spec: dict[str, Any]) -> None:
@@ -198,11 +198,11 @@ def _add_plan(part: Part, plan: Plan) -> None:
     def add(caption: str, values: Tensor, index: Tensor, valid: Tensor | None) -> None:
         part.rows.columns[caption] = put_together(part.modality, tokens, (values, index, valid))[chosen]
 
-    add(f"visible ({share(tokens, plan)})", tokens.take(plan.visible), plan.visible, plan.visible_valid)
+    add(f"visible ({visible_fraction(tokens, plan)})", tokens.gather(plan.visible), plan.visible, plan.visible_valid)
     if not plan.predict.shape[1]:
         part.notes.append("This plan hides nothing.")
         return
-    hidden = tokens.take(plan.predict)
+    hidden = tokens.gather(plan.predict)
     add("hidden: to predict", hidden, plan.predict, plan.predict_valid)
     if part.target is not None and part.target.numel() == hidden.numel():
         add(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import Modality, Plan, Prepared, Tokens
+from maemm.contract import Modality, Plan, Preprocessed, Tokens
 from maemm.data.bad_samples import BadSample
 from maemm.tasks._shared.opened_data import Opened
 from maemm.tasks._shared.sample_facts import element_valid
@@ -40,12 +40,12 @@ class Part:
     modality: Modality
     facts: list[dict[str, Any]]  # of each sample, about what the source read
     loaded: list[list[str]]  # of each sample, the arrays that ``load`` returned
-    prepared: Prepared
+    preprocessed: Preprocessed
     tokens: Tokens
     plan: Plan | None  # None: the masking asks a trained encoder
     target: Tensor | None
     rows: Rows
-    views: Rows  # augmented
+    augmented: Rows  # augmented
     notes: list[str]
 
 
@@ -63,6 +63,6 @@ def figures(values: Tensor, valid: Tensor | None = None) -> dict[str, str]:
     return {**text, "not finite": f"{wrong:,}"} if wrong else text
 
 
-def padding(prepared: Prepared) -> float:
+def padding(preprocessed: Preprocessed) -> float:
     """Share of the elements that are padding."""
-    return 0.0 if prepared.valid is None else 1 - float(element_valid(prepared).float().mean())
+    return 0.0 if preprocessed.valid is None else 1 - float(element_valid(preprocessed).float().mean())

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import Handover
+from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
 from maemm.weights.transformers import call_of
 
-from .hf_config import config_of, known_of, run_there
+from .hf_config import config_of, run_there, settings_of
 from .mae import MAE
 
 #: name in files -> MAE's name, outside the blocks
@@ -80,14 +80,14 @@ class HFViTMAE(MAE):
     def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         return to_hf(super().write(model, extras))
 
-    def handover(self, model: torch.nn.Module) -> Handover:
+    def exported_state(self, model: torch.nn.Module) -> ExportedState:
         """The encoder, and the decoder where there is one, with a config.json for transformers."""
         self.alone(model)
         config = config_of(model, self.name)
-        return Handover(self.write(model, {}), call_of(config), "tokens", run_there, config)
+        return ExportedState(self.write(model, {}), call_of(config), "tokens", run_there, config)
 
-    def known_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return known_of(config)
+    def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return settings_of(config)
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:

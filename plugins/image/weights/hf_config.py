@@ -58,7 +58,7 @@ def _mask_ratio(model: nn.Module) -> float:
     return masking.get("ratio", 0.75) if isinstance(masking, dict) else 0.75
 
 
-def known_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings -> what reading the weights wants to know; what is missing stays asked for."""
     return known_settings(config, mask_ratio="mask_ratio", size="image_size")
 

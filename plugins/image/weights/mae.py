@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.contract.patches import conv_to_linear, linear_to_conv
 from maemm.weights.layout import blocks_of, heads_of, rename, require
@@ -39,7 +39,7 @@ TABLES = {
 }
 
 
-class MAE(WeightsKind):
+class MAE(CheckpointFormat):
     """Encoder-only, full, visualize and fine-tuned files of MAE.
 
     The target's normalisation is not in the file: ``norm_pix`` is asked for once a loss is wanted. Fine-tuned files

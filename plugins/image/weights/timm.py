@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maemm.contract import Handover
+from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
 from maemm.model.encoders.vit import ViT, plain_vit
 from maemm.model.heads import Linear
@@ -38,7 +38,7 @@ class Timm(MAE):
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
         return False
 
-    def handover(self, model: nn.Module) -> Handover:
+    def exported_state(self, model: nn.Module) -> ExportedState:
         """The encoder and, of a fine-tuned model, its classifier. What timm answers is what our model answers."""
         encoder = plain_vit(model, self.name)
         self._check(model)
@@ -48,7 +48,7 @@ class Timm(MAE):
         if model.head is not None and model.head.norm_when == "after":  # ours skips this norm, timm has none then
             state = {key: value for key, value in state.items() if not key.startswith("norm.")}
         name, options = described(model)
-        return Handover(
+        return ExportedState(
             state,
             f"timm.create_model({name!r}, checkpoint_path={{path!r}}, {_written(options)})",
             "features" if model.head is None else "logits",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from .pick import Reading
 
@@ -38,8 +38,8 @@ _PACKAGES = {"mesh": "trimesh", "las": "laspy", "hdf5": "h5py"}
 EXTENSIONS = tuple(_MODULES)
 
 
-def read_cloud(path: str | bytes | Path, how: Reading, draw: Draw) -> np.ndarray:
-    """One file -> (N, columns) numbers of any real type. ``draw`` chooses points on the surface of a mesh.
+def read_cloud(path: str | bytes | Path, how: Reading, rng: Rng) -> np.ndarray:
+    """One file -> (N, columns) numbers of any real type. ``rng`` chooses points on the surface of a mesh.
 
     Raises ValueError or OSError with a short reason.
     """
@@ -50,7 +50,7 @@ def read_cloud(path: str | bytes | Path, how: Reading, draw: Draw) -> np.ndarray
     reader = _module(_MODULES[ending])
     try:
         with np.errstate(all="ignore"):  # numbers that are none are refused later, with their count
-            return how.finite(reader.read(path, how, draw))
+            return how.finite(reader.read(path, how, rng))
     except (OSError, ValueError, MemoryError):
         raise
     except Exception as error:  # whatever a broken file does to the libraries

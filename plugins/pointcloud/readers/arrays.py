@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from .pick import Reading
 
 POINT_KEYS = ("points", "pointcloud", "point_cloud", "xyz", "pos", "x", "data", "vertices", "arr_0")
 
 
-def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
+def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
     """One cloud (N, C); an array of a single cloud (1, N, C) is one too."""
     with open(path, "rb") as file:
         if file.read(2) == b"PK":

@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from .arrays import POINT_KEYS, one_cloud
 from .pick import Reading
@@ -15,7 +15,7 @@ from .pick import Reading
 _KEYS = ("data", *POINT_KEYS)
 
 
-def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
+def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
     """The only cloud of a file."""
     with open_file(path) as file:
         data = points_of(file)

@@ -7,7 +7,7 @@ import os
 import laspy
 import numpy as np
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from .pick import Reading
 from .records import MOST, check_count
@@ -19,7 +19,7 @@ _COLOURS = ("red", "green", "blue")
 _BLOCKS = {"variable length records": (94, 100, 54), "extended variable length records": (235, 243, 60)}
 
 
-def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
+def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
     """(N, C) float64: x y z in the file's units, then its other dimensions in their order; colours as 0 .. 1."""
     _check_header(path)
     try:

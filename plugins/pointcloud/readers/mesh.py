@@ -8,7 +8,7 @@ import os
 import numpy as np
 import trimesh
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from .off import read_off
 from .pick import Reading
@@ -17,7 +17,7 @@ logging.getLogger("trimesh").addHandler(logging.NullHandler())  # missing textur
 logging.getLogger("trimesh").propagate = False
 
 
-def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
+def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
     """(mesh_points, 3) float64, uniform over the surface by area; without faces, or ``surface: false``, the corners."""
     vertices, faces = read_off(path) if path.lower().endswith(".off") else _load(path)
     taken = how.pick(("x", "y", "z"), 3)
@@ -27,11 +27,11 @@ def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
         return vertices[:, taken]
     if not len(faces):
         raise ValueError("the mesh has no faces, so no surface (data.source.surface)")
-    return on_surface(vertices, faces, how.mesh_points, draw)[:, taken]
+    return on_surface(vertices, faces, how.mesh_points, rng)[:, taken]
 
 
-def on_surface(vertices: np.ndarray, faces: np.ndarray, count: int, draw: Draw) -> np.ndarray:
-    """(count, 3): points uniform over the surface of a mesh with ``faces`` (F, 3), chosen by ``draw``."""
+def on_surface(vertices: np.ndarray, faces: np.ndarray, count: int, rng: Rng) -> np.ndarray:
+    """(count, 3): points uniform over the surface of a mesh with ``faces`` (F, 3), chosen by ``rng``."""
     if not np.isfinite(vertices).all():
         raise ValueError(f"{int((~np.isfinite(vertices)).any(1).sum())} corners are not finite numbers")
     if not len(vertices) > faces.max():
@@ -39,7 +39,7 @@ def on_surface(vertices: np.ndarray, faces: np.ndarray, count: int, draw: Draw) 
     mesh = trimesh.Trimesh(vertices, faces, process=False)
     if not mesh.area > 0:
         raise ValueError("the surface has no area")
-    points, _ = trimesh.sample.sample_surface(mesh, count, seed=draw.seed("surface") % 2**32)
+    points, _ = trimesh.sample.sample_surface(mesh, count, seed=rng.seed("surface") % 2**32)
     return np.asarray(points)
 
 

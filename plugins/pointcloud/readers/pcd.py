@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from .pick import Reading
 from .records import check_count, from_bytes, from_records, from_text
@@ -18,7 +18,7 @@ _KINDS = {"F": "f", "I": "i", "U": "u"}
 _HEAD = 2**16  # bytes at most of a header
 
 
-def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
+def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
     """(N, C): all fields; a field with several numbers, or with a packed colour, gives a column for each.
 
     Raises ValueError.

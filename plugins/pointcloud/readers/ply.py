@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from .pick import Reading
 from .records import check_count, from_bytes, from_records, from_text
@@ -31,7 +31,7 @@ class _Element:
     lists: bool = False
 
 
-def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
+def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
     """(N, C): the vertices with all their properties; of a mesh, points on its surface unless ``surface`` is false."""
     with open(path, "rb") as file:
         order, elements = _header(file)
@@ -41,7 +41,7 @@ def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
                 check_count(one.count, os.path.getsize(path))
             from . import mesh
 
-            return mesh.read(path, how, draw)
+            return mesh.read(path, how, rng)
         return from_records(_vertices(file, order, elements, os.path.getsize(path)), how)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 from .pick import Reading
 from .records import check_count
@@ -28,7 +28,7 @@ class _Layout:
     count: int | None  # rows that the file says it has
 
 
-def read(path: str, how: Reading, draw: Draw) -> np.ndarray:
+def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
     """(N, C) float64. A header names the columns; a first line with a single number is the count of points."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         layout = _layout(list(itertools.islice(file, _HEAD)))

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.weights.layout import blocks_of, depth_of, heads_of, rename, require
 
@@ -57,7 +57,7 @@ FIRST = "encoder.first_conv.0.weight"
 TAPS = {12: (3, 7, 11)}  # depth -> blocks that part segmentation reads
 
 
-class PointMAE(WeightsKind):
+class PointMAE(CheckpointFormat):
     """Files of pre-training, classification and part segmentation.
 
     Weights tell widths, depths, ``group_size`` of a pre-training file, classes and parts; the number of groups and

@@ -38,7 +38,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             if opened[0] != (kind, partial, path):
                 opened = (None, None)
                 opened = (kind, partial, path), READERS[kind](path, partial)
-            answer = opened[1].times if index is None else opened[1].take(index)
+            answer = opened[1].times if index is None else opened[1].frames_at(index)
         except Exception as error:
             _send(answers, ("error", type(error).__name__, _reason(error)), None)
         else:

@@ -49,7 +49,7 @@ class AvReader:
             )
         self.times = self._stamps * base
 
-    def take(self, index: list[int]) -> np.ndarray:
+    def frames_at(self, index: list[int]) -> np.ndarray:
         """(n, H, W, 3) uint8 RGB of the frames of an ascending list without repeats, rotated as the file asks."""
         wanted = self._stamps[index]
         key = self._keys[self._keys <= wanted[0]][-1:]
@@ -198,7 +198,7 @@ class DecordReader(AvReader):
     So it does where decord fails, as on GIFs: its messages name files of the machine that it was built on.
     """
 
-    def take(self, index: list[int]) -> np.ndarray:
+    def frames_at(self, index: list[int]) -> np.ndarray:
         import decord
 
         decord.logging.set_level(decord.logging.FATAL)
@@ -208,13 +208,13 @@ class DecordReader(AvReader):
             # Its batches of turned frames fail.
             if len(reader) == len(self._stamps) and reader[index[0]].shape[:2] == self._size:
                 return reader.get_batch(index).asnumpy()
-        return super().take(index)
+        return super().frames_at(index)
 
 
 class TorchcodecReader(AvReader):
     """torchcodec, which needs FFmpeg's libraries in the system. Otherwise like :class:`DecordReader`."""
 
-    def take(self, index: list[int]) -> np.ndarray:
+    def frames_at(self, index: list[int]) -> np.ndarray:
         from torchcodec.decoders import VideoDecoder
 
         check_bytes(len(index), *self._size)
@@ -222,7 +222,7 @@ class TorchcodecReader(AvReader):
             decoder = VideoDecoder(self.path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
             if decoder.metadata.num_frames == len(self._stamps):
                 return decoder.get_frames_at(index).data.numpy()
-        return super().take(index)
+        return super().frames_at(index)
 
 
 READERS = {"av": AvReader, "decord": DecordReader, "torchcodec": TorchcodecReader}

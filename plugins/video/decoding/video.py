@@ -14,7 +14,7 @@ from .limits import check_bytes
 from .watchdog import Decoder
 
 if TYPE_CHECKING:
-    from maemm.contract.rng import Draw
+    from maemm.contract.rng import Rng
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TIMES = ".times.npy"  # beside pictures: (n,) the seconds at which they appear
@@ -23,12 +23,12 @@ TIMES = ".times.npy"  # beside pictures: (n,) the seconds at which they appear
 class Video(ABC):
     """``times`` (n,) float64: the seconds at which frames appear, ascending. Frames are numbered as they are shown."""
 
-    def __init__(self, times: np.ndarray, draw: Draw | None = None, part: tuple[int, int] = (0, -1)):
-        """``draw``: for what all repeats of this video share; ``part``: first frame and number, -1: all."""
+    def __init__(self, times: np.ndarray, rng: Rng | None = None, part: tuple[int, int] = (0, -1)):
+        """``rng``: for what all repeats of this video share; ``part``: first frame and number, -1: all."""
         first, count = part
         if first < 0 or first >= max(len(times), 1) or (count != -1 and not 0 < count <= len(times) - first):
             raise ValueError(f"the list asks for frames {first} to {first + count - 1}, the video has {len(times)}")
-        self.draw, self._first = draw, first
+        self.rng, self._first = rng, first
         self.times = times[first:] if count == -1 else times[first : first + count]
         self._last: tuple[tuple[int, ...], np.ndarray] | None = None
 
@@ -40,7 +40,7 @@ class Video(ABC):
         """From the first frame to the end of the last, which is as long as the one before."""
         return float(2 * self.times[-1] - self.times[-2] - self.times[0]) if len(self) > 1 else 0.0
 
-    def take(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
+    def frames_at(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
         """(n, H, W, 3) uint8 RGB. Asking for the same frames again costs nothing. Raises ValueError or OSError."""
         wanted = tuple(int(i) + self._first for i in index)
         if self._last is None or self._last[0] != wanted:
@@ -57,12 +57,12 @@ class Video(ABC):
 class VideoFile(Video):
     """A file, decoded by a :class:`~.watchdog.Decoder`."""
 
-    def __init__(self, path: str | bytes, decoder: Decoder, draw: Draw | None = None, part: tuple[int, int] = (0, -1)):
+    def __init__(self, path: str | bytes, decoder: Decoder, rng: Rng | None = None, part: tuple[int, int] = (0, -1)):
         self.path, self._decoder = os.path.abspath(os.fsdecode(path)), decoder
-        super().__init__(decoder.open(self.path), draw, part)
+        super().__init__(decoder.open(self.path), rng, part)
 
     def _decode(self, index: list[int]) -> np.ndarray:
-        return self._decoder.take(self.path, index)
+        return self._decoder.frames_at(self.path, index)
 
 
 class FrameFolder(Video):
@@ -72,7 +72,7 @@ class FrameFolder(Video):
     ``part`` is a number as it stands in the names, which may start at 0 or 1.
     """
 
-    def __init__(self, path: str | bytes, draw: Draw | None = None, part: tuple[int, int] = (0, -1), fps: float = 25.0):
+    def __init__(self, path: str | bytes, rng: Rng | None = None, part: tuple[int, int] = (0, -1), fps: float = 25.0):
         self.path = os.fsdecode(path)
         self.names = sorted((n for n in os.listdir(self.path) if _is_frame(n)), key=_natural)
         if not self.names:
@@ -82,7 +82,7 @@ class FrameFolder(Video):
         times = _stored_times(os.path.join(self.path, TIMES))
         if times is None or len(times) != len(self.names):
             times = np.arange(len(self.names)) / fps
-        super().__init__(times, draw, (offset, part[1]))
+        super().__init__(times, rng, (offset, part[1]))
 
     def _decode(self, index: list[int]) -> np.ndarray:
         frames = [_picture(os.path.join(self.path, self.names[i])) for i in index]

@@ -29,7 +29,7 @@ _PIPE = 2**20  # bytes that a pipe holds, where the system allows it
 class Decoder:
     """How files are decoded. One decoding process serves all decoders of a process; it starts when it is needed.
 
-    ``open`` and ``take`` raise ValueError and OSError (TimeoutError is one) for files that cannot be read.
+    ``open`` and ``frames_at`` raise ValueError and OSError (TimeoutError is one) for files that cannot be read.
     """
 
     reader: str = "av"  # av, decord or torchcodec
@@ -40,7 +40,7 @@ class Decoder:
         """(n,) float64: the seconds at which the frames of a file appear."""
         return self._ask(path, None)
 
-    def take(self, path: str, index: list[int]) -> np.ndarray:
+    def frames_at(self, path: str, index: list[int]) -> np.ndarray:
         """(n, H, W, 3) uint8 of frames in an ascending list without repeats."""
         return self._ask(path, index)
 
@@ -50,7 +50,7 @@ class Decoder:
             from .readers import READERS
 
             reader = READERS[self.reader](path, self.partial)
-            return reader.times if index is None else reader.take(index)
+            return reader.times if index is None else reader.frames_at(index)
         return _child().ask((self.reader, self.partial, path, index, self.seconds))
 
 

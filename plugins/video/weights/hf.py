@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Handover
+from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
 from maemm.weights.transformers import call_of
 
-from .hf_config import config_of, known_of, run_there
+from .hf_config import config_of, run_there, settings_of
 from .videomae import VideoMAE
 
 #: their prefix -> VideoMAE's, outside the blocks (``{e}`` is ``encoder.`` in pre-training files)
@@ -77,17 +77,17 @@ class HFVideoMAE(VideoMAE):
         rest = {key: value for key, value in extras.items() if key != _MARK}
         return to_hf(super().write(model, rest), in_memory=_MARK in extras)
 
-    def handover(self, model: nn.Module) -> Handover:
+    def exported_state(self, model: nn.Module) -> ExportedState:
         """Encoder, decoder and classifier, as far as there are, with a config.json for transformers."""
         state = self.write(model, {})
         if model.head is not None:  # ours skips the encoder's last norm before a classifier, theirs has none then
             state = {key: value for key, value in state.items() if not key.startswith("encoder.norm.")}
         config = config_of(model, self.name)
         answers = "tokens" if model.head is None else "logits"
-        return Handover(state, call_of(config), answers, run_there, config)
+        return ExportedState(state, call_of(config), answers, run_there, config)
 
-    def known_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return known_of(config)
+    def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        return settings_of(config)
 
 
 def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -56,7 +56,7 @@ def _decoder(decoder: nn.Module, eps: float, layout: str) -> dict[str, Any]:
     return {"architectures": [WITH_DECODER], **decoder_settings(decoder)}
 
 
-def known_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Settings -> what reading the weights wants to know; what is missing stays asked for."""
     known = known_settings(config)
     side = config.get("image_size")

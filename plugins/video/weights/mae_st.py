@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.weights.layout import blocks_of, heads_of, require
 
@@ -38,7 +38,7 @@ MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 HEADS = {768: 12, 1024: 16, 1280: 16}
 
 
-class MaeST(WeightsKind):
+class MaeST(CheckpointFormat):
     """``pred_t_dim``: how many frames of a clip the decoder predicts, 8 of 16 as published.
 
     The number of time slots follows from the head's width, height and width from the position table if it is square;

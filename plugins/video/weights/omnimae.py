@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.weights.layout import blocks_of, heads_of, require
 
@@ -27,7 +27,7 @@ _VIDEO, _IMAGE = "modalities.video.", "modalities.image."  # one module under tw
 HEADS = {768: 12, 1024: 16, 1280: 16}
 
 
-class OmniMAE(WeightsKind):
+class OmniMAE(CheckpointFormat):
     """Pre-trained files. The sinusoids in them are kept for the way back and must be the ones that are built here.
 
     ``size`` is that of clips, 16 x 224 x 224 unless given; pictures have its height and width.

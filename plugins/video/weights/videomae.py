@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.weights.layout import blocks_of, heads_of, require
 
@@ -28,7 +28,7 @@ FINETUNED = {
 }
 
 
-class VideoMAE(WeightsKind):
+class VideoMAE(CheckpointFormat):
     """Files with ``encoder.*`` (pre-trained, with or without a decoder) or with ``fc_norm`` and ``head`` (fine-tuned).
 
     Neither positions nor the clip's size are in them; ``size`` says the latter where it is not 16 x 224 x 224.

@@ -29,7 +29,7 @@ def test_rows_of_a_data_set(world, downstream, tmp_path):
     rows = downstream.rows_of(data, [world.model(seed=0), world.model(seed=1)], seeds=3)
     assert [one["features"] for one in rows] == ["raw", "untrained encoder, 3 seeds", "pre-trained encoder, 2 runs"]
     assert [len(one["linear"]["values"]) for one in rows] == [1, 3, 2] and rows[0]["linear"]["mean"] > 0.6
-    assert rows[0]["knn"]["spread"] is None and rows[0]["width"] == 64 and rows[1]["width"] == 16
+    assert rows[0]["knn"]["std"] is None and rows[0]["width"] == 64 and rows[1]["width"] == 16
     table = downstream.markdown(rows)
     assert table.count("\n") == 4 and "| toy | classes | raw |" in table
     downstream.save(tmp_path / "x" / "y.json", {"rows": rows})

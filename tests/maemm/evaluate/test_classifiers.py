@@ -12,7 +12,7 @@ from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.records import save_record
 from maemm.tasks._shared.tables import Table, held_out, tables
-from maemm.tasks.probe.linear import _fit, choose_strength, linear, logistic_scores
+from maemm.tasks.probe.linear import _fit, choose_l2_c, linear, logistic_scores
 from maemm.tasks.probe.neighbours import knn, knn_scores
 from maemm.tasks.probe.run import probe
 from maemm.tasks.probe.trained import (
@@ -98,14 +98,14 @@ def test_linear_finds_what_is_linear():
 def test_more_features_than_samples_take_a_short_way_to_the_same_answer():
     a, b = tables(blobs(24, width=200), blobs(30, seed=1, width=200))
     long = _fit(a.x, a.y, 0.1, False).predict_proba(b.x)
-    np.testing.assert_allclose(logistic_scores(a, b, strength=0.1), long, atol=2e-3)
+    np.testing.assert_allclose(logistic_scores(a, b, l2_c=0.1), long, atol=2e-3)
 
 
 def test_the_penalty_is_chosen_inside_the_training_part():
     a, _ = tables(blobs(600, spread=3.0), blobs(10))
-    assert choose_strength(a) in (1e-4, 1e-3, 1e-2, 1e-1)  # noisy: a strong penalty
+    assert choose_l2_c(a) in (1e-4, 1e-3, 1e-2, 1e-1)  # noisy: a strong penalty
     one_each, _ = tables(blobs(3), blobs(10))
-    assert choose_strength(one_each) == 1e-2  # nothing can be held out
+    assert choose_l2_c(one_each) == 1e-2  # nothing can be held out
 
 
 def test_held_out_parts_keep_every_class():
@@ -173,7 +173,7 @@ def test_what_was_chosen_is_told_and_kept(world):
     linear, published, nearest = found.record()["results"]
     rates = published["chosen"]["base_lr"]
     assert np.shape(rates) == (2, 2) and set(np.ravel(rates)) <= {1e-9, 30.0} and "chosen" not in nearest
-    assert np.shape(linear["chosen"]["strength"]) == (2, 2)
+    assert np.shape(linear["chosen"]["l2_c"]) == (2, 2)
     said = str(found).splitlines()
     assert any(one.startswith("  trained, published: base learning rate ") for one in said)
     assert any(one.startswith("  trained, linear: C ") for one in said)

@@ -10,7 +10,7 @@ import torch
 import maemm
 from maemm import MaemmError
 from maemm.__main__ import main
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.model.build import build_model
 from maemm.tasks.diagnose.attention import AttentionOver, weights_of
 from maemm.tasks.diagnose.clusters import _without_place
@@ -41,8 +41,8 @@ def test_uniformity_and_alignment_of_known_points():
     assert found.uniformity == pytest.approx(math.log((2 * math.exp(-4) + math.exp(-8)) / 3))
     assert found.alignment == pytest.approx(0) and found.apart == pytest.approx(8 / 3)
     assert sphere(points, points[:1], points[1:2]).alignment == pytest.approx(2)
-    assert sphere(points, points[:1], points[1:2]).share == pytest.approx(3 / 4)
-    assert math.isnan(sphere(np.ones((4, 2)), np.ones((4, 2)), np.ones((4, 2))).share)
+    assert sphere(points, points[:1], points[1:2]).fraction == pytest.approx(3 / 4)
+    assert math.isnan(sphere(np.ones((4, 2)), np.ones((4, 2)), np.ones((4, 2))).fraction)
     assert math.isnan(sphere(np.zeros((4, 2)), points, points).uniformity)
 
 
@@ -61,10 +61,10 @@ def test_weights_are_those_of_the_layer():
     assert torch.allclose(weights.sum(-1), torch.ones(2, 4, 6)) and not weights[1, ..., 4:].any()
 
 
-def attention_of(model, prepared):
+def attention_of(model, preprocessed):
     over = AttentionOver(model, "marks")
     with torch.no_grad():
-        over.add(prepared)
+        over.add(preprocessed)
     return over.found()
 
 
@@ -72,7 +72,7 @@ def test_a_head_that_looks_everywhere_alike_is_on_the_dotted_lines(world):
     model = world.model()
     for block in model.encoder.blocks:
         block.attn.qkv.weight.data.zero_()
-    found = attention_of(model, Prepared(torch.randn(3, 1, 8, 8)))
+    found = attention_of(model, Preprocessed(torch.randn(3, 1, 8, 8)))
     assert found.layers == ["blocks.0.attn", "blocks.1.attn"] and found.distance.shape == (2, 2)
     # 2 x 2 cells: from each one itself, two neighbours, one across.
     assert found.even_distance == pytest.approx((2 + 2**0.5) / 4) and found.even_entropy == pytest.approx(math.log(5))
@@ -84,25 +84,25 @@ def test_padding_is_not_looked_at(world):
     for block in model.encoder.blocks:
         block.attn.qkv.weight.data.zero_()
     x = torch.randn(2, 1, 8, 8)
-    found = attention_of(model, model.modalities["marks"].prepare({"x": x}, None))
+    found = attention_of(model, model.modalities["marks"].preprocess({"x": x}, None))
     assert found.even_entropy == pytest.approx((math.log(5) + math.log(3)) / 2)  # 4 and 2 tokens, a class token
     assert np.allclose(found.distance, found.even_distance) and np.allclose(found.entropy, found.even_entropy)
 
 
 def test_hooks_are_gone_and_an_encoder_without_attention_says_so(world):
     model = world.model()
-    attention_of(model, Prepared(torch.randn(1, 1, 8, 8)))
+    attention_of(model, Preprocessed(torch.randn(1, 1, 8, 8)))
     assert not any(one._forward_pre_hooks for one in model.modules())
     for block in model.encoder.blocks:
         block.attn = torch.nn.Identity()
         block.forward = lambda x, attn_mask=None: x
-    assert "no attention to show" in attention_of(model, Prepared(torch.randn(1, 1, 8, 8))).note
+    assert "no attention to show" in attention_of(model, Preprocessed(torch.randn(1, 1, 8, 8))).note
 
 
 def test_what_a_place_explains_is_taken_off():
     place = np.random.default_rng(0).standard_normal((1, 5, 3)).repeat(4, 0)
-    rest, share = _without_place(list(place))
-    assert share == pytest.approx(1) and not rest.any()
+    rest, fraction = _without_place(list(place))
+    assert fraction == pytest.approx(1) and not rest.any()
     noise = np.random.default_rng(1).standard_normal((400, 5, 3))
     assert _without_place(list(noise))[1] < 0.02
 
@@ -111,9 +111,9 @@ def test_ratios_reach_the_masking_inside_another(world):
     recipe = world.recipe()
     assert with_ratio(recipe, 0.3)["modalities"]["marks"]["masking"] == {"type": "random", "ratio": 0.3}
     assert recipe["modalities"]["marks"]["masking"]["ratio"] == 0.5  # its own stays
-    recipe["modalities"]["marks"]["masking"] = {"type": "several", "masks_per_sample": 2}
+    recipe["modalities"]["marks"]["masking"] = {"type": "multi_mask", "masks_per_sample": 2}
     inner = with_ratio(recipe, 0.3)["modalities"]["marks"]["masking"]
-    assert inner == {"type": "several", "masks_per_sample": 2, "masking": {"type": "random", "ratio": 0.3}}
+    assert inner == {"type": "multi_mask", "masks_per_sample": 2, "masking": {"type": "random", "ratio": 0.3}}
 
 
 def test_a_masking_without_a_ratio_is_named(world, make_plugin):

@@ -182,7 +182,7 @@ def test_a_modality_without_a_usual_shape_asks_for_one(world, monkeypatch):
 def test_normalisation_is_told_where_there_is_one(world):
     modality = world.model().modalities["marks"]
     assert normalisation(modality, (1, 8, 8)) is None
-    modality.denormalize = lambda signal: signal * 0.5 + 0.25
+    modality.denormalize_input = lambda signal: signal * 0.5 + 0.25
     assert normalisation(modality, (1, 8, 8)) == {"mean": 0.25, "std": 0.5}
 
 

@@ -4,7 +4,7 @@ import torch
 
 from maemm.contract import Plan
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.subset import Subset
 from maemm.tasks._shared.features import NOT_FINITE, features, raw_values
 
@@ -18,7 +18,7 @@ def test_every_sample_once_in_order_with_labels_and_ids(world):
     assert found.labels.tolist() == [-1 if i == 4 else i % 4 for i in range(21)]
     assert len(found.labelled) == 20 and found.classes == ("a", "b", "c", "d")
     assert seen == [(8, 21), (16, 21), (21, 21)] and not found.skipped
-    x = torch.from_numpy(np.stack([source.read(i, Draw((0,))).raw["marks"] for i in range(21)]))
+    x = torch.from_numpy(np.stack([source.read(i, Rng((0,))).raw["marks"] for i in range(21)]))
     with torch.no_grad():
         expected = model.embed({"marks": x})["marks"]
     torch.testing.assert_close(torch.from_numpy(found.x), expected, atol=1e-5, rtol=0)
@@ -31,7 +31,7 @@ def test_choices_of_the_embedding(world):
         assert found.shape == (6, width) and not np.allclose(found[:, :16], features(model, source)["marks"].x)
     assert features(model, source, tokens=True)["marks"].x.shape == (6, 4, 16)
     raw = features(model, source, embed=raw_values)["marks"].x
-    assert raw.shape == (6, 64) and np.array_equal(raw[2], source.read(2, Draw((0,))).raw["marks"].ravel())
+    assert raw.shape == (6, 64) and np.array_equal(raw[2], source.read(2, Rng((0,))).raw["marks"].ravel())
 
 
 def test_tokens_of_ragged_samples_say_which_are_real(world):
@@ -88,7 +88,7 @@ def test_a_stamp_follows_every_file_of_a_source(tmp_path):
     from maemm.data.labels import Labelled
     from maemm.data.mixture import Mixture, Part
     from maemm.data.paired import Paired
-    from maemm.data.tta import View
+    from maemm.data.tta import TtaView
     from maemm.tasks._shared.inputs import data_stamp
 
     names = [f"{i:02d}.npy" for i in range(36)]
@@ -98,7 +98,7 @@ def test_a_stamp_follows_every_file_of_a_source(tmp_path):
     files = ArrayFiles(tmp_path, names, [i % 2 for i in range(36)], ["a", "b"], name="m")
     subset = Subset(Labelled(files, ["a", "b"]), range(36))
     pair = Paired({"m": files, "n": files}, names, [(i, i) for i in range(36)])
-    sources = [files, subset, View(subset, 0), Mixture({"one": Part(subset, ("m",))}), pair]
+    sources = [files, subset, TtaView(subset, 0), Mixture({"one": Part(subset, ("m",))}), pair]
 
     def stamps():
         return [data_stamp(one, tmp_path / "elsewhere") for one in sources]

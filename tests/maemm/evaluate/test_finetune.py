@@ -7,17 +7,17 @@ from safetensors.torch import load_file
 
 import maemm
 from maemm import __main__ as cli
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.build import build_model
 from maemm.model.objectives.classify import Classify
 from maemm.tasks.evaluate.run import evaluate
 from maemm.tasks.finetune.run import TRAIN, finetune, recipe_for
-from maemm.train.distributed import Team
+from maemm.train.distributed import DistContext
 from maemm.train.initialize import begin_with
 from maemm.train.optim import freeze, layer_scales, make_optimizer
-from maemm.train.setup import make_learner
+from maemm.train.setup import make_train_state
 from maemm.weights import save
 
 GOLDEN = Path(__file__).parents[2] / "golden/mae"
@@ -34,7 +34,7 @@ def test_loss_and_gradients_of_published_fine_tuning(use):
     state = {key.removeprefix("state/"): value for key, value in data.items() if key.startswith("state/")}
     model = maemm.load(state, kind="mae", heads=4, pool={"global_pool": "mean", "cls": "cls"}[use]).train()
     model.objectives = torch.nn.ModuleDict({"classify": Classify("classify", smoothing=0.1)})
-    out = model(model.plan({"image": data["x"]}, Draw((0,))), labels=data["y"])
+    out = model(model.plan({"image": data["x"]}, Rng((0,))), labels=data["y"])
     torch.testing.assert_close(out.total, data[f"{use}/loss_smooth0.1"], atol=1e-5, rtol=0)
     torch.testing.assert_close(out.logits, data[f"{use}/logits"], atol=1e-5, rtol=0)
     out.total.backward()
@@ -140,9 +140,9 @@ def test_weights_of_another_network_are_refused(world):
 
 def test_a_resumed_run_needs_no_init(world):
     recipe = world.recipe(init="gone")
-    make_learner(recipe, 4, 1, Team(), fresh=False)
+    make_train_state(recipe, 4, 1, DistContext(), fresh=False)
     with pytest.raises(MaemmError, match="no such weights: gone"):
-        make_learner(recipe, 4, 1, Team())
+        make_train_state(recipe, 4, 1, DistContext())
 
 
 # ------------------------------------------------------------------------------------------------------ the loop
@@ -321,7 +321,7 @@ def test_figures_of_answers(world):
     expected = torch.nn.functional.cross_entropy(torch.from_numpy(logits), torch.tensor([0, 1, 2, 1]))
     assert found.loss("logits") == pytest.approx(float(expected))
     assert found.confusion("logits").tolist() == [[1, 0, 0], [1, 1, 0], [0, 1, 0]]
-    assert found.figures("logits")["mean_recall"] == pytest.approx(0.5)
+    assert found.metrics("logits")["mean_recall"] == pytest.approx(0.5)
 
 
 # ------------------------------------------------------------------------------------------------------- mixing
@@ -335,33 +335,33 @@ class Net(torch.nn.Module):
         self.head = Head()
 
 
-def mixed(x, draw=None, valid=None, **options):
-    draw = draw or Draw((0, 1), range(len(x)), len(x))
+def mixed(x, rng=None, valid=None, **options):
+    rng = rng or Rng((0, 1), range(len(x)), len(x))
     labels = torch.arange(len(x)) % 5
-    batch, soft = Classify("classify", **options).batch({"m": Prepared(x, valid)}, labels, draw, Net())
+    batch, soft = Classify("classify", **options).batch({"m": Preprocessed(x, valid)}, labels, rng, Net())
     return batch["m"].x, soft
 
 
 def test_mixing():
     x = torch.arange(4.0)[:, None, None, None].expand(4, 1, 6, 6).contiguous()
     out, soft = mixed(x, mixup=0.8)
-    share = out[0].flatten()[0] / 3  # sample 0 with sample 3
-    torch.testing.assert_close(out[0], torch.full_like(out[0], float(3 * share)))
-    torch.testing.assert_close(soft[0], torch.tensor([1 - share, 0, 0, share, 0]))
+    fraction = out[0].flatten()[0] / 3  # sample 0 with sample 3
+    torch.testing.assert_close(out[0], torch.full_like(out[0], float(3 * fraction)))
+    torch.testing.assert_close(soft[0], torch.tensor([1 - fraction, 0, 0, fraction, 0]))
     boxed, cut = mixed(x.expand(4, 2, 6, 6), cutmix=1.0)
     assert set(boxed[0].unique().tolist()) <= {0.0, 3.0}
     torch.testing.assert_close(cut[0][3], (boxed[0] == 3).float().mean())
     video, _ = mixed(x[:, :, None].expand(4, 1, 3, 6, 6).contiguous(), cutmix=1.0)
     assert video.shape == (4, 1, 3, 6, 6) and torch.equal(video[:, :, 0], video[:, :, 2])  # one box for all frames
     assert torch.equal(mixed(x, mixup=0.8)[0], out)  # counted, not streamed
-    assert not torch.equal(mixed(x, mixup=0.8, draw=Draw((0, 2), range(4), 4))[0], out)
+    assert not torch.equal(mixed(x, mixup=0.8, rng=Rng((0, 2), range(4), 4))[0], out)
     assert torch.equal(x[3], torch.full_like(x[3], 3.0))  # the batch that was given is as it was
 
 
 def test_erasing_looks_at_each_sample_alone():
     x = torch.zeros(6, 1, 8, 8)
     whole, labels = mixed(x, erase=1.0)
-    part, _ = mixed(x[2:4], erase=1.0, draw=Draw((0, 1), [2, 3], 6))
+    part, _ = mixed(x[2:4], erase=1.0, rng=Rng((0, 1), [2, 3], 6))
     assert (whole != 0).flatten(1).any(1).all() and torch.equal(whole[2:4], part) and labels.ndim == 1
 
 

@@ -15,7 +15,7 @@ from maemm.tasks.evaluate.run import evaluate
 from maemm.tasks.finetune import efficiency
 from maemm.tasks.finetune.efficiency import label_efficiency, repeated
 from maemm.tasks.finetune.run import finetune, recipe_for
-from maemm.train.distributed import Team
+from maemm.train.distributed import DistContext
 from maemm.train.setup import make_order
 
 QUICK = {"train.epochs": 1, "train.batch": 4, "train.warmup_epochs": 0, "train.log_every": 1}
@@ -51,7 +51,7 @@ def test_few_labels_and_balanced_epochs(world):
     assert len(source) == 6 and held_out is None and sorted(source.label(i) for i in range(6)) == [0] * 3 + [1] * 3
     recipe = recipe_for(world.folder / "run", data, {**QUICK, "data.balance": True, "data.epoch": 12})
     source, _ = open_parts(recipe)
-    order = make_order(recipe, source, Team())
+    order = make_order(recipe, source, DistContext())
     assert order.steps_per_epoch == 3
     drawn = [one.index for step in range(300) for one in order.micro_batches(step)[0]]
     labels = [source.label(i) for i in drawn]
@@ -91,7 +91,7 @@ def test_every_seed_is_a_run(world, capsys):
     assert cli.main(["finetune", run, data, *words, "--test", test, "--seeds", "2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     (cell,) = told["results"]
-    assert told["seeds"] == 2 and np.shape(cell["values"]) == (2, 1) and cell["spread"] is not None
+    assert told["seeds"] == 2 and np.shape(cell["values"]) == (2, 1) and cell["std"] is not None
     assert told["data"] == {"labelled": 11, "skipped": 1} and told["bad_samples"][0]["id"] == "002"
     runs = world.folder / "run-runs/runs"
     assert sorted(one.name for one in runs.iterdir()) == ["fine-tuned-seed-0", "fine-tuned-seed-1"]
@@ -154,7 +154,7 @@ def test_a_test_part_of_the_same_file(world):
     seen = []
 
     class Opened(list):
-        classes, several, views = None, False, 1
+        classes, multilabel, tta_views = None, False, 1
 
     def opener(root, list=None, *, split="train", points=3):
         seen.append((root, split, points))
@@ -169,7 +169,7 @@ def test_a_test_part_of_the_same_file(world):
 
 def test_only_one_of_several_processes_asks(world, capsys, monkeypatch):
     """The others train, and end without a word, a figure or a file."""
-    monkeypatch.setattr("maemm.train.distributed.start", lambda: Team(rank=1))
+    monkeypatch.setattr("maemm.train.distributed.start", lambda: DistContext(rank=1))
     monkeypatch.setattr("maemm.tasks.pretrain.run.train_recipe", lambda recipe, **rest: world.folder / "tuned")
     for module in (efficiency, import_module("maemm.tasks.evaluate.run")):
         monkeypatch.setattr(module, "evaluate", lambda *args, **rest: pytest.fail("it was asked"))

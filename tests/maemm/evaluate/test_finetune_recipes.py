@@ -7,14 +7,14 @@ import torch
 
 from maemm import config
 from maemm.config import packaged
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.build import build_model
-from maemm.train.distributed import Team
+from maemm.train.distributed import DistContext
 from maemm.train.initialize import begin_with
 from maemm.train.optim import parameter_groups
 from maemm.train.schedules import learning_rate, peak_lr
-from maemm.train.setup import make_learner
-from maemm.train.step import Work, take_step
+from maemm.train.setup import make_train_state
+from maemm.train.step import MicroBatches, take_step
 
 NAMES = sorted(name for name in packaged() if name.split("/")[1] in ("finetune", "probe"))
 #: samples of a step, epochs, warmup, peak learning rate, its end, layer decay, drop path, weight decay
@@ -79,21 +79,21 @@ def shrunk(name, **more):
 @pytest.mark.parametrize("name", NAMES)
 def test_one_step_when_shrunk(name):
     recipe = shrunk(name, **{"train.batch": 4, "train.micro_batch": None, "train.compile": False})
-    learner = make_learner(recipe, 10, 1, Team(), steps_per_epoch=1)
-    for group in learner.optimizer.param_groups:
+    train_state = make_train_state(recipe, 10, 1, DistContext(), steps_per_epoch=1)
+    for group in train_state.optimizer.param_groups:
         group["lr"] = 1e-3 * group["lr_scale"]
-    before = {key: value.clone() for key, value in learner.model.state_dict().items()}
-    draw = Draw((0, 0), range(4), 4)
-    batch = {key: one.example(4, draw) for key, one in learner.model.modalities.items()}
-    classify, labels = learner.model.objectives["classify"], torch.arange(4)
+    before = {key: value.clone() for key, value in train_state.model.state_dict().items()}
+    rng = Rng((0, 0), range(4), 4)
+    batch = {key: one.example(4, rng) for key, one in train_state.model.modalities.items()}
+    classify, labels = train_state.model.objectives["classify"], torch.arange(4)
     if classify.loss == "sigmoid":
         labels = torch.tensor([[0, 3], [1, -1], [-1, -1], [2, 1]])
-    batch, known = classify.batch(batch, labels, draw, learner.model)
-    planned = learner.model.plan(batch, draw)
-    result = take_step(learner, Work(0, [planned], learner.model.counts(planned), [["a"] * 4], [known]))
+    batch, known = classify.batch(batch, labels, rng, train_state.model)
+    planned = train_state.model.plan(batch, rng)
+    result = take_step(train_state, MicroBatches(0, [planned], train_state.model.counts(planned), [["a"] * 4], [known]))
     assert torch.isfinite(result.total) and not result.bad
-    moved = {key for key, value in learner.model.state_dict().items() if not torch.equal(value, before[key])}
-    trains = {key for key, one in learner.model.named_parameters() if one.requires_grad}
+    moved = {key for key, value in train_state.model.state_dict().items() if not torch.equal(value, before[key])}
+    trains = {key for key, one in train_state.model.named_parameters() if one.requires_grad}
     assert any(key.startswith("head.") for key in moved)
     assert any(key.startswith("encoder.") for key in moved) == any(key.startswith("encoder.") for key in trains)
     seen = planned[next(iter(planned))]
@@ -105,13 +105,13 @@ def test_published_numbers(name):
     recipe = config.load(name)
     train = recipe["train"]
     found = (
-        train["batch"] // recipe["data"]["repeats"], train["epochs"], train["warmup_epochs"], peak_lr(train),
+        train["batch"] // recipe["data"]["aug_repeats"], train["epochs"], train["warmup_epochs"], peak_lr(train),
         train["min_lr"], train["layer_decay"], recipe["encoder"].get("drop_path", 0.0),
         train["optimizer"]["weight_decay"],
     )  # fmt: skip
     assert found == pytest.approx(PUBLISHED[name])
     assert recipe["init"] is None if "init" in recipe else True
-    views = {key: one.get("views") for key, one in recipe["modalities"].items()}
+    views = {key: one.get("tta_views") for key, one in recipe["modalities"].items()}
     if name.startswith("video"):
         assert views["video"] == ([2, 3] if "ssv2" in name else [5, 3])
         assert recipe["modalities"]["video"]["flip"] is ("ssv2" not in name)
@@ -131,7 +131,7 @@ def test_videomae_sees_copies_and_drops_answers_as_published():
     for name in PUBLISHED:
         if "videomae" in name:
             recipe = config.load(name)
-            found[name.rpartition("videomae_")[2]] = recipe["data"]["repeats"], recipe["head"]["dropout"]
+            found[name.rpartition("videomae_")[2]] = recipe["data"]["aug_repeats"], recipe["head"]["dropout"]
     assert found == {
         "small_k400": (2, 0.0), "base_k400": (2, 0.0), "base_k400_800": (1, 0.0), "large_k400": (2, 0.0),
         "huge_k400": (2, 0.5), "small_ssv2": (2, 0.0), "base_ssv2": (2, 0.0), "base_ssv2_800": (1, 0.0),
@@ -144,7 +144,7 @@ def test_the_rate_of_cav_mae_is_halved_each_epoch_from_the_fifth():
     rate = learning_rate(train, 10, 150)
     rates = [rate(10 * epoch) / 5e-5 for epoch in range(15)]
     assert rates[:7] == pytest.approx([1, 1, 1, 1, 1, 0.5, 0.25]) and rates[14] == pytest.approx(0.5**10)
-    assert train["head_lr"] == 100 and train["average"] == 3
+    assert train["head_lr_scale"] == 100 and train["average"] == 3
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -163,7 +163,7 @@ def test_begins_with_the_weights_of_its_pre_training(name):
                                           next(key for key in model.state_dict() if key.endswith("mlp.fc1.weight"))],
                        before.state_dict()[next(key for key in before.state_dict() if key.startswith("encoder.")
                                                 and key.endswith("mlp.fc1.weight"))])  # fmt: skip
-    batch = {key: one.example(2, Draw((0,), range(2), 2)) for key, one in model.modalities.items()}
+    batch = {key: one.example(2, Rng((0,), range(2), 2)) for key, one in model.modalities.items()}
     with torch.no_grad():
         found = model.eval().logits(batch)
     assert all(torch.isfinite(one).all() for one in (found.values() if isinstance(found, dict) else [found]))

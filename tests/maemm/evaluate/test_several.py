@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from maemm import __main__ as cli
-from maemm.contract import Plan, Prepared
+from maemm.contract import Plan, Preprocessed
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.model.build import build_model
 from maemm.model.objectives.classify import Classify
 from maemm.tasks._shared.features import Features
@@ -41,8 +41,8 @@ def test_every_classifier_finds_several_labels():
     chance = test.labels.mean()
     assert linear(train, test) > 0.95 and knn(train, test) > 0.85 > 2 * chance - 0.05
     a, b = tables(train, test)
-    assert b.figure(published_scores(a, b, base_lr=[1.0, 100.0], epochs=20)) > 0.9
-    assert b.figure(np.zeros((40, 3))) == pytest.approx(test.labels.mean(0).mean())
+    assert b.metric(published_scores(a, b, base_lr=[1.0, 100.0], epochs=20)) > 0.9
+    assert b.metric(np.zeros((40, 3))) == pytest.approx(test.labels.mean(0).mean())
 
 
 def test_classes_are_matched_by_name_and_single_labels_fit_in():
@@ -74,7 +74,7 @@ def test_tasks_that_are_none(labels, test, text):
 
 
 def test_probe_tells_map_and_the_precision_of_every_class(world, capsys):
-    run, data = world.run(), world.data(several=True, samples=60, unlabelled=[2])
+    run, data = world.run(), world.data(multilabel=True, samples=60, unlabelled=[2])
     found = probe(run, data, protocols=["linear", "knn"], seeds=1, folds=3, baselines=True)
     record = json.loads(json.dumps(found.record()))
     assert {"mAP", "per_class"} <= set(record["results"][0]) and "accuracy" not in record["results"][0]
@@ -86,17 +86,17 @@ def test_probe_tells_map_and_the_precision_of_every_class(world, capsys):
 
 
 def test_fine_tuning_and_evaluation(world):
-    run, data = world.run(), world.data(several=True, samples=40, noise=0.1)
+    run, data = world.run(), world.data(multilabel=True, samples=40, noise=0.1)
     recipe = recipe_for(run, data, {}, balanced=True)
     assert recipe["objectives"]["classify"]["loss"] == "sigmoid"
     weights = recipe["objectives"]["classify"]["class_weights"]
     assert len(weights) == 4 and min(weights) > 0
     out = finetune(run, data, echo=lambda text: None, **{**QUICK, "objectives.classify.mixup": 0.2})
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    figures = [row["validation"] for row in rows if "validation" in row]
-    assert all(set(one) == {"mAP", "loss"} for one in figures) and figures[-1]["loss"] < figures[0]["loss"]
-    found = evaluate(out, world.data("test", several=True, samples=24, seed=1, noise=0.1))
-    assert found.labels.shape == (24, 4) and set(found.figures("logits")) == {"mAP", "loss"}
+    metrics = [row["validation"] for row in rows if "validation" in row]
+    assert all(set(one) == {"mAP", "loss"} for one in metrics) and metrics[-1]["loss"] < metrics[0]["loss"]
+    found = evaluate(out, world.data("test", multilabel=True, samples=24, seed=1, noise=0.1))
+    assert found.labels.shape == (24, 4) and set(found.metrics("logits")) == {"mAP", "loss"}
     assert "mAP" in str(found) and "average precision" in found.details()
     expected = torch.nn.functional.binary_cross_entropy_with_logits(
         torch.from_numpy(found.logits["logits"]), torch.from_numpy(found.labels).float()
@@ -111,7 +111,7 @@ def test_embed_keeps_several_labels(world, tmp_path):
     from maemm.tasks.embed.run import embed
 
     out = tmp_path / "f.npz"
-    embed(world.model(), world.data(several=True, samples=9, unlabelled=[4]), out, batch=4)
+    embed(world.model(), world.data(multilabel=True, samples=9, unlabelled=[4]), out, batch=4)
     with np.load(out) as stored:
         labels = stored["labels"]
     assert labels.shape == (9, 4) and labels[0].tolist() == [1, 1, 0, 0] and (labels[4] == -1).all()
@@ -123,19 +123,19 @@ class Net(torch.nn.Module):
         classes = 4
 
 
-def changed(labels, prepared=None, **options):
+def changed(labels, preprocessed=None, **options):
     x = torch.arange(4.0)[:, None, None, None].expand(4, 1, 6, 6).contiguous()
-    batch = prepared or {"m": Prepared(x)}
-    return Classify("classify", **options).batch(batch, labels, Draw((0, 1), range(4), 4), Net())[1]
+    batch = preprocessed or {"m": Preprocessed(x)}
+    return Classify("classify", **options).batch(batch, labels, Rng((0, 1), range(4), 4), Net())[1]
 
 
 def test_labels_that_a_modality_mixed_are_mixed_too():
     info = {"mixed_with": torch.tensor([1, 0, 3, 2]), "mix_share": torch.tensor([0.75, 0.25, 1.0, 1.0])}
-    one = {"m": Prepared(torch.zeros(4, 1, 6, 6), info=info)}
+    one = {"m": Preprocessed(torch.zeros(4, 1, 6, 6), info=info)}
     soft = changed(torch.tensor([0, 1, 2, 3]), one)
     assert soft.tolist() == [[0.75, 0.25, 0, 0], [0.75, 0.25, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
-    several = changed(torch.tensor([[0, 1], [2, -1], [-1, -1], [3, -1]]), one, loss="sigmoid")
-    torch.testing.assert_close(several[0], torch.tensor([0.75, 0.75, 0.25, 0.0]))
+    multilabel = changed(torch.tensor([[0, 1], [2, -1], [-1, -1], [3, -1]]), one, loss="sigmoid")
+    torch.testing.assert_close(multilabel[0], torch.tensor([0.75, 0.75, 0.25, 0.0]))
 
 
 def test_several_labels_are_smoothed_and_mixed():
@@ -150,12 +150,12 @@ def test_several_labels_are_smoothed_and_mixed():
 def test_tokens_are_hidden_in_training_alone(world):
     recipe = world.recipe(decoder=None, head={"type": "linear", "classes": 4}, objectives={"classify": {"hide": True}})
     model = build_model(recipe)
-    batch, draw = {"marks": torch.randn(4, 1, 8, 8)}, Draw((0,), range(4), 4)
-    hidden, whole = model.train().plan(batch, draw), model.eval().plan(batch, draw)
+    batch, rng = {"marks": torch.randn(4, 1, 8, 8)}, Rng((0,), range(4), 4)
+    hidden, whole = model.train().plan(batch, rng), model.eval().plan(batch, rng)
     assert hidden["marks"].plan.visible.shape == (4, 2) and whole["marks"].plan.visible.shape == (4, 4)
     model.train()
     seen = model(hidden, labels=torch.zeros(4, dtype=torch.long)).logits
     assert model.encode(hidden)[1].tokens["marks"].shape[1] == 2
-    by_hand = {"marks": type(hidden["marks"])(whole["marks"].tokens, hidden["marks"].plan, whole["marks"].prepared)}
+    by_hand = {"marks": type(hidden["marks"])(whole["marks"].tokens, hidden["marks"].plan, whole["marks"].preprocessed)}
     torch.testing.assert_close(model.logits(by_hand), seen)
     assert isinstance(hidden["marks"].plan, Plan)

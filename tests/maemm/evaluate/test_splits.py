@@ -42,8 +42,8 @@ def test_groups_are_never_torn_apart():
         (lambda: Shots.parse("some"), "--shots 'some' means nothing"),
         (lambda: Shots.parse("0"), "means nothing"),
         (lambda: Shots.parse("120%"), "means nothing"),
-        (lambda: Shots.parse("4").draw(np.array([0, 0, 0, 0, 1]), 0), "label 1 has 1 samples, --shots asks for 4"),
-        (lambda: Shots.parse("2").draw(np.array([0, 0, 1]), 0, ["cat", "dog"]), "class 'dog' has 1 samples, --shots"),
+        (lambda: Shots.parse("4").choose(np.array([0, 0, 0, 0, 1]), 0), "label 1 has 1 samples, --shots asks for 4"),
+        (lambda: Shots.parse("2").choose(np.array([0, 0, 1]), 0, ["cat", "dog"]), "class 'dog' has 1 samples, --shots"),
         (lambda: Fold.parse("0/3"), "fold '0/3' means nothing"),
         (lambda: Fold.parse("2"), "fold '2' means nothing"),
     ],
@@ -59,12 +59,12 @@ def test_classes_with_few_samples_miss_in_some_folds_without_a_word(recwarn):
 
 def test_shots():
     labels = np.array([0] * 100 + [1] * 10 + [2] * 3 + [-1] * 5)
-    few = Shots.parse("2").draw(labels, seed=0)
+    few = Shots.parse("2").choose(labels, seed=0)
     assert np.bincount(labels[few]).tolist() == [2, 2, 2]
-    share = Shots.parse("10%").draw(labels, seed=0)
-    assert np.bincount(labels[share]).tolist() == [10, 1, 1]  # one at least
-    assert set(Shots.parse("1").draw(labels, 7)) < set(Shots.parse("3").draw(labels, 7))
-    assert set(few) != set(Shots.parse("2").draw(labels, seed=1))
+    fraction = Shots.parse("10%").choose(labels, seed=0)
+    assert np.bincount(labels[fraction]).tolist() == [10, 1, 1]  # one at least
+    assert set(Shots.parse("1").choose(labels, 7)) < set(Shots.parse("3").choose(labels, 7))
+    assert set(few) != set(Shots.parse("2").choose(labels, seed=1))
 
 
 def test_the_folds_of_a_source_are_those_of_its_features(world):

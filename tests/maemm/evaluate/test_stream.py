@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from maemm import Draw, MaemmError
+from maemm import MaemmError, Rng
 from maemm.__main__ import main
 from maemm.contract import Sample, Source
 from maemm.contract.rng import seeded
@@ -54,7 +54,7 @@ def test_streams_together_are_the_joint_pass(encoder):
     model = made(encoder)
     batch = {name: torch.randn(3, 1, 8, 8) for name in ("toy", "other")}
     (joint,) = open_model(model, stream="toy+other").embed(batch).values()
-    tokens = model.encoder(model.everything(batch)).tokens
+    tokens = model.encoder(model.everything(batch), model.modalities).tokens
     if encoder is VIT:
         assert torch.allclose(joint, torch.cat([tokens["toy"], tokens["other"]], 1).mean(1), atol=1e-6)
     else:  # in which each modality has gone through the joint blocks alone
@@ -104,15 +104,15 @@ def test_choices_are_for_one_modality():
 class Turning(Source):
     """Three views of each sample; the second one of sample 1 is broken."""
 
-    views = 3
+    tta_views = 3
 
     def __len__(self):
         return 4
 
-    def read(self, index, draw):
-        return self.view(index, 0)
+    def read(self, index, rng):
+        return self.tta_view(index, 0)
 
-    def view(self, index, number):
+    def tta_view(self, index, number):
         if (index, number) == (1, 1):
             raise ValueError("broken")
         if index == 3:
@@ -132,12 +132,12 @@ def test_features_of_views_are_means_of_unit_vectors():
     for index, numbers in ((0, (0, 1, 2)), (1, (0, 2))):
         rows = []
         for number in numbers:
-            x = torch.from_numpy(Turning().view(index, number).raw["toy"])[None]
+            x = torch.from_numpy(Turning().tta_view(index, number).raw["toy"])[None]
             rows.append(torch.nn.functional.normalize(model.embed({"toy": x})["toy"], dim=-1))
         expected = torch.stack(rows).sum(0)[0].detach().numpy()
         assert np.allclose(found.x[index], expected, atol=1e-5)
     plain = features_of_views(model, Turning(), False)["toy"]
-    assert np.allclose(plain.x[0], model.embed({"toy": torch.from_numpy(Turning().view(0, 0).raw["toy"])[None]})["toy"].detach()[0], atol=1e-6)  # fmt: skip  # noqa: E501
+    assert np.allclose(plain.x[0], model.embed({"toy": torch.from_numpy(Turning().tta_view(0, 0).raw["toy"])[None]})["toy"].detach()[0], atol=1e-6)  # fmt: skip  # noqa: E501
 
 
 # ---------------------------------------------------------------------------------------------------- commands
@@ -156,7 +156,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
             assert stored[stream].shape == (6, 16)
             assert not [key for key in stored.files if key in ("toy", "other") and key != stream]
         Path("f.npz").unlink()
-    assert main([*plugin, "retrieve", "run", "--views"]) == 0
+    assert main([*plugin, "retrieve", "run", "--tta"]) == 0
     capsys.readouterr()
     assert main([*plugin, "embed", "run", "--stream", "third", "-o", "f.npz"]) == 2
     assert "stream 'third' is not made of this model's modalities (toy, other)" in capsys.readouterr().err
@@ -167,4 +167,4 @@ def test_a_mixed_run_asks_for_its_data():
     with pytest.raises(MaemmError, match="the recipe mixes data sets .data.mix: a.; name the data"):
         open_data(mixed)
     assert len(open_data(mixed, source={"type": "toy", "samples": 5})) == 5
-    assert open_data(mixed, source={"type": "toy", "samples": 5}).read(0, Draw((0,))).id == "toy-0"
+    assert open_data(mixed, source={"type": "toy", "samples": 5}).read(0, Rng((0,))).id == "toy-0"

@@ -28,7 +28,7 @@ def test_a_representation_beside_its_baselines(world):
     assert table[-1] == "60 labelled samples, 40 of the test part; 2 seeds; ± standard deviation over seeds"
     cells = {(one.features, one.protocol): one for one in found.cells}
     assert cells["raw values", "linear"].mean > 0.8  # the task can be solved
-    assert cells["untrained", "knn"].spread > 0 == cells["trained", "knn"].spread  # fresh weights for each seed
+    assert cells["untrained", "knn"].std > 0 == cells["trained", "knn"].std  # fresh weights for each seed
     assert cells["trained", "linear"].confusion.sum() == 40
 
 
@@ -36,10 +36,10 @@ def test_folds_seeds_and_spread(world):
     found = probe(world.model(), world.data(samples=60), folds=3, seeds=2)
     (cell,) = found.cells
     assert np.shape(cell.values) == (2, 3) and found.folds == 3 and cell.confusion.sum() == 60
-    assert cell.spread == pytest.approx(np.std(np.mean(cell.values, 1), ddof=1))
+    assert cell.std == pytest.approx(np.std(np.mean(cell.values, 1), ddof=1))
     assert cell.mean == pytest.approx(np.mean(cell.values))
     one = knn(world.model(), world.data(samples=60), folds=3, seeds=1).cells[0]
-    assert one.spread == pytest.approx(np.std(one.values[0], ddof=1))
+    assert one.std == pytest.approx(np.std(one.values[0], ddof=1))
 
 
 def test_groups_make_the_folds(world):

@@ -8,7 +8,7 @@ import torch
 
 from maemm import __main__ as cli
 from maemm.contract.errors import MaemmError
-from maemm.data.tta import Viewed, views_of
+from maemm.data.tta import TtaModality, tta_views_of
 from maemm.tasks._shared.features import features
 from maemm.tasks.evaluate.run import evaluate, shared_with_training
 from maemm.tasks.finetune.run import finetune, recipe_for
@@ -43,19 +43,19 @@ def test_views_of_a_modality_are_averaged(world, average, workers):
     source = world.source(samples=10)
     expected = by_hand(model, source, [1, 0.5, 0, -0.5], average)[[0, 1, 2, *range(4, 10)]]
     np.testing.assert_allclose(found.logits["logits"], expected.numpy(), atol=1e-5)
-    assert found.views == 4 and len(found.skipped) == 1 and "9 samples, 4 views of each, 1 skipped" in str(found)
-    one = evaluate(model, data, views=False)
+    assert found.tta_views == 4 and len(found.skipped) == 1 and "9 samples, 4 views of each, 1 skipped" in str(found)
+    one = evaluate(model, data, tta_views=False)
     np.testing.assert_allclose(one.logits["logits"], by_hand(model, source, [1], "logits")[[0, 1, 2, *range(4, 10)]],
                                atol=1e-5)  # fmt: skip
 
 
 def test_views_of_a_source_take_a_pass_each(world):
     model = classifier(world)
-    found = evaluate(model, world.data(samples=8, views=3, lost=[2]))
+    found = evaluate(model, world.data(samples=8, tta_views=3, lost=[2]))
     source = world.source(samples=8)
     expected = by_hand(model, source, [1, 0, -1], "probabilities")[[0, *range(2, 8)]]
     np.testing.assert_allclose(found.logits["logits"], expected.numpy(), atol=1e-5)
-    assert [one.reason for one in found.skipped] == ["ValueError: this view is gone"] and found.views == 3
+    assert [one.reason for one in found.skipped] == ["ValueError: this view is gone"] and found.tta_views == 3
 
 
 def test_validation_asks_all_views_where_told(world):
@@ -63,7 +63,7 @@ def test_validation_asks_all_views_where_told(world):
     data = {**model.recipe["data"], "classes": 4}
     recipe = {**model.recipe, "data": data}
     one = measure(model, source, recipe)
-    recipe["train"] = {**recipe["train"], "validate_views": True}
+    recipe["train"] = {**recipe["train"], "validate_tta": True}
     found = measure(model, source, recipe)
     labels = torch.arange(12) % 4
     expected = by_hand(model, source, [1, 0.5, 0, -0.5], "probabilities")
@@ -73,17 +73,17 @@ def test_validation_asks_all_views_where_told(world):
 
 def test_numbers_of_views_must_agree():
     class One:
-        def __init__(self, views):
-            self.views = views
+        def __init__(self, tta_views):
+            self.tta_views = tta_views
 
-    assert views_of({"a": One(1), "b": One(3)}) == 3
+    assert tta_views_of({"a": One(1), "b": One(3)}) == 3
     with pytest.raises(MaemmError, match=r"different numbers of views \(a 2, b 3\)"):
-        views_of({"a": One(2), "b": One(3)})
-    single = Viewed(type("M", (), {"load_views": lambda self, raw: [raw], "collate": lambda self, s: s})(), 3)
+        tta_views_of({"a": One(2), "b": One(3)})
+    single = TtaModality(type("M", (), {"load_tta_views": lambda self, raw: [raw], "collate": lambda self, s: s})(), 3)
     assert single.load("x", None) == ["x"] * 3 and single.collate([["a", "b"], ["c", "d"]]) == ["a", "b", "c", "d"]
 
 
-def test_features_take_one_view(world):
+def test_features_take_no_tta(world):
     model = classifier(world, votes=4)
     assert features(model, world.source(samples=5))["marks"].x.shape == (5, 16)
 
@@ -217,12 +217,12 @@ def test_names_in_another_order_are_refused(world):
 def test_views_that_the_weights_do_not_tell(world, capsys):
     model, data = classifier(world), world.data(samples=10)
     found = evaluate(model, data, overrides={"modalities.marks.votes": 4})
-    assert found.views == 4 and model.modalities["marks"].views == 1  # the model that was given stays as it was
+    assert found.tta_views == 4 and model.modalities["marks"].tta_views == 1  # the model that was given stays as it was
     expected = evaluate(classifier(world, votes=4), data)
     np.testing.assert_array_equal(found.logits["logits"], expected.logits["logits"])
     run = tuned(world, data)
     assert cli.main(["evaluate", run, data, "modalities.marks.votes=3", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["views"] == 3
+    assert json.loads(capsys.readouterr().out)["tta_views"] == 3
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_views_that_the_weights_do_not_tell(world, capsys):
         ("show=3", "'show' means nothing here"),
         ("data=x", "'data' means nothing here"),
         ("batch=8", "batch is a flag (override batch=8); write --batch 8"),
-        ("one_view=true", "one_view is a flag (override one_view=true); write --one-view\n"),
+        ("no_tta=true", "no_tta is a flag (override no_tta=true); write --no-tta\n"),
     ],
 )
 def test_words_that_mean_nothing(world, capsys, word, text):

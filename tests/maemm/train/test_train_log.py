@@ -20,9 +20,9 @@ def test_means_leave_bad_steps_out_and_can_be_stored():
     again.load_state_dict(json.loads(json.dumps(means.state_dict())))
     for one in (means, again):
         one.add({"loss": torch.tensor(2.0), "late": torch.tensor(4.0)}, FALSE)
-        assert one.take() == {"loss": 1.5, "late": 4.0}
+        assert one.flush() == {"loss": 1.5, "late": 4.0}
         one.add({"loss": torch.tensor(math.inf)}, TRUE)
-        assert math.isnan(one.take()["loss"])
+        assert math.isnan(one.flush()["loss"])
 
 
 def test_metrics_are_rewound_to_a_step_and_half_lines_dropped(tmp_path):
@@ -51,10 +51,10 @@ def test_the_share_of_waiting(monkeypatch):
     for _ in range(4):
         now[0] += 1.0
         clock.step(waited=0.25)
-    assert clock.take() == {"samples_per_second": 8.0, "data_wait": 0.25, "seconds": 54.0}
+    assert clock.flush() == {"samples_per_second": 8.0, "data_wait": 0.25, "seconds": 54.0}
     now[0] += 2.0
     clock.step(waited=0.0)
-    assert clock.take() == {"samples_per_second": 4.0, "data_wait": 0.0, "seconds": 56.0}
+    assert clock.flush() == {"samples_per_second": 4.0, "data_wait": 0.0, "seconds": 56.0}
     assert clock.hint(2) is None  # too early to tell
     now[0] += 54.0
     clock.step(waited=5.0)
@@ -70,19 +70,19 @@ ROW = {
 
 def test_plain_lines():
     lines = []
-    console = Console(lines.append, lead=True)
+    console = Console(lines.append, is_rank0=True)
     console.row(ROW, 800)
     assert lines == [
         "epoch 3/800  step 279  loss 0.8712 (mean-predictor 1.000)  1,912 samples/s  data-wait 2 %  left 5 h 30 min"
     ]
-    Console(lines.append, lead=False).row(ROW, 800)
+    Console(lines.append, is_rank0=False).row(ROW, 800)
     assert len(lines) == 1
 
 
 def test_a_bar_on_a_terminal(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     lines = []
-    console = Console(lines.append, lead=True)
+    console = Console(lines.append, is_rank0=True)
     console.begin(278, 74400)
     console.step()
     console.row(ROW, 800)

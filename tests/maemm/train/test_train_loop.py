@@ -119,7 +119,7 @@ def test_two_processes_equal_one(toys):
 
 def test_a_failure_in_one_process_ends_all(toys):
     # One sample cannot be read, and none may be bad: the process that meets it says so, and ends the other.
-    pair = toys.start(toys.recipe(data__source__bad=[3], data__max_bad_share=0.0), 2)
+    pair = toys.start(toys.recipe(data__source__bad=[3], data__max_bad_fraction=0.0), 2)
     assert [one.wait() for one in pair] == [2, 2]
     said = sorted((one.said() for one in pair), key=len)
     assert "maemm: error: 1 of 64 samples are unreadable" in said[0] + said[1]
@@ -190,14 +190,14 @@ def test_too_many_non_finite_steps_end_the_run(toys):
 
 
 def test_too_many_bad_samples_end_the_run_and_the_next_start(toys):
-    bad = {"data__source__bad": list(range(0, 64, 8)), "data__max_bad_share": 0.07}
+    bad = {"data__source__bad": list(range(0, 64, 8)), "data__max_bad_fraction": 0.07}
     for _ in range(2):
         with pytest.raises(MaemmError, match=r"\d of 64 samples are unreadable"):
             toys.train(**bad)
         assert [path.name for path in (toys.out / "checkpoints").iterdir()] == [
             f"step-{toys.metrics()[-1]['step']:06d}"
         ]
-    toys.train(**bad | {"data__max_bad_share": 0.2})
+    toys.train(**bad | {"data__max_bad_fraction": 0.2})
     assert len((toys.out / "bad_samples.jsonl").read_text().splitlines()) == 8
 
 

@@ -90,7 +90,7 @@ def test_bad_samples_of_a_set_are_named_and_counted(toys):
     folder = toys.train(**MIX)
     assert [line for line in (folder / "bad_samples.jsonl").read_text().splitlines() if "two/toy-3" in line]
     with pytest.raises(MaemmError, match="1 of 96 samples are unreadable"):
-        toys.train(toys.recipe(toys.out / "strict", **MIX, data__max_bad_share=0.0))
+        toys.train(toys.recipe(toys.out / "strict", **MIX, data__max_bad_fraction=0.0))
 
 
 def test_a_mixture_is_validated_set_by_set(toys):
@@ -119,7 +119,7 @@ def test_a_modality_that_nobody_has_hangs_nobody(toys):
 
 
 def test_without_leave_such_samples_stop_the_run(toys):
-    with pytest.raises(MaemmError, match="samples are unreadable.*max_bad_share"):
+    with pytest.raises(MaemmError, match="samples are unreadable.*max_bad_fraction"):
         toys.train(**{**LACKS, "data__missing": "skip"})
 
 

@@ -10,11 +10,11 @@ from torch import nn
 import maemm
 from maemm import config, registry
 from maemm.contract.errors import MaemmError
-from maemm.train.distributed import Team
+from maemm.train.distributed import DistContext
 from maemm.train.ema import Ema
 from maemm.train.optim import grad_norm, lars, make_optimizer, parameter_groups, set_lr, step_unless
 from maemm.train.schedules import learning_rate
-from maemm.train.step import Learner, Work, take_step
+from maemm.train.step import MicroBatches, TrainState, take_step
 
 GOLDEN = Path(__file__).parents[2] / "golden/mae"
 MAE = {"optimizer": {"type": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.05}, "no_decay": ["*.bias"]}
@@ -38,14 +38,16 @@ def three_steps():
     optimizer = make_optimizer(model, MAE)
     # Three steps at 0.5, 1 and 1.5 epochs: two steps an epoch, the first of them left out.
     lr = learning_rate({"lr": 2.4e-3, "warmup_epochs": 1, "min_lr": 0.0}, 2, 6)
-    learner = Learner(model, model, optimizer, Team(), seed=0, batch=4, steps=3)
+    train_state = TrainState(model, model, optimizer, DistContext(), seed=0, batch=4, steps=3)
     results, losses = [], []
     for step in range(3):
         inputs = planned(model, data, step)
         with torch.no_grad():
             losses.append(model(inputs).loss["image"])
         set_lr(optimizer, lr(step + 1))
-        results.append(take_step(learner, Work(step, [inputs], model.counts(inputs), [["a", "b", "c", "d"]])))
+        results.append(
+            take_step(train_state, MicroBatches(step, [inputs], model.counts(inputs), [["a", "b", "c", "d"]]))
+        )
     return data, facts, model, optimizer, results, losses
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.grid import GridModality
 from maemm.data.arrays import open_arrays
 
@@ -28,15 +28,15 @@ class Weather(GridModality):
         super().__init__(size=size, patch=patch, channels=2, **grid)
         self.mean, self.std = mean, std
 
-    def load(self, raw, draw):
+    def load(self, raw, rng):
         if np.isnan(raw).mean() > 0.5:
             raise ValueError("is mostly gaps")
-        return super().load(np.nan_to_num(raw, nan=GAP), draw)
+        return super().load(np.nan_to_num(raw, nan=GAP), rng)
 
-    def prepare(self, raw, draw):
+    def preprocess(self, raw, rng):
         x = raw["x"].float()
         gaps = x == GAP
-        return Prepared(((x - self.mean) / self.std).masked_fill(gaps, 0), ~gaps.any(1))
+        return Preprocessed(((x - self.mean) / self.std).masked_fill(gaps, 0), ~gaps.any(1))
 
 
 def open_weather(root: str | None, list: str | None = None, *, name: str = "weather"):

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from maemm.contract import Decoder, Encoder, Latents, Objective, OneMasking, Term, WeightsKind
+from maemm.contract import CheckpointFormat, Decoder, Encoder, Latents, Objective, OneMasking, Term
 from maemm.model.masking.counts import noise_order, plan_from_order
 from maemm.model.pooling import mean_of_tokens
 
@@ -21,8 +21,8 @@ class Places(OneMasking):
     def __init__(self, *, ratio: float = 0.5):
         self.ratio = ratio
 
-    def plan(self, name, tokens, draw):
-        noise = draw.rand(f"mask/{name}", math.prod(tokens.grid[1:])).repeat(1, tokens.grid[0])
+    def plan(self, name, tokens, rng):
+        noise = rng.uniform(f"mask/{name}", math.prod(tokens.grid[1:])).repeat(1, tokens.grid[0])
         order = noise_order(noise.to(tokens.values.device), tokens)
         return plan_from_order(order, tokens, self.ratio, "floor_visible")
 
@@ -40,10 +40,11 @@ class DeepSets(Encoder):
         self.dim, self.norm = dim, nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU()) for _ in range(depth))
 
-    def forward(self, inputs, *, taps=(), norm=True):
-        found = {name: one.embed(one.plan.visible) for name, one in inputs.items()}
+    def forward(self, inputs, modalities, *, layers=(), norm=True):
+        found = {name: modalities[name].embed(one.tokens, one.plan.visible) for name, one in inputs.items()}
         for name, one in inputs.items():
-            x = found[name] + one.position(one.plan.visible, "encoder").to(found[name])
+            place = modalities[name].position(one.tokens, one.plan.visible, "encoder")
+            x = found[name] + place.to(found[name])
             for block in self.blocks:
                 x = x + block(torch.cat([x, mean_of_tokens(x, [one.plan])[:, None].expand_as(x)], -1))
             found[name] = self.norm(x) if norm else x
@@ -67,11 +68,12 @@ class Pointwise(Decoder):
             }
         )
 
-    def forward(self, latents, inputs):
+    def forward(self, latents, inputs, modalities):
         found = {}
         for name, one in inputs.items():
             mean = self.mean(mean_of_tokens(latents.tokens[name], [one.plan]))[:, None]
-            found[name] = self.heads[name](mean + one.position(one.plan.predict, "decoder").to(mean))
+            place = modalities[name].position(one.tokens, one.plan.predict, "decoder")
+            found[name] = self.heads[name](mean + place.to(mean))
         return found
 
 
@@ -98,7 +100,7 @@ class Uniformity(Objective):
         return {self.name: sum(plan.counted.new_tensor(float(len(plan.counted))) for plan in plans.values())}
 
 
-class Old(WeightsKind):
+class Old(CheckpointFormat):
     """Files of an older program: our tensors below ``net.``, sizes as their shapes say."""
 
     name = "weather_old"

@@ -97,19 +97,19 @@ def test_published_spectrograms(golden, name, length):
     if key not in golden:
         pytest.skip("no such case")
     audio = Audio(size=[SETS[name], 128], constants=name, pad="seen", crop="head")
-    found = audio.prepare({"wave": wave[None], "samples": [len(wave)]}, None)
+    found = audio.preprocess({"wave": wave[None], "samples": [len(wave)]}, None)
     assert found.valid is None
-    near(found.x[0], golden[key], audio.denormalize(golden[key]))
+    near(found.x[0], golden[key], audio.denormalize_input(golden[key]))
 
 
 def test_published_cavmae_spectrogram(golden):
     wave = golden["wave_2.5s"].reshape(-1)
     audio = Audio(size=[1024, 128], constants="cavmae", pad="seen")
-    found = audio.prepare({"wave": wave[None], "samples": [len(wave)]}, None).x[0]
-    near(found, golden["cavmae_2.5s"], audio.denormalize(golden["cavmae_2.5s"]))
+    found = audio.preprocess({"wave": wave[None], "samples": [len(wave)]}, None).x[0]
+    near(found, golden["cavmae_2.5s"], audio.denormalize_input(golden["cavmae_2.5s"]))
 
 
 def test_padding_is_not_silence():
     audio = Audio(size=[1024, 128], pad="seen")
-    x = audio.prepare({"wave": waves(1, 16000), "samples": [16000]}, None).x
+    x = audio.preprocess({"wave": waves(1, 16000), "samples": [16000]}, None).x
     assert (x[0, 98:] - 4.2677393 / (2 * 4.5689974)).abs().max() < 1e-6

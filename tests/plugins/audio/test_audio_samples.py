@@ -6,7 +6,7 @@ import wave
 import numpy as np
 import pytest
 
-from maemm import Draw
+from maemm import Rng
 from maemm_plugins._objects.objects import SHAPES, make_object
 from maemm_plugins._objects.sound import PARTIALS, ring
 from maemm_plugins.audio import samples
@@ -28,10 +28,10 @@ def test_ordinary_files_written_once(tmp_path):
     source = samples.open_samples(str(root))
     assert source.classes == sorted(SHAPES)
     audio = Audio(size=[96, 64], patch=8)
-    prepared = audio.prepare(
-        audio.collate([audio.load(source.read(i, Draw((0,))).raw["audio"], None) for i in range(12)]), None
+    preprocessed = audio.preprocess(
+        audio.collate([audio.load(source.read(i, Rng((0,))).raw["audio"], None) for i in range(12)]), None
     )
-    assert prepared.valid is None and prepared.x.shape == (12, 96, 64) and prepared.x.isfinite().all()
+    assert preprocessed.valid is None and preprocessed.x.shape == (12, 96, 64) and preprocessed.x.isfinite().all()
 
 
 @pytest.mark.parametrize("index", range(6))

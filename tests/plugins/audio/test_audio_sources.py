@@ -11,9 +11,9 @@ import pytest
 import soundfile
 import torch
 
-from maemm import Draw, MaemmError
+from maemm import MaemmError, Rng
 from maemm.data.loader import Loader
-from maemm.data.order import Once
+from maemm.data.order import SequentialBatches
 from maemm_plugins.audio.modality import Audio
 from maemm_plugins.audio.read import Recording, _opened
 from maemm_plugins.audio.samples import write_wav
@@ -35,7 +35,9 @@ def put(path, seconds=0.5, **rest):
 
 def read_all(source, **modality):
     """(ids that could be read, {name: reason} of those that could not)."""
-    loader = Loader(source, {"audio": Audio(**SMALL, **modality)}, Once(len(source), 4), seed=0, substitute=False)
+    loader = Loader(
+        source, {"audio": Audio(**SMALL, **modality)}, SequentialBatches(len(source), 4), seed=0, substitute=False
+    )
     batches = list(loader.batches(0, -(-len(source) // 4)))
     return [i for b in batches for i in b.ids], {bad.id: bad.reason for b in batches for bad in b.bad}
 
@@ -46,15 +48,15 @@ def test_a_folder_of_class_folders(tmp_path):
         put(tmp_path / name) if not name.endswith("txt") else (tmp_path / name).write_text("x")
     source = open_audio(str(tmp_path))
     assert [source.name(i) for i in range(len(source))] == ["cat/2.flac", "dog/1.wav"]
-    assert source.classes == ["cat", "dog"] and [source.read(i, Draw((0,))).label for i in (0, 1)] == [0, 1]
+    assert source.classes == ["cat", "dog"] and [source.read(i, Rng((0,))).label for i in (0, 1)] == [0, 1]
 
 
 def test_a_flat_folder_and_a_single_file(tmp_path):
     put(tmp_path / "a.wav"), put(tmp_path / "b.wav", seed=1)
     source = open_audio(str(tmp_path))
-    assert len(source) == 2 and source.classes is None and source.read(0, Draw((0,))).label is None
+    assert len(source) == 2 and source.classes is None and source.read(0, Rng((0,))).label is None
     one = open_audio(str(tmp_path / "b.wav"))
-    assert len(one) == 1 and one.read(0, Draw((0,))).raw["audio"].length == 8000
+    assert len(one) == 1 and one.read(0, Rng((0,))).raw["audio"].length == 8000
 
 
 def test_a_table_as_esc50_has_it(tmp_path):
@@ -64,7 +66,7 @@ def test_a_table_as_esc50_has_it(tmp_path):
     (tmp_path / "esc50.csv").write_text(rows.replace("\\\n", "\n"))
     source = open_audio(str(tmp_path / "audio"), str(tmp_path / "esc50.csv"))
     assert [source.name(i) for i in range(len(source))] == ["1-0.wav", "1-2.wav"]
-    assert [source.read(i, Draw((0,))).label for i in (0, 1)] == [4, 0]
+    assert [source.read(i, Rng((0,))).label for i in (0, 1)] == [4, 0]
 
 
 def write_json(path, rows):
@@ -86,7 +88,7 @@ def test_json_of_ast_with_its_label_file(tmp_path):
     (tmp_path / "labels.csv").write_text(LABELS)
     source = open_audio(None, write_json(tmp_path / "x.json", rows), labels=str(tmp_path / "labels.csv"))
     assert source.classes == ["Speech", "Male speech, man speaking", "Female"]
-    assert source.several and [source.read(i, Draw((0,))).label for i in (0, 1)] == [(1,), (0, 2)]
+    assert source.multilabel and [source.read(i, Rng((0,))).label for i in (0, 1)] == [(1,), (0, 2)]
     assert [source.labels_of(i) for i in range(4)] == [[1], [0, 2], [], []]
     ids, bad = read_all(source)
     assert ids == ["a.flac", "b.wav"]
@@ -188,7 +190,7 @@ def test_wrong_options(tmp_path):
 def test_only_the_part_that_a_sample_takes_is_read(tmp_path, monkeypatch):
     ramp = np.linspace(-1, 1, 60 * 16000, dtype=np.float32)
     soundfile.write(tmp_path / "long.wav", ramp, 16000, subtype="FLOAT")
-    raw = open_audio(str(tmp_path)).read(0, Draw((0,))).raw["audio"]
+    raw = open_audio(str(tmp_path)).read(0, Rng((0,))).raw["audio"]
     read, file = [], _opened
     original = type(_opened(*_arguments(tmp_path / "long.wav"))).read
     monkeypatch.setattr(
@@ -196,7 +198,7 @@ def test_only_the_part_that_a_sample_takes_is_read(tmp_path, monkeypatch):
         "read",
         lambda self, at, n: read.append(n) or original(self, at, n),
     )
-    starts = {round(Audio(**SMALL).load(raw, Draw((0, i)))["wave"][0].item(), 3) for i in range(10)}
+    starts = {round(Audio(**SMALL).load(raw, Rng((0, i)))["wave"][0].item(), 3) for i in range(10)}
     assert len(starts) == 10 and max(read) <= 96 * 160 + 400
 
 
@@ -216,7 +218,7 @@ def test_of_half_an_hour_only_five_seconds_are_read(tmp_path, kind, rate, most):
     put(tmp_path / "other/short.wav", 0.5, rate=rate)
     Audio(size=[16, 64]).load(Recording.open(tmp_path / "other/short.wav"), None)  # imports are read too
     before = _bytes_read()
-    raw = source.read(0, Draw((0,))).raw["audio"]
+    raw = source.read(0, Rng((0,))).raw["audio"]
     assert (raw.length, raw.seconds) == (30 * 60 * rate, 1800)
     wave = Audio(size=[512, 64], crop="center").load(raw, None)["wave"]
     assert len(wave) == 511 * 160 + 400 and _bytes_read() - before < most < (tmp_path / f"long.{kind}").stat().st_size
@@ -240,18 +242,18 @@ def test_sliding_windows(tmp_path):
     names = [source.name(i) for i in range(len(source))]
     assert names == ["a.wav@0s", "a.wav@0.5s", "a.wav@1s", "a.wav@1.5s", "b.flac@0s", "broken.wav@0s"]
     whole = soundfile.read(tmp_path / "a.wav", dtype="float32")[0]
-    part = source.read(3, Draw((0,))).raw["audio"]
+    part = source.read(3, Rng((0,))).raw["audio"]
     assert np.array_equal(part.read(0, part.length)[:, 0], whole[24000:40000])
     ids, bad = read_all(source)
     assert len(ids) == 5 and list(bad) == ["broken.wav@0s"]
     last = open_audio(str(tmp_path / "a.wav"), slide=1.0)  # 0, 1 and, ending with the recording, 1.5
-    assert len(last) == 3 and last.read(2, Draw((0,))).raw["audio"].first == 24000
+    assert len(last) == 3 and last.read(2, Rng((0,))).raw["audio"].first == 24000
 
 
 def test_recordings_and_sources_travel_to_processes(tmp_path):
     put(tmp_path / "a.wav")
     for source in (open_audio(str(tmp_path)), open_audio(str(tmp_path), slide=0.2)):
-        one, other = (s.read(0, Draw((0,))).raw["audio"] for s in (source, pickle.loads(pickle.dumps(source))))
+        one, other = (s.read(0, Rng((0,))).raw["audio"] for s in (source, pickle.loads(pickle.dumps(source))))
         assert pickle.loads(pickle.dumps(one)) == other and np.array_equal(one.read(0, 99), other.read(0, 99))
         assert source.fingerprint() == pickle.loads(pickle.dumps(source)).fingerprint()
 
@@ -267,14 +269,14 @@ def test_small_sets_are_decoded_once(tmp_path, monkeypatch):
     put(tmp_path / "a.ogg", 2.0), put(tmp_path / "b.wav", 0.5)
     (tmp_path / "cut.flac").write_bytes(b"nothing")
     plain, kept = open_audio(str(tmp_path)), open_audio(str(tmp_path), memory=True)
-    expected = [Audio(**SMALL).load(plain.read(i, Draw((0,))).raw["audio"], Draw((i,)))["wave"] for i in (0, 1)]
+    expected = [Audio(**SMALL).load(plain.read(i, Rng((0,))).raw["audio"], Rng((i,)))["wave"] for i in (0, 1)]
     for _ in range(2):  # the second time the files are gone
-        found = [Audio(**SMALL).load(kept.read(i, Draw((0,))).raw["audio"], Draw((i,)))["wave"] for i in (0, 1)]
+        found = [Audio(**SMALL).load(kept.read(i, Rng((0,))).raw["audio"], Rng((i,)))["wave"] for i in (0, 1)]
         assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
         for name in ("a.ogg", "b.wav"):
             (tmp_path / name).unlink(missing_ok=True)
     with pytest.raises(ValueError, match="not a readable sound"):
-        kept.read(2, Draw((0,)))
+        kept.read(2, Rng((0,)))
     assert len(pickle.dumps(kept)) < 5000 and kept.fingerprint() == plain.fingerprint()
     with pytest.raises(MaemmError, match="slide"):
         open_audio(str(tmp_path), memory=True, slide=1.0)

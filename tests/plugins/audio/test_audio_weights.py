@@ -82,7 +82,7 @@ def test_logits_with_structured_masking():
     plan = maemm.Plan(data["visible"], data["visible"][:, :0])
     inputs = model._inputs({"audio": data["x"]}, {"audio": plan}, None)
     with torch.no_grad():
-        tokens = model.encoder(model._masked(inputs)).tokens["audio"]
+        tokens = model.encoder(inputs, model.modalities).tokens["audio"]
         logits = model.head.linear(model.head.norm(tokens.mean(1)))
     assert (logits - data["logits_masked"]).abs().max() <= 1e-5
 
@@ -163,7 +163,7 @@ def test_the_scrambled_table_is_used_as_it_is():
     assert period_of(state["pos_embed"][0, 1:]) == 16  # made for 6 x 16, used on 16 x 6
     assert model.modalities["audio"].grid == (16, 6)
     assert torch.equal(model.modalities["audio"].positions.table((16, 6)), state["pos_embed"][:, 1:])
-    tokens = model.modalities["audio"].tokenize(maemm.contract.Prepared(torch.randn(1, 64, 48)))
+    tokens = model.modalities["audio"].tokenize(maemm.contract.Preprocessed(torch.randn(1, 64, 48)))
     found = model.modalities["audio"].position(tokens, tokens.everything(), "encoder")
     assert torch.equal(found[0], state["pos_embed"][0, 1:49])  # a shorter clip keeps the codes of its tokens
 
@@ -171,7 +171,7 @@ def test_the_scrambled_table_is_used_as_it_is():
 @pytest.mark.parametrize("frames", [16, 128, 160])
 def test_loaded_weights_take_other_lengths(frames):
     model = maemm.load(state_of("global"), kind="audiomae", **KNOWN["global"])
-    out = model({"audio": torch.randn(2, frames, 48)}, draw=maemm.Draw((0,), range(2), 2))
+    out = model({"audio": torch.randn(2, frames, 48)}, rng=maemm.Rng((0,), range(2), 2))
     assert out.total.isfinite()
 
 
@@ -185,7 +185,7 @@ def test_pickled_files_with_settings_and_paths(tmp_path):
 def test_fine_tuned_files_have_no_decoder():
     model = maemm.load(state_of("finetune"), kind="audiomae", heads=4)
     with pytest.raises(MaemmError, match="no decoder"):
-        model({"audio": torch.randn(1, 256, 32)}, draw=maemm.Draw((0,)))
+        model({"audio": torch.randn(1, 256, 32)}, rng=maemm.Rng((0,)))
 
 
 def test_the_encoder_alone():
@@ -265,8 +265,8 @@ def test_our_own_models_become_published_files():
     }
     model = build_model(recipe).eval()
     again = maemm.load(written(model), kind="audiomae", heads=2, norm_pix=True, size=[64, 32])
-    x, draw = {"audio": torch.randn(2, 64, 32)}, maemm.Draw((0,), range(2), 2)
-    plans = {"audio": model.plan(x, draw)["audio"].plan}
+    x, rng = {"audio": torch.randn(2, 64, 32)}, maemm.Rng((0,), range(2), 2)
+    plans = {"audio": model.plan(x, rng)["audio"].plan}
     assert (again(x, plans=plans).pred["audio"] - model(x, plans=plans).pred["audio"]).abs().max() < 1e-6
     recipe["modalities"]["audio"]["order"] = "mel_major"
     with pytest.raises(MaemmError, match="mel_major"):

@@ -19,5 +19,5 @@ def test_the_published_numbers():
     from maemm.contract import Tokens
     from maemm.model.masking.random import Random
 
-    plan = Random(ratio=audio["masking"]["ratio"]).plan("audio", Tokens(tokens, tokens), maemm.Draw((0,)))
+    plan = Random(ratio=audio["masking"]["ratio"]).plan("audio", Tokens(tokens, tokens), maemm.Rng((0,)))
     assert plan.visible.shape[1] == 102

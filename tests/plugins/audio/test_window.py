@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from maemm import Draw, MaemmError
-from maemm.contract import Prepared
+from maemm import MaemmError, Rng
+from maemm.contract import Preprocessed
 from maemm.model.build import build_model
 from maemm_plugins.audio.window import Lattice, WindowAttention, WindowBlock
 
@@ -23,7 +23,7 @@ def model_of(**decoder):
 @pytest.mark.parametrize("window, shift", [((4, 4), (2, 0)), ((6, 6), (3, 3)), ((2, 3), (1, 2)), ((1, 1), (0, 0))])
 def test_any_lattice(grid, window, shift):
     model = model_of(window=list(window), shift=list(shift))
-    out = model({"audio": torch.randn(2, grid[0] * 4, grid[1] * 4)}, draw=Draw((0,), range(2), 2))
+    out = model({"audio": torch.randn(2, grid[0] * 4, grid[1] * 4)}, rng=Rng((0,), range(2), 2))
     assert out.total.isfinite()
 
 
@@ -51,11 +51,11 @@ def test_padding_is_not_attended_to():
     x = torch.randn(2, 64, 32)
     valid = torch.ones(2, 64, dtype=torch.bool)
     valid[0, 20:] = False
-    batch = {"audio": Prepared(x, valid)}
-    planned = model.plan(batch, Draw((0,), range(2), 2))
+    batch = {"audio": Preprocessed(x, valid)}
+    planned = model.plan(batch, Rng((0,), range(2), 2))
     plan = planned["audio"].plan
     out = model(planned)
-    alone = model.plan({"audio": x[:1, :20]}, Draw((0,), range(1), 2))["audio"]
+    alone = model.plan({"audio": x[:1, :20]}, Rng((0,), range(1), 2))["audio"]
     seen, guessed = plan.visible[:1][plan.visible_valid[:1]][None], plan.predict[:1][plan.predict_valid[:1]][None]
     single = model({"audio": x[:1, :20]}, plans={"audio": type(plan)(seen, guessed)})
     assert alone.tokens.count == 40 and guessed.shape[1] == 30
@@ -96,8 +96,8 @@ def test_needs_a_lattice():
         "decoder": {"type": "window", "dim": 16, "depth": 2, "heads": 2},
     }
     model = build_model(recipe)
-    assert model({"image": torch.randn(1, 3, 16, 16)}, draw=Draw((0,))).total.isfinite()  # pictures have one too
-    planned = model.plan({"image": torch.randn(1, 3, 16, 16)}, Draw((0,)))
+    assert model({"image": torch.randn(1, 3, 16, 16)}, rng=Rng((0,))).total.isfinite()  # pictures have one too
+    planned = model.plan({"image": torch.randn(1, 3, 16, 16)}, Rng((0,)))
     from dataclasses import replace
 
     lost = {"image": replace(planned["image"], tokens=replace(planned["image"].tokens, grid=None))}

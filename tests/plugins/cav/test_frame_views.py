@@ -7,7 +7,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.shots import labels_of
 from maemm_plugins.cav.sources import open_clips
 
@@ -26,12 +26,12 @@ def clips(folder, frames=3):
 
 def test_every_frame_is_a_view(tmp_path):
     source = open_clips(None, clips(tmp_path), frames=3)
-    assert source.views == 3 and source.several and source.classes == ["dog", "rain"]
-    colours = [source.view(1, number).raw["image"].reshape(-1, 3).mean(0) for number in range(3)]
+    assert source.tta_views == 3 and source.multilabel and source.classes == ["dog", "rain"]
+    colours = [source.tta_view(1, number).raw["image"].reshape(-1, 3).mean(0) for number in range(3)]
     assert [round(float(one[1]) / 80) for one in colours] == [0, 1, 2]
     files = [*source.files()]
     assert len(files) == 2 * (1 + 3) and all(os.path.isfile(one) for one in files)  # the sound and its frames
-    assert source.view(0, 2).label == (0, 1) and labels_of(source).tolist() == [[1, 1], [0, 1]]
+    assert source.tta_view(0, 2).label == (0, 1) and labels_of(source).tolist() == [[1, 1], [0, 1]]
     fixed = open_clips(None, clips(tmp_path), frames=3, frame=1)
-    assert fixed.views == 1 and round(float(fixed.view(0, 0).raw["image"][..., 1].mean()) / 80) == 1
-    assert fixed.read(0, Draw((0,))).id == "0"
+    assert fixed.tta_views == 1 and round(float(fixed.tta_view(0, 0).raw["image"][..., 1].mean()) / 80) == 1
+    assert fixed.read(0, Rng((0,))).id == "0"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maemm import Draw, MaemmError, config
+from maemm import MaemmError, Rng, config
 from maemm.data.single_pass import each
 from maemm.model.build import build_modalities
 from maemm_plugins.cav.movies import open_movies
@@ -36,8 +36,8 @@ def home(tmp_path_factory):
     return home
 
 
-def one(home, name, draw=0, **options):
-    return open_movies(str(home / f"{name}.mp4"), None, **options).read(0, Draw((draw,)))
+def one(home, name, rng=0, **options):
+    return open_movies(str(home / f"{name}.mp4"), None, **options).read(0, Rng((rng,)))
 
 
 def number(pixels):
@@ -47,8 +47,8 @@ def number(pixels):
 
 # ------------------------------------------------------------------------------------------------- healthy files
 def test_pictures_clips_and_sound_of_the_same_moments(home):
-    for draw in range(6):
-        raw = one(home, "ok", draw, video="video", seconds=0.8, fps=25).raw
+    for rng in range(6):
+        raw = one(home, "ok", rng, video="video", seconds=0.8, fps=25).raw
         assert raw["video"].shape == (20, 32, 48, 3) and raw["image"].shape == (32, 48, 3)
         first = number(raw["video"])
         assert np.allclose(np.diff(first), 1, atol=0.7)
@@ -62,9 +62,9 @@ def test_pictures_clips_and_sound_of_the_same_moments(home):
 
 def test_stretches_are_drawn_anew_and_the_same_for_the_same_draw(home):
     source = open_movies(str(home / "longer.mp4"), None, seconds=0.8)
-    numbers = {round(float(number(source.read(0, Draw((i,))).raw["image"]))) for i in range(12)}
+    numbers = {round(float(number(source.read(0, Rng((i,))).raw["image"]))) for i in range(12)}
     assert len(numbers) > 4
-    again, same = (source.read(0, Draw((3,))).raw for _ in range(2))
+    again, same = (source.read(0, Rng((3,))).raw for _ in range(2))
     assert np.array_equal(again["image"], same["image"])
     assert np.array_equal(again["audio"].samples, same["audio"].samples)
 
@@ -82,10 +82,10 @@ def test_frames_are_taken_by_their_time(home):
 
 
 def test_views_are_spread_over_the_file(home):
-    source = open_movies(str(home / "ok.mp4"), None, views=5)
-    numbers = [float(number(source.view(0, i).raw["image"])) for i in range(source.views)]
+    source = open_movies(str(home / "ok.mp4"), None, tta_views=5)
+    numbers = [float(number(source.tta_view(0, i).raw["image"])) for i in range(source.tta_views)]
     assert np.allclose(numbers, [5, 15, 25, 35, 45], atol=0.8)
-    middle = open_movies(str(home / "ok.mp4"), None, seconds=1.0).view(0, 0).raw["image"]
+    middle = open_movies(str(home / "ok.mp4"), None, seconds=1.0).tta_view(0, 0).raw["image"]
     assert float(number(middle)) == pytest.approx(24.5, abs=1.2)
 
 
@@ -103,16 +103,16 @@ def test_the_cache_gives_the_same_and_is_made_anew_for_another_file(home, tmp_pa
     path.write_bytes((home / "ok.mp4").read_bytes())
     options = {"video": "video", "seconds": 0.8, "fps": 25, "cache": str(tmp_path / "cache")}
     fresh = open_movies(str(path), None, **options)
-    raws = [fresh.read(0, Draw((1,))).raw for _ in range(2)]
-    plain = open_movies(str(path), None, **{**options, "cache": None}).read(0, Draw((1,))).raw
+    raws = [fresh.read(0, Rng((1,))).raw for _ in range(2)]
+    plain = open_movies(str(path), None, **{**options, "cache": None}).read(0, Rng((1,))).raw
     for raw in raws:
         assert np.array_equal(raw["image"], plain["image"]) and np.array_equal(raw["video"], plain["video"])
         assert np.allclose(raw["audio"].samples[:12000], plain["audio"].samples[:12000], atol=1e-3)
     (stored,) = (tmp_path / "cache").glob("*.safetensors")
     stored.write_bytes(stored.read_bytes()[:1000])  # half a file, as a killed machine leaves it
-    assert np.array_equal(fresh.read(0, Draw((1,))).raw["image"], plain["image"])
+    assert np.array_equal(fresh.read(0, Rng((1,))).raw["image"], plain["image"])
     path.write_bytes((home / "longer.mp4").read_bytes())
-    assert len(fresh.read(0, Draw((1,))).raw["video"]) == 20
+    assert len(fresh.read(0, Rng((1,))).raw["video"]) == 20
     assert len([*(tmp_path / "cache").glob("*.safetensors")]) == 2
     assert fresh.fingerprint() == open_movies(str(path), None, **{**options, "cache": None}).fingerprint()
 
@@ -200,7 +200,7 @@ def test_lists_and_folders(home, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("two/b.mp4\n")
     source = open_movies(str(tmp_path), str(listed))
-    assert len(source) == 1 and source.read(0, Draw((0,))).id == "two/b.mp4"
+    assert len(source) == 1 and source.read(0, Rng((0,))).id == "two/b.mp4"
 
 
 @pytest.mark.parametrize(
@@ -266,5 +266,5 @@ def test_awkward_files(tmp_path):
 
 def test_a_real_clip(tmp_path):
     home = shared(tmp_path, "grid.tar", "grid/s1/bbaf2n.mp4")
-    raw = open_movies(str(home), None, video="video", seconds=2.4, fps=25, shrink=4).view(0, 0).raw
+    raw = open_movies(str(home), None, video="video", seconds=2.4, fps=25, shrink=4).tta_view(0, 0).raw
     assert raw["video"].shape == (60, 32, 40, 3) and raw["audio"].length >= 2.4 * 16000

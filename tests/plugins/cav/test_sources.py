@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from maemm import Draw, MaemmError
+from maemm import MaemmError, Rng
 from maemm.data.shots import balancing, labels_of
 from maemm.data.single_pass import each
 from maemm_plugins.cav.sources import open_clips, open_frames
@@ -58,20 +58,20 @@ def test_a_sound_with_one_of_its_frames(tmp_path):
     store(tmp_path)
     source = clips(tmp_path, frame=2)
     assert len(source) == 3 and source.name(1) == "two" and source.classes == ["Dog, barking", "Rain", "Bell"]
-    sample = source.read(1, Draw((0,)))
+    sample = source.read(1, Rng((0,)))
     assert set(sample.raw) == {"audio", "image"} and sample.id == "two" and sample.label in (1, (1,))
     assert sample.raw["audio"].length == 16000 and abs(int(sample.raw["image"].mean()) - 60) < 3
-    renamed = clips(tmp_path, audio="ear", image="eye", frame=0).read(0, Draw((0,)))
+    renamed = clips(tmp_path, audio="ear", image="eye", frame=0).read(0, Rng((0,)))
     assert set(renamed.raw) == {"ear", "eye"}
 
 
 def test_a_random_frame_in_training_and_all_of_them_as_views(tmp_path):
     store(tmp_path)
     source = clips(tmp_path)
-    levels = {round(float(source.read(0, Draw((i,))).raw["image"].mean()) / 10) for i in range(30)}
+    levels = {round(float(source.read(0, Rng((i,))).raw["image"].mean()) / 10) for i in range(30)}
     assert levels == {0, 1, 2}
-    views = [round(float(source.view(0, i).raw["image"].mean()) / 10) for i in range(source.views)]
-    assert views == [0, 1, 2] and clips(tmp_path, frame=1).views == 1
+    tta_views = [round(float(source.tta_view(0, i).raw["image"].mean()) / 10) for i in range(source.tta_views)]
+    assert tta_views == [0, 1, 2] and clips(tmp_path, frame=1).tta_views == 1
 
 
 def test_labels_of_clips_with_several_and_their_weights(tmp_path):
@@ -178,10 +178,10 @@ def test_the_fingerprint_follows_the_list(tmp_path):
 def test_a_frame_of_each_video(tmp_path):
     movies.files.write(tmp_path / "a.mp4")
     source = open_frames(str(tmp_path), at=0.5, videos={"seconds": None})
-    sample = source.read(0, Draw((0,)))
+    sample = source.read(0, Rng((0,)))
     assert [*sample.raw] == ["image"] and float(movies.number(sample.raw["image"])) == pytest.approx(25, abs=1)
     anew = open_frames(str(tmp_path), name="face", videos={"seconds": None})
-    numbers = {round(float(movies.number(anew.read(0, Draw((i,))).raw["face"]))) for i in range(10)}
+    numbers = {round(float(movies.number(anew.read(0, Rng((i,))).raw["face"]))) for i in range(10)}
     assert len(numbers) > 4
     with pytest.raises(MaemmError, match="at is 2"):
         open_frames(str(tmp_path), at=2.0)
@@ -190,4 +190,4 @@ def test_a_frame_of_each_video(tmp_path):
 def test_videos_without_pictures_say_so(tmp_path):
     movies.files.write(tmp_path / "sound.mp4", frames=0)
     with pytest.raises(ValueError, match="no picture"):
-        open_frames(str(tmp_path), at=0.5, videos={"seconds": None}).read(0, Draw((0,)))
+        open_frames(str(tmp_path), at=0.5, videos={"seconds": None}).read(0, Rng((0,)))

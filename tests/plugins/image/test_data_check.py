@@ -132,10 +132,10 @@ def test_the_lines_for_a_recipe_are_a_recipe(few, tmp_path):
     found = maemm.data_stats(tmp_path / "few", recipe=home / "r.yaml", workers=0)
     (tmp_path / "more.yaml").write_text("\n".join([f"_base_: {home / 'r.yaml'}", *found.yaml()]) + "\n")
     recipe = maemm.config.load(tmp_path / "more.yaml")
-    spread = found.findings.modalities["image"].spread
-    np.testing.assert_allclose(recipe["modalities"]["image"]["mean"], spread.mean, atol=1e-4)
+    statistics = found.findings.modalities["image"].statistics
+    np.testing.assert_allclose(recipe["modalities"]["image"]["mean"], statistics.mean, atol=1e-4)
     again = maemm.data_stats(tmp_path / "few", recipe=tmp_path / "more.yaml", workers=0)
-    np.testing.assert_allclose(again.findings.modalities["image"].spread.std, spread.std, atol=1e-6)
+    np.testing.assert_allclose(again.findings.modalities["image"].statistics.std, statistics.std, atol=1e-6)
     assert json.dumps(found.as_dict())
 
 

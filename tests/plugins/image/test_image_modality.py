@@ -9,9 +9,9 @@ from torchvision.transforms.v2 import functional as F
 
 from maemm.config import options
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm_plugins.image.modality import IMAGENET_MEAN, IMAGENET_STD, Image
-from maemm_plugins.image.prepare import DRAWS, crop_resize, random_box
+from maemm_plugins.image.preprocess import DRAWS, crop_resize, random_box
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 RANGE = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}
@@ -26,13 +26,13 @@ def chw(array):
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def draw(seed=0, rows=1):
-    return Draw((seed,), range(rows), rows)
+def rng(seed=0, rows=1):
+    return Rng((seed,), range(rows), rows)
 
 
-def undo(image, prepared):
+def undo(image, preprocessed):
     """Pixels 0 .. 255 of a prepared batch."""
-    return image.denormalize(prepared.x) * 255
+    return image.denormalize_input(preprocessed.x) * 255
 
 
 # -------------------------------------------------------------------------------------------------- crop boxes
@@ -73,9 +73,9 @@ def test_boxes_where_none_fits_are_torchvisions(height, width):
 def test_a_training_crop_is_torchvisions_resized_crop():
     image, raw = Image(size=32, patch=8), picture()
     for seed in range(5):
-        top, left, height, width = random_box(draw(seed).rand("crop", DRAWS)[0].tolist(), 50, 70, **RANGE)
+        top, left, height, width = random_box(rng(seed).uniform("crop", DRAWS)[0].tolist(), 50, 70, **RANGE)
         expected = F.resized_crop(chw(raw), top, left, height, width, [32, 32], BICUBIC, antialias=True)
-        found = image.load(raw, draw(seed))["x"]
+        found = image.load(raw, rng(seed))["x"]
         assert found.dtype == torch.uint8 and torch.equal(found, expected)
 
 
@@ -99,32 +99,32 @@ def test_evaluation_of_other_shapes():
 def test_one_pixel_becomes_a_picture():
     raw = np.full((1, 1, 3), 77, np.uint8)
     image = Image(size=16, patch=8)
-    assert (image.load(raw, None)["x"] == 77).all() and (image.load(raw, draw())["x"] == 77).all()
+    assert (image.load(raw, None)["x"] == 77).all() and (image.load(raw, rng())["x"] == 77).all()
 
 
 def test_crop_options():
     raw = picture()
     centre, whole = Image(size=32, patch=8, crop="center"), Image(size=32, patch=8, crop=None)
-    assert torch.equal(centre.load(raw, draw())["x"], centre.load(raw, None)["x"])
+    assert torch.equal(centre.load(raw, rng())["x"], centre.load(raw, None)["x"])
     expected = F.resize(chw(raw), [32, 32], BICUBIC, antialias=True)
-    assert torch.equal(whole.load(raw, draw())["x"], expected) and torch.equal(whole.load(raw, None)["x"], expected)
+    assert torch.equal(whole.load(raw, rng())["x"], expected) and torch.equal(whole.load(raw, None)["x"], expected)
     narrow = Image(size=32, patch=8, crop={"scale": (1.0, 1.0), "ratio": (1.4, 1.4)})
-    assert torch.equal(narrow.load(raw, draw())["x"], expected)
+    assert torch.equal(narrow.load(raw, rng())["x"], expected)
 
 
 def test_grey_and_colour():
     grey, colour = picture(channels=1), picture()
     three, one, five = (Image(size=32, patch=8, channels=n) for n in (3, 1, 5))
-    x = three.load(grey, draw())["x"]
+    x = three.load(grey, rng())["x"]
     assert torch.equal(x[0], x[1]) and torch.equal(x[0], x[2])
-    assert five.load(grey, draw())["x"].shape == (5, 32, 32)
+    assert five.load(grey, rng())["x"].shape == (5, 32, 32)
     flat = np.zeros((32, 32, 3), np.uint8) + np.array([100, 50, 200], np.uint8)
     assert (one.load(flat, None)["x"] == round(100 * 0.299 + 50 * 0.587 + 200 * 0.114)).all()
     with pytest.raises(ValueError, match="has 3 channels, the model takes 5"):
-        five.load(colour, draw())
+        five.load(colour, rng())
     with pytest.raises(ValueError, match="has 5 channels, the model takes 3"):
-        three.load(picture(channels=5), draw())
-    assert five.load(picture(channels=5), draw())["x"].shape == (5, 32, 32)
+        three.load(picture(channels=5), rng())
+    assert five.load(picture(channels=5), rng())["x"].shape == (5, 32, 32)
 
 
 def test_sixteen_bits_keep_their_precision():
@@ -133,7 +133,7 @@ def test_sixteen_bits_keep_their_precision():
     x = image.load(ramp, None)["x"]
     assert x.dtype == torch.float32 and len(x.unique()) == 4096
     batch = image.collate([{"x": x}, image.load((ramp // 257).astype(np.uint8), None)])
-    deep, shallow = image.denormalize(image.prepare(batch, None).x)
+    deep, shallow = image.denormalize_input(image.preprocess(batch, None).x)
     assert (deep - shallow).abs().max() <= 1 / 255 and deep.min() >= -1e-6 and deep.max() <= 1 + 1e-6
 
 
@@ -142,10 +142,10 @@ def test_floats_are_taken_as_they_are():
     plain = Image(size=32, patch=8, channels=2)
     assert torch.equal(plain.load(raw, None)["x"], chw(raw))
     with pytest.raises(ValueError, match="not 0 to 1; set mean and std"):
-        plain.load(raw * 255, draw())
+        plain.load(raw * 255, rng())
     given = Image(size=32, patch=8, channels=2, mean=[1000, 10], std=[200, 5], flip=False)
-    prepared = given.prepare({"x": given.load(raw * 2000, None)["x"][None]}, None)
-    assert torch.allclose(prepared.x[0, 0], (chw(raw)[0] * 2000 - 1000) / 200)
+    preprocessed = given.preprocess({"x": given.load(raw * 2000, None)["x"][None]}, None)
+    assert torch.allclose(preprocessed.x[0, 0], (chw(raw)[0] * 2000 - 1000) / 200)
 
 
 # ------------------------------------------------------------------------------------------------ on the device
@@ -154,22 +154,22 @@ def test_prepare_normalises():
     x = torch.stack([chw(picture(40, 40, seed=i))[:, :32, :32] for i in range(2)])
     mean, std = (torch.tensor(one)[:, None, None] for one in (IMAGENET_MEAN, IMAGENET_STD))
     expected = (x.float() / 255 - mean) / std
-    prepared = image.prepare({"x": x}, None)
-    assert prepared.x.dtype == torch.float32 and torch.allclose(prepared.x, expected, atol=1e-6)
-    assert torch.allclose(undo(image, prepared), x.float(), atol=1e-3)
+    preprocessed = image.preprocess({"x": x}, None)
+    assert preprocessed.x.dtype == torch.float32 and torch.allclose(preprocessed.x, expected, atol=1e-6)
+    assert torch.allclose(undo(image, preprocessed), x.float(), atol=1e-3)
 
 
 def test_half_of_a_batch_is_flipped_whatever_the_split():
     image = Image(size=32, patch=8)
     x = chw(picture(35, 35))[None, :, :32, :32].expand(64, -1, -1, -1)
-    whole = image.prepare({"x": x}, draw(3, 64)).x
-    straight = image.prepare({"x": x}, None).x
+    whole = image.preprocess({"x": x}, rng(3, 64)).x
+    straight = image.preprocess({"x": x}, None).x
     turned = [bool(torch.equal(a, b.flip(-1))) for a, b in zip(whole, straight, strict=True)]
     kept = [bool(torch.equal(a, b)) for a, b in zip(whole, straight, strict=True)]
     assert all(a != b for a, b in zip(turned, kept, strict=True)) and 16 < sum(turned) < 48
-    part = Draw((3,), range(20, 30), 64)
-    assert torch.equal(image.prepare({"x": x[20:30]}, part).x, whole[20:30])
-    assert torch.equal(Image(size=32, patch=8, flip=False).prepare({"x": x}, draw(3, 64)).x, straight)
+    part = Rng((3,), range(20, 30), 64)
+    assert torch.equal(image.preprocess({"x": x[20:30]}, part).x, whole[20:30])
+    assert torch.equal(Image(size=32, patch=8, flip=False).preprocess({"x": x}, rng(3, 64)).x, straight)
 
 
 @pytest.mark.parametrize("kernel", ["bicubic", "bilinear"])
@@ -188,11 +188,11 @@ def test_device_crop_equals_the_workers_crop():
     # Little contrast: between its two passes the worker's kernel cuts what overshoots 0 or 255.
     raw, options = picture(60, 60) // 3 + 80, {"size": 32, "patch": 8, "flip": False}
     worker, device = Image(**options), Image(**options, device_crop=True)
-    stored = device.load(raw, draw())["x"]
+    stored = device.load(raw, rng())["x"]
     assert torch.equal(stored, chw(raw))
-    for one in (draw(5), None):
-        expected = worker.prepare({"x": worker.load(raw, one)["x"][None]}, None)
-        found = device.prepare({"x": stored[None]}, one)
+    for one in (rng(5), None):
+        expected = worker.preprocess({"x": worker.load(raw, one)["x"][None]}, None)
+        found = device.preprocess({"x": stored[None]}, one)
         difference = undo(worker, expected) - undo(device, found)
         assert difference.abs().max() < 1.1  # the worker rounds to whole grey levels
 
@@ -200,36 +200,38 @@ def test_device_crop_equals_the_workers_crop():
 def test_device_crops_differ_between_rows_and_not_between_splits():
     image = Image(size=32, patch=8, device_crop=True)
     x = chw(picture(35, 35))[None, :, :32, :32].expand(6, -1, -1, -1)
-    whole = image.prepare({"x": x}, draw(1, 6)).x
+    whole = image.preprocess({"x": x}, rng(1, 6)).x
     assert not torch.equal(whole[0], whole[1])
-    assert torch.allclose(image.prepare({"x": x[2:5]}, Draw((1,), range(2, 5), 6)).x, whole[2:5], atol=1e-6)
-    assert torch.equal(image.prepare({"x": x[:1]}, None).x[0], Image(size=32, patch=8).prepare({"x": x[:1]}, None).x[0])
+    assert torch.allclose(image.preprocess({"x": x[2:5]}, Rng((1,), range(2, 5), 6)).x, whole[2:5], atol=1e-6)
+    assert torch.equal(
+        image.preprocess({"x": x[:1]}, None).x[0], Image(size=32, patch=8).preprocess({"x": x[:1]}, None).x[0]
+    )
 
 
 @pytest.mark.gpu
 def test_prepare_on_a_gpu_equals_the_cpu():
     image = Image(size=32, patch=8, device_crop=True)
     x = torch.stack([chw(picture(50, 70, seed=i)) for i in range(6)])
-    for one in (draw(1, 6), None):
+    for one in (rng(1, 6), None):
         with torch.autocast("cuda", torch.bfloat16):
-            found = image.prepare({"x": x.cuda()}, one).x
-        assert torch.allclose(found.cpu(), image.prepare({"x": x}, one).x, atol=2e-3)
+            found = image.preprocess({"x": x.cuda()}, one).x
+        assert torch.allclose(found.cpu(), image.preprocess({"x": x}, one).x, atol=2e-3)
 
 
 def test_device_crop_wants_one_size():
     image = Image(size=32, patch=8, device_crop=True)
     with pytest.raises(MaemmError, match="differ in size .*; set device_crop to false"):
-        image.collate([image.load(picture(), draw()), image.load(picture(55, 70), draw())])
+        image.collate([image.load(picture(), rng()), image.load(picture(55, 70), rng())])
 
 
 # ---------------------------------------------------------------------------------------- the modality as a whole
 def test_tokens_and_pictures():
     image = Image(size=32, patch=8)
-    prepared = image.prepare({"x": chw(picture(35, 35))[None, :, :32, :32]}, None)
-    tokens = image.tokenize(prepared)
+    preprocessed = image.preprocess({"x": chw(picture(35, 35))[None, :, :32, :32]}, None)
+    tokens = image.tokenize(preprocessed)
     assert tokens.values.shape == (1, 16, 192)
-    assert torch.equal(image.untokenize(tokens.values, tokens), prepared.x)
-    assert image.example(4, draw(rows=4)).x.shape[1:] == (3, 32, 32)
+    assert torch.equal(image.untokenize(tokens.values, tokens), preprocessed.x)
+    assert image.example(4, rng(rows=4)).x.shape[1:] == (3, 32, 32)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 6])
@@ -243,9 +245,9 @@ def test_drawing_undoes_the_normalisation_and_shows_what_is_hidden(channels):
 
     image, axes = Image(size=32, patch=8, channels=channels), Axes()
     raw = picture(35, 35, channels)[:32, :32]
-    signal = image.prepare({"x": chw(raw)[None]}, None).x[0]
+    signal = image.preprocess({"x": chw(raw)[None]}, None).x[0]
     signal[:, :8] = torch.nan
-    image.draw(axes, signal)
+    image.plot(axes, signal)
     shown = raw[8:, :, :3] if channels >= 3 else raw[8:, :, :1].repeat(3, -1)
     assert np.allclose(axes.pixels[8:] * 255, shown, atol=1e-3) and np.allclose(axes.pixels[:8], 0.6)
 
@@ -255,13 +257,13 @@ def test_drawing_on_true_axes():
         warnings.simplefilter("error")
         image = Image(size=32, patch=8)
         axes = Figure().subplots()
-        image.draw(axes, torch.randn(3, 32, 32))
+        image.plot(axes, torch.randn(3, 32, 32))
     assert len(axes.images) == 1
 
 
 def test_nothing_of_the_data_statistics_is_stored():
     image = Image(size=32, patch=8)
-    image.prepare({"x": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, None)
+    image.preprocess({"x": torch.zeros(1, 3, 32, 32, dtype=torch.uint8)}, None)
     assert not image.state_dict()
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm_plugins.image.modality import Image
 from maemm_plugins.image.randaugment import RandAugment
 
@@ -22,16 +22,16 @@ def test_it_is_timms_under_counted_draws():
 
     from timm.data.auto_augment import rand_augment_transform
 
-    raw, draw = picture(), Draw((0, 3))
+    raw, rng = picture(), Rng((0, 3))
     image = Image(size=32, randaugment=POLICY, crop=None)
-    once, again, other = (image.load(raw, one)["x"] for one in (draw, draw, Draw((0, 4))))
+    once, again, other = (image.load(raw, one)["x"] for one in (rng, rng, Rng((0, 4))))
     assert once.shape == (3, 32, 32) and once.dtype == torch.uint8
     assert torch.equal(once, again) and not torch.equal(once, other)
-    plain = Image(size=32, crop=None).load(raw, draw)["x"]
+    plain = Image(size=32, crop=None).load(raw, rng)["x"]
     assert not torch.equal(once, plain) and torch.equal(image.load(raw, None)["x"], plain)  # asked about: as it is
     from PIL import Image as Pictures
 
-    seed = draw.seed("randaugment")
+    seed = rng.seed("randaugment")
     random.seed(seed), np.random.seed(seed % 2**32)
     fill = tuple(round(255 * one) for one in image.mean)
     timms = rand_augment_transform(
@@ -43,14 +43,14 @@ def test_it_is_timms_under_counted_draws():
 
 def test_all_frames_are_changed_alike():
     frames = np.repeat(picture()[None], 4, axis=0)
-    found = RandAugment("rand-m9-n4-mstd0.5-inc1", (0.5, 0.5, 0.5), "bicubic", "here")(frames, Draw((1, 2)))
+    found = RandAugment("rand-m9-n4-mstd0.5-inc1", (0.5, 0.5, 0.5), "bicubic", "here")(frames, Rng((1, 2)))
     assert found.shape == frames.shape and not np.array_equal(found, frames)
     assert all(np.array_equal(one, found[0]) for one in found)
 
 
 def test_global_random_state_is_left_alone():
     before = torch.get_rng_state()
-    Image(size=32, randaugment=POLICY).load(picture(), Draw((0, 1)))
+    Image(size=32, randaugment=POLICY).load(picture(), Rng((0, 1)))
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -71,4 +71,4 @@ def test_what_means_nothing(options, text):
 def test_other_pictures_are_unreadable():
     image = Image(size=32, randaugment=POLICY)
     with pytest.raises(ValueError, match="8-bit RGB"):
-        image.load(np.random.default_rng(0).random((40, 40, 3)).astype(np.float32), Draw((0,)))
+        image.load(np.random.default_rng(0).random((40, 40, 3)).astype(np.float32), Rng((0,)))

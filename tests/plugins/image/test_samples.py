@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maemm import Draw, MaemmError, registry
+from maemm import MaemmError, Rng, registry
 from maemm_plugins._objects.geometry import mesh, rotation_matrix
 from maemm_plugins._objects.objects import COUNT, SHAPES, make_object, make_objects
 from maemm_plugins._objects.render import render
@@ -120,7 +120,7 @@ def test_recipes_without_data_find_the_sample_set(tmp_path, monkeypatch):
     assert (
         len(list(Path("runs/samples/image").glob("*/*.png"))) == len(source) == 12 and tuple(source.classes) == SHAPES
     )
-    sample = source.read(1, Draw((0,)))
+    sample = source.read(1, Rng((0,)))
     assert sample.raw["image"].shape == (64, 64, 3) and source.classes[sample.label] in sample.id
 
 

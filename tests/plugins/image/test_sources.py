@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.loader import Loader
-from maemm.data.order import Once
+from maemm.data.order import SequentialBatches
 from maemm_plugins.image.load import read_image
 from maemm_plugins.image.modality import Image as ImageModality
 from maemm_plugins.image.sources import open_images
 
 SHARED = Path(os.environ.get("MAEMM_SHARED", Path(__file__).parents[4] / "shared"))
-DRAW = Draw((0,))
+DRAW = Rng((0,))
 
 
 def picture(height=24, width=32, channels=3, seed=0):
@@ -188,7 +188,7 @@ def test_every_kind_of_broken_file_is_counted_and_named(tmp_path):
     modalities = {"image": ImageModality(size=16, patch=8)}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        loader = Loader(source, modalities, Once(len(source), 8), seed=0, augment=False, substitute=False)
+        loader = Loader(source, modalities, SequentialBatches(len(source), 8), seed=0, augment=False, substitute=False)
         batches = list(loader.batches(0, 3))
     assert [name for b in batches for name in b.ids] == ["good.png"]
     found = {one.id: one.reason for b in batches for one in b.bad}
@@ -453,7 +453,9 @@ def test_sixteen_bits_are_not_clipped(odd):
 
 def test_awkward_files_as_a_data_set(odd):
     source = open_images(str(odd))
-    loader = Loader(source, {"image": ImageModality(size=64, patch=8)}, Once(len(source), 8), seed=0, substitute=False)
+    loader = Loader(
+        source, {"image": ImageModality(size=64, patch=8)}, SequentialBatches(len(source), 8), seed=0, substitute=False
+    )
     batches = list(loader.batches(0, 2))
     assert sorted(one.id for b in batches for one in b.bad) == [
         "i_header_only.jpg",

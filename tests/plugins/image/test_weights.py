@@ -97,8 +97,8 @@ def test_pixio_features(case):
     model = maemm.load(state_of("pixio_encoder_tiny"), kind="pixio", heads=4)
     batch = {"image": data[f"x_{case}"]}
     with torch.no_grad():
-        _, latents = model.encode(batch, taps=[0, 1])
-    assert (latents.taps[0]["image"] - data[f"{case}/block0/patch_tokens"]).abs().max() < 1e-5
+        _, latents = model.encode(batch, layers=[0, 1])
+    assert (latents.layers[0]["image"] - data[f"{case}/block0/patch_tokens"]).abs().max() < 1e-5
     assert (latents.tokens["image"] - data[f"{case}/block1/patch_tokens_norm"]).abs().max() < 1e-5
     assert (latents.prefix["image"] - data[f"{case}/block1/cls_tokens_norm"]).abs().max() < 1e-5
 
@@ -172,13 +172,13 @@ def test_encoder_only_weights_embed_but_do_not_reconstruct():
     x = {"image": torch.randn(2, 3, 32, 32)}
     assert model.embed(x)["image"].shape == (2, 32)
     with pytest.raises(MaemmError, match="no decoder"):
-        model(x, draw=maemm.Draw((0,), range(2), 2))
+        model(x, rng=maemm.Rng((0,), range(2), 2))
 
 
 def test_norm_pix_is_never_guessed():
     model = maemm.load(state_of("mae_tiny_norm"), **TINY)
     with pytest.raises(MaemmError, match="norm_pix"):
-        model({"image": torch.randn(2, 3, 32, 32)}, draw=maemm.Draw((0,), range(2), 2))
+        model({"image": torch.randn(2, 3, 32, 32)}, rng=maemm.Rng((0,), range(2), 2))
 
 
 def test_our_own_format_and_convert(tmp_path):
@@ -187,8 +187,8 @@ def test_our_own_format_and_convert(tmp_path):
     model = maemm.load(tmp_path / "ours.safetensors")
     first = maemm.load(tmp_path / "published.safetensors", norm_pix=True, **TINY)
     x = {"image": torch.randn(2, 3, 32, 32)}
-    draw = maemm.Draw((0,), range(2), 2)
-    assert torch.equal(model(x, draw=draw).total, first(x, draw=draw).total)
+    rng = maemm.Rng((0,), range(2), 2)
+    assert torch.equal(model(x, rng=rng).total, first(x, rng=rng).total)
     convert(tmp_path / "ours.safetensors", tmp_path / "back.pth", to="mae")
     back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
     assert all(torch.equal(back[k], v) for k, v in state_of("mae_tiny_norm").items())

@@ -5,7 +5,7 @@ import torch
 
 import maemm
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw, seeded
+from maemm.contract.rng import Rng, seeded
 from maemm.model.build import build_model
 
 
@@ -27,9 +27,9 @@ def make(**options):
 
 
 def planned(model, rows=2, valid=None):
-    prepared = model.modalities["pointcloud"].example(rows, Draw(("pcp",), range(rows), rows))
-    prepared = maemm.Prepared(prepared.x, valid)
-    return model.plan({"pointcloud": prepared}, Draw((0,), range(rows), rows))
+    preprocessed = model.modalities["pointcloud"].example(rows, Rng(("pcp",), range(rows), rows))
+    preprocessed = maemm.Preprocessed(preprocessed.x, valid)
+    return model.plan({"pointcloud": preprocessed}, Rng((0,), range(rows), rows))
 
 
 def moved(inputs, index, by=1.0):
@@ -38,7 +38,7 @@ def moved(inputs, index, by=1.0):
     coords = one.tokens.coords.clone()
     coords[torch.arange(len(index))[:, None], index] += by
     tokens = type(one.tokens)(one.tokens.values, coords, valid=one.tokens.valid)
-    return {"pointcloud": type(one)(tokens, one.plan, one.prepared)}
+    return {"pointcloud": type(one)(tokens, one.plan, one.preprocessed)}
 
 
 @torch.no_grad()
@@ -73,8 +73,8 @@ def test_a_ragged_row_is_the_row_alone():
     out = model(inputs)
     seen, hidden = one.plan.visible_valid[1], one.plan.predict_valid[1]
     alone = maemm.Plan(one.plan.visible[1:, seen], one.plan.predict[1:, hidden])
-    prepared = maemm.Prepared(one.prepared.x[1:, :9], valid[1:, :9])
-    other = model({"pointcloud": prepared}, plans={"pointcloud": alone})
+    preprocessed = maemm.Preprocessed(one.preprocessed.x[1:, :9], valid[1:, :9])
+    other = model({"pointcloud": preprocessed}, plans={"pointcloud": alone})
     for name, where in (("encoded", seen), ("pred", hidden)):
         found = getattr(out, name)["pointcloud"][1][where]
         torch.testing.assert_close(found, getattr(other, name)["pointcloud"][0], rtol=1e-4, atol=1e-5)
@@ -83,9 +83,9 @@ def test_a_ragged_row_is_the_row_alone():
 
 def test_features_need_no_hidden_groups():
     model = make().eval()
-    x = planned(model)["pointcloud"].prepared.x
-    inputs, latents = model.encode({"pointcloud": x}, taps=[0])
-    assert latents.tokens["pointcloud"].shape == (2, 12, 48) and latents.taps[0]["pointcloud"].shape == (2, 12, 48)
+    x = planned(model)["pointcloud"].preprocessed.x
+    inputs, latents = model.encode({"pointcloud": x}, layers=[0])
+    assert latents.tokens["pointcloud"].shape == (2, 12, 48) and latents.layers[0]["pointcloud"].shape == (2, 12, 48)
     assert latents.terms["centers"].sum == 0 and latents.terms["centers"].count == 0
 
 
@@ -112,4 +112,4 @@ def test_mistakes():
     image = recipe() | {"modalities": {"image": {"type": "image", "size": 16, "patch": 4}}}
     model = build_model(image)
     with pytest.raises(MaemmError, match="predicts centres, which 'image' has not"):
-        model({"image": torch.zeros(1, 3, 16, 16)}, draw=Draw((0,), range(1), 1))
+        model({"image": torch.zeros(1, 3, 16, 16)}, rng=Rng((0,), range(1), 1))

@@ -131,7 +131,7 @@ INTERPRETED = """
 import torch
 from maemm_plugins.pointcloud import fps_triton
 from maemm_plugins.pointcloud import grouping
-fps_triton._BLOCK = 32  # several blocks
+fps_triton._BLOCK = 32  # multilabel blocks
 x = (torch.rand(3, 70, 3, generator=torch.Generator().manual_seed(0)) * 4).round()
 valid = torch.rand(3, 70, generator=torch.Generator().manual_seed(1)) < 0.8
 planes, first = x.transpose(1, 2).contiguous(), valid.byte().argmax(1)

@@ -38,7 +38,7 @@ def parts():
 
 def batch_of(count=2, points=40, seed=0, **info):
     x = torch.randn(count, points, 3, generator=torch.Generator().manual_seed(seed))
-    return {"pointcloud": maemm.Prepared(x, info=info)}
+    return {"pointcloud": maemm.Preprocessed(x, info=info)}
 
 
 def norm(x, layer):
@@ -48,7 +48,7 @@ def norm(x, layer):
 
 def by_the_published_formulas(model, x, category):
     head, modality = model.head, model.modalities["pointcloud"]
-    tokens = modality.tokenize(maemm.Prepared(x))
+    tokens = modality.tokenize(maemm.Preprocessed(x))
     every = tokens.everything()
     latents, place = modality.embed(tokens, every), modality.position(tokens, every, "encoder")
     taken = []
@@ -86,10 +86,10 @@ def test_padding_changes_no_part(parts):
     """A cloud alone is the cloud padded in a batch."""
     x = batch_of(points=40)["pointcloud"].x
     valid = torch.arange(40) < torch.tensor([40, 25])[:, None]
-    padded = maemm.Prepared(x, valid, {"category": torch.tensor([0, 2])})
+    padded = maemm.Preprocessed(x, valid, {"category": torch.tensor([0, 2])})
     with torch.no_grad():
         found = parts.eval().logits({"pointcloud": padded})[1, :25]
-        alone = parts.logits({"pointcloud": maemm.Prepared(x[1:, :25], info={"category": torch.tensor([2])})})[0]
+        alone = parts.logits({"pointcloud": maemm.Preprocessed(x[1:, :25], info={"category": torch.tensor([2])})})[0]
     torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from maemm import Prepared
+from maemm import Preprocessed
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.registry import find
 from maemm_plugins.pointcloud.modality import PointCloud
 
@@ -31,7 +31,7 @@ def connected(training=True, **options):
 
 
 def tokens_of(modality, x, valid=None):
-    return modality.tokenize(Prepared(x, valid))
+    return modality.tokenize(Preprocessed(x, valid))
 
 
 # ------------------------------------------------------------------------------------------------------ groups
@@ -46,7 +46,7 @@ def test_a_group_is_its_points_around_its_centre():
     assert (apart.amin(1) < 1e-6).all()
     target = modality.target(tokens, tokens.everything())
     assert torch.equal(target.unflatten(-1, (5, 3)), tokens.values[..., :3])
-    restored = modality.restore(target, tokens, tokens.everything())
+    restored = modality.denormalize_target(target, tokens, tokens.everything())
     assert torch.equal(restored[..., :3], tokens.values[..., :3]) and restored[..., 3:].isnan().all()
 
 
@@ -94,9 +94,9 @@ def test_fewer_points_than_a_group_takes():
 def test_a_million_points():
     modality = PointCloud(groups=8, group_size=4, points=1024)
     raw = np.random.default_rng(0).random((1_000_000, 3), np.float32)
-    assert modality.load(raw, Draw((0,)))["x"].shape == (1024, 3)
+    assert modality.load(raw, Rng((0,)))["x"].shape == (1024, 3)
     whole = PointCloud(groups=8, group_size=4, points=None)
-    tokens = whole.tokenize(whole.prepare(whole.collate([whole.load(raw, None)]), None))
+    tokens = whole.tokenize(whole.preprocess(whole.collate([whole.load(raw, None)]), None))
     assert tokens.values.shape == (1, 8, 4, 3) and tokens.values.abs().max() < 0.1
 
 
@@ -122,9 +122,9 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_clouds_are_refused_in_one_line(name):
     raw, reason = HOSTILE[name]
-    for draw in (None, Draw((0, 1))):
+    for rng in (None, Rng((0, 1))):
         with pytest.raises(ValueError, match=reason) as told:
-            PointCloud(**SMALL).load(raw, draw)
+            PointCloud(**SMALL).load(raw, rng)
         assert "\n" not in str(told.value)
 
 
@@ -133,7 +133,7 @@ def test_few_places_are_as_many_groups():
     modality = PointCloud(**SMALL)
     loaded = modality.load(np.repeat(cloud(6), 4, 0), None)
     assert loaded["x"].shape == (6, 3)
-    tokens = modality.tokenize(modality.prepare(modality.collate([loaded, modality.load(cloud(), None)]), None))
+    tokens = modality.tokenize(modality.preprocess(modality.collate([loaded, modality.load(cloud(), None)]), None))
     assert tokens.valid.sum(1).tolist() == [6, 8]
     assert len({tuple(one) for one in tokens.coords[0, :6].tolist()}) == 6
 
@@ -216,7 +216,7 @@ def test_padding_counts_in_no_statistics(stats):
         one = type(tokens)(tokens.values[tokens.valid][None], tokens.coords[tokens.valid][None])
         expected = embedded(flat, one, torch.tensor([[0, 2, 3, 7, 9, 12, 13]]))
     else:
-        one = type(tokens)(tokens.take(index)[seen][None], tokens.take_coords(index)[seen][None])
+        one = type(tokens)(tokens.gather(index)[seen][None], tokens.gather_coords(index)[seen][None])
         expected = embedded(flat, one, one.everything())
     torch.testing.assert_close(found[seen], expected[0], rtol=1e-4, atol=1e-5)
     for name in ("first_norm", "mix_norm"):
@@ -238,8 +238,8 @@ def test_the_split_layer_is_the_concatenated_one():
 def test_augmentation_stays_away_from_evaluation():
     modality = PointCloud(**SMALL)
     loaded = modality.collate([modality.load(cloud(), None)])
-    assert torch.equal(modality.prepare(loaded, None).x, loaded["x"])
-    changed = modality.prepare(loaded, Draw((0, 0))).x
+    assert torch.equal(modality.preprocess(loaded, None).x, loaded["x"])
+    changed = modality.preprocess(loaded, Rng((0, 0))).x
     assert not torch.equal(changed, loaded["x"]) and changed.isfinite().all()
     assert math.isclose(loaded["x"].norm(dim=-1).max().item(), 1.0, rel_tol=1e-5)
 
@@ -247,9 +247,9 @@ def test_augmentation_stays_away_from_evaluation():
 def test_dropped_points_leave_tokens_that_are_told():
     modality = PointCloud(**{**SMALL, "groups": 20}, augment={"dropout": 0.9})
     raw = modality.collate([modality.load(cloud(seed=row), None) for row in range(4)])
-    prepared = modality.prepare(raw, Draw((0, 3), range(4), 4))
-    tokens = modality.tokenize(prepared)
-    assert torch.equal(tokens.valid.sum(1), prepared.valid.sum(1).clamp(max=20)) and not tokens.valid.all()
+    preprocessed = modality.preprocess(raw, Rng((0, 3), range(4), 4))
+    tokens = modality.tokenize(preprocessed)
+    assert torch.equal(tokens.valid.sum(1), preprocessed.valid.sum(1).clamp(max=20)) and not tokens.valid.all()
 
 
 @pytest.mark.parametrize("size", [1.0, 1e-4])
@@ -258,7 +258,7 @@ def test_block_masking_hides_the_nearest_centres_whatever_the_unit(size):
     modality = PointCloud(**SMALL, normalize_cloud="none")
     masking = find("maskings", "block")(ratio=0.6)
     tokens = tokens_of(modality, batch(4) * size)
-    plan = masking({"pointcloud": tokens}, Draw((0,), range(4), 4))["pointcloud"]
+    plan = masking({"pointcloud": tokens}, Rng((0,), range(4), 4))["pointcloud"]
     assert plan.predict.shape == (4, 4) and plan.visible.shape == (4, 4)
     for centers, hidden in zip(tokens.coords.double(), plan.predict, strict=True):
         distance = torch.cdist(centers, centers)

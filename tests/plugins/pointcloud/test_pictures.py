@@ -10,11 +10,11 @@ import torch
 from matplotlib.figure import Figure
 
 import maemm
-from maemm import Draw
+from maemm import Rng
 from maemm.tasks._shared.run_page import write_page
 from maemm.ui.pictures import INPUT, OUTRIGHT, make_rows, save_pictures
 from maemm_plugins.pointcloud.modality import PointCloud
-from maemm_plugins.pointcloud.pictures import draw, fitted, seen_from, upright
+from maemm_plugins.pointcloud.pictures import fitted, plot, seen_from, upright
 from maemm_plugins.pointcloud.view import interactive
 
 RECIPE = {
@@ -36,7 +36,7 @@ def batch(rows=3):
 
 def drawn(signal, **options):
     axes = Figure(figsize=(2, 2), dpi=60).subplots()
-    draw(axes, signal, **options)
+    plot(axes, signal, **options)
     return axes
 
 
@@ -126,7 +126,7 @@ def test_hostile_captions_and_empty_parts():
 
 def test_the_page_takes_the_piece_in(model, tmp_path):
     (tmp_path / "pictures").mkdir()
-    save_pictures(model, batch(), tmp_path / "pictures" / "step-000001.png", views=True)
+    save_pictures(model, batch(), tmp_path / "pictures" / "step-000001.png", interactive=True)
     assert (tmp_path / "pictures" / "step-000001.html").is_file()
     page = write_page(tmp_path).read_text()
     assert page.count("cloud-view") > 1 and "drag to turn" in page and "http" not in page.replace("http-equiv", "")
@@ -134,8 +134,8 @@ def test_the_page_takes_the_piece_in(model, tmp_path):
 
 def test_the_modality_draws_itself():
     modality = PointCloud(groups=4, group_size=4, points=16, up="z")
-    prepared = modality.example(2, Draw((0,), range(2), 2))
-    tokens = modality.tokenize(prepared)
+    preprocessed = modality.example(2, Rng((0,), range(2), 2))
+    tokens = modality.tokenize(preprocessed)
     axes = Figure().subplots()
-    modality.draw(axes, modality.untokenize(tokens.values, tokens)[0])
+    modality.plot(axes, modality.untokenize(tokens.values, tokens)[0])
     assert len(axes.collections[0].get_offsets()) == 16

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
-from maemm_plugins.pointcloud.prepare import (
+from maemm.contract.rng import Rng
+from maemm_plugins.pointcloud.preprocess import (
     POINT_MAE,
     Augment,
     any_rotation,
@@ -21,7 +21,7 @@ from maemm_plugins.pointcloud.prepare import (
 )
 
 ROWS = 6
-DRAW = Draw((0, 7), range(ROWS), ROWS)
+DRAW = Rng((0, 7), range(ROWS), ROWS)
 
 
 def cloud(points=300, columns=3, seed=0, dtype=np.float64):
@@ -36,7 +36,7 @@ def batch(points=50, columns=3):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int32])
 def test_unit_sphere(dtype):
     raw = (cloud() * 100 + 40).astype(dtype)
-    x = load_cloud(raw, Draw((1,)), points=128)["x"]
+    x = load_cloud(raw, Rng((1,)), points=128)["x"]
     assert x.shape == (128, 3) and x.dtype == torch.float32
     assert x.mean(0).abs().max() < 1e-5 and x.norm(dim=1).max() == pytest.approx(1, abs=1e-5)
 
@@ -53,14 +53,14 @@ def test_normalisations_are_what_they_say():
 
 def test_points_are_drawn_without_repetition_and_repeatably():
     raw = cloud(500)
-    one, same, other = (load_cloud(raw, Draw((k,)), points=200, normalize="none")["x"] for k in (1, 1, 2))
+    one, same, other = (load_cloud(raw, Rng((k,)), points=200, normalize="none")["x"] for k in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
     assert len(np.unique(one.numpy(), axis=0)) == 200
     still = load_cloud(raw, None, points=200)["x"]
     assert torch.equal(still, load_cloud(raw, None, points=200)["x"])
-    whole = load_cloud(raw, Draw((1,)), points=None, normalize="none")["x"]
+    whole = load_cloud(raw, Rng((1,)), points=None, normalize="none")["x"]
     assert np.array_equal(whole.numpy(), raw.astype(np.float32))
-    assert len(load_cloud(raw, Draw((1,)), points=1000)["x"]) == 500  # never repeated to fill up
+    assert len(load_cloud(raw, Rng((1,)), points=1000)["x"]) == 500  # never repeated to fill up
 
 
 def test_far_away_clouds_keep_their_shape():
@@ -119,7 +119,7 @@ def test_nan_in_a_column_that_is_not_used_does_no_harm():
 
 def test_a_million_points():
     raw = cloud(1_000_000, dtype=np.float32)
-    x = load_cloud(raw, Draw((1,)), points=1024)["x"]
+    x = load_cloud(raw, Rng((1,)), points=1024)["x"]
     assert x.shape == (1024, 3) and len(np.unique(x.numpy(), axis=0)) == 1024
 
 
@@ -134,8 +134,8 @@ def test_clouds_of_one_length_need_no_padding():
 
 def test_without_a_draw_nothing_changes():
     x = batch()
-    for draw, how in ((None, POINT_MAE), (DRAW, None)):
-        out, valid = augment(x, None, draw, how)
+    for rng, how in ((None, POINT_MAE), (DRAW, None)):
+        out, valid = augment(x, None, rng, how)
         assert out is x and valid is None
 
 
@@ -157,7 +157,7 @@ def test_scale_and_shift_stay_in_their_ranges():
 def test_rows_do_not_depend_on_the_split_into_processes():
     x, how = batch(), Augment(rotate="so3", jitter=0.01, dropout=0.5)
     whole, kept = augment(x, None, DRAW, how)
-    part, mine = augment(x[4:], None, Draw((0, 7), range(4, 6), ROWS), how)
+    part, mine = augment(x[4:], None, Rng((0, 7), range(4, 6), ROWS), how)
     assert torch.equal(whole[4:], part) and torch.equal(kept[4:], mine)
 
 
@@ -188,7 +188,7 @@ def test_shift_happens_before_the_turn():
     x = torch.zeros(ROWS, 4, 3)
     moved, _ = augment(x, None, DRAW, Augment(scale=None, shift=0.2))
     turned, _ = augment(x, None, DRAW, Augment(scale=None, shift=0.2, rotate="y"))
-    turn = axis_rotation(DRAW.rand("rotate"), "y")
+    turn = axis_rotation(DRAW.uniform("rotate"), "y")
     assert torch.allclose(turned, moved @ turn.transpose(-1, -2), atol=1e-6)
 
 

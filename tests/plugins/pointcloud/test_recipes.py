@@ -30,5 +30,5 @@ def test_published_numbers(name):
     matrices = {name for name, one in model.named_parameters() if one.ndim > 1} & plain
     hidden = {"encoder.hidden_position"} if "pcp" in name else set()
     assert matrices == {"decoder.mask_token"} | hidden
-    drawn = model.plan({"pointcloud": torch.randn(2, 128, 3)}, maemm.Draw((0,), range(2), 2))["pointcloud"].plan
+    drawn = model.plan({"pointcloud": torch.randn(2, 128, 3)}, maemm.Rng((0,), range(2), 2))["pointcloud"].plan
     assert drawn.visible.shape == (2, 26) and drawn.predict.shape == (2, 38)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from maemm import Draw, MaemmError, registry
+from maemm import MaemmError, Rng, registry
 from maemm_plugins._objects.geometry import mesh, on_surface, rotation_matrix
 from maemm_plugins._objects.objects import COLOURS, SHAPES, make_object
 from maemm_plugins.pointcloud.samples import POINTS, surface, write
@@ -29,7 +29,7 @@ def test_ordinary_files_in_a_folder_per_shape(tmp_path):
     assert [one["shape"] for one in records] == [SHAPES[k % 6] for k in range(12)]
     source = open_pointclouds(str(tmp_path / "set"))
     for index in range(len(source)):
-        sample = source.read(index, Draw((0,)))
+        sample = source.read(index, Rng((0,)))
         number = int(Path(sample.id).stem)
         points, colours = surface(make_object(number))
         assert sample.raw["pointcloud"].shape == (POINTS, 6)
@@ -90,6 +90,6 @@ def test_points_lie_on_the_surface_by_area(shape):
     length = np.linalg.norm(normal, axis=1)
     off = np.abs(((points - corners[face, 0]) * (normal / length[:, None])[face]).sum(1))
     assert off.max() < 0.02  # a quadrilateral is two triangles, which are nearly in one plane
-    share = length / length.sum()
+    fraction = length / length.sum()
     half = np.flatnonzero(corners.mean(1)[:, 1] > 0)
-    assert np.isin(face, half).mean() == pytest.approx(share[half].sum(), abs=0.03)
+    assert np.isin(face, half).mean() == pytest.approx(fraction[half].sum(), abs=0.03)

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.loader import Loader
-from maemm.data.order import Once
+from maemm.data.order import SequentialBatches
 from maemm_plugins.pointcloud.modality import PointCloud
 from maemm_plugins.pointcloud.readers import read_cloud
 from maemm_plugins.pointcloud.readers.pcd import unpack_lzf
 from maemm_plugins.pointcloud.readers.pick import Reading
 from maemm_plugins.pointcloud.sources import open_pointclouds
 
-DRAW = Draw((0,))
+DRAW = Rng((0,))
 CLOUD = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
 DATA = Path(os.environ.get("MAEMM_TEST_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
@@ -163,7 +163,7 @@ def test_points_on_the_surface_follow_the_draw(tmp_path):
     pytest.importorskip("trimesh")
     (tmp_path / "t.off").write_text(TETRAHEDRON)
     one, same = read(tmp_path / "t.off", mesh_points=4000), read(tmp_path / "t.off", mesh_points=4000)
-    other = read_cloud(tmp_path / "t.off", Reading(mesh_points=4000), Draw((1,)))
+    other = read_cloud(tmp_path / "t.off", Reading(mesh_points=4000), Rng((1,)))
     assert one.shape == (4000, 3) and np.array_equal(one, same) and not np.array_equal(one, other)
     on_plane = np.isclose(one, 0, atol=1e-9).any(1) | np.isclose(one.sum(1), 1)
     assert on_plane.all()
@@ -300,7 +300,9 @@ def test_broken_files_are_counted_and_named(tmp_path):
         str(tmp_path), extensions=[".npy", ".npz", ".xyz", ".csv", ".txt", ".ply", ".pcd", ".pts"]
     )
     modality = PointCloud(groups=4, group_size=4, points=32)
-    loader = Loader(source, {"pointcloud": modality}, Once(len(source), 8), seed=0, substitute=False, augment=False)
+    loader = Loader(
+        source, {"pointcloud": modality}, SequentialBatches(len(source), 8), seed=0, substitute=False, augment=False
+    )
     batches = list(loader.batches(0, loader.order.steps))
     assert [one for batch in batches for one in batch.ids] == ["good.npy"]
     reasons = {one.id: one.reason for batch in batches for one in batch.bad}
@@ -451,8 +453,8 @@ def test_a_missing_package_is_named_before_anything_is_read(tmp_path, monkeypatc
 def test_light_formats_import_no_heavy_package(tmp_path):
     code = (
         "import sys, numpy as np; from maemm_plugins.pointcloud.sources import open_pointclouds\n"
-        "from maemm import Draw\n"
-        f"np.save({str(tmp_path / 'a.npy')!r}, np.eye(3)); open_pointclouds({str(tmp_path)!r}).read(0, Draw((0,)))\n"
+        "from maemm import Rng\n"
+        f"np.save({str(tmp_path / 'a.npy')!r}, np.eye(3)); open_pointclouds({str(tmp_path)!r}).read(0, Rng((0,)))\n"
         "assert not {'trimesh', 'h5py', 'laspy'} & set(sys.modules)"
     )
     import subprocess

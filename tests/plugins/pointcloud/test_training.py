@@ -23,9 +23,9 @@ def clouds(tmp_path):
     """24 clouds, some of them smaller than the others."""
     folder = tmp_path / "clouds"
     folder.mkdir()
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for number in range(24):
-        np.save(folder / f"{number:02d}.npy", draw.normal(size=(9 if number % 3 == 0 else 40, 3)).astype(np.float32))
+        np.save(folder / f"{number:02d}.npy", rng.normal(size=(9 if number % 3 == 0 else 40, 3)).astype(np.float32))
     return folder
 
 
@@ -116,7 +116,7 @@ def test_small_recipes_begin_near_an_empty_guess(name):
     on_sphere = torch.nn.functional.normalize(
         torch.randn(8, 1024, 3, generator=torch.Generator().manual_seed(0)), dim=2
     )
-    out = model({"pointcloud": on_sphere}, draw=maemm.Draw((0, 0), range(8), 8))
+    out = model({"pointcloud": on_sphere}, rng=maemm.Rng((0, 0), range(8), 8))
     pred, target = out.pred["pointcloud"], out.target["pointcloud"]
     empty = model.modalities["pointcloud"].loss(torch.zeros_like(pred), target).mean()
     assert out.total < 2 * empty

@@ -134,7 +134,7 @@ def test_statistics_of_visible_groups_alone():
 def test_tokens_and_centres_as_published():
     model, data, _, batch, plans = loaded("pcp_mae_tiny#train")
     modality = model.modalities["pointcloud"]
-    tokens = modality.tokenize(maemm.Prepared(data["x"]))
+    tokens = modality.tokenize(maemm.Preprocessed(data["x"]))
     assert torch.equal(tokens.coords, data["centers"])
     every = tokens.everything()
     torch.testing.assert_close(modality.code(tokens, every), data["sincos_all"], rtol=0, atol=1e-6)
@@ -207,4 +207,4 @@ def test_an_encoder_alone():
         features = model.embed({"pointcloud": data["x"]})["pointcloud"]
         assert (features - data["embed_mean"]).abs().max() <= 1e-5
         with pytest.raises(MaemmError, match="no decoder"):
-            model({"pointcloud": data["x"]}, draw=maemm.Draw((0,), range(2), 2))
+            model({"pointcloud": data["x"]}, rng=maemm.Rng((0,), range(2), 2))

@@ -3,20 +3,20 @@ from itertools import pairwise
 import pytest
 import torch
 
-from maemm.contract import Prepared, Tokens
+from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm_plugins.signal.masking import Channel, ChannelTime, PerChannel, TimeBlock
 from maemm_plugins.signal.modality import Signal
 
 ROWS, CHANNELS, STEPS = 40, 5, 12
-DRAW = Draw((0,), range(ROWS), ROWS)
+DRAW = Rng((0,), range(ROWS), ROWS)
 
 
 def tokens(valid=None, channels=CHANNELS, kind="channel_time"):
     names = [f"c{i}" for i in range(channels)]
     modality = Signal(size=STEPS * 4, patch=4, channels=names, tokens=kind)
-    return modality.tokenize(Prepared(torch.randn(ROWS, channels, STEPS * 4), valid))
+    return modality.tokenize(Preprocessed(torch.randn(ROWS, channels, STEPS * 4), valid))
 
 
 def ragged():
@@ -153,7 +153,7 @@ def test_spans_are_spread_evenly():
     shares = (
         torch.stack(
             [
-                lattice(TimeBlock(ratio=0.5, span=2).plan("signal", one, Draw((i,), range(ROWS), ROWS)), "predict", one)
+                lattice(TimeBlock(ratio=0.5, span=2).plan("signal", one, Rng((i,), range(ROWS), ROWS)), "predict", one)
                 for i in range(20)
             ]
         )[:, :, 0]

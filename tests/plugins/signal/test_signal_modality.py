@@ -5,14 +5,14 @@ import pytest
 import torch
 
 import maemm
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
-from maemm_plugins.signal import prepare
+from maemm.contract.rng import Rng
+from maemm_plugins.signal import preprocess
 from maemm_plugins.signal.modality import Signal
 
 LEADS = ["I", "II", "V1", "V2"]
-DRAW = Draw((0,))
+DRAW = Rng((0,))
 
 
 def signal(**options):
@@ -55,8 +55,8 @@ def test_missing_channels_are_neither_seen_nor_predicted_nor_counted():
         modality.load({"x": whole, "channels": LEADS}, None),
         modality.load({"x": part, "channels": LEADS[:2]}, None),
     ]
-    batch = made.prepare({"signal": modality.collate(loaded)}, None)
-    plan = made.plan(batch, Draw((0,), range(2), 2))["signal"].plan
+    batch = made.preprocess({"signal": modality.collate(loaded)}, None)
+    plan = made.plan(batch, Rng((0,), range(2), 2))["signal"].plan
     second = {*plan.visible[1][plan.visible_valid[1]].tolist(), *plan.predict[1][plan.predict_valid[1]].tolist()}
     assert second == set(range(16))  # the tokens of I and II
     assert plan.visible_valid.sum(1).tolist() == [8, 4] and plan.counted.sum(1).tolist() == [24, 12]
@@ -71,7 +71,7 @@ def test_a_channel_means_the_same_whatever_else_is_recorded():
     for one in (big, small):
         modality = one.modalities["signal"]
         raw = modality.collate([modality.load({"x": x, "channels": ["V1", "I"]}, None)])
-        features.append(one.embed(one.prepare({"signal": raw}, None))["signal"])
+        features.append(one.embed(one.preprocess({"signal": raw}, None))["signal"])
     torch.testing.assert_close(features[0], features[1])
 
 
@@ -121,13 +121,13 @@ def test_wrong_options(options, text):
 def test_longer_is_cut_in_the_middle_and_at_random_in_training():
     x = np.tile(np.arange(100, dtype=np.float32), (4, 1))
     assert signal().load(x, None)["x"][0, 0] == 34
-    starts = {float(signal().load(x, Draw((0, i)))["x"][0, 0]) for i in range(20)}
+    starts = {float(signal().load(x, Rng((0, i)))["x"][0, 0]) for i in range(20)}
     assert len(starts) > 10 and all(0 <= one <= 68 for one in starts)
 
 
 def test_shorter_is_padded_and_the_padding_counts_for_nothing():
     one = signal().load(wave(4, 10), None)
-    tokens = signal().tokenize(Prepared(one["x"][None], one["valid"][None]))
+    tokens = signal().tokenize(Preprocessed(one["x"][None], one["valid"][None]))
     assert one["x"].shape == (4, 32) and tokens.valid.view(4, 8).sum(1).tolist() == [2] * 4  # a patch of 2 is no patch
 
 
@@ -143,7 +143,7 @@ def test_other_lengths_follow_the_coordinates(tokens):
     made = model(tokens=tokens)
     for length in (4, 64, 400):
         assert made.embed({"signal": torch.randn(2, 4, length)})["signal"].shape == (2, 24)
-    long, short = (made.modalities["signal"].tokenize(Prepared(torch.zeros(1, 4, n))) for n in (64, 32))
+    long, short = (made.modalities["signal"].tokenize(Preprocessed(torch.zeros(1, 4, n))) for n in (64, 32))
     index = torch.tensor([[3]])
     places = [made.modalities["signal"].position(one, index, "encoder") for one in (long, short)]
     torch.testing.assert_close(*places)
@@ -183,15 +183,15 @@ def test_robust_scale_is_that_of_numpy_over_valid_samples():
     x = torch.from_numpy(wave(2, 41))[None] * 3 + 5
     valid = torch.ones_like(x, dtype=torch.bool)
     valid[0, 1, 30:] = False
-    found = prepare.robust(x, valid, 0.0)
+    found = preprocess.robust(x, valid, 0.0)
     for row, count in ((0, 41), (1, 30)):
         part = x[0, row, :count].numpy()
         low, middle, high = np.quantile(part, [0.25, 0.5, 0.75])
         np.testing.assert_allclose(found[0, row, :count], (part - middle) / (high - low) * 1.3489795, atol=1e-4)
-    torch.testing.assert_close(prepare.robust(x, None, 0.0)[0, 0], found[0, 0])
+    torch.testing.assert_close(preprocess.robust(x, None, 0.0)[0, 0], found[0, 0])
 
 
-@pytest.mark.parametrize("scale", [prepare.robust, prepare.zscore])
+@pytest.mark.parametrize("scale", [preprocess.robust, preprocess.zscore])
 def test_still_channels_and_spikes_stay_finite(scale):
     x = torch.full((1, 3, 100), 1e6)
     x[0, 1, 50], x[0, 2] = 1e6 + 100, torch.randn(100)
@@ -204,7 +204,7 @@ def test_still_channels_and_spikes_stay_finite(scale):
 def test_fixed_mean_and_std_keep_the_level():
     modality = signal(mean=[1.0, 0, 0, 0], std=[2.0, 1, 1, 1])
     x = torch.from_numpy(wave())[None]
-    found = modality.prepare({"x": x}, None).x
+    found = modality.preprocess({"x": x}, None).x
     torch.testing.assert_close(found[0, 0], (x[0, 0] - 1) / 2)
     torch.testing.assert_close(found[0, 1:], x[0, 1:])
 
@@ -212,10 +212,10 @@ def test_fixed_mean_and_std_keep_the_level():
 def test_augmentation_is_drawn_for_rows_and_off_without_a_draw():
     modality = signal(gain=(0.5, 2.0), drop_channel=0.4, shift=8)
     x = torch.from_numpy(np.stack([wave(seed=i) for i in range(16)]))
-    plain = modality.prepare({"x": x}, None)
+    plain = modality.preprocess({"x": x}, None)
     assert torch.equal(plain.x, x) and plain.valid is None
-    whole = modality.prepare({"x": x}, Draw((1,), range(16), 16))
-    part = modality.prepare({"x": x[3:6]}, Draw((1,), range(3, 6), 16))
+    whole = modality.preprocess({"x": x}, Rng((1,), range(16), 16))
+    part = modality.preprocess({"x": x[3:6]}, Rng((1,), range(3, 6), 16))
     assert torch.equal(whole.x[3:6], part.x) and torch.equal(whole.valid[3:6], part.valid)
     assert whole.valid.any(2).any(1).all() and 0.4 < whole.valid.any(2).float().mean() < 0.8
     assert (whole.x[~whole.valid] == 0).all()
@@ -223,13 +223,13 @@ def test_augmentation_is_drawn_for_rows_and_off_without_a_draw():
 
 def test_shift_moves_and_marks_what_comes_in():
     x = torch.arange(1.0, 9.0).expand(2, 1, 8)
-    moved, valid = prepare.shift(x, None, torch.tensor([3, -2]))
+    moved, valid = preprocess.shift(x, None, torch.tensor([3, -2]))
     assert moved[0, 0].tolist() == [0, 0, 0, 1, 2, 3, 4, 5] and moved[1, 0].tolist() == [3, 4, 5, 6, 7, 8, 0, 0]
     assert torch.equal(valid, moved != 0)
 
 
 def test_gain_is_log_uniform():
-    x = prepare.gain(torch.ones(1000, 1, 1), torch.linspace(0, 1, 1000)[:, None], 0.5, 2.0)
+    x = preprocess.gain(torch.ones(1000, 1, 1), torch.linspace(0, 1, 1000)[:, None], 0.5, 2.0)
     assert math.isclose(x.min(), 0.5, rel_tol=1e-5) and math.isclose(x.median(), 1.0, rel_tol=1e-2)
     assert math.isclose(x.max(), 2.0, rel_tol=1e-5)
 
@@ -241,8 +241,8 @@ def test_pictures_shade_what_is_hidden():
     axes = Figure().subplots()
     x = torch.from_numpy(wave())
     x[1, 4:12], x[3] = math.nan, math.nan
-    signal().draw(axes, x)
+    signal().plot(axes, x)
     assert len(axes.lines) == 4 and len(axes.collections) == 2 and [one.get_text() for one in axes.texts] == LEADS
     spans = axes.collections[0].get_paths()[0].vertices[:, 0]
     assert (spans.min(), spans.max()) == (4, 12)
-    signal().draw(Figure().subplots(), torch.full((4, 32), math.nan))  # nothing known at all
+    signal().plot(Figure().subplots(), torch.full((4, 32), math.nan))  # nothing known at all

@@ -1,6 +1,6 @@
 import numpy as np
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm_plugins._objects.objects import SHAPES, make_object
 from maemm_plugins.signal.modality import Signal
 from maemm_plugins.signal.samples import LENGTH, open_samples, vibration, write
@@ -15,7 +15,7 @@ def test_sample_set_is_ordinary_files_written_once(tmp_path, monkeypatch):
     write(tmp_path / "set", count=12)
     assert [one.stat().st_mtime_ns for one in files] == before
     source = open_samples(str(tmp_path / "set"))
-    sample = source.read(0, Draw((0,)))
+    sample = source.read(0, Rng((0,)))
     assert sample.raw["signal"]["channels"] == ("x", "y", "z") and sample.label == 0
     np.testing.assert_allclose(sample.raw["signal"]["x"], vibration(make_object(0)), atol=1e-4)
     one = Signal(size=LENGTH, patch=16, channels=["x", "y", "z"]).load(sample.raw["signal"], None)

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 from maemm.data.loader import Loader
-from maemm.data.order import Once
+from maemm.data.order import SequentialBatches
 from maemm_plugins.signal.modality import Signal
 from maemm_plugins.signal.sources import open_signals
 
 SHARED = Path(os.environ.get("MAEMM_SHARED", Path(__file__).parents[4] / "shared"))
-DRAW = Draw((0,))
+DRAW = Rng((0,))
 RATE = 50.0
 
 
@@ -284,7 +284,9 @@ def test_broken_ones_among_good_ones_are_counted(tmp_path):
     source = open_signals(str(tmp_path), window=200)
     assert len(source) == 3 * 2 + 1 + 2 + 2
     modality = Signal(size=200, patch=20, channels=2)
-    loader = Loader(source, {"signal": modality}, Once(len(source), 11), seed=0, augment=False, substitute=False)
+    loader = Loader(
+        source, {"signal": modality}, SequentialBatches(len(source), 11), seed=0, augment=False, substitute=False
+    )
     (batch,) = loader.batches(0, 1)
     assert batch.raw["signal"]["x"].shape == (7, 2, 200)
     assert {one.id for one in batch.bad} == {"3.npy@0", "4.npy@0", "5.npy@0", "5.npy@200"}
@@ -396,6 +398,6 @@ def test_batches_are_the_same_with_workers(tmp_path):
     modality = Signal(size=80, patch=20, channels=["a", "b"])
     found = []
     for workers in (0, 1):
-        loader = Loader(source, {"signal": modality}, Once(len(source), 4), seed=0, workers=workers)
+        loader = Loader(source, {"signal": modality}, SequentialBatches(len(source), 4), seed=0, workers=workers)
         found.append([one.raw["signal"]["x"] for one in loader.batches(0, 3)])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -45,7 +45,7 @@ def test_any_frames_are_the_right_ones(videos, name):
     rng = np.random.default_rng(0)
     for _ in range(6):
         index = sorted(rng.choice(len(whole), 5, replace=False).tolist())
-        assert (reader.take(index) == whole[index]).all()
+        assert (reader.frames_at(index) == whole[index]).all()
 
 
 @pytest.mark.parametrize("name", HEALTHY)
@@ -53,7 +53,7 @@ def test_decord_and_av_are_bit_identical(videos, name):
     pytest.importorskip("decord")
     path = str(videos[name])
     index = [0, 3, 4, 11, 19]
-    assert (DecordReader(path).take(index) == AvReader(path).take(index)).all()
+    assert (DecordReader(path).frames_at(index) == AvReader(path).frames_at(index)).all()
 
 
 def test_av_reads_what_decord_cannot(tmp_path, picture):
@@ -64,7 +64,7 @@ def test_av_reads_what_decord_cannot(tmp_path, picture):
     pictures = [Image.fromarray(picture(number)) for number in range(9)]
     pictures[0].save(tmp_path / "x.gif", save_all=True, append_images=pictures[1:], duration=100)
     video, plain = (VideoFile(str(tmp_path / "x.gif"), Decoder(name, seconds=None)) for name in ("decord", "av"))
-    assert len(video) == 9 and (video.take([0, 4, 8]) == plain.take([0, 4, 8])).all()
+    assert len(video) == 9 and (video.frames_at([0, 4, 8]) == plain.frames_at([0, 4, 8])).all()
 
 
 def test_av_reads_what_torchcodec_cannot(videos, monkeypatch):
@@ -75,7 +75,7 @@ def test_av_reads_what_torchcodec_cannot(videos, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", types.SimpleNamespace(VideoDecoder=VideoDecoder))
     path = str(videos["plain"])
-    assert (TorchcodecReader(path).take([3, 5]) == AvReader(path).take([3, 5])).all()
+    assert (TorchcodecReader(path).frames_at([3, 5]) == AvReader(path).frames_at([3, 5])).all()
 
 
 @pytest.mark.parametrize("backend", ["av", "decord"])
@@ -109,7 +109,7 @@ def test_torchcodec_is_asked_in_its_own_words(videos, monkeypatch):
         package.decoders.VideoDecoder = VideoDecoder
         monkeypatch.setitem(sys.modules, "torchcodec", package)
         monkeypatch.setitem(sys.modules, "torchcodec.decoders", package.decoders)
-    assert (TorchcodecReader(path).take(index) == whole[index]).all()
+    assert (TorchcodecReader(path).frames_at(index) == whole[index]).all()
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -128,26 +128,26 @@ def test_time_stamps_are_those_of_the_file(videos):
 def test_what_is_there_of_a_truncated_file(videos, picture):
     part = VideoFile(str(videos["truncated"]), Decoder(seconds=None, partial=True))
     assert 5 < len(part) < 40
-    assert np.abs(part.take([0, 4])[1].astype(int) - picture(4)).mean() < 12
+    assert np.abs(part.frames_at([0, 4])[1].astype(int) - picture(4)).mean() < 12
 
 
 def test_a_rotated_file_is_turned(videos):
-    assert VideoFile(str(videos["rotated"]), HERE).take([0]).shape == (1, 64, 48, 3)
+    assert VideoFile(str(videos["rotated"]), HERE).frames_at([0]).shape == (1, 64, 48, 3)
 
 
 def test_frames_may_repeat_and_are_decoded_once(videos, monkeypatch):
     video, calls = VideoFile(str(videos["plain"]), HERE), []
     monkeypatch.setattr(
-        AvReader, "take", lambda self, index, take=AvReader.take: calls.append(index) or take(self, index)
+        AvReader, "frames_at", lambda self, index, take=AvReader.frames_at: calls.append(index) or take(self, index)
     )
-    first = video.take([0, 4, 8, 8, 8])
-    assert (first[2] == first[4]).all() and video.take([0, 4, 8, 8, 8]) is first and calls == [[0, 4, 8]]
+    first = video.frames_at([0, 4, 8, 8, 8])
+    assert (first[2] == first[4]).all() and video.frames_at([0, 4, 8, 8, 8]) is first and calls == [[0, 4, 8]]
 
 
 def test_parts_of_a_video(videos):
     whole = VideoFile(str(videos["plain"]), HERE)
     part = VideoFile(str(videos["plain"]), HERE, part=(10, 5))
-    assert len(part) == 5 and (part.take([0, 4]) == whole.take([10, 14])).all()
+    assert len(part) == 5 and (part.frames_at([0, 4]) == whole.frames_at([10, 14])).all()
     with pytest.raises(ValueError, match="the video has 40"):
         VideoFile(str(videos["plain"]), HERE, part=(30, 20))
 
@@ -159,11 +159,11 @@ def test_folders_of_frames(tmp_path, picture):
         Image.fromarray(picture(number)).save(tmp_path / f"img_{number}.png")
     (tmp_path / "notes.txt").write_text("no frame")
     video = FrameFolder(str(tmp_path), fps=10)
-    assert len(video) == 3 and (video.take([2])[0] == picture(10)).all() and video.seconds == pytest.approx(0.3)
+    assert len(video) == 3 and (video.frames_at([2])[0] == picture(10)).all() and video.seconds == pytest.approx(0.3)
     assert len(FrameFolder(str(tmp_path), part=(2, 2))) == 2  # numbers as they stand in the names
     Image.fromarray(picture(3, 20, 20)).save(tmp_path / "img_3.png")
     with pytest.raises(ValueError, match="differ in size"):
-        FrameFolder(str(tmp_path)).take([0, 2])
+        FrameFolder(str(tmp_path)).frames_at([0, 2])
     with pytest.raises(ValueError, match="no frames"):
         (tmp_path / "nothing").mkdir()
         FrameFolder(str(tmp_path / "nothing"))
@@ -177,7 +177,7 @@ def test_pictures_of_16_bits_and_of_grey_are_frames(tmp_path):
     Image.fromarray(deep).save(tmp_path / "0.png")
     Image.fromarray((deep >> 8).astype(np.uint8)).save(tmp_path / "1.png")
     Image.new("RGB", (4, 1), (9, 8, 7)).save(tmp_path / "2.png")
-    frames = FrameFolder(str(tmp_path)).take([0, 1, 2])
+    frames = FrameFolder(str(tmp_path)).frames_at([0, 1, 2])
     assert frames.shape == (3, 1, 4, 3) and frames.dtype == np.uint8 and (frames[0] == frames[1]).all()
     assert frames[0, 0, :, 0].tolist() == [0, 1, 128, 255] and frames[2, 0, 0].tolist() == [9, 8, 7]
 
@@ -191,13 +191,13 @@ def guarded(monkeypatch, tmp_path):
         "if any('decoding.child' in one for one in sys.orig_argv):\n"
         "    from maemm_plugins.video.decoding import readers\n"
         "    class Odd(readers.AvReader):\n"
-        "        def take(self, index):\n"
+        "        def frames_at(self, index):\n"
         "            import ctypes\n"
         "            if 'hangs' in self.path:\n"
         "                ctypes.PyDLL(None).sleep(1000)  # in native code, holding the interpreter's lock\n"
         "            if 'crashes' in self.path:\n"
         "                ctypes.string_at(0)\n"
-        "            return super().take(index)\n"
+        "            return super().frames_at(index)\n"
         "    readers.READERS['odd'] = Odd\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -212,22 +212,22 @@ def test_hanging_and_crashing_decoders_cost_one_file_each(videos, guarded):
     for name in ("fine", "hangs", "crashes"):
         paths[name] = guarded / f"{name}.mp4"
         paths[name].write_bytes(videos["plain"].read_bytes())
-    expected = VideoFile(str(videos["plain"]), HERE).take([1, 5])
-    assert (VideoFile(str(paths["fine"]), decoder).take([1, 5]) == expected).all()
+    expected = VideoFile(str(videos["plain"]), HERE).frames_at([1, 5])
+    assert (VideoFile(str(paths["fine"]), decoder).frames_at([1, 5]) == expected).all()
     patient = Decoder("odd", seconds=1.5)
     began = time.monotonic()
     with pytest.raises(TimeoutError, match=r"longer than 1\.5 s and was killed"):
-        VideoFile(str(paths["hangs"]), patient).take([0])
+        VideoFile(str(paths["hangs"]), patient).frames_at([0])
     assert time.monotonic() - began < 60
     with pytest.raises(OSError, match="died of signal SIGSEGV"):
-        VideoFile(str(paths["crashes"]), decoder).take([0])
-    assert (VideoFile(str(paths["fine"]), decoder).take([1, 5]) == expected).all()
+        VideoFile(str(paths["crashes"]), decoder).frames_at([0])
+    assert (VideoFile(str(paths["fine"]), decoder).frames_at([1, 5]) == expected).all()
 
 
 def test_the_process_decodes_as_this_one_does(videos):
     for name, index in (("plain", [0, 7, 39]), ("odd", [3, 30])):
         there, here = VideoFile(str(videos[name]), Decoder()), VideoFile(str(videos[name]), HERE)
-        assert (there.times == here.times).all() and (there.take(index) == here.take(index)).all()
+        assert (there.times == here.times).all() and (there.frames_at(index) == here.frames_at(index)).all()
     for name, text in BROKEN.items():
         with pytest.raises((ValueError, OSError), match=text):
             VideoFile(str(videos[name]), Decoder())
@@ -262,7 +262,7 @@ def test_the_process_ends_with_its_parent(videos, python):
 def test_absurd_sizes_are_refused(videos, monkeypatch):
     monkeypatch.setattr("maemm_plugins.video.decoding.limits.MOST_BYTES", 10_000)
     with pytest.raises(ValueError, match="more than"):
-        VideoFile(str(videos["plain"]), HERE).take([0, 1])
+        VideoFile(str(videos["plain"]), HERE).frames_at([0, 1])
     assert set(readers.READERS) == {"av", "decord", "torchcodec"}
 
 
@@ -292,7 +292,7 @@ def test_groups_that_nobody_asks_for_are_not_decoded(tmp_path, picture, name, mo
 
     for _ in range(30):
         index = sorted(rng.choice(60, rng.integers(1, 6), replace=False).tolist())
-        assert (reader.take(index) == whole[index]).all(), index
+        assert (reader.frames_at(index) == whole[index]).all(), index
     monkeypatch.setattr(readers, "_needed", counted)
-    reader.take([2, 50])
+    reader.frames_at([2, 50])
     assert sum(one is not None for one in passed) <= 2 + 2 * int(GROUPS[name]["g"])

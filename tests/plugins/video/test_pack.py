@@ -36,7 +36,7 @@ def test_videos_are_packed_small_and_with_short_groups(home, group):
     assert (done.written, done.there, [one.id for one in done.bad]) == (2, 0, ["b/bad.mp4"])
     before, after = (VideoFile(str(home / p), HERE) for p in ("raw/a/one.mp4", "packed/a/one.mp4"))
     assert len(after) == len(before) == 40 and np.allclose(after.times, before.times, atol=1e-3)
-    assert after.take([0]).shape == (1, 32, 44, 3)  # 42.7 wide, and even
+    assert after.frames_at([0]).shape == (1, 32, 44, 3)  # 42.7 wide, and even
     with av.open(str(home / "packed/a/one.mp4")) as container:
         packets = [p for p in container.demux(video=0) if p.size]
     assert [p.pts for p in packets] == sorted(p.pts for p in packets)  # no B-frames
@@ -48,7 +48,7 @@ def test_the_same_pictures_at_the_same_times(home, videos, picture):
     packed(home, "packed", side=None)
     before, after = (VideoFile(str(home / p / "variable.mp4"), HERE) for p in ("raw", "packed"))
     assert np.allclose(after.times - after.times[0], before.times - before.times[0], atol=1e-3)
-    assert np.abs(after.take([7])[0].astype(int) - picture(7)).mean() < 12
+    assert np.abs(after.frames_at([7])[0].astype(int) - picture(7)).mean() < 12
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -89,7 +89,7 @@ def test_frames_are_packed_as_pictures(home):
     source = open_videos(str(home / "frames"))
     assert [source.name(i) for i in range(len(source))] == ["a/one", "b/two"] and source.label(1) == 1
     video = FrameFolder(str(home / "frames" / "a" / "one"))
-    assert len(video) == 20 and video.take([3]).shape == (1, 24, 32, 3)
+    assert len(video) == 20 and video.frames_at([3]).shape == (1, 24, 32, 3)
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
@@ -101,14 +101,14 @@ def test_lists_of_the_originals_work_on_packs(home, kind, ending):
     with path.open("w", newline="") as file:
         csv.writer(file, delimiter="," if ending == "csv" else " ").writerows([["b/two.avi", 0], ["a/one.mp4", 1]])
     source = open_videos(str(home / "packed"), str(path), seconds=None)
-    frames = [source.read(i, _draw()).raw["video"].take([0]) for i in (0, 1)]
+    frames = [source.read(i, _draw()).raw["video"].frames_at([0]) for i in (0, 1)]
     assert [one.shape[1] for one in frames] == [16, 16] and source.label(1) == 1
 
 
 def _draw():
-    from maemm.contract.rng import Draw
+    from maemm.contract.rng import Rng
 
-    return Draw((0, 0))
+    return Rng((0, 0))
 
 
 @pytest.mark.parametrize(

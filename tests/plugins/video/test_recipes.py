@@ -28,6 +28,6 @@ def test_dual_masking_decodes_what_was_published():
     with torch.device("meta"):
         masking = maemm.build("video/videomae_v2_base").masking
     tokens = maemm.contract.Tokens(torch.zeros(3, 1568, 1), torch.zeros(1, 1568, 3), (8, 14, 14))
-    plan = masking({"video": tokens}, maemm.Draw((0, 0), range(3), 3))["video"]
+    plan = masking({"video": tokens}, maemm.Rng((0, 0), range(3), 3))["video"]
     assert plan.visible.shape == (3, 160) and plan.predict.shape == (3, 784)
     assert plan.counted.sum(1).tolist() == [704.0] * 3

@@ -19,18 +19,18 @@ def home(tmp_path_factory):
 def test_ordinary_files_with_labels(home):
     source = samples.open_samples(str(home))
     assert len(source) == 12 and list(source.classes) == sorted(SHAPES)
-    one = source.read(0, maemm.Draw((0, 0, 0, 0)))
+    one = source.read(0, maemm.Rng((0, 0, 0, 0)))
     video = one.raw["video"]
     assert len(video) == samples.FRAMES and video.times[1] == pytest.approx(1 / samples.RATE)
-    frames = video.take(range(samples.FRAMES))
+    frames = video.frames_at(range(samples.FRAMES))
     assert np.abs(np.diff(frames.astype(int), axis=0)).mean() > 0.2  # it moves
 
 
 def test_the_first_frame_is_the_picture_of_the_object(home):
     thing = make_object(6)
-    video = samples.open_samples(str(home / thing.shape / "0006.mp4")).read(0, maemm.Draw((0,))).raw["video"]
+    video = samples.open_samples(str(home / thing.shape / "0006.mp4")).read(0, maemm.Rng((0,))).raw["video"]
     picture = np.asarray(render(thing, samples.PIXELS))
-    assert np.abs(video.take([0])[0].astype(int) - picture).mean() < 8  # coded with losses
+    assert np.abs(video.frames_at([0])[0].astype(int) - picture).mean() < 8  # coded with losses
 
 
 def test_a_second_call_writes_nothing(home):

@@ -52,7 +52,7 @@ def test_still_pictures_do_not_move():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_report_gets_the_piece(tmp_path, channels):
     from maemm.config import load
-    from maemm.contract.rng import Draw
+    from maemm.contract.rng import Rng
     from maemm.model.build import build_model
 
     shrunk = {"modalities.video.channels": channels, "modalities.video.mean": [0.5] * channels,
@@ -60,7 +60,7 @@ def test_the_report_gets_the_piece(tmp_path, channels):
     model = build_model(load("video/videomae_tiny_cpu", shrunk))
     modality = model.modalities["video"]
     assert isinstance(modality, Video)
-    save_pictures(model, {"video": modality.example(2, Draw((0, "e")))}, tmp_path / "a.png", views=True)
+    save_pictures(model, {"video": modality.example(2, Rng((0, "e")))}, tmp_path / "a.png", interactive=True)
     moving, size = frames((tmp_path / "a.html").read_text())
     assert len(moving) == 8 and moving.max() > 0.9 and size < 500_000
 

@@ -9,11 +9,11 @@ from PIL import Image
 import maemm
 from maemm.contract.errors import MaemmError
 from maemm.data.loader import Loader
-from maemm.data.order import Once, Slots
+from maemm.data.order import SequentialBatches, ShuffledBatches
 from maemm_plugins.video.modality import Video
 from maemm_plugins.video.sources import open_mixed, open_videos
 
-DRAW = maemm.Draw((0, 0, 0, 0))
+DRAW = maemm.Rng((0, 0, 0, 0))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_folders_of_frames(tmp_path):
     source = open_videos(str(tmp_path), frame_rate=5)
     assert content(source) == [("x/0", None), ("x/1", None)]
     video = source.read(1, DRAW).raw["video"]
-    assert video.take([2])[0, 0, 0, 0] == 2 and video.times.tolist() == [0, 0.2, 0.4]
+    assert video.frames_at([2])[0, 0, 0, 0] == 2 and video.times.tolist() == [0, 0.2, 0.4]
     assert len(open_videos(str(tmp_path / "x" / "0"))) == 1
     with pytest.raises(MaemmError, match="no video below the folder"):
         (tmp_path / "nothing").mkdir()
@@ -137,7 +137,7 @@ def test_videomae_v2_lists(home, tmp_path):
     tuned = listed(home, "frames 8 17\n")
     assert content(tuned) == [("frames", 17)] and len(tuned.read(0, DRAW).raw["video"]) == 8
     asked = listed(home, "frames 3 2\n", columns="path start frames").read(0, DRAW).raw["video"]
-    assert asked.take([0])[0, 0, 0, 0] in (2, 3, 4) and len(asked) == 2
+    assert asked.frames_at([0])[0, 0, 0, 0] in (2, 3, 4) and len(asked) == 2
     with pytest.raises(MaemmError, match="data.source.columns"):
         listed(home, "frames 3 2\nframes 0 -1\n")
 
@@ -200,12 +200,17 @@ def test_repeats_are_decoded_once(home, monkeypatch):
     from maemm_plugins.video.decoding import watchdog
 
     taken = []
-    take = watchdog.Decoder.take
-    monkeypatch.setattr(watchdog.Decoder, "take", lambda self, *given: taken.append(given) or take(self, *given))
+    take = watchdog.Decoder.frames_at
+    monkeypatch.setattr(watchdog.Decoder, "frames_at", lambda self, *given: taken.append(given) or take(self, *given))
     source = open_videos(str(home), seconds=None)
-    for repeats, expected in (("crop", 3), ("clip", 12)):
+    for aug_repeats, expected in (("crop", 3), ("clip", 12)):
         taken.clear()
-        loader = Loader(source, {"video": Video(**MODALITY, repeats=repeats)}, Slots(3, 12, 0, repeats=4), seed=0)
+        loader = Loader(
+            source,
+            {"video": Video(**MODALITY, aug_repeats=aug_repeats)},
+            ShuffledBatches(3, 12, 0, aug_repeats=4),
+            seed=0,
+        )
         (batch,) = loader.batches(0, 1)
         assert batch.raw["video"]["x"].shape[:2] == (12, 4)
         assert len(taken) <= expected and len(taken) > expected - 6
@@ -216,12 +221,14 @@ def test_frames_of_segments_are_drawn_once_for_all_repeats(home, monkeypatch):
     from maemm_plugins.video.decoding import watchdog
 
     taken = []
-    take = watchdog.Decoder.take
-    monkeypatch.setattr(watchdog.Decoder, "take", lambda self, *given: taken.append(given[1]) or take(self, *given))
+    take = watchdog.Decoder.frames_at
+    monkeypatch.setattr(
+        watchdog.Decoder, "frames_at", lambda self, *given: taken.append(given[1]) or take(self, *given)
+    )
     source = open_videos(str(home / "b"), seconds=None)
-    for repeats, decodes in (("crop", 1), ("clip", 4)):
-        loader = Loader(source, {"video": Video(**MODALITY, segments=True, repeats=repeats)},
-                        Slots(1, 4, 0, repeats=4), seed=0)  # fmt: skip
+    for aug_repeats, decodes in (("crop", 1), ("clip", 4)):
+        loader = Loader(source, {"video": Video(**MODALITY, segments=True, aug_repeats=aug_repeats)},
+                        ShuffledBatches(1, 4, 0, aug_repeats=4), seed=0)  # fmt: skip
         epochs = []
         for batch in loader.batches(0, 2):
             assert batch.raw["video"]["x"].shape[:2] == (4, 4) and len(batch.ids) == 4
@@ -235,7 +242,9 @@ def test_broken_files_are_counted_and_named(home, videos):
     for name in names:
         (home / "a" / f"{name}.mp4").write_bytes(videos[name].read_bytes())
     source = open_videos(str(home))
-    loader = Loader(source, {"video": Video(**MODALITY)}, Once(len(source), 4), seed=0, workers=1, substitute=False)
+    loader = Loader(
+        source, {"video": Video(**MODALITY)}, SequentialBatches(len(source), 4), seed=0, workers=1, substitute=False
+    )
     batches = list(loader.batches(0, 3))
     bad = {one.id: one.reason for batch in batches for one in batch.bad}
     assert set(bad) == {f"a/{name}.mp4" for name in names}
@@ -248,7 +257,7 @@ def test_other_backends_give_the_same_batches(home):
     raws = []
     for backend in ("av", "decord"):
         source = open_videos(str(home), backend=backend)
-        loader = Loader(source, {"video": Video(**MODALITY)}, Slots(3, 3, 0), seed=0)
+        loader = Loader(source, {"video": Video(**MODALITY)}, ShuffledBatches(3, 3, 0), seed=0)
         raws.append(next(iter(loader.batches(0, 1))).raw["video"]["x"])
     assert (raws[0] == raws[1]).all()
 
@@ -279,14 +288,14 @@ def test_videos_with_pictures(home):
         Image.fromarray(np.full((20, 24, 3), number, np.uint8)).save(pictures / f"{number}.png")
     source = open_mixed(str(home), images=str(pictures), videos={"seconds": None})
     shared = Video(**MODALITY)
-    loader = Loader(source, {"video": shared, "image": shared}, Slots(3, 6, 0, repeats=2), seed=0)
+    loader = Loader(source, {"video": shared, "image": shared}, ShuffledBatches(3, 6, 0, aug_repeats=2), seed=0)
     (batch,) = loader.batches(0, 1)
     assert batch.raw["video"]["x"].shape[1] == 4 and batch.raw["image"]["x"].shape[:2] == (6, 1)
     (pictures / "0.png").write_bytes(b"broken")
     reasons = set()
-    for draw in range(30):
+    for rng in range(30):
         try:
-            source.read(0, maemm.Draw((draw,)))
+            source.read(0, maemm.Rng((rng,)))
         except ValueError as error:
             reasons.add(str(error)[:20])
     assert reasons == {"its picture 0.png ca"}

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from maemm.data.loader import Loader
-from maemm.data.order import Once
+from maemm.data.order import SequentialBatches
 from maemm_plugins.video.modality import Video
 from maemm_plugins.video.sources import open_videos
 
@@ -51,7 +51,9 @@ def test_two_thousand_reads(home):
     missing = [name for name in broken if name not in names]  # a link to itself is no file
     before, read = descriptors(), 0
     for number in range(PASSES):
-        loader = Loader(source, {"video": modality}, Once(len(source), 8), seed=number, workers=4, substitute=False)
+        loader = Loader(
+            source, {"video": modality}, SequentialBatches(len(source), 8), seed=number, workers=4, substitute=False
+        )
         batches = list(loader.batches(0, loader.order.steps))
         bad = sorted(one.id for batch in batches for one in batch.bad)
         assert bad == [name for name in broken if name not in missing]

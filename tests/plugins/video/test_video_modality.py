@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import maemm
-from maemm.contract import Prepared, Tokens
+from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm_plugins.video import crop, maskings, resize, sampling
 from maemm_plugins.video.modality import Video
@@ -57,7 +57,7 @@ def test_tables_of_other_sizes():
 @pytest.mark.parametrize("ratio", [0.5, 0.75, 0.9, 0.95])
 def test_tube_counts_are_the_published_ones(ratio):
     facts = json.loads((GOLDEN / "tube_mask.json").read_text())["tube_8x14x14"][str(ratio)]
-    plan = maskings.Tube(ratio=ratio).plan("video", lattice_tokens((8, 14, 14)), maemm.Draw((0, 0), range(3), 3))
+    plan = maskings.Tube(ratio=ratio).plan("video", lattice_tokens((8, 14, 14)), maemm.Rng((0, 0), range(3), 3))
     assert plan.visible.shape[1] == facts["visible_total"] and plan.predict.shape[1] == facts["masked_total"]
     hidden = torch.zeros(3, 1568, dtype=torch.bool).scatter_(1, plan.predict, True).unflatten(1, (8, 196))
     assert (hidden == hidden[:, :1]).all() and (hidden.sum(2) == facts["masked_per_frame"]).all()
@@ -67,11 +67,11 @@ def test_tube_counts_are_the_published_ones(ratio):
 
 
 def test_frames_are_hidden_whole():
-    plan = maskings.Frame(ratio=0.75).plan("video", lattice_tokens((8, 2, 2)), maemm.Draw((0, 0), range(3), 3))
+    plan = maskings.Frame(ratio=0.75).plan("video", lattice_tokens((8, 2, 2)), maemm.Rng((0, 0), range(3), 3))
     assert plan.visible.shape == (3, 8) and (plan.visible.unflatten(1, (2, 4)) // 4).float().std(2).max() == 0
     with pytest.raises(MaemmError, match="none of 2 slots"):
         maskings.Frame(ratio=0.9, count="floor_visible").plan(
-            "v", lattice_tokens((2, 2, 2)), maemm.Draw((0,), range(3), 3)
+            "v", lattice_tokens((2, 2, 2)), maemm.Rng((0,), range(3), 3)
         )
 
 
@@ -93,16 +93,16 @@ def test_running_cells_are_the_published_ones(ratio):
 
 
 def test_dual_masking_with_and_without_visible_tokens():
-    tokens, draw = lattice_tokens((8, 14, 14), 4), maemm.Draw((1, 1), range(4), 4)
-    both = maskings.Tube(ratio=0.9, decode=0.5).plan("video", tokens, draw)
-    alone = maskings.Tube(ratio=0.9, decode=0.5, decode_visible=False).plan("video", tokens, draw)
+    tokens, rng = lattice_tokens((8, 14, 14), 4), maemm.Rng((1, 1), range(4), 4)
+    both = maskings.Tube(ratio=0.9, decode=0.5).plan("video", tokens, rng)
+    alone = maskings.Tube(ratio=0.9, decode=0.5, decode_visible=False).plan("video", tokens, rng)
     assert both.predict.shape == (4, 784) and both.counted.sum(1).tolist() == [704] * 4
     assert alone.predict.shape == (4, 704) and alone.counted.min() == 1
     for row in range(4):
         assert set(both.predict[row][both.counted[row] > 0].tolist()) == set(alone.predict[row].tolist())
     # Where slots are no multiple of four, rows differ in how many hidden tokens are decoded.
     odd = maskings.Tube(ratio=0.75, decode=0.5, decode_visible=False).plan("video", lattice_tokens((2, 4, 4), 8),
-                                                                           maemm.Draw((1, 1), range(8), 8))  # fmt: skip
+                                                                           maemm.Rng((1, 1), range(8), 8))  # fmt: skip
     odd.check("video", lattice_tokens((2, 4, 4), 8))
     counts = odd.predict_valid.sum(1)
     assert counts.min() < counts.max() == odd.predict.shape[1] and torch.equal(odd.counted.sum(1), counts.float())
@@ -110,9 +110,9 @@ def test_dual_masking_with_and_without_visible_tokens():
 
 def test_maskings_refuse_what_they_cannot_do():
     with pytest.raises(MaemmError, match="even sides"):
-        maskings.Tube(decode=0.5).plan("video", lattice_tokens((2, 3, 4)), maemm.Draw((0,), range(3), 3))
+        maskings.Tube(decode=0.5).plan("video", lattice_tokens((2, 3, 4)), maemm.Rng((0,), range(3), 3))
     with pytest.raises(MaemmError, match="grid of time"):
-        maskings.Tube().plan("video", lattice_tokens((4, 4)), maemm.Draw((0,), range(3), 3))
+        maskings.Tube().plan("video", lattice_tokens((4, 4)), maemm.Rng((0,), range(3), 3))
     with pytest.raises(MaemmError, match="running cells allow"):
         maskings.Tube(decode=0.3)
 
@@ -170,7 +170,7 @@ def clips(*sides, frames=3):
 def test_resizing_equals_pillow():
     modality = Video(size=[4, 16, 24], patch=[2, 8, 8], mean=[0, 0, 0], std=[1, 1, 1])
     samples = clips((40, 30), (16, 24), (9, 50))
-    x = modality.prepare(modality.collate(samples), None).x
+    x = modality.preprocess(modality.collate(samples), None).x
     assert x.shape == (3, 3, 3, 16, 24)
     for row, one in enumerate(samples):
         for number, frame in enumerate(one["x"].numpy()):
@@ -195,14 +195,14 @@ def test_loading_is_bytes_and_the_middle_without_a_draw():
     video = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 20, 30, 3), np.uint8)
     one = modality.load(video, None)["x"]
     assert one.dtype == torch.uint8 and one.shape == (4, 20, 20, 3) and one[:, 0, 0, 0].tolist() == [6, 8, 10, 12]
-    drawn = modality.load(video, maemm.Draw((0, 3)))["x"]
-    assert drawn.shape[0] == 4 and torch.equal(drawn, modality.load(video, maemm.Draw((0, 3)))["x"])
+    drawn = modality.load(video, maemm.Rng((0, 3)))["x"]
+    assert drawn.shape[0] == 4 and torch.equal(drawn, modality.load(video, maemm.Rng((0, 3)))["x"])
 
 
 def test_flips_are_half_and_whole_clips():
     modality = Video(**SMALL, flip=True)
     raw = modality.collate(clips(*[(16, 16)] * 40, frames=4))
-    plain, drawn = modality.prepare(raw, None).x, modality.prepare(raw, maemm.Draw((0, 0), range(40), 40)).x
+    plain, drawn = modality.preprocess(raw, None).x, modality.preprocess(raw, maemm.Rng((0, 0), range(40), 40)).x
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(plain, drawn, strict=True)]
     assert 8 < sum(mirrored) < 32
     assert all(m or torch.equal(a, b) for a, b, m in zip(plain, drawn, mirrored, strict=True))
@@ -211,12 +211,12 @@ def test_flips_are_half_and_whole_clips():
 def test_a_still_picture_is_a_clip_of_one_slot():
     modality = Video(**SMALL)
     picture = np.random.default_rng(0).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-    x = modality.prepare(modality.collate([modality.load(picture, None)] * 2), None).x
+    x = modality.preprocess(modality.collate([modality.load(picture, None)] * 2), None).x
     assert x.shape == (2, 3, 1, 16, 16)
-    tokens = modality.tokenize(Prepared(x))
-    flat = modality.tokenize(Prepared(x[:, :, 0]))
+    tokens = modality.tokenize(Preprocessed(x))
+    flat = modality.tokenize(Preprocessed(x[:, :, 0]))
     assert tokens.grid == (1, 2, 2) and torch.equal(tokens.values, flat.values)
-    twice = modality.tokenize(Prepared(x.expand(-1, -1, 2, -1, -1)))
+    twice = modality.tokenize(Preprocessed(x.expand(-1, -1, 2, -1, -1)))
     assert torch.equal(tokens.values, twice.values)
     assert torch.equal(modality.untokenize(tokens.values, tokens), x)
 
@@ -230,9 +230,9 @@ def test_one_model_learns_from_both():
     }  # fmt: skip
     model = maemm.build(recipe)
     clip, picture = torch.randn(3, 3, 4, 16, 16), torch.randn(5, 3, 16, 16)
-    draw = maemm.Draw((0, 0), range(3), 3)
-    alone = model({"video": clip}, draw=draw)
-    inputs = {**model.plan({"video": clip}, draw), **model.plan({"image": picture}, maemm.Draw((0, 1), range(5), 5))}
+    rng = maemm.Rng((0, 0), range(3), 3)
+    alone = model({"video": clip}, rng=rng)
+    inputs = {**model.plan({"video": clip}, rng), **model.plan({"image": picture}, maemm.Rng((0, 1), range(5), 5))}
     both = model(inputs)
     assert set(both.terms) == {"reconstruct.video", "reconstruct.image"}
     # The two never meet: the video's part is what it is without the pictures.
@@ -263,7 +263,7 @@ def test_only_the_region_is_seen():
     whole = Video(**region, crop=None).load(frames, None)["x"]
     assert whole.shape == (4, 10, 32, 3) and (whole == 200).all()
     for number in range(10):
-        drawn = Video(**region, crop={"scale": [0.2, 0.9]}).load(frames, maemm.Draw((0, 0, number, 0)))["x"]
+        drawn = Video(**region, crop={"scale": [0.2, 0.9]}).load(frames, maemm.Rng((0, 0, number, 0)))["x"]
         assert (drawn == 200).all() and drawn.shape[1] * drawn.shape[2] < 320
     assert (Video(**region).load(frames[0], None)["x"] == 200).all()
     assert crop.region_box(3, 3, (0.99, 0.99, 0.01, 0.01)) == (2, 2, 1, 1)
@@ -294,6 +294,6 @@ def test_pictures_of_a_clip():
     signal = torch.rand(3, 16, 16, 16)
     signal[:, :, :8] = float("nan")
     axes = Figure().subplots()
-    modality.draw(axes, signal)
+    modality.plot(axes, signal)
     drawn = axes.images[0].get_array()
     assert drawn.shape[2] == 3 and drawn.shape[1] > 3.9 * 16 and np.isclose(drawn[0, 0], 0.6).all()

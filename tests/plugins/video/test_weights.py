@@ -78,8 +78,8 @@ def test_restored_targets_are_the_signal(name):
     batch, plans, _ = inputs(name)
     ((key, plan),) = plans.items()
     modality = model.modalities[key]
-    tokens = modality.tokenize(maemm.contract.Prepared(batch[key]))
-    values = modality.restore(modality.target(tokens, plan.predict), tokens, plan.predict)
+    tokens = modality.tokenize(maemm.contract.Preprocessed(batch[key]))
+    values = modality.denormalize_target(modality.target(tokens, plan.predict), tokens, plan.predict)
     signal = modality.untokenize(values, tokens, plan.predict)
     known = ~signal.isnan()
     assert known.float().mean() == plan.predict.shape[1] / tokens.count

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from maemm.contract import Prepared, Sample, Source
+from maemm.contract import Preprocessed, Sample, Source
 from maemm.contract.grid import GridModality
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 DEFAULTS = {
     "samples": 40,
@@ -21,8 +21,8 @@ DEFAULTS = {
     "seed": 0,
     "noise": 0.3,
     "prefix": "",
-    "several": False,
-    "views": 1,
+    "multilabel": False,
+    "tta_views": 1,
 }
 
 
@@ -38,21 +38,24 @@ class Marks(GridModality):
 
     def __init__(self, *, size: int = 8, patch: int = 4, ragged: bool = False, votes: int = 1, **rest: Any):
         super().__init__(size=size, patch=patch, channels=1, **rest)
-        self.ragged, self.views = ragged, votes
+        self.ragged, self.tta_views = ragged, votes
 
-    def load(self, raw: np.ndarray, draw: Draw | None) -> dict:
+    def load(self, raw: np.ndarray, rng: Rng | None) -> dict:
         return {"x": torch.from_numpy(raw)}
 
-    def load_views(self, raw: np.ndarray) -> list:
-        return [{"x": torch.from_numpy((raw * (1 - 2 * k / self.views)).astype(np.float32))} for k in range(self.views)]
+    def load_tta_views(self, raw: np.ndarray) -> list:
+        return [
+            {"x": torch.from_numpy((raw * (1 - 2 * k / self.tta_views)).astype(np.float32))}
+            for k in range(self.tta_views)
+        ]
 
-    def prepare(self, raw: dict, draw: Draw | None) -> Prepared:
+    def preprocess(self, raw: dict, rng: Rng | None) -> Preprocessed:
         x = raw["x"].float()
         if not self.ragged:
-            return Prepared(x)
+            return Preprocessed(x)
         valid = torch.ones(x.shape[0], *x.shape[2:], dtype=torch.bool)
         valid[1::2, 4:] = False
-        return Prepared(x, valid)
+        return Preprocessed(x, valid)
 
 
 class Source_(Source):
@@ -61,7 +64,7 @@ class Source_(Source):
     def __init__(self, options: dict):
         self.options = options
         self.classes = options["classes"] if options["named"] else None
-        self.several, self.views = options["several"], options["views"]
+        self.multilabel, self.tta_views = options["multilabel"], options["tta_views"]
 
     def __len__(self) -> int:
         return self.options["samples"]
@@ -72,7 +75,7 @@ class Source_(Source):
     def fingerprint(self) -> str:
         return json.dumps(self.options)
 
-    def read(self, index: int, draw: Draw) -> Sample:
+    def read(self, index: int, rng: Rng) -> Sample:
         o = self.options
         if index in o["bad"]:
             raise ValueError("broken on purpose")
@@ -84,12 +87,12 @@ class Source_(Source):
         wave = np.sin(1.2 * (np.cos(angle) * x + np.sin(angle) * y)) + o["noise"] * noise
         wave = np.full_like(wave, np.nan) if index in o["nan"] else wave
         known = None if index in o["unlabelled"] else label
-        if self.several and known is not None:  # every third sample has the next class too, as a second wave
+        if self.multilabel and known is not None:  # every third sample has the next class too, as a second wave
             known = (known, (known + 1) % len(self.options["classes"])) if index % 3 == 0 else (known,)
         return Sample({"marks": wave[None].astype(np.float32)}, self.name(index), known)
 
-    def view(self, index: int, number: int) -> Sample:
-        sample = self.read(index, Draw(("view", index)))
+    def tta_view(self, index: int, number: int) -> Sample:
+        sample = self.read(index, Rng(("view", index)))
         if number in self.options.get("lost", []) and index == 1:
             raise ValueError("this view is gone")
         return Sample({"marks": sample.raw["marks"] * (1 - number)}, sample.id, sample.label)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import Prepared
+from maemm.contract import Preprocessed
 from maemm.contract.grid import GridModality
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 
 class PlugName(GridModality):
@@ -40,12 +40,12 @@ class PlugName(GridModality):
         super().__init__(size=size, patch=patch, channels=channels, **grid)
         self.mean, self.std = mean, std
 
-    def prepare(self, raw: dict[str, Any], draw: Draw | None) -> Prepared:
-        """Raw (B, channels, SIDES) -> what the model sees. ``draw=None``: no augmentation."""
+    def preprocess(self, raw: dict[str, Any], rng: Rng | None) -> Preprocessed:
+        """Raw (B, channels, SIDES) -> what the model sees. ``rng=None``: no augmentation."""
         x = raw["x"].float()
-        return Prepared((x - self._as_channels(self.mean, x)) / self._as_channels(self.std, x))
+        return Preprocessed((x - self._as_channels(self.mean, x)) / self._as_channels(self.std, x))
 
-    def denormalize(self, signal: Tensor) -> Tensor:
+    def denormalize_input(self, signal: Tensor) -> Tensor:
         """Undo ``mean`` and ``std``."""
         return signal * self._as_channels(self.std, signal) + self._as_channels(self.mean, signal)
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from maemm.contract import Modality, Prepared, Tokens
+from maemm.contract import Modality, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 
 class Positions(nn.Module):
@@ -55,7 +55,7 @@ class PlugName(Modality):
         self.mean, self.std, self.scale = mean, std, scale
 
     # ---- in the worker, one sample
-    def load(self, raw: Any, draw: Draw | None) -> dict[str, Any]:
+    def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
         """(elements, columns) -> {"x": float32}. What is raised here makes a bad sample, which is counted and named."""
         x = torch.as_tensor(np.asarray(raw, dtype=np.float32))
         columns = self.coords + self.features
@@ -63,8 +63,8 @@ class PlugName(Modality):
             raise ValueError(f"has shape {tuple(x.shape)}, the model takes (elements, {columns})")
         if not x.isfinite().all():
             raise ValueError("holds NaN or infinity")
-        if len(x) > self.most and draw is not None:
-            x = x[draw.rand("part", len(x))[0].argsort()[: self.most].sort().values]
+        if len(x) > self.most and rng is not None:
+            x = x[rng.uniform("part", len(x))[0].argsort()[: self.most].sort().values]
         return {"x": x[: self.most]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -74,18 +74,20 @@ class PlugName(Modality):
         return {"x": pad_sequence(sets, batch_first=True), "valid": valid}
 
     # ---- on the device, batched
-    def prepare(self, raw: dict[str, Tensor], draw: Draw | None) -> Prepared:
-        """Scale. Augment here (turn, shift, drop), with ``draw``, where it is not None."""
+    def preprocess(self, raw: dict[str, Tensor], rng: Rng | None) -> Preprocessed:
+        """Scale. Augment here (turn, shift, drop), with ``rng``, where it is not None."""
         where, what = raw["x"].float().split([self.coords, self.features], -1)
-        return Prepared(torch.cat([where / self.scale, (what - self.mean) / self.std], -1), raw["valid"])
+        return Preprocessed(torch.cat([where / self.scale, (what - self.mean) / self.std], -1), raw["valid"])
 
-    def tokenize(self, prepared: Prepared) -> Tokens:
-        x, columns = prepared.x, self.coords + self.features
+    def tokenize(self, preprocessed: Preprocessed) -> Tokens:
+        x, columns = preprocessed.x, self.coords + self.features
         if x.ndim != 3 or x.shape[-1] != columns:
             raise MaemmError(f"{type(self).__name__} expects (B, N, {columns}), got {tuple(x.shape)}")
-        if prepared.valid is not None and prepared.valid.shape != x.shape[:2]:
-            raise MaemmError(f"{type(self).__name__} expects valid {tuple(x.shape[:2])}, got {prepared.valid.shape}")
-        return Tokens(x[..., self.coords :], x[..., : self.coords], valid=prepared.valid)
+        if preprocessed.valid is not None and preprocessed.valid.shape != x.shape[:2]:
+            raise MaemmError(
+                f"{type(self).__name__} expects valid {tuple(x.shape[:2])}, got {preprocessed.valid.shape}"
+            )
+        return Tokens(x[..., self.coords :], x[..., : self.coords], valid=preprocessed.valid)
 
     # ---- in the model
     def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
@@ -98,14 +100,14 @@ class PlugName(Modality):
         return self.features
 
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
-        return self.embedding(tokens.take(index))
+        return self.embedding(tokens.gather(index))
 
     def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
         positions = self.positions if role == "encoder" else self.decoder.positions
-        return positions(tokens.take_coords(index))
+        return positions(tokens.gather_coords(index))
 
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
-        return tokens.take(index).float()
+        return tokens.gather(index).float()
 
     # ---- pictures and tests
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
@@ -115,7 +117,7 @@ class PlugName(Modality):
             values = whole.scatter(1, index[..., None].expand_as(values), values)
         return torch.cat([tokens.coords.to(values), values], -1)
 
-    def draw(self, axes: Any, signal: Tensor) -> None:
+    def plot(self, axes: Any, signal: Tensor) -> None:
         """The first two columns as places, the first feature as colour; hidden elements in grey."""
         x, y, colour = signal.detach().cpu()[:, [0, 1, self.coords]].T.numpy()
         hidden = np.isnan(colour)
@@ -124,7 +126,7 @@ class PlugName(Modality):
         axes.set_xticks([])
         axes.set_yticks([])
 
-    def example(self, batch: int, draw: Draw) -> Prepared:
-        uniform = draw.rand("example", batch, 16, self.coords + self.features)[0]
+    def example(self, batch: int, rng: Rng) -> Preprocessed:
+        uniform = rng.uniform("example", batch, 16, self.coords + self.features)[0]
         valid = torch.ones(batch, 16, dtype=torch.bool)
-        return Prepared((uniform - 0.5) * 12**0.5, valid)
+        return Preprocessed((uniform - 0.5) * 12**0.5, valid)

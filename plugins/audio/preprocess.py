@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from maemm.contract.rng import Draw
+from maemm.contract.rng import Rng
 
 BETA = 10  # both parameters of the Beta distribution of gain and of mixing shares, as published
 
@@ -17,7 +17,7 @@ class Constants(NamedTuple):
 
     mean: float
     std: float
-    spread: float
+    std_scale: float
 
 
 #: Published constants: AudioMAE's dataset options, and CAV-MAE's for AudioSet and VGGSound.
@@ -45,15 +45,15 @@ def beta(uniform: Tensor) -> Tensor:
     return uniform.sort(1).values[:, BETA - 1]
 
 
-def gain(wave: Tensor, draw: Draw) -> Tensor:
+def gain(wave: Tensor, rng: Rng) -> Tensor:
     """Times Beta(10, 10) + 0.5, as in AudioMAE's roll_mag_aug."""
-    factor = beta(draw.rand("gain", 2 * BETA - 1)) + 0.5
+    factor = beta(rng.uniform("gain", 2 * BETA - 1)) + 0.5
     return wave * factor.to(wave.device)[:, None]
 
 
-def roll(wave: Tensor, samples: Tensor, draw: Draw) -> Tensor:
+def roll(wave: Tensor, samples: Tensor, rng: Rng) -> Tensor:
     """Turn each clip round by a uniform part of its own length (in AudioMAE's code the shift is always 0)."""
-    shift = (draw.rand("roll").to(wave.device) * samples).long()[:, None]
+    shift = (rng.uniform("roll").to(wave.device) * samples).long()[:, None]
     place = torch.arange(wave.shape[1], device=wave.device)
     turned = torch.where(place < samples[:, None], (place + shift) % samples[:, None], place)
     return wave.gather(1, turned)
@@ -63,23 +63,23 @@ class Mix(NamedTuple):
     """With what each clip was mixed, for labels."""
 
     partner: Tensor  # (B,) int64 row of this batch
-    share: Tensor  # (B,) float of the clip itself; 1 where it was left alone
+    fraction: Tensor  # (B,) float of the clip itself; 1 where it was left alone
 
 
-def mixup(wave: Tensor, samples: Tensor, draw: Draw, probability: float) -> tuple[Tensor, Mix]:
+def mixup(wave: Tensor, samples: Tensor, rng: Rng, probability: float) -> tuple[Tensor, Mix]:
     """Mix clips with their neighbours in the global batch (0 with 1, 2 with 3, ...), share ~ Beta(10, 10).
 
     The partner is padded or cropped to the clip. Neighbours, so that micro-batches and processes of even size mix
     what one process would; a clip whose neighbour is elsewhere stays alone.
     """
-    row = {number: place for place, number in enumerate(draw.rows)}
+    row = {number: place for place, number in enumerate(rng.rows)}
     found = [row.get(number ^ 1, place) for number, place in row.items()]
     partner = torch.tensor(found, device=wave.device)
-    uniform = draw.rand("mixup", 2 * BETA)
-    share = torch.where(uniform[:, 0] < probability, beta(uniform[:, 1:]), 1.0).to(wave.device)
-    share = torch.where(partner == torch.arange(len(found), device=wave.device), 1.0, share)
-    mixed = share[:, None] * wave + (1 - share)[:, None] * wave[partner]
-    return without_mean(mixed * inside(samples, wave.shape[1]), samples), Mix(partner, share)
+    uniform = rng.uniform("mixup", 2 * BETA)
+    fraction = torch.where(uniform[:, 0] < probability, beta(uniform[:, 1:]), 1.0).to(wave.device)
+    fraction = torch.where(partner == torch.arange(len(found), device=wave.device), 1.0, fraction)
+    mixed = fraction[:, None] * wave + (1 - fraction)[:, None] * wave[partner]
+    return without_mean(mixed * inside(samples, wave.shape[1]), samples), Mix(partner, fraction)
 
 
 def fit(logmel: Tensor, frames: int) -> Tensor:
@@ -90,14 +90,14 @@ def fit(logmel: Tensor, frames: int) -> Tensor:
     return torch.nn.functional.pad(logmel, (0, 0, 0, missing))
 
 
-def spec_augment(logmel: Tensor, draw: Draw, frequency: int, time: int) -> Tensor:
+def spec_augment(logmel: Tensor, rng: Rng, frequency: int, time: int) -> Tensor:
     """Zero one band of fewer than ``frequency`` mels and one of fewer than ``time`` frames, on the raw log-mel.
 
     Width and place are uniform (Park et al. 2019, as in torchaudio); 0 is louder than most values, as published.
     """
     for axis, widest in ((2, frequency), (1, time)):
         side = logmel.shape[axis]
-        uniform = draw.rand(f"spec_augment/{axis}", 2).to(logmel.device)
+        uniform = rng.uniform(f"spec_augment/{axis}", 2).to(logmel.device)
         width = uniform[:, 0] * min(widest, side)
         first = (uniform[:, 1] * (side - width)).long()[:, None]
         place = torch.arange(side, device=logmel.device)
@@ -106,8 +106,8 @@ def spec_augment(logmel: Tensor, draw: Draw, frequency: int, time: int) -> Tenso
     return logmel
 
 
-def noise(x: Tensor, draw: Draw, strength: float) -> Tensor:
+def noise(x: Tensor, rng: Rng, strength: float) -> Tensor:
     """Add U * U' * ``strength``, U per value and U' per clip (CAV-MAE: 0.1, with every recipe)."""
-    level = draw.rand("noise/level").to(x.device)
-    each = [Draw((*draw.key, number)).rand("noise", *x.shape[1:])[0] for number in draw.rows]  # own rows alone
+    level = rng.uniform("noise/level").to(x.device)
+    each = [Rng((*rng.key, number)).uniform("noise", *x.shape[1:])[0] for number in rng.rows]  # own rows alone
     return x + strength * level[:, None, None] * torch.stack(each).to(x.device)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Draw, derive
+from maemm.contract.rng import Rng, derive
 
 Normalization = Literal["unit_sphere", "unit_cube", "center", "none"]
 
@@ -60,7 +60,7 @@ def check_options(points: int | None, augment: Augment | None, name: str = "poin
 # --------------------------------------------------------------------------------------- in the worker, one cloud
 def load_cloud(
     raw: np.ndarray,
-    draw: Draw | None,
+    rng: Rng | None,
     *,
     points: int | None = 1024,
     features: int = 0,
@@ -69,12 +69,12 @@ def load_cloud(
     """(N, 3 + more) numbers -> {"x": (n, 3 + features) float32}, n = min(N, points), all of them if ``points`` is null.
 
     The points are the beginning of a random permutation (Point-MAE's code; not farthest points), of a fixed one for
-    ``draw=None``; then they are normalised, in float64. Columns behind 3 + ``features`` are left out. Raises
+    ``rng=None``; then they are normalised, in float64. Columns behind 3 + ``features`` are left out. Raises
     ValueError for what cannot be learned from: too few columns, no points, not-finite numbers, all points equal.
     """
     cloud = checked(raw, 3 + features)
     if points is not None and len(cloud) > points:
-        seed = derive("points", len(cloud)) if draw is None else draw.seed("points")
+        seed = derive("points", len(cloud)) if rng is None else rng.seed("points")
         chosen = np.random.default_rng(seed).choice(len(cloud), points, replace=False)
         cloud = cloud[chosen]
     xyz = normalized(np.asarray(cloud[:, :3], np.float64), normalize)
@@ -149,17 +149,17 @@ def collate_clouds(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 # ------------------------------------------------------------------------------------------- on the device, batched
 def augment(
-    x: Tensor, valid: Tensor | None, draw: Draw | None, how: Augment | Mapping[str, Any] | None, normals: bool = False
+    x: Tensor, valid: Tensor | None, rng: Rng | None, how: Augment | Mapping[str, Any] | None, normals: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """A batch (B, N, 3 + F) float32 and its validity (B, N) or None -> the same, changed at random.
 
-    ``draw=None`` or ``how=None`` change nothing. ``normals``: the first three features are normals, which turn with
+    ``rng=None`` or ``how=None`` change nothing. ``normals``: the first three features are normals, which turn with
     the surface and keep length 1. Dropped points become invalid and zero; a cloud keeps two points at least.
     """
-    if draw is None or how is None:
+    if rng is None or how is None:
         return x, valid
     how = Augment(**how) if isinstance(how, Mapping) else how
-    linear, shift = _affine(draw, how, len(x))
+    linear, shift = _affine(rng, how, len(x))
     with torch.autocast(x.device.type, enabled=False):
         linear, shift = linear.to(x.device), shift.to(x.device)
         xyz = x[..., :3] @ linear.transpose(-1, -2) + shift
@@ -169,27 +169,27 @@ def augment(
             turned = torch.nn.functional.normalize(turned, dim=-1)
             rest = torch.cat([turned, rest[..., 3:]], -1)
     if how.jitter:
-        xyz = xyz + _noise(draw, how, x.shape[1]).to(x.device)
+        xyz = xyz + _noise(rng, how, x.shape[1]).to(x.device)
     x = torch.cat([xyz, rest], -1)
     if how.dropout:
-        valid = _kept(draw, how.dropout, x.shape[:2], x.device, valid)
+        valid = _kept(rng, how.dropout, x.shape[:2], x.device, valid)
     if valid is not None:
         x = x * valid[..., None]  # padding was shifted too
     return x, valid
 
 
-def _affine(draw: Draw, how: Augment, rows: int) -> tuple[Tensor, Tensor]:
+def _affine(rng: Rng, how: Augment, rows: int) -> tuple[Tensor, Tensor]:
     """(B, 3, 3) and (B, 1, 3) on the CPU: scaled, shifted, then turned, as PCP-MAE does it."""
     scale = torch.ones(rows, 3)
     if how.scale is not None:
         low, high = how.scale
-        scale = low + (high - low) * draw.rand("scale", 3 if how.per_axis else 1).expand(-1, 3)
-    shift = (2 * draw.rand("shift", 3) - 1) * how.shift if how.shift else torch.zeros(rows, 3)
+        scale = low + (high - low) * rng.uniform("scale", 3 if how.per_axis else 1).expand(-1, 3)
+    shift = (2 * rng.uniform("shift", 3) - 1) * how.shift if how.shift else torch.zeros(rows, 3)
     turn = torch.eye(3).expand(rows, 3, 3)
     if how.rotate == "so3":
-        turn = any_rotation(draw.rand("rotate", 3))
+        turn = any_rotation(rng.uniform("rotate", 3))
     elif how.rotate is not None:
-        turn = axis_rotation(draw.rand("rotate"), how.rotate)
+        turn = axis_rotation(rng.uniform("rotate"), how.rotate)
     return turn * scale[:, None], (turn @ shift[..., None]).transpose(-1, -2)
 
 
@@ -216,18 +216,18 @@ def any_rotation(uniform: Tensor) -> Tensor:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def _noise(draw: Draw, how: Augment, count: int) -> Tensor:
+def _noise(rng: Rng, how: Augment, count: int) -> Tensor:
     """(B, N, 3) normal noise from uniform numbers, cut off at ``jitter_clip``."""
-    uniform = draw.rand("jitter", count, 3).clamp(min=2.0**-25)
+    uniform = rng.uniform("jitter", count, 3).clamp(min=2.0**-25)
     return (math.sqrt(2) * torch.erfinv(2 * uniform - 1) * how.jitter).clamp(-how.jitter_clip, how.jitter_clip)
 
 
-def _kept(draw: Draw, most: float, shape: torch.Size, device: torch.device, valid: Tensor | None) -> Tensor:
+def _kept(rng: Rng, most: float, shape: torch.Size, device: torch.device, valid: Tensor | None) -> Tensor:
     """(B, N) bool: each cloud loses a share of its points that is uniform in 0 .. ``most``."""
-    share = draw.rand("dropout", 1) * most
-    each = draw.rand("dropped", shape[1]).to(device)
+    fraction = rng.uniform("dropout", 1) * most
+    each = rng.uniform("dropped", shape[1]).to(device)
     if valid is not None:
         each = each.masked_fill(~valid, -1.0)
-    kept = each >= share.to(device)
+    kept = each >= fraction.to(device)
     best = each.topk(2, dim=1).indices  # two points are the least that is a cloud
     return kept.scatter(1, best, True)

@@ -19,11 +19,11 @@ def robust(x: Tensor, valid: Tensor | None, eps: float) -> Tensor:
     ordered = (x if valid is None else x.masked_fill(~valid, math.inf)).sort(-1).values
     count = torch.full_like(x[..., :1], x.shape[-1]) if valid is None else valid.sum(-1, keepdim=True).to(x)
     low, middle, high = (_quantile(ordered, count, q) for q in (0.25, 0.5, 0.75))
-    spread = (high - low) / IQR_OF_NORMAL
+    scale = (high - low) / IQR_OF_NORMAL
     _, deviation = _moments(x, valid)
     # A hundredth of the standard deviation: no signal without spikes comes near it.
-    spread = torch.where(spread > deviation / 100, spread, deviation)
-    return _scaled(x, middle, spread, eps)
+    scale = torch.where(scale > deviation / 100, scale, deviation)
+    return _scaled(x, middle, scale, eps)
 
 
 def zscore(x: Tensor, valid: Tensor | None, eps: float) -> Tensor:
@@ -31,17 +31,17 @@ def zscore(x: Tensor, valid: Tensor | None, eps: float) -> Tensor:
     return _scaled(x, *_moments(x, valid), eps)
 
 
-def _scaled(x: Tensor, centre: Tensor, spread: Tensor, eps: float) -> Tensor:
+def _scaled(x: Tensor, centre: Tensor, scale: Tensor, eps: float) -> Tensor:
     """Divided by spread + eps; where the spread is no more than rounding errors of the centre, 0."""
-    still = spread <= centre.abs() * 1e-6
-    return torch.where(still, 0.0, (x - centre) / (spread + eps))
+    still = scale <= centre.abs() * 1e-6
+    return torch.where(still, 0.0, (x - centre) / (scale + eps))
 
 
 def _moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    share = torch.ones_like(x) if valid is None else valid.to(x)
-    count = share.sum(-1, keepdim=True).clamp(min=1)
-    mean = (x * share).sum(-1, keepdim=True) / count
-    return mean, (((x - mean) * share).square().sum(-1, keepdim=True) / count).sqrt()
+    fraction = torch.ones_like(x) if valid is None else valid.to(x)
+    count = fraction.sum(-1, keepdim=True).clamp(min=1)
+    mean = (x * fraction).sum(-1, keepdim=True) / count
+    return mean, (((x - mean) * fraction).square().sum(-1, keepdim=True) / count).sqrt()
 
 
 def _quantile(ordered: Tensor, count: Tensor, q: float) -> Tensor:
@@ -72,7 +72,7 @@ def gain(x: Tensor, uniform: Tensor, low: float, high: float) -> Tensor:
     return x * factor.to(x)[..., None]
 
 
-def drop_channels(x: Tensor, valid: Tensor | None, uniform: Tensor, share: float) -> Tensor:
+def drop_channels(x: Tensor, valid: Tensor | None, uniform: Tensor, fraction: float) -> Tensor:
     """Validity (B, C, L) in which a channel is missing with probability ``share``; one at least stays.
 
     ``uniform`` (B, C) in 0 .. 1: channels below ``share`` go, the highest of those present never does.
@@ -80,5 +80,5 @@ def drop_channels(x: Tensor, valid: Tensor | None, uniform: Tensor, share: float
     valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
     uniform = uniform.to(x.device)
     present = uniform.masked_fill(~valid.any(-1), -1.0)
-    stays = (uniform >= share) | (present == present.amax(1, keepdim=True))
+    stays = (uniform >= fraction) | (present == present.amax(1, keepdim=True))
     return valid & stays[..., None]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from maemm import registry
-from maemm.contract import WeightsKind
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.model.model import Model
 from maemm.tasks.export.written import FORMATS
 
 
-def library_kinds() -> dict[str, list[WeightsKind]]:
+def library_kinds() -> dict[str, list[CheckpointFormat]]:
     """{library: the kinds that hand weights over to it}."""
-    found: dict[str, list[WeightsKind]] = {}
+    found: dict[str, list[CheckpointFormat]] = {}
     for name in registry.names("weights"):
         kind = registry.find("weights", name)()
         if kind.library is not None:
@@ -19,12 +19,12 @@ def library_kinds() -> dict[str, list[WeightsKind]]:
     return dict(sorted(found.items()))
 
 
-def kind_for(model: Model, to: str) -> WeightsKind:
+def kind_for(model: Model, to: str) -> CheckpointFormat:
     """The kind that hands this model over to the library ``to``; an error says why none can, and what can be done."""
     kinds, reasons = library_kinds(), {}
     for kind in kinds[to]:
         try:
-            kind.handover(model)
+            kind.exported_state(model)
         except MaemmError as error:
             reasons[kind.name] = str(error)
         else:
@@ -34,10 +34,10 @@ def kind_for(model: Model, to: str) -> WeightsKind:
     raise MaemmError(f"this model cannot go to {to} ({whole}); choose --to {', '.join([*possible, *FORMATS])}")
 
 
-def _fits(kinds: list[WeightsKind], model: Model) -> bool:
+def _fits(kinds: list[CheckpointFormat], model: Model) -> bool:
     for kind in kinds:
         try:
-            kind.handover(model)
+            kind.exported_state(model)
         except MaemmError:
             continue
         return True
