@@ -78,7 +78,7 @@ def _message(error: BaseException) -> tuple[str, int]:
         return "", error.status
     if isinstance(error, OSError) and error.strerror:
         place = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{place}; check the path, the rights and the free space", USER_ERROR
+        return f"{error.strerror}{place}; check the path, the permissions and the free space", USER_ERROR
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return f"out of memory ({text[:120]}); set train.micro_batch lower", USER_ERROR
     return f"internal: {type(error).__name__}: {text} (rerun with --traceback; please report)", INTERNAL_ERROR

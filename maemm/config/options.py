@@ -88,7 +88,7 @@ def _hints(part: Any, function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(given, function.__globals__, include_extras=True)
     except Exception as error:
-        raise MaemmError(f"a type hint of {_name(part)} cannot be resolved ({error}); mend the plugin") from error
+        raise MaemmError(f"a type hint of {_name(part)} cannot be resolved ({error}); fix the plugin") from error
 
 
 def _docs(part: Any) -> dict[str, str]:
@@ -144,7 +144,7 @@ def problems(
         adapter = _adapter(part)
     except PydanticUserError as error:
         raise MaemmError(
-            f"a type hint of {_name(part)} cannot be checked ({error.message.split('. ')[0]}); mend the plugin"
+            f"a type hint of {_name(part)} cannot be checked ({error.message.split('. ')[0]}); fix the plugin"
         ) from error
     types_of = {name: (one.type, one.default) for name, one in known.items()}
     return validate(adapter.validate_json, options, where, types_of, origin, hint)

@@ -108,9 +108,9 @@ def _compose(text: str, shown: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise MaemmError(f"not valid YAML: {error.problem or error.context} ({shown}{place}); mend the line") from None
+        raise MaemmError(f"not valid YAML: {error.problem or error.context} ({shown}{place}); fix the line") from None
     except yaml.YAMLError as error:
-        raise MaemmError(f"not valid YAML: {' '.join(str(error).split())} ({shown}); mend the file") from None
+        raise MaemmError(f"not valid YAML: {' '.join(str(error).split())} ({shown}); fix the file") from None
     except RecursionError:
         raise MaemmError(f"{shown} is nested too deeply; a recipe has a few levels") from None
     finally:

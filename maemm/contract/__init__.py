@@ -41,7 +41,7 @@ if TYPE_CHECKING:
         Masking,
         Modality,
         Objective,
-        OneMasking,
+        PerModalityMasking,
         Source,
         Target,
     )
@@ -56,7 +56,7 @@ _MODULES = {
     "errors": ("MaemmError",),
     "grid": ("GridModality",),
     "parts": (
-        "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective", "OneMasking", "Source",
+        "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective", "PerModalityMasking", "Source",
         "Target", "CheckpointFormat",
     ),
     "rng": ("Rng",),
@@ -78,7 +78,7 @@ __all__ = [
     "Masking",
     "Modality",
     "Objective",
-    "OneMasking",
+    "PerModalityMasking",
     "Output",
     "Plan",
     "Preprocessed",

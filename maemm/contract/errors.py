@@ -9,7 +9,7 @@ FEW = 12  # so many names still fit into one line
 
 
 class MaemmError(Exception):
-    """Something the user can mend.
+    """Something the user can fix.
 
     The text is one line: what is wrong, where in brackets, and after a semicolon what to do.
     The command line prints it behind ``maemm: error:`` and exits with status 2, without a traceback.

@@ -135,7 +135,7 @@ class GridModality(Modality):
         """Patch values; with ``normalize: patch`` (x - mean) / sqrt(var + eps), unbiased variance (MAE, section 4)."""
         values = tokens.gather(index).float()
         if self.normalize is None:
-            raise MaemmError("the weights do not tell the target's normalisation; load with norm_pix=True or False")
+            raise MaemmError("the checkpoint does not record whether targets were normalised; pass norm_pix=")
         if self.normalize == "none" or not values.numel():
             return values
         mean, scale = self._statistics(values)

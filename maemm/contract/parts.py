@@ -196,7 +196,7 @@ class Masking(ABC):
         """
 
 
-class OneMasking(Masking):
+class PerModalityMasking(Masking):
     """Masking that looks at one modality at a time.
 
     Shapes of a plan depend on N alone, never on the data, also where ``tokens.valid`` makes rows ragged:

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, with the rights that files have here."""
+"""Files that appear whole or not at all, with the permissions that files have here."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def write_whole(path: Path, write: Callable[[Path], object], what: str) -> Path:
     return path
 
 
-def usual_rights(file: Path) -> None:
-    """The rights that a new file has in this folder; safetensors come readable by their owner alone."""
-    new = file.with_name(f".{file.name}.{os.getpid()}.rights")
+def usual_permissions(file: Path) -> None:
+    """The permissions that a new file has in this folder; safetensors come readable by their owner alone."""
+    new = file.with_name(f".{file.name}.{os.getpid()}.permissions")
     new.touch()
     try:
         file.chmod(new.stat().st_mode)

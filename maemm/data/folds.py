@@ -61,7 +61,7 @@ def groups_of(ids: list[str], pattern: str) -> np.ndarray:
     missed = [one for one, match in zip(ids, found, strict=True) if match is None]
     if missed:
         raise MaemmError(
-            f"--groups {pattern!r} fits {len(ids) - len(missed):,} of {len(ids):,} ids (not: {missed[0]}); mend it"
+            f"--groups {pattern!r} fits {len(ids) - len(missed):,} of {len(ids):,} ids (not: {missed[0]}); fix it"
         )
     texts = [match.group(1) if compiled.groups else match.group(0) for match in found]
     return np.unique(texts, return_inverse=True)[1].astype(np.int64)

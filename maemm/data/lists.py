@@ -220,4 +220,4 @@ def whole_number(text: str, path: Path) -> int:
         return int(text)
     lines = os.fsdecode(path.read_bytes()).splitlines()
     line = next(number for number, words in enumerate(lines, 1) if text in words)
-    raise MaemmError(f"a number of the list is too large ({path}, line {line}: {text[:40]}); mend it")
+    raise MaemmError(f"a number of the list is too large ({path}, line {line}: {text[:40]}); fix it")

@@ -28,13 +28,13 @@ def _blaming(part: Any, method: str, expected: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         raise MaemmError(
-            f"{who(part)}: {method}() fails with {type(error).__name__}: {text}; expected {expected}, mend {method}()"
+            f"{who(part)}: {method}() fails with {type(error).__name__}: {text}; expected {expected}, fix {method}()"
         ) from error
 
 
 def _require(holds: bool, part: Any, method: str, received: Any, expected: str) -> None:
     if not holds:
-        raise MaemmError(f"{who(part)}: {method}() gives {received}; expected {expected}, mend {method}()")
+        raise MaemmError(f"{who(part)}: {method}() gives {received}; expected {expected}, fix {method}()")
 
 
 def _text(value: Any) -> str:

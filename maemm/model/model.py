@@ -56,7 +56,7 @@ class Model(nn.Module):
         self.targets = nn.ModuleDict(targets or {})
         self.recipe = recipe or {}
         self.extras: dict[str, Tensor] = {}  # tensors of a published file that have no use here
-        self.kind: str | None = None  # the weights kind it came from
+        self.kind: str | None = None  # the checkpoint format it came from
 
     @property
     def masked(self) -> bool:

@@ -1,7 +1,7 @@
 """Plugins and their parts: the manifest, how plugins are found, and a part by its role and name. Loads no torch."""
 
 from maemm.registry.core import CORE
-from maemm.registry.discovery import GROUP, HOME, VARIABLE, Found, add_path, all, forget, with_plugins
+from maemm.registry.discovery import GROUP, HOME, VARIABLE, DiscoveredPlugin, add_path, all, forget, with_plugins
 from maemm.registry.lookup import find, get, names, where
 from maemm.registry.make import make, missing_methods, part_of, who
 from maemm.registry.manifest import PLURAL, ROLES, SINGULAR, Plugin
@@ -14,7 +14,7 @@ __all__ = [
     "ROLES",
     "SINGULAR",
     "VARIABLE",
-    "Found",
+    "DiscoveredPlugin",
     "Plugin",
     "add_path",
     "all",

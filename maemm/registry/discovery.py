@@ -22,11 +22,11 @@ GROUP = "maemm.plugins"
 HOME = "maemm_plugins"  # the package of the bundled plugins, to which local folders are added
 VARIABLE = "MAEMM_PLUGIN_PATH"
 
-_extra: list[Found] = []  # see :func:`with_plugins`
+_extra: list[DiscoveredPlugin] = []  # see :func:`with_plugins`
 
 
 @dataclass(frozen=True)
-class Found:
+class DiscoveredPlugin:
     """A plugin that was found, or what is left of it when it could not be imported."""
 
     name: str
@@ -36,7 +36,7 @@ class Found:
     error: str | None = None
 
 
-def all() -> list[Found]:
+def all() -> list[DiscoveredPlugin]:
     """Every plugin in order of discovery, the core first. Broken ones are listed with the reason.
 
     Of two plugins with one name neither can be used, since nobody knows which is meant; the others can.
@@ -48,13 +48,13 @@ def all() -> list[Found]:
     return [one if len(origins[one.name]) == 1 or one is found[0] else _twin(one, origins[one.name]) for one in found]
 
 
-def _twin(one: Found, origins: list[str]) -> Found:
+def _twin(one: DiscoveredPlugin, origins: list[str]) -> DiscoveredPlugin:
     error = f"two plugins are called {one.name!r} ({' and '.join(origins)}); remove or rename one"
-    return Found(one.name, one.package, one.origin, None, error)
+    return DiscoveredPlugin(one.name, one.package, one.origin, None, error)
 
 
 @contextmanager
-def with_plugins(*more: Found) -> Iterator[None]:
+def with_plugins(*more: DiscoveredPlugin) -> Iterator[None]:
     """Within the block, further plugins in this process, for those whose name is free: a manifest that is checked."""
     taken = {plugin.name for plugin in all()}
     before = list(_extra)
@@ -78,12 +78,12 @@ def add_path(path: str | Path) -> None:
 
 
 @lru_cache(maxsize=8)
-def _discovered(variable: str) -> tuple[Found, ...]:
-    core = Found("core", "maemm", "maemm", CORE)
+def _discovered(variable: str) -> tuple[DiscoveredPlugin, ...]:
+    core = DiscoveredPlugin("core", "maemm", "maemm", CORE)
     return (core, *_bundled(), *_installed(), *_folders(variable))
 
 
-def _bundled() -> Iterator[Found]:
+def _bundled() -> Iterator[DiscoveredPlugin]:
     try:
         home = importlib.import_module(HOME).__path__[0]
     except ModuleNotFoundError as error:
@@ -92,21 +92,21 @@ def _bundled() -> Iterator[Found]:
         yield _import(f"{HOME}.{name}", Path(home) / name, "bundled")
 
 
-def _installed() -> Iterator[Found]:
+def _installed() -> Iterator[DiscoveredPlugin]:
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda one: one.name):
         dist = f"{point.dist.name} {point.dist.version}" if point.dist else "unknown package"
         origin = f"installed: {dist}"
         try:
             plugin = point.load()
         except MaemmError as error:
-            yield Found(point.name, point.module, origin, None, str(error))
+            yield DiscoveredPlugin(point.name, point.module, origin, None, str(error))
         except (Exception, SystemExit) as error:  # whatever a foreign package does on import
-            yield Found(point.name, point.module, origin, None, reason_of(error))
+            yield DiscoveredPlugin(point.name, point.module, origin, None, reason_of(error))
         else:
             yield _checked(plugin, point.name, point.module, origin)
 
 
-def _folders(variable: str) -> Iterator[Found]:
+def _folders(variable: str) -> Iterator[DiscoveredPlugin]:
     if not variable:
         return
     search = importlib.import_module(HOME).__path__
@@ -132,26 +132,28 @@ def _packages_in(folder: str) -> list[str]:
     return [one for one in names if os.path.isfile(os.path.join(folder, one, "__init__.py"))]
 
 
-def _import(package: str, folder: Path, origin: str) -> Found:
+def _import(package: str, folder: Path, origin: str) -> DiscoveredPlugin:
     name = folder.name
     if not NAME.fullmatch(name):
-        return Found(name, package, origin, None, f"folder name {name!r} is not a plain name; rename it")
+        return DiscoveredPlugin(name, package, origin, None, f"folder name {name!r} is not a plain name; rename it")
     try:
         module = importlib.import_module(package)
     except MaemmError as error:
-        return Found(name, package, origin, None, str(error))
+        return DiscoveredPlugin(name, package, origin, None, str(error))
     except (Exception, SystemExit) as error:  # one broken plugin must not take the others with it
-        return Found(name, package, origin, None, reason_of(error))
+        return DiscoveredPlugin(name, package, origin, None, reason_of(error))
     if Path(module.__file__ or "").resolve().parent != folder.resolve():
         # Another folder of that name came first: the same name twice, which all() reports with both origins.
-        return Found(name, package, origin, None, f"hidden by {module.__file__}")
+        return DiscoveredPlugin(name, package, origin, None, f"hidden by {module.__file__}")
     return _checked(getattr(module, "plugin", None), name, package, origin)
 
 
-def _checked(plugin: Any, name: str, package: str, origin: str) -> Found:
+def _checked(plugin: Any, name: str, package: str, origin: str) -> DiscoveredPlugin:
     if not isinstance(plugin, Plugin):
-        return Found(name, package, origin, None, "no manifest; its __init__.py must say plugin = Plugin(...)")
-    return Found(plugin.name, package, origin, plugin)
+        return DiscoveredPlugin(
+            name, package, origin, None, "no manifest; its __init__.py must say plugin = Plugin(...)"
+        )
+    return DiscoveredPlugin(plugin.name, package, origin, plugin)
 
 
 def reason_of(error: BaseException) -> str:

@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from maemm.contract.errors import MaemmError, advice
-from maemm.registry.discovery import HOME, Found, all, reason_of
+from maemm.registry.discovery import HOME, DiscoveredPlugin, all, reason_of
 from maemm.registry.manifest import ROLES, SINGULAR
 
 
@@ -24,17 +24,17 @@ def find(role: str, name: str) -> Any:
     except ModuleNotFoundError as error:
         missing = (error.name or "").split(".")[0]
         if missing in {"maemm", HOME, found.package.split(".")[0]}:
-            raise MaemmError(f"{what} cannot be imported ({error}); mend the plugin ({found.origin})") from error
+            raise MaemmError(f"{what} cannot be imported ({error}); fix the plugin ({found.origin})") from error
         raise MaemmError(f"{what} needs the package {missing!r}; run: pip install {missing}") from error
     except AttributeError as error:
-        raise MaemmError(f"{what} cannot be imported ({error}); mend the plugin ({found.origin})") from error
+        raise MaemmError(f"{what} cannot be imported ({error}); fix the plugin ({found.origin})") from error
     except MaemmError:
         raise
     except (Exception, SystemExit) as error:
-        raise MaemmError(f"{what} cannot be imported ({reason_of(error)}); mend the plugin ({found.origin})") from error
+        raise MaemmError(f"{what} cannot be imported ({reason_of(error)}); fix the plugin ({found.origin})") from error
 
 
-def where(role: str, name: str) -> tuple[Found, str]:
+def where(role: str, name: str) -> tuple[DiscoveredPlugin, str]:
     """The plugin that brings the part ``name``, and its "module:Name". Imports no part."""
     if role not in ROLES:
         raise MaemmError(f"unknown role {role!r}; {advice(role, ROLES)}")
@@ -54,7 +54,7 @@ def names(role: str) -> list[str]:
     return sorted({name for one in all() if one.plugin for name in getattr(one.plugin, role)})
 
 
-def get(name: str) -> Found:
+def get(name: str) -> DiscoveredPlugin:
     """The plugin called ``name``; raises :class:`MaemmError` when there is none or when it is broken."""
     known = {one.name: one for one in reversed(all())}  # the core before one that has its name
     if name not in known:

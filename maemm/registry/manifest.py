@@ -31,10 +31,10 @@ ROLES = (
 )
 SINGULAR = {role: role[:-1] for role in ROLES} | {
     "modalities": "modality",
-    "weights": "weights kind",
+    "weights": "checkpoint format",
     "samples": "sample set",
 }
-PLURAL = {role: role for role in ROLES} | {"weights": "weights kinds", "samples": "sample sets"}
+PLURAL = {role: role for role in ROLES} | {"weights": "checkpoint formats", "samples": "sample sets"}
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")

@@ -19,8 +19,8 @@ from maemm.contract import (
     Modality,
     ModalityInput,
     Objective,
-    OneMasking,
     Output,
+    PerModalityMasking,
     Plan,
     Term,
     Tokens,
@@ -48,7 +48,7 @@ class OneWay(Signal):
         return None
 
 
-class Undocumented(OneMasking):
+class Undocumented(PerModalityMasking):
     """Says nothing about its option."""
 
     def __init__(self, *, ratio: float = 0.5):
@@ -58,7 +58,7 @@ class Undocumented(OneMasking):
         return Plan.all_visible(tokens)
 
 
-class Overlaps(OneMasking):
+class Overlaps(PerModalityMasking):
     """Counts tokens in the loss that the encoder sees."""
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -66,7 +66,7 @@ class Overlaps(OneMasking):
         return Plan(every, every, counted=torch.ones(every.shape))
 
 
-class Streamed(OneMasking):
+class Streamed(PerModalityMasking):
     """Draws for its own rows alone: another plan in every process."""
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -98,7 +98,7 @@ class Flat(Linear):
         return self.features(model, batch)
 
 
-class Untyped(OneMasking):
+class Untyped(PerModalityMasking):
     """Its default is none of the values that its type allows.
 
     Options

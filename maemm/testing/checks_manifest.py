@@ -68,7 +68,7 @@ def part_can_be_imported(case: Case) -> None:
     """Each name of the manifest leads to a class of its role, or to a function for sources and samples."""
     target = getattr(case.plugin, case.role)[case.part]
     part = registry.find(case.role, case.part)
-    base, change = BASES.get(case.role), f"mend {target!r} in the manifest, or the class's base"
+    base, change = BASES.get(case.role), f"fix {target!r} in the manifest, or the class's base"
     if base is None:
         case.require(callable(part), f"{target} is a function", type(part).__name__, "a callable", change)
         return
@@ -100,7 +100,7 @@ def defaults_fit_their_types(case: Case) -> None:
             continue
         default = one.default.model_dump() if isinstance(one.default, BaseModel) else one.default
         wrong = [line for line in problems(part, {name: default}, "option")[1] if line.startswith(f"option.{name} ")]
-        case.require(not wrong, f"default of {name}", "".join(wrong[:1]), one.type, "mend the type hint or the default")
+        case.require(not wrong, f"default of {name}", "".join(wrong[:1]), one.type, "fix the type hint or the default")
 
 
 @check("modalities")

@@ -25,7 +25,7 @@ def features_are_repeatable(case: Case) -> None:
         one, again = (model.embed(batch, tokens=tokens)[case.signal] for _ in range(2))
         change = "keep one latent per token"
         case.require(tuple(one.shape) == expected, "the features' shape", tuple(one.shape), expected, change)
-        case.require(one.isfinite().all(), "features are finite", "NaN or infinity", "finite values", "mend embed()")
+        case.require(one.isfinite().all(), "features are finite", "NaN or infinity", "finite values", "fix embed()")
         case.equal(again, one, "features are the same again", "switch dropout off where self.training is False")
 
 

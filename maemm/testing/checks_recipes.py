@@ -1,4 +1,4 @@
-"""Rules of the recipes and of the weights kinds that a plugin brings."""
+"""Rules of the recipes and of the checkpoint formats that a plugin brings."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def recipes_are_sound(case: Case) -> None:
     if not recipes:
         raise DoesNotApply("the plugin brings no recipe")
     for name, path in recipes.items():
-        change = f"mend {path.name}"
+        change = f"fix {path.name}"
         case.require(config.summary(path), f"recipe {name}: what it is", "no comment", "a first line # WHAT", change)
         try:
             recipe = config.load(name, training=True)

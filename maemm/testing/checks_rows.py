@@ -44,7 +44,7 @@ def position_of_some_is_part_of_all(case: Case) -> None:
         )
         good = some.ndim == 3 and some.shape[0] in (1, len(index)) and tuple(some.shape[1:]) == (index.shape[1], width)
         expected = (f"1 or {len(index)}", index.shape[1], width)
-        case.require(good, f"position()'s shape for the {role}", tuple(some.shape), expected, "mend position()")
+        case.require(good, f"position()'s shape for the {role}", tuple(some.shape), expected, "fix position()")
         every = every.expand(len(index), -1, -1)
         gathered = every.gather(1, index[..., None].expand(-1, -1, width))
         change = "look positions up by index, for example from tokens.take_coords(index)"
@@ -66,7 +66,7 @@ def hidden_tokens_do_not_leak(case: Case) -> None:
             case.equal(received, expected, f"hidden tokens do not leak into {what}", change)
     for seen in _changed(model, case.signal, one, one.plan.visible):
         same = torch.equal(model({case.signal: seen}).encoded[case.signal], out.encoded[case.signal])
-        case.require(not same, "visible tokens reach the encoder", "the same latents", "others", "mend embed()")
+        case.require(not same, "visible tokens reach the encoder", "the same latents", "others", "fix embed()")
 
 
 def _changed(model: Model, name: str, one: ModalityInput, index: Tensor) -> Iterator[ModalityInput]:

@@ -23,7 +23,7 @@ def untokenize_is_the_inverse(case: Case) -> None:
         raise DoesNotApply("untokenize() returns None: there is no inverse")
     if tokens.grid is None and whole.shape != preprocessed.x.shape:
         raise DoesNotApply("tokens stand on no grid, and untokenize() gives a signal of its own")
-    change = "mend untokenize(), or return None where there is no inverse"
+    change = "fix untokenize(), or return None where there is no inverse"
     case.equal(whole, preprocessed.x, "untokenize(tokenize(x)) is x", change, atol=1e-5)
     if tokens.grid is None:
         return
@@ -59,7 +59,7 @@ def target_fits_the_output(case: Case) -> None:
     change = "let output_dim() and target() tell the same O"
     case.require(tuple(target.shape) == expected, "target's shape", tuple(target.shape), expected, change)
     case.require(target.dtype == torch.float32, "target's dtype", target.dtype, "float32", "return target.float()")
-    case.require(target.isfinite().all(), "target is finite", "NaN or infinity", "finite values", "mend target()")
+    case.require(target.isfinite().all(), "target is finite", "NaN or infinity", "finite values", "fix target()")
     case.require(not target.requires_grad, "target has no gradient", "one", "none", "detach the target")
 
 
@@ -84,7 +84,7 @@ def loss_is_per_token(case: Case) -> None:
     change = "return one float32 number per predicted token from loss()"
     case.require(tuple(loss.shape) == expected, "loss per token", tuple(loss.shape), expected, change)
     case.require(loss.dtype == torch.float32, "the loss's dtype", loss.dtype, "float32", change)
-    case.require(loss.isfinite().all(), "the loss is finite", "NaN or infinity", "finite values", "mend loss()")
+    case.require(loss.isfinite().all(), "the loss is finite", "NaN or infinity", "finite values", "fix loss()")
 
 
 @check("modalities", "encoders", "decoders", "objectives")
@@ -145,5 +145,5 @@ def pictures_are_written(case: Case) -> None:
         "pictures of a batch",
         f"{size} bytes",
         "a picture",
-        "mend denormalize_target(), untokenize() or plot()",
+        "fix denormalize_target(), untokenize() or plot()",
     )

@@ -131,7 +131,7 @@ def samples_fit_their_modality(case: Case) -> None:
     for name, modality in _modalities(case, source).items():
         for rng in (None, Rng(("conformance", 1), rows, len(rows))):
             made = [_preprocessed(modality, [one[name] for one in samples], rng) for _ in range(2)]
-            change = f"mend load(), collate() or preprocess() of {type(modality).__name__}, or what read() gives"
+            change = f"fix load(), collate() or preprocess() of {type(modality).__name__}, or what read() gives"
             rule = f"samples of {name!r} {'without' if rng is None else 'with'} a draw"
             batch = made[0].x.shape[0]
             case.require(batch == len(rows), rule, f"a batch of {batch}", len(rows), change)

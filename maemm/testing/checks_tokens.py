@@ -41,7 +41,7 @@ def tokenize_keeps_its_input(case: Case) -> None:
 @check("modalities")
 def tokens_agree(case: Case) -> None:
     """Values (B, N, ...), coords (B or 1, N, A), validity (B, N) and the lattice agree in B and N; all is finite."""
-    tokens, change = case.modality().tokenize(case.example()), "mend tokenize()"
+    tokens, change = case.modality().tokenize(case.example()), "fix tokenize()"
     shape, coords = tuple(tokens.values.shape), tuple(tokens.coords.shape)
     good = len(shape) >= 3 and shape[0] == ROWS and shape[1] > 0
     case.require(good, "values are (B, N, ...)", shape, f"({ROWS}, N, ...)", change)
@@ -77,9 +77,9 @@ def plan_is_legal(case: Case) -> None:
     if case.role == "modalities" and tokens.valid is None:
         both = torch.cat([plan.visible, plan.predict], 1).sort(1).values
         expected = tokens.everything()
-        case.equal(both, expected, "random masking shows or hides each token once", "mend N in tokenize()")
+        case.equal(both, expected, "random masking shows or hides each token once", "fix N in tokenize()")
         count = int(tokens.count * 0.5)
-        case.require(plan.visible.shape[1] == count, "exact counts", plan.visible.shape[1], count, "mend tokenize()")
+        case.require(plan.visible.shape[1] == count, "exact counts", plan.visible.shape[1], count, "fix tokenize()")
 
 
 @check("modalities", "maskings")

@@ -23,7 +23,7 @@ A tutorial that uses it is [plugins.md](plugins.md); `maemm plugins check NAME` 
 COMMAND = "python -m maemm.testing.contract_page > docs/contract.md"
 DATA = ("Sample", "Preprocessed", "Tokens", "Plan", "ModalityInput", "Latents", "Term", "Output", "ExportedState")
 PARTS = (
-    "Source", "Modality", "Masking", "OneMasking", "Encoder", "Decoder", "Target", "Objective", "Head",
+    "Source", "Modality", "Masking", "PerModalityMasking", "Encoder", "Decoder", "Target", "Objective", "Head",
     "CheckpointFormat",
 )  # fmt: skip
 

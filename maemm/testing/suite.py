@@ -9,7 +9,7 @@ from typing import Any
 
 from maemm import registry
 from maemm.contract.errors import MaemmError, advice
-from maemm.registry import SINGULAR, Found, Plugin
+from maemm.registry import SINGULAR, DiscoveredPlugin, Plugin
 from maemm.testing.outcome import ALL, CheckFailed, DoesNotApply, Result
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -150,5 +150,5 @@ def offered(plugin: Plugin, package: str) -> Iterator[None]:
     from maemm.testing.toy import TOY
 
     named = ((plugin, package), (TOY, "maemm.testing"))
-    with registry.with_plugins(*(Found(one.name, home, f"checked: {home}", one) for one, home in named)):
+    with registry.with_plugins(*(DiscoveredPlugin(one.name, home, f"checked: {home}", one) for one, home in named)):
         yield

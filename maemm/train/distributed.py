@@ -90,7 +90,7 @@ class DistContext:
         except RuntimeError as broken:  # gloo notices at once when a process is gone
             if error is not None:
                 raise error from broken
-            raise PeerFailed("another process ended without a word; look at its messages") from broken
+            raise PeerFailed("another rank exited; see its log") from broken
 
     def gather(self, said: T) -> list[T]:
         """What every process says, in order of rank."""
@@ -143,7 +143,7 @@ class DistContext:
             yield
         except RuntimeError as error:
             if self.world > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error)):
-                raise PeerFailed("another process ended without a word; look at its messages") from error
+                raise PeerFailed("another rank exited; see its log") from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise MaemmError(f"torch.compile failed ({one_line(error)[:200]}); set train.compile=false") from error
             raise

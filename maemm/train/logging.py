@@ -200,7 +200,7 @@ class Console:
             return
         rest = duration((row["steps"] - row["step"]) * row["batch"] / max(row["samples_per_second"], 1e-9))
         place = f"epoch {math.ceil(row['epoch'])}/{epochs}  step {row['step']}"
-        self.say(f"{place}  {figures(row)}  left {rest}")
+        self.say(f"{place}  {figures(row)}  ETA {rest}")
 
     def end(self) -> None:
         if self._bar is not None:

@@ -64,7 +64,7 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
     """Train a resolved recipe in its run folder ``recipe["out"]`` and return that folder; called again, go on.
 
     ``echo`` takes the lines for people. Started by ``torchrun`` it trains in all its processes. Raises
-    :class:`MaemmError` for what a user can mend, and :class:`~maemm.train.signals.Interrupted` after SIGINT,
+    :class:`MaemmError` for what a user can fix, and :class:`~maemm.train.signals.Interrupted` after SIGINT,
     SIGTERM or SIGUSR1, once a checkpoint has been saved.
     """
     if not recipe.get("out"):

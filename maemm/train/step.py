@@ -149,7 +149,7 @@ def _loss(out: Output, counts: Mapping[str, Tensor]) -> Tensor:
     """The part of this micro-batch and process in the loss of the global batch."""
     unknown = sorted(set(out.parts) - set(counts))
     if unknown:
-        raise MaemmError(f"the loss has terms that counts() does not know ({', '.join(unknown)}); mend the objective")
+        raise MaemmError(f"the loss has terms that counts() does not know ({', '.join(unknown)}); fix the objective")
     parts = [term.weight * term.sum / counts[name].clamp(min=1e-12) for name, term in out.parts.items()]
     if not parts:
         raise MaemmError("the model has no term to minimise (objectives); add one, such as reconstruct")

@@ -22,7 +22,7 @@ def load(what: str | Path | dict[str, Tensor], kind: str | None = None, **known:
     Which weights of a run, see :func:`find_checkpoint`. A folder may also be another library's: config.json and
     model.safetensors.
 
-    ``kind`` names the published layout where it cannot be told. ``known`` is what the weights do not tell:
+    ``kind`` names the published layout where it cannot be told. ``known`` is what the weights do not record:
     ``heads``, ``decoder_heads``, ``norm_pix``, ``mask_ratio``... Every key and shape is checked: a partial match
     is a :class:`MaemmError` that names the keys. Files are never unpickled freely.
     """

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
-from maemm.data.atomic import usual_rights
+from maemm.data.atomic import usual_permissions
 from maemm.model.build import build_model
 from maemm.model.model import Model
 
@@ -50,7 +50,7 @@ def save(model: Model, path: str | Path) -> None:
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     state |= {f"extras/{key}": value.contiguous() for key, value in model.extras.items()}
     save_file(unshared(state), path, metadata=header)
-    usual_rights(Path(path))
+    usual_permissions(Path(path))
 
 
 def unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,13 +11,13 @@ import math
 import torch
 from torch import Tensor
 
-from maemm.contract import OneMasking, Plan, Tokens
+from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_hidden, plan_from_order, visible_count
 
 
-class TimeFrequency(OneMasking):
+class TimeFrequency(PerModalityMasking):
     """Hide whole time columns and whole mel rows, drawn apart (AudioMAE, section 3.2: structured masking).
 
     With ``ratio`` the count of tokens is exact: of too many survivors some are hidden, of too few some come back, at

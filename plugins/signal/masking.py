@@ -12,13 +12,13 @@ import math
 import torch
 from torch import Tensor
 
-from maemm.contract import OneMasking, Plan, Tokens
+from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
 
 
-class TimeBlock(OneMasking):
+class TimeBlock(PerModalityMasking):
     """Hide the same stretches of time in all channels.
 
     With ``span: 1`` single time steps, chosen at random (MaeFE's masked time autoencoder).
@@ -43,7 +43,7 @@ class TimeBlock(OneMasking):
         return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
 
 
-class Channel(OneMasking):
+class Channel(PerModalityMasking):
     """Hide whole channels (MaeFE's masked lead autoencoder).
 
     Options
@@ -63,7 +63,7 @@ class Channel(OneMasking):
         return plan_from_hidden(hidden, tokens, steps * keep[channels], steps * (channels - keep[channels]))
 
 
-class ChannelTime(OneMasking):
+class ChannelTime(PerModalityMasking):
     """Hide whole channels, and stretches of time in the others (MaeFE's masked lead and time autoencoder).
 
     Options
@@ -93,7 +93,7 @@ class ChannelTime(OneMasking):
         return plan_from_hidden(hidden, tokens, seen, tokens.count - seen)
 
 
-class PerChannel(OneMasking):
+class PerChannel(PerModalityMasking):
     """Keep the same number of random tokens in every channel, drawn for each one apart (ST-MEM).
 
     Options

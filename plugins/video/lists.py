@@ -178,7 +178,7 @@ def _numbers(path: Path, rows: list[list[str]]) -> list[tuple[int, int]]:
     try:
         return [(whole_number(row[0], path), whole_number(row[1], path)) for row in rows]
     except ValueError as error:
-        raise MaemmError(f"a line of the list has no numbers behind the path ({path}: {error}); mend it") from None
+        raise MaemmError(f"a line of the list has no numbers behind the path ({path}: {error}); fix it") from None
 
 
 def _labels(path: Path, texts: list[str]) -> tuple[Labels, list[str] | None]:
@@ -201,7 +201,7 @@ def _ucf101(path: Path, lines: list[str], root: Path | None, index: Path) -> Lis
     paths = [line.strip().rpartition(" ")[0] if line.strip()[-1].isdecimal() else line.strip() for line in lines]
     unknown = next((one for one in paths if os.path.dirname(one) not in number), None)
     if unknown is not None:
-        raise MaemmError(f"the list names a class that classInd.txt does not know ({path}: {unknown}); mend the list")
+        raise MaemmError(f"the list names a class that classInd.txt does not know ({path}: {unknown}); fix the list")
     return Listed(_home(path, root, paths), paths, [number[os.path.dirname(one)] for one in paths], classes)
 
 

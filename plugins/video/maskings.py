@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from maemm.contract import OneMasking, Plan, Tokens
+from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, visible_count
@@ -15,7 +15,7 @@ from maemm.model.masking.counts import Count, check_ratio, visible_count
 from .running_cell import running_cell
 
 
-class _OnClips(OneMasking):
+class _OnClips(PerModalityMasking):
     """Choose the visible tokens on the lattice (slots, area); the rest is hidden and predicted, wholly or in part.
 
     Options

@@ -264,7 +264,7 @@ class Video(GridModality):
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
         """(R, M, O) float32: VideoMAE (section 3.2), MAE-ST (section 3) or OmniMAE (section 3.2), by the options."""
         if self.normalize is None:
-            raise MaemmError("the weights do not tell the target's normalisation; load with norm_pix=True or False")
+            raise MaemmError("the checkpoint does not record whether targets were normalised; pass norm_pix=")
         values = self._values(tokens, index)
         return values if self.normaliser is None or not values.numel() else self.normaliser.apply(values)
 

@@ -108,7 +108,7 @@ TOKENS = "def tokenize(self, prepared):\n    t = super().tokenize(prepared)\n   
 SHAPES = {
     "values without a token axis": (
         f"{TOKENS}replace(t, values=t.values[..., 0])",
-        "plugin 'toy' (Toy): tokenize() gives values (4, 4); expected (4, N, ...), mend tokenize()",
+        "plugin 'toy' (Toy): tokenize() gives values (4, 4); expected (4, N, ...), fix tokenize()",
     ),
     "values of another batch": (
         f"{TOKENS}replace(t, values=t.values[:1])",
@@ -136,7 +136,7 @@ SHAPES = {
     ),
     "another width from embed": (
         "def embed(self, tokens, index):\n    return super().embed(tokens, index)[..., :5]",
-        "plugin 'toy' (Toy): embed() gives (4, 2, 5) float32; expected (4, 2, 16), mend embed()",
+        "plugin 'toy' (Toy): embed() gives (4, 2, 5) float32; expected (4, 2, 16), fix embed()",
     ),
     "one position for all": (
         "def position(self, tokens, index, role):\n    return super().position(tokens, index, role)[:, :1]",
@@ -144,7 +144,7 @@ SHAPES = {
     ),
     "another output_dim": (
         "def output_dim(self):\n    return 7",
-        "plugin 'toy' (Toy): target() gives (4, 2, 16) float32; expected (4, 2, 7) float32, mend target()",
+        "plugin 'toy' (Toy): target() gives (4, 2, 16) float32; expected (4, 2, 7) float32, fix target()",
     ),
     "a NaN target": (
         "def target(self, tokens, index):\n    return super().target(tokens, index) * float('nan')",
@@ -152,7 +152,7 @@ SHAPES = {
     ),
     "one loss per row": (
         "def loss(self, pred, target):\n    return super().loss(pred, target).mean(1, keepdim=True)",
-        "plugin 'toy' (Toy): loss() gives (4, 1) float32; expected (4, 2) float32, mend loss()",
+        "plugin 'toy' (Toy): loss() gives (4, 1) float32; expected (4, 2) float32, fix loss()",
     ),
 }
 

@@ -130,7 +130,7 @@ def test_a_part_with_unreadable_hints_is_the_plugins_mistake():
         def __init__(self, *, size: Nowhere = 1):  # noqa: F821
             pass
 
-    with pytest.raises(MaemmError, match=r"type hint of .*Bad cannot be resolved .*; mend the plugin"):
+    with pytest.raises(MaemmError, match=r"type hint of .*Bad cannot be resolved .*; fix the plugin"):
         check(Bad, {}, "here")
 
 

@@ -77,7 +77,7 @@ def test_what_is_bad_is_named_and_the_rest_is_whole(home, workers, folders):
     )
     assert (home / "out" / f"b/3{tail}").read_text() == "text 3text 3"
     assert json.loads((home / "out" / "bad_samples.jsonl").read_text())["id"] == "a/4.txt"
-    (home / "raw" / "a" / "4.txt").write_text("mended")
+    (home / "raw" / "a" / "4.txt").write_text("fixed")
     again = pack(home / "raw", home / "out", Doubled(folders=folders), workers=workers)
     assert (again.written, again.there, again.bad) == (1, 5, []) and not (home / "out" / "bad_samples.jsonl").exists()
 
@@ -181,7 +181,7 @@ def known(monkeypatch):
     here = registry.Plugin(
         name="texts", version="1", contract=1, packs={"doubled": "x:Doubled"}, files={"texts/r": ".txt"}
     )
-    found = [registry.Found("texts", "texts", "here", here)]
+    found = [registry.DiscoveredPlugin("texts", "texts", "here", here)]
     monkeypatch.setattr(registry, "all", lambda: found)
     monkeypatch.setattr(registry, "find", lambda role, name: Doubled)
 
@@ -192,7 +192,7 @@ def test_the_verb(home, known, capsys):
     told = capsys.readouterr()
     assert told.out.strip() == f"5 files packed, 1 unreadable (list: {out}/bad_samples.jsonl) -> {out}"
     assert told.err.strip() == "unreadable: a/4.txt: ValueError: is bad"
-    (home / "raw" / "a" / "4.txt").write_text("mended")
+    (home / "raw" / "a" / "4.txt").write_text("fixed")
     assert main(["data", "pack", raw, out, "--workers", "0", "--as", "doubled", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"folder": out, "written": 1, "there": 5, "unreadable": {}}
 

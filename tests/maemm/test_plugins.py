@@ -137,10 +137,10 @@ def test_a_part_claimed_twice_fails_when_it_is_used(make_plugin):
     ("code", "message"),
     [
         ("import a_package_that_nobody_has", "needs the package 'a_package_that_nobody_has'; run: pip install a_pack"),
-        ("from . import nothing", "cannot be imported .*; mend the plugin"),
-        ("import maemm.nothing", "cannot be imported .*; mend the plugin"),
-        ("class Other: pass", "has no attribute 'Part'.*; mend the plugin"),
-        ("raise OSError('no library')", "OSError: no library.*; mend the plugin"),
+        ("from . import nothing", "cannot be imported .*; fix the plugin"),
+        ("import maemm.nothing", "cannot be imported .*; fix the plugin"),
+        ("class Other: pass", "has no attribute 'Part'.*; fix the plugin"),
+        ("raise OSError('no library')", "OSError: no library.*; fix the plugin"),
     ],
 )
 def test_a_part_that_cannot_be_imported_says_why(make_plugin, code, message):

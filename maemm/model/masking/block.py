@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maemm.contract import OneMasking, Plan, Tokens
+from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_order
@@ -15,7 +15,7 @@ from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_fro
 Shape = Literal["round", "square"]
 
 
-class Block(OneMasking):
+class Block(PerModalityMasking):
     """Hide the tokens nearest to a random one; exact counts. On a set of points as Point-MAE's "block".
 
     Options
@@ -33,7 +33,7 @@ class Block(OneMasking):
         return plan_from_order(noise_order(far_first, tokens), tokens, self.ratio, self.count)
 
 
-class InverseBlock(OneMasking):
+class InverseBlock(PerModalityMasking):
     """Show the tokens nearest to random ones, hide the rest; exact counts (data2vec 2.0, section 3.3).
 
     Options

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from maemm.contract import OneMasking, Plan, Tokens
+from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_order
 
 
-class Random(OneMasking):
+class Random(PerModalityMasking):
     """Keep a random part of the tokens; exact counts (MAE, section 3).
 
     Options

@@ -159,5 +159,5 @@ def _check_labels(labels: Tensor | None, classes: int, loss: str) -> None:
     if int(labels.max()) >= classes:
         raise MaemmError(
             f"a label is {int(labels.max())}, the head has {classes} outputs, which count from 0 (head.classes); raise "
-            "it, or mend the labels"
+            "it, or fix the labels"
         )

@@ -142,7 +142,7 @@ class Comparison:
             if self.data["copies"]:
                 self.warnings.append(
                     f"{self.data['copies']:,} of {len(data):,} samples have the content of another one: folds may "
-                    "hold one on either side, and the figures are too good by that"
+                    "hold one on either side, and the metrics are inflated by that"
                 )
         else:
             found = overlap(data, test)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from maemm.contract.errors import MaemmError
-from maemm.data.atomic import usual_rights
+from maemm.data.atomic import usual_permissions
 from maemm.tasks._shared.features import Features, joined_labels
 
 ENDINGS = (".npz", ".safetensors", ".parquet")
@@ -128,7 +128,7 @@ def _safetensors(
     if classes is not None:
         header["classes"] = json.dumps(classes)
     save_file(numbers, path, metadata=header)
-    usual_rights(path)
+    usual_permissions(path)
 
 
 def _parquet(path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]) -> None:

@@ -23,12 +23,12 @@ from maemm.model.model import Model
 from maemm.tasks._shared.features import digest
 from maemm.tasks._shared.stream import Alone
 
-What = str | os.PathLike | Model
+Weights = str | os.PathLike | Model
 Data = str | os.PathLike | Source | None  # None: the data of the recipe
 _PROBED = 8  # samples whose content stands for all of a source
 
 
-def open_model(what: What, *, stream: str | None = None, **known: Any) -> Model:
+def open_model(what: Weights, *, stream: str | None = None, **known: Any) -> Model:
     """A run or checkpoint folder, a weights file, or a model; on the GPU where there is one.
 
     ``known`` goes to :func:`maemm.load`. A model that is given stays where it is. ``stream``: only the features of one

@@ -30,7 +30,7 @@ class Overlap:
     def __str__(self) -> str:
         return (
             f"{self.content:,} of {self.total:,} test samples have the content of a training sample ({self.ids:,} of "
-            "them its id too): the figures are too good by what was learned by heart"
+            "them its id too): the metrics are inflated by train/test overlap"
         )
 
 

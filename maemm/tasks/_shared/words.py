@@ -10,7 +10,7 @@ from maemm.contract.errors import MaemmError
 from maemm.ui.parser import Parser, refuse_flag
 
 EPILOG = """Without DATA, the data of the run's recipe. key=value: data.source=NAME, data.list=FILE, data.workers=N in
-place of the recipe's, and what published weights do not tell: heads=12, size=224"""
+place of the recipe's, and what published weights do not record: heads=12, size=224"""
 _DATA = ("list", "source", "workers")
 
 

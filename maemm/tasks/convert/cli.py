@@ -9,7 +9,7 @@ from maemm.ui.parser import Verb, split, values, verb_parser
 
 VERB = Verb("convert", "WEIGHTS OUT [--to KIND]", "turn published weights into maemm's format, or back")
 
-EPILOG = "key=value: what the weights do not tell: heads=12, decoder_heads=16, norm_pix=true, mask_ratio=0.75"
+EPILOG = "key=value: what the weights do not record: heads=12, decoder_heads=16, norm_pix=true, mask_ratio=0.75"
 
 
 def run(argv: list[str], flags: Namespace) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maemm import registry
 from maemm.contract.errors import MaemmError
-from maemm.data.atomic import usual_rights, write_whole
+from maemm.data.atomic import usual_permissions, write_whole
 from maemm.weights.loading import load
 from maemm.weights.own import save, unshared
 
@@ -36,6 +36,6 @@ def convert(
 def _save_layout(state: dict[str, Tensor], file: Path, suffix: str) -> None:
     if suffix == ".safetensors":
         save_file(unshared({key: value.detach().contiguous() for key, value in state.items()}), file)
-        usual_rights(file)
+        usual_permissions(file)
     else:
         torch.save({"model": state}, file)

@@ -17,7 +17,7 @@ from maemm.data.single_pass import Progress
 from maemm.data.subset import Subset
 from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED, UNTRAINED, untrained
-from maemm.tasks._shared.inputs import What, data_config, evenly_spaced, open_data, open_model
+from maemm.tasks._shared.inputs import Weights, data_config, evenly_spaced, open_data, open_model
 from maemm.tasks.diagnose.clusters import CLUSTERS
 from maemm.tasks.diagnose.measure import LEAST, Findings, Measurement, Network
 from maemm.tasks.diagnose.page import page
@@ -26,7 +26,7 @@ from maemm.tasks.diagnose.record import Diagnosis
 
 
 def diagnose(
-    what: What,
+    what: Weights,
     data: str | os.PathLike | Source | None = None,
     out: str | os.PathLike | None = None,
     *,
@@ -87,7 +87,7 @@ def _check(samples: int, ratios: Sequence[float], clusters: int) -> None:
         )
 
 
-def _path(what: What, out: str | os.PathLike | None) -> Path:
+def _path(what: Weights, out: str | os.PathLike | None) -> Path:
     if out is not None:
         path = Path(out)
         if path.suffix.lower() not in (".html", ".htm"):
@@ -97,7 +97,7 @@ def _path(what: What, out: str | os.PathLike | None) -> Path:
     return (run if run is not None and (run / "checkpoints").is_dir() else Path()) / "diagnose.html"
 
 
-def _name(what: What) -> str:
+def _name(what: Weights) -> str:
     return "a model" if isinstance(what, Model) else os.fspath(what)
 
 

@@ -21,7 +21,7 @@ from maemm.data.subset import Subset
 from maemm.model.model import Model
 from maemm.tasks._shared import feature_files as files
 from maemm.tasks._shared.features import Features, check_any, embedder, join, pieces
-from maemm.tasks._shared.inputs import What, data_config, data_stamp, open_data, open_model, weights_stamp
+from maemm.tasks._shared.inputs import Weights, data_config, data_stamp, open_data, open_model, weights_stamp
 
 CHUNK_ROWS, CHUNK_BYTES, CHUNK_S = 8192, 1 << 26, 60.0  # a chunk ends at whichever comes first
 ABOUT, SKIPPED = "about.json", ".skipped.jsonl"
@@ -45,7 +45,7 @@ class Embedded:
 
 
 def embed(
-    what: What,
+    what: Weights,
     data: str | os.PathLike | None,
     out: str | os.PathLike,
     *,

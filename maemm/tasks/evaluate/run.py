@@ -18,7 +18,7 @@ from maemm.model.metrics import mean_average_precision
 from maemm.model.model import Model
 from maemm.tasks._shared.comparison import details, per_class, precision_table, precisions
 from maemm.tasks._shared.features import Features, contents, features
-from maemm.tasks._shared.inputs import Data, What, data_config, open_data, open_model
+from maemm.tasks._shared.inputs import Data, Weights, data_config, open_data, open_model
 from maemm.tasks._shared.records import refresh_page, save_record
 from maemm.tasks._shared.tables import as_multilabel
 from maemm.tasks.evaluate.passes import Passes
@@ -126,7 +126,7 @@ class Answers:
 
 
 def evaluate(
-    what: What,
+    what: Weights,
     data: Data = None,
     *,
     batch: int = 64,
@@ -190,7 +190,7 @@ def shared_with_training(run: str | os.PathLike, data: Data) -> Seen | None:
     return seen(model, run, contents(model, open_data(model.recipe, data), workers=workers), workers=workers)
 
 
-def _name(what: What) -> str:
+def _name(what: Weights) -> str:
     return "the model" if isinstance(what, Model) else os.fspath(what)
 
 

@@ -10,7 +10,7 @@ from maemm.contract.errors import MaemmError
 from maemm.model.model import Model
 from maemm.tasks._shared.cache import cached, folder_for
 from maemm.tasks._shared.features import Features, contents
-from maemm.tasks._shared.inputs import What, data_stamp
+from maemm.tasks._shared.inputs import Weights, data_stamp
 from maemm.tasks._shared.splits import Overlap, overlap
 
 MOST_COMPARED = 100_000  # samples of a part that are read once more to look for test samples among them
@@ -45,7 +45,7 @@ class Seen:
         return "; ".join(self.warnings)
 
 
-def seen(model: Model, what: What, test: Features, *, workers: int = 0) -> Seen | None:
+def seen(model: Model, what: Weights, test: Features, *, workers: int = 0) -> Seen | None:
     """What of ``test`` the model of ``what`` has seen, by what is loaded; None where its parts are too large to read.
 
     Each part is read once without the model, and known from then on. Raises :class:`MaemmError` where the data of its
@@ -70,7 +70,7 @@ def seen(model: Model, what: What, test: Features, *, workers: int = 0) -> Seen 
     return Seen(shared(parts[0], *own), shared(parts[1], *((other,) if isinstance(other, str) else own)))
 
 
-def warnings_of(model: Model, what: What, test: Features, *, workers: int = 0) -> list[str]:
+def warnings_of(model: Model, what: Weights, test: Features, *, workers: int = 0) -> list[str]:
     """What to say beside figures on ``test``; also where nobody could look."""
     data = model.recipe.get("data") or {}
     if not any(data.get(key) for key in ("root", "list", "mix")):

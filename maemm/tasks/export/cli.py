@@ -13,8 +13,8 @@ VERB = Verb(
 )
 
 EPILOG = """targets: safetensors (with a card in JSON), torch (torch.export, .pt2), onnx, and the libraries whose layout
-a weights kind knows: timm, hf (transformers; a folder). Graphs take prepared samples of one shape, any batch.
-key=value: what published weights do not tell: heads=12, size=224"""
+a checkpoint format knows: timm, hf (transformers; a folder). Graphs take prepared samples of one shape, any batch.
+key=value: what published weights do not record: heads=12, size=224"""
 
 
 def run(argv: list[str], flags: Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Which weights kind hands a model over to which library."""
+"""Which checkpoint format hands a model over to which library."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights for another library, in the layout that a weights kind knows, asked of that library itself."""
+"""Weights for another library, in the layout that a checkpoint format knows, asked of that library itself."""
 
 from __future__ import annotations
 

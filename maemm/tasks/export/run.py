@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from maemm.contract.errors import MaemmError
-from maemm.data.atomic import usual_rights
+from maemm.data.atomic import usual_permissions
 from maemm.model.model import Model
-from maemm.tasks._shared.inputs import What, open_model
+from maemm.tasks._shared.inputs import Weights, open_model
 from maemm.tasks.export.card import card_of
 from maemm.tasks.export.exported_state import kind_for
 from maemm.tasks.export.subject import Subject, subject_of
@@ -55,7 +55,7 @@ class Exported:
 
 
 def export(
-    what: What,
+    what: Weights,
     out: str | os.PathLike,
     *,
     to: str,
@@ -67,7 +67,7 @@ def export(
 ) -> Exported:
     """Write the model of a run or of weights for another tool, and compare its answers with the model's own.
 
-    ``to``: safetensors (with a card), torch (``torch.export``), onnx, or a library that a weights kind hands over to
+    ``to``: safetensors (with a card), torch (``torch.export``), onnx, or a library that a format hands over to
     (timm, hf). ``output``: features, tokens or logits (default: logits where there is a classifier, else features);
     a library's layout decides by itself. ``pool`` as in :meth:`Model.embed`. ``shape``: of one prepared sample, where
     it is not the usual one. ``known`` goes to :func:`maemm.load`. Inputs are prepared tensors, nothing is padded.
@@ -96,7 +96,7 @@ def export(
     return Exported(path, to, written.output, call, written.by, differences, shapes, card)
 
 
-def _opened(what: What, known: dict[str, Any]) -> tuple[Model, str]:
+def _opened(what: Weights, known: dict[str, Any]) -> tuple[Model, str]:
     """A model of our own to do with as we like, and its name."""
     if isinstance(what, Model):
         return copy.deepcopy(what), "a model"
@@ -181,7 +181,7 @@ def _sha256(file: Path) -> str:
 def _take_name(folder: Path, path: Path, written: Written, card: Path | None) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
-            usual_rights(file)
+            usual_permissions(file)
     for name in (*written.beside, *([] if card is None else [card.name]), written.name):
         place = path.parent / name
         if place.is_dir():

@@ -1,4 +1,4 @@
-"""Where a model can go: formats that the core writes, and libraries whose layout a weights kind knows."""
+"""Where a model can go: formats that the core writes, and libraries whose layout a checkpoint format knows."""
 
 from __future__ import annotations
 

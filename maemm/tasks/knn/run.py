@@ -6,12 +6,12 @@ import os
 from typing import Any
 
 from maemm.tasks._shared.comparison import Comparison
-from maemm.tasks._shared.inputs import What
+from maemm.tasks._shared.inputs import Weights
 from maemm.tasks.probe.run import probe
 
 
 def knn(
-    what: What, data: str | os.PathLike | None = None, *, k: int = 20, temperature: float = 0.07, **rest: Any
+    what: Weights, data: str | os.PathLike | None = None, *, k: int = 20, temperature: float = 0.07, **rest: Any
 ) -> Comparison:
     """Nearest neighbours on the frozen features of ``what``; ``rest`` as in :func:`probe`."""
     return probe(what, data, protocols=["knn"], k=k, temperature=temperature, verb="knn", **rest)

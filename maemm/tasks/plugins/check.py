@@ -16,7 +16,7 @@ from maemm import registry
 from maemm.config import reader
 from maemm.config.names import shown
 from maemm.contract.errors import MaemmError, advice
-from maemm.registry import Found
+from maemm.registry import DiscoveredPlugin
 
 if TYPE_CHECKING:
     from maemm.testing import Result
@@ -82,7 +82,7 @@ def _sum(results: list[Result]) -> str:
     return f"{len(results)} checks: {kept}" + (f", {design} not kept by design" if design else "")
 
 
-def _as_dict(found: Found, results: list[Result]) -> dict[str, Any]:
+def _as_dict(found: DiscoveredPlugin, results: list[Result]) -> dict[str, Any]:
     failed = sum(not one.passed for one in results)
     rows = [asdict(one) for one in results]
     return {"plugin": found.name, "origin": found.origin, "failed": failed, "checks": rows}
@@ -101,7 +101,7 @@ def _options(overrides: list[str]) -> dict[str, dict[str, Any]]:
 
 
 # -------------------------------------------------------------------------------------------------- finding it
-def find(what: str) -> Found:
+def find(what: str) -> DiscoveredPlugin:
     """A plugin by its name, or by the folder of its package or of its project.
 
     Raises :class:`MaemmError` for what is neither, and for a plugin that cannot be imported.
@@ -127,7 +127,7 @@ def find(what: str) -> Found:
     return one
 
 
-def _at(folder: Path) -> Found | None:
+def _at(folder: Path) -> DiscoveredPlugin | None:
     """The plugin whose manifest lies in a folder, installed or not."""
     for one in registry.all():
         if one.origin == f"folder: {folder}":

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from maemm import registry
 from maemm.contract.errors import MaemmError, advice
-from maemm.registry import Found
+from maemm.registry import DiscoveredPlugin
 from maemm.ui.parser import Verb, split, verb_parser
 
 VERB = Verb(
@@ -74,7 +74,7 @@ def _list(as_json: bool) -> int:
     return 0
 
 
-def _as_dict(one: Found) -> dict[str, object]:
+def _as_dict(one: DiscoveredPlugin) -> dict[str, object]:
     parts = {role: list(getattr(one.plugin, role)) for role in registry.ROLES} if one.plugin else {}
     about = {"version": one.plugin.version, "summary": one.plugin.summary} if one.plugin else {}
     return {"name": one.name, "origin": one.origin, "error": one.error, **about, "parts": parts}

@@ -17,7 +17,7 @@ from maemm.tasks._shared.baselines import RAW, TRAINED, UNTRAINED, Show, untrain
 from maemm.tasks._shared.cache import cached, folder_for
 from maemm.tasks._shared.comparison import Cell, Comparison
 from maemm.tasks._shared.features import Embed, Features, embedder, features, raw_values
-from maemm.tasks._shared.inputs import What, data_config, data_stamp, open_data, open_model, weights_stamp
+from maemm.tasks._shared.inputs import Weights, data_config, data_stamp, open_data, open_model, weights_stamp
 from maemm.tasks._shared.tables import Choice, tables
 from maemm.tasks.probe.linear import l2_c_choice, logistic_scores
 from maemm.tasks.probe.neighbours import knn_scores
@@ -69,7 +69,7 @@ class Subject:
 
     def __init__(
         self,
-        what: What,
+        what: Weights,
         data: str | os.PathLike | None,
         test: str | os.PathLike | None = None,
         *,

@@ -11,13 +11,13 @@ from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.baselines import Show
 from maemm.tasks._shared.comparison import Comparison
 from maemm.tasks._shared.curves import draw_curves
-from maemm.tasks._shared.inputs import What
+from maemm.tasks._shared.inputs import Weights
 from maemm.tasks._shared.records import refresh_page, save_record
 from maemm.tasks.probe.compare import Protocol, Subject, compare
 
 
 def probe(
-    what: What,
+    what: Weights,
     data: str | os.PathLike | None = None,
     *,
     test: str | os.PathLike | None = None,

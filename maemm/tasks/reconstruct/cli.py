@@ -9,7 +9,7 @@ from maemm.ui.parser import Verb, split, values, verb_parser
 
 VERB = Verb("reconstruct", "RUN_OR_WEIGHTS DATA [-o FILE]", "draw input, visible part and reconstruction")
 
-EPILOG = """key=value: count=8 samples, seed=0 of the masks, and what weights do not tell: heads=12, decoder_heads=16,
+EPILOG = """key=value: count=8 samples, seed=0 of the masks, and what weights do not record: heads=12, decoder_heads=16,
 norm_pix=true, mask_ratio=0.75"""
 
 

@@ -14,7 +14,7 @@ from maemm.data.tta import TtaView
 from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED, UNTRAINED, Show, untrained
 from maemm.tasks._shared.features import Features, features
-from maemm.tasks._shared.inputs import What, data_config, open_data, open_model
+from maemm.tasks._shared.inputs import Weights, data_config, open_data, open_model
 
 KS = (1, 5, 10)
 _EQUAL = 1e-9  # cosines that differ by less are equal but for rounding
@@ -82,7 +82,7 @@ def compare_pair(direction: str, queries: np.ndarray, gallery: np.ndarray, ks: S
 
 
 def retrieve(
-    what: What,
+    what: Weights,
     data: Any = None,
     *,
     pair: Sequence[str] | None = None,

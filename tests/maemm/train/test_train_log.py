@@ -73,7 +73,7 @@ def test_plain_lines():
     console = Console(lines.append, is_rank0=True)
     console.row(ROW, 800)
     assert lines == [
-        "epoch 3/800  step 279  loss 0.8712 (mean-predictor 1.000)  1,912 samples/s  data-wait 2 %  left 5 h 30 min"
+        "epoch 3/800  step 279  loss 0.8712 (mean-predictor 1.000)  1,912 samples/s  data-wait 2 %  ETA 5 h 30 min"
     ]
     Console(lines.append, is_rank0=False).row(ROW, 800)
     assert len(lines) == 1

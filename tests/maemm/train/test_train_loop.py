@@ -131,7 +131,7 @@ def test_a_process_that_dies_ends_the_others(toys):
     first.until("step 2 ")
     second.kill()
     assert first.wait() == 2
-    assert "error: another process ended without a word" in first.said()
+    assert "error: another rank exited" in first.said()
 
 
 def test_a_loss_that_is_not_finite_in_one_process_skips_the_step_in_both(toys):

@@ -1,4 +1,4 @@
-"""A masking, an encoder, a decoder, an objective and a weights kind."""
+"""A masking, an encoder, a decoder, an objective and a checkpoint format."""
 
 import math
 
@@ -6,12 +6,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from maemm.contract import CheckpointFormat, Decoder, Encoder, Latents, Objective, OneMasking, Term
+from maemm.contract import CheckpointFormat, Decoder, Encoder, Latents, Objective, PerModalityMasking, Term
 from maemm.model.masking.counts import noise_order, plan_from_order
 from maemm.model.pooling import mean_of_tokens
 
 
-class Places(OneMasking):
+class Places(PerModalityMasking):
     """Hide the same places at all hours.
 
     Options
