@@ -56,8 +56,8 @@ _MODULES = {
     "errors": ("MaemmError",),
     "grid": ("GridModality",),
     "parts": (
-        "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective", "PerModalityMasking", "Source",
-        "Target", "CheckpointFormat",
+        "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective", "PerModalityMasking",
+        "Source", "Target", "CheckpointFormat",
     ),
     "rng": ("Rng",),
     "version": ("CONTRACT_VERSION",),
