@@ -39,12 +39,13 @@ from torch.nn.functional import adaptive_avg_pool3d
 import maemm
 from maemm.contract import Preprocessed, Source
 from maemm.contract.rng import Rng, seeded
+from maemm.data.folds import groups_of
 from maemm.data.subset import Subset
 from maemm.model.build import build_model
-from maemm.tasks._shared.features import Embed, Features, features, raw_values
+from maemm.tasks._shared.embedding import Embed, features, raw_values
+from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.inputs import evenly_spaced, open_data
-from maemm.tasks._shared.splits import groups_of
-from maemm.tasks.finetune.efficiency import label_efficiency
+from maemm.tasks.finetune.run import label_efficiency
 
 NAMES = ("cifar10", "esc10", "modelnet10", "grid")
 FINETUNED = {

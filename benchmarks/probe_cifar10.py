@@ -18,7 +18,8 @@ from _machine import about as where
 
 import maemm
 from maemm.contract import Source
-from maemm.tasks._shared.features import Embed, Features, features, raw_values
+from maemm.tasks._shared.embedding import Embed, features, raw_values
+from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.inputs import open_data
 from maemm.tasks._shared.tables import tables
 from maemm.tasks.probe.linear import choose_l2_c, logistic_scores

@@ -35,10 +35,11 @@ from maemm import config
 from maemm.contract import Source
 from maemm.contract.rng import seeded
 from maemm.data.open import open_source
+from maemm.data.shots import Shots
 from maemm.data.subset import Subset
-from maemm.tasks._shared.features import Features, features
+from maemm.tasks._shared.embedding import features
+from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.scoring import score_samples
-from maemm.tasks._shared.splits import Shots
 from maemm.tasks.pretrain.run import train_recipe
 from maemm.tasks.probe.linear import linear
 from maemm.tasks.probe.neighbours import knn

@@ -26,8 +26,9 @@ from _probe import save
 import maemm
 from maemm import registry
 from maemm.contract.rng import Rng, seeded
-from maemm.tasks._shared.features import Features, features
-from maemm.tasks._shared.splits import Shots
+from maemm.data.shots import Shots
+from maemm.tasks._shared.embedding import features
+from maemm.tasks._shared.features import Features
 from maemm.tasks.probe.linear import linear
 from maemm.tasks.probe.neighbours import knn
 

@@ -29,7 +29,8 @@ from maemm.contract import Sample, Source
 from maemm.contract.rng import Rng
 from maemm.data.open import open_source
 from maemm.tasks._shared.baselines import untrained
-from maemm.tasks._shared.features import Features, features
+from maemm.tasks._shared.embedding import features
+from maemm.tasks._shared.features import Features
 from maemm.tasks.retrieve.run import Ranks, compare_pair
 from maemm_plugins.audio.load import Wave
 

@@ -1,6 +1,6 @@
 """Masked autoencoders for any modality.
 
-The names below are loaded when they are first used, so that ``import maemm`` stays cheap: it imports no torch.
+The names below are loaded when they are first used, so that ``import maemm`` is fast: it does not import torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from maemm.tasks.show.run import show
     from maemm.weights import load, save
 
-_HOME = {
+_MODULE_OF = {
     "load": "maemm.weights",
     "save": "maemm.weights",
     "build": "maemm.model.build",
@@ -64,7 +64,7 @@ _HOME = {
     "Plugin": "maemm.registry",
     "MaemmError": "maemm.contract",
 }
-_MODULES = ("config", "contract", "registry")  # submodules that are used as ``maemm.config.load``
+_SUBMODULES = ("config", "contract", "registry")  # used as ``maemm.config.load``
 __all__ = [
     "Rng",
     "MaemmError",
@@ -99,10 +99,10 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """Python binds a submodule on its package when it is imported: ``maemm.export`` shall stay the function."""
+    """Importing a submodule binds it as an attribute of its package: keeps ``maemm.export`` the function."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
+        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 
@@ -110,14 +110,14 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
+    if name in _SUBMODULES:
         return importlib.import_module(f"maemm.{name}")
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'maemm' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(_MODULE_OF[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_MODULE_OF})

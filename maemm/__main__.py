@@ -1,4 +1,4 @@
-"""The command line. Listing and helping import no torch; each verb loads what it needs when it is called."""
+"""The command line. Lists and help texts do not import torch; each verb imports what it needs when it is called."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import os
 import sys
 import traceback
-from typing import Any
 
 from maemm.contract.errors import MaemmError, advice
 from maemm.contract.version import __version__
@@ -17,9 +16,8 @@ USER_ERROR, INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for a user's mistake, 1 for one of ours, 130 for Ctrl-C."""
+    """Run a command and return its exit status: 0, 2 for a mistake of the user, 1 for a bug, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    shows = "--traceback" in argv
     try:
         status = _run(argv)
         sys.stdout.flush()
@@ -30,15 +28,15 @@ def main(argv: list[str] | None = None) -> int:
         print("maemm: stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has gone; what is left in the buffer must not complain at exit.
+        # The reader of a pipe has closed it; flushing what is left in the buffer must not fail at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
     except Exception as error:
-        if shows:
+        if "--traceback" in argv:
             traceback.print_exc()
-        status = getattr(error, "status", None)  # a run that a signal ended has said so, and where it saved
-        if isinstance(status, int):
-            return status
+        interrupted = getattr(error, "status", None)  # maemm.train.signals.Interrupted: it is reported
+        if isinstance(interrupted, int):
+            return interrupted
         text, status = _message(error)
         for line in text.splitlines():
             print(f"maemm: error: {line}", file=sys.stderr)
@@ -55,8 +53,8 @@ def _run(argv: list[str]) -> int:
         return 0
     verb = rest[0]
     if verb not in VERBS:
-        what = "flag" if verb.startswith("-") else "verb"
-        raise MaemmError(f"unknown {what} {verb!r}; {advice(verb, VERBS)}")
+        kind = "flag" if verb.startswith("-") else "verb"
+        raise MaemmError(f"unknown {kind} {verb!r}; {advice(verb, VERBS)}")
     if flags.plugin:
         from maemm.registry import add_path
 
@@ -70,15 +68,13 @@ def _verb(name: str) -> Verb:
 
 
 def _message(error: BaseException) -> tuple[str, int]:
-    """What to print for an error, and the exit status."""
-    text: Any = " ".join(str(error).split())
+    """The text to print for an error, and the exit status."""
+    text = " ".join(str(error).split())
     if isinstance(error, MaemmError):
         return str(error), USER_ERROR
-    if isinstance(getattr(error, "status", None), int):  # an interrupted run, which has said so itself
-        return "", error.status
     if isinstance(error, OSError) and error.strerror:
-        place = f" ({error.filename})" if error.filename else ""
-        return f"{error.strerror}{place}; check the path, the permissions and the free space", USER_ERROR
+        path = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{path}; check the path, the permissions and the free space", USER_ERROR
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return f"out of memory ({text[:120]}); set train.micro_batch lower", USER_ERROR
     return f"internal: {type(error).__name__}: {text} (rerun with --traceback; please report)", INTERNAL_ERROR

@@ -14,7 +14,7 @@ if __name__ != "maemm_plugins":
 def folders(variable: str) -> list[str]:
     """Folders to look for packages in, for the entries of ``MAEMM_PLUGIN_PATH``."""
     entries = [os.path.abspath(entry) for entry in variable.split(os.pathsep) if entry]
-    return [os.path.dirname(one) if os.path.isfile(os.path.join(one, "__init__.py")) else one for one in entries]
+    return [os.path.dirname(path) if os.path.isfile(os.path.join(path, "__init__.py")) else path for path in entries]
 
 
 for _folder in folders(os.environ.get("MAEMM_PLUGIN_PATH", "")):

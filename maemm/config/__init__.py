@@ -1,6 +1,6 @@
-"""Recipes: one flat YAML file, at most one base, dotted overrides; all mistakes found at once.
+"""Recipes: a YAML file with at most one base, and dotted overrides. All mistakes are reported at once.
 
-``load`` gives the plain dictionary that :func:`maemm.build` and the training loop take.
+:func:`load` returns the plain dictionary that :func:`maemm.build` and the training loop expect.
 """
 
 from __future__ import annotations
@@ -33,59 +33,53 @@ __all__ = [
     "summary",
 ]
 
+RecipeLike = str | Path | Mapping[str, Any]  # a packaged name, a YAML file, a run folder, or a dictionary
 Overrides = Mapping[str, Any] | Iterable[str] | None
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe with all layers laid over each other, checked, and the defaults of ``data`` and ``train`` filled in."""
+    """A recipe with its layers merged, checked, and with the defaults of ``data`` and ``train`` filled in."""
 
-    name: str | None  # as messages call it; None: a dictionary
+    name: str | None  # for messages; None: a dictionary
     values: dict[str, Any]
     layer: Layer
 
     def origin(self, key: str) -> str:
-        """Where a dotted key was written; "default" if nowhere."""
+        """Where a dotted key was set ("FILE, line N" or "override"); "default" if nowhere."""
         return self.layer.origins.get(key, "default")
 
 
-def load(
-    what: str | Path | Mapping[str, Any], overrides: Overrides = None, *, training: bool = False
-) -> dict[str, Any]:
-    """A recipe's name, YAML file, run folder or dictionary -> the resolved recipe as a plain dictionary.
+def load(recipe: RecipeLike, overrides: Overrides = None, *, training: bool = False) -> dict[str, Any]:
+    """A packaged recipe's name, a YAML file, a run folder or a dictionary -> the resolved recipe as a dictionary.
 
-    ``overrides``: ``["train.epochs=10"]`` or ``{"train.epochs": 10}``. ``training=True`` also demands what only a
-    training needs. Raises :class:`MaemmError` with one line for each mistake.
+    ``overrides``: ``["train.epochs=10"]`` or ``{"train.epochs": 10}``. ``training=True`` also requires the keys that
+    only training needs. Raises :class:`MaemmError` with one line for each mistake.
     """
-    return resolve(what, overrides, training=training).values
+    return resolve(recipe, overrides, training=training).values
 
 
-def resolve(what: str | Path | Mapping[str, Any], overrides: Overrides = None, *, training: bool = False) -> Resolved:
-    """Like :func:`load`, with the place where each key was written."""
-    name, layer = _read(what)
+def resolve(recipe: RecipeLike, overrides: Overrides = None, *, training: bool = False) -> Resolved:
+    """Like :func:`load`, with the origin of each key."""
+    name, layer = _read(recipe)
     layer = from_overrides(overrides).over(layer)
     if "_base_" in layer.values:
-        raise MaemmError(
-            f"_base_ can only stand in a file ({layer.origin('_base_') or 'the given dict'}); put it into a YAML file"
-        )
+        origin = layer.origin("_base_") or "a dict"
+        raise MaemmError(f"_base_ is only allowed in a file ({origin}); put it into a YAML file")
     return Resolved(name, checked(layer, name, training), layer)
 
 
-def _read(what: str | Path | Mapping[str, Any]) -> tuple[str | None, Layer]:
-    if isinstance(what, Mapping):
-        return None, Layer(plain(what, "recipe"))
-    if not isinstance(what, (str, Path)):
-        raise MaemmError(f"a recipe is a name, a path or a dict, not {type(what).__name__}")
-    name, path = locate(what)
-    layer = _with_base(_file(path, name), path, name)
-    if path.name == RECIPE and Path(what).expanduser().is_dir():
-        layer.set("out", str(what), name)  # the run may have been moved
+def _read(recipe: RecipeLike) -> tuple[str | None, Layer]:
+    """(name for messages, layer with its base merged) of a recipe."""
+    if isinstance(recipe, Mapping):
+        return None, Layer(plain(recipe, "recipe"))
+    if not isinstance(recipe, (str, Path)):
+        raise MaemmError(f"a recipe is a name, a path or a dict, not {type(recipe).__name__}")
+    name, path = locate(recipe)
+    layer = _with_base(from_file(*reader.read(path, name), name), path, name)
+    if path.name == RECIPE and Path(recipe).expanduser().is_dir():
+        layer.set("out", str(recipe), name)  # the run may have been moved
     return name, layer
-
-
-def _file(path: Path, name: str) -> Layer:
-    values, lines = reader.read(path, name)
-    return from_file(values, lines, name)
 
 
 def _with_base(layer: Layer, path: Path, name: str) -> Layer:
@@ -93,25 +87,25 @@ def _with_base(layer: Layer, path: Path, name: str) -> Layer:
         return layer
     base, origin = layer.values.pop("_base_"), layer.origins.pop("_base_")
     if not isinstance(base, str) or not base:
-        raise MaemmError(f"_base_ must be the name of one recipe, got {value_text(base)} ({origin})")
-    beside = path.parent / base
+        raise MaemmError(f"_base_ must be the name of a recipe, got {value_text(base)} ({origin})")
+    sibling = path.parent / base
     try:
-        base_name, base_path = locate(beside if beside.is_file() else base)
+        base_name, base_path = locate(sibling if sibling.is_file() else base)
     except MaemmError as error:
         raise MaemmError(f"_base_ ({origin}): {error}") from None
-    below = _file(base_path, base_name)
-    if "_base_" in below.values:
+    base_layer = from_file(*reader.read(base_path, base_name), base_name)
+    if "_base_" in base_layer.values:
         raise MaemmError(f"{base_name}, the _base_ of {name}, has a _base_ of its own ({origin}); only one is allowed")
-    return layer.over(below)
+    return layer.over(base_layer)
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """A recipe as YAML, as :func:`load` reads it back."""
+    """A recipe as YAML text that :func:`load` reads back to the same."""
     return reader.dump(plain(values, "recipe"))
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """ "key: old -> new" for every key of two resolved recipes that differs."""
+    """A line ``key: old -> new`` for every key that differs between two resolved recipes."""
     before, after = flatten(plain(old, "recipe")), flatten(plain(new, "recipe"))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key}: {value_text(before.get(key))} -> {value_text(after.get(key))}" for key in keys]

@@ -1,4 +1,4 @@
-"""Checking a whole recipe: every mistake at once, each with its place and what to do."""
+"""Check a whole recipe: every mistake at once, each with where it was set and what to do."""
 
 from __future__ import annotations
 
@@ -8,60 +8,66 @@ from typing import Any
 from pydantic import BaseModel
 
 from maemm import registry
-from maemm.config.layers import RIVALS, Layer
+from maemm.config.layers import EXCLUSIVE, Layer
 from maemm.config.messages import join, validate, value_text
 from maemm.config.options import problems
 from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, key_types
 from maemm.contract.errors import MaemmError, advice
 
 KEYS = ("modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "out", "name")
-OWN = ("type", "masking", "target")  # keys of a modality that are not options of its class
+NOT_OPTIONS = ("type", "masking", "target")  # keys of a modality that are not options of its class
 
 
 def checked(layer: Layer, name: str | None, training: bool) -> dict[str, Any]:
-    """The resolved recipe, or a :class:`MaemmError` with one line for each mistake. ``name`` None: not from a file."""
-    return _Check(layer, name, training).run()
+    """The resolved recipe. Raises :class:`MaemmError` with one line for each mistake. ``name`` None: not from a file.
+
+    ``training=True`` also requires what only training needs.
+    """
+    return _Checker(layer, name, training).run()
 
 
-class _Check:
+class _Checker:
+    """Resolves a recipe section by section and collects the mistakes."""
+
     def __init__(self, layer: Layer, name: str | None, training: bool):
-        self.layer, self.given, self.name, self.training = layer, layer.values, name, training
+        self.layer, self.values, self.name, self.training = layer, layer.values, name, training
         self.title = name or "the recipe"
-        self.wrong: list[str] = []
+        self.mistakes: list[str] = []
+        modalities = self.values.get("modalities")
+        # {name: its value in the recipe}
+        self.modality_specs = _without_nulls(modalities) if isinstance(modalities, dict) else {}
 
     def run(self) -> dict[str, Any]:
-        self._top_level()
-        modalities = self._modalities()
-        found = {
-            "modalities": modalities,
-            "masking": self.part("maskings", self.given.get("masking"), "masking"),
-            "encoder": self._encoder(),
-            "decoder": self.part("decoders", self.given.get("decoder"), "decoder"),
-            "objectives": self._objectives(),
-            "head": self.part("heads", self.given.get("head"), "head"),
-            "init": self._init(),
-            "data": self._data(),
-            "train": self._train(),
-            "out": self._out(),
-            "name": self._name(),
+        self.check_top_level()
+        resolved = {
+            "modalities": self.modalities(),
+            "masking": self.part("maskings", self.values.get("masking"), "masking"),
+            "encoder": self.encoder(),
+            "decoder": self.part("decoders", self.values.get("decoder"), "decoder"),
+            "objectives": self.objectives(),
+            "head": self.part("heads", self.values.get("head"), "head"),
+            "init": self.init(),
+            "data": self.data(),
+            "train": self.train(),
+            "out": self.out(),
+            "name": self.recipe_name(),
         }
-        if self.wrong:
-            raise MaemmError("\n".join(self.wrong))
+        if self.mistakes:
+            raise MaemmError("\n".join(self.mistakes))
         for key in ("masking", "init"):
-            if found[key] is None:
-                del found[key]
-        return found
+            if resolved[key] is None:
+                del resolved[key]
+        return resolved
 
     # ---------------------------------------------------------------------------------------------- helpers
-    def at(self, key: str) -> str:
-        origin = self.layer.origin(key)
-        return f" ({origin})" if origin else ""
-
     def add(self, text: str, key: str, todo: str) -> None:
-        self.wrong.append(f"{text}{self.at(key)}; {todo}")
+        """Add a mistake at a dotted key."""
+        origin = self.layer.origin(key)
+        self.mistakes.append(f"{text}{f' ({origin})' if origin else ''}; {todo}")
 
     def mapping(self, key: str) -> dict[str, Any]:
-        value = self.given.get(key)
+        """A section of the recipe, empty if it is missing."""
+        value = self.values.get(key)
         if value is None:
             return {}
         if isinstance(value, dict):
@@ -69,174 +75,171 @@ class _Check:
         self.add(f"{key} must be a mapping, got {value_text(value)}", key, "write key: value lines below it")
         return {}
 
+    def section(self, model: type[BaseModel], values: dict[str, Any], key: str) -> dict[str, Any]:
+        """Values checked by a model of :mod:`maemm.config.schema`, with its defaults."""
+        hint = "see: maemm pretrain --help"
+        valid, mistakes = validate(model.model_validate_json, values, key, key_types(model), self.layer.origin, hint)
+        self.mistakes += mistakes
+        return model().model_dump() if mistakes else valid.model_dump(mode="json")
+
     def part(self, role: str, value: Any, where: str, default: str | None = None) -> dict[str, Any] | None:
-        """``NAME`` or ``{type: NAME, **options}`` -> the latter, checked; None stays None."""
+        """``NAME`` or ``{type: NAME, **options}`` -> the latter, checked. None stays None without ``default``."""
         if value is None and default is None:
             return None
         spec = {"type": value} if isinstance(value, str) else value if value is not None else {}
         if not isinstance(spec, dict):
             self.add(f"{where} must be a name or a mapping, got {value_text(value)}", where, "write {type: NAME, ...}")
             return None
-        spec = {"type": spec.get("type", default), **{key: one for key, one in spec.items() if key != "type"}}
-        options = {key: one for key, one in spec.items() if key not in (OWN if role == "modalities" else ("type",))}
-        self.options(role, spec["type"], options, where)
+        spec = {"type": spec.get("type", default)} | {key: option for key, option in spec.items() if key != "type"}
+        self.check_options(role, spec, where)
         return spec
 
-    def options(self, role: str, kind: Any, options: dict[str, Any], where: str) -> None:
-        what = registry.SINGULAR[role]
-        if not isinstance(kind, str):
-            text = f"{where} has no type" if kind is None else f"{where}.type must be a name, got {value_text(kind)}"
+    def check_options(self, role: str, spec: dict[str, Any], where: str) -> None:
+        name = spec["type"]
+        if not isinstance(name, str):
+            text = f"{where} has no type" if name is None else f"{where}.type must be a name, got {value_text(name)}"
             self.add(text, where, f"known {registry.PLURAL[role]}: {', '.join(registry.names(role))}")
             return
         try:
-            part = registry.find(role, kind)
+            part = registry.find(role, name)
         except MaemmError as error:
             text, _, todo = str(error).partition("; ")
-            self.add(f"{text} at {where}", join(where, "type"), todo or f"choose another {what}")
+            self.add(f"{text} at {where}", join(where, "type"), todo or f"choose another {registry.SINGULAR[role]}")
             return
-        self._checked(part, options, where, f"see: maemm plugins show {kind}")
-
-    def _checked(self, part: Any, options: dict[str, Any], where: str, hint: str) -> None:
+        others = NOT_OPTIONS if role == "modalities" else ("type",)
+        options = {key: option for key, option in spec.items() if key not in others}
+        hint = f"see: maemm plugins show {name}"
         try:
-            self.wrong += problems(part, options, where, self.layer.origin, hint)[1]
-        except MaemmError as error:
-            self.wrong.append(str(error))
+            self.mistakes += problems(part, options, where, self.layer.origin, hint)[1]
+        except MaemmError as error:  # a mistake of the plugin
+            self.mistakes.append(str(error))
 
     # --------------------------------------------------------------------------------------------- sections
-    def _top_level(self) -> None:
-        for key in self.given:
+    def check_top_level(self) -> None:
+        for key in self.values:
             if key in KEYS:
                 continue
-            below = [
-                f"{above}.{key}"
-                for above, model in (("train", TrainConfig), ("data", DataConfig))
-                if key in model.model_fields
-            ]
-            todo = f"did you mean {below[0]!r}?" if below else advice(key, KEYS)
-            self.add(f"unknown key {key!r}", key, todo)
+            sections: dict[str, type[BaseModel]] = {"train": TrainConfig, "data": DataConfig}
+            nested = [f"{section}.{key}" for section, model in sections.items() if key in model.model_fields]
+            self.add(f"unknown key {key!r}", key, f"did you mean {nested[0]!r}?" if nested else advice(key, KEYS))
 
-    def _modalities(self) -> dict[str, Any]:
-        given = {name: spec for name, spec in self.mapping("modalities").items() if spec is not None}
-        if not given and isinstance(self.given.get("modalities") or {}, dict):
-            known = ", ".join(registry.names("modalities")) or "none"
-            self.add(f"{self.title} has no modalities", "modalities", f"add one below modalities (known: {known})")
-        return {name: self._modality(name, spec, given) for name, spec in given.items()}
+    def modalities(self) -> dict[str, Any]:
+        section = self.mapping("modalities")  # reports it if it is not a mapping
+        if not _without_nulls(section) and isinstance(self.values.get("modalities") or {}, dict):
+            names = ", ".join(registry.names("modalities")) or "none"
+            self.add(f"{self.title} has no modalities", "modalities", f"add one below modalities (known: {names})")
+        return {name: self.modality(name, spec) for name, spec in self.modality_specs.items()}
 
-    def _modality(self, name: str, spec: Any, given: dict[str, Any]) -> Any:
+    def modality(self, name: str, spec: Any) -> dict[str, Any]:
         where = f"modalities.{name}"
-        if not isinstance(spec, dict) or "same_as" not in spec:
-            found = self.part("modalities", spec, where, default=name) or {}
-            masking = found.get("masking", None if self.given.get("masking") else "random")
-            kept = {key: one for key, one in found.items() if key not in ("masking", "target")}
+        if isinstance(spec, dict) and "same_as" in spec:
+            self.check_same_as(name, spec)
+            masking, resolved = spec.get("masking"), {"same_as": spec["same_as"]}
         else:
-            self._same_as(spec, name, given)
-            masking, kept = spec.get("masking"), {"same_as": spec["same_as"]}
-        source = spec if isinstance(spec, dict) else {}
-        kept["masking"] = self.part("maskings", masking, join(where, "masking"))
-        kept["target"] = self.part("targets", source.get("target"), join(where, "target"))
-        return kept
+            part = self.part("modalities", spec, where, default=name) or {}
+            masking = part.get("masking", None if self.values.get("masking") else "random")
+            resolved = {key: value for key, value in part.items() if key not in ("masking", "target")}
+        target = spec.get("target") if isinstance(spec, dict) else None
+        resolved["masking"] = self.part("maskings", masking, join(where, "masking"))
+        resolved["target"] = self.part("targets", target, join(where, "target"))
+        return resolved
 
-    def _same_as(self, spec: dict[str, Any], name: str, given: dict[str, Any]) -> None:
-        where, target = f"modalities.{name}", spec["same_as"]
+    def check_same_as(self, name: str, spec: dict[str, Any]) -> None:
+        where, owner = f"modalities.{name}", spec["same_as"]
         key = f"{where}.same_as"
-        others = [one for one, other in given.items() if not (isinstance(other, dict) and "same_as" in other)]
-        if target not in others:
-            what = "itself shares another" if target in given and target != name else "is no modality of this recipe"
-            self.add(f"{key} is {value_text(target)}, which {what}", key, advice(str(target), others))
+        specs = self.modality_specs
+        owners = [other for other, values in specs.items() if not (isinstance(values, dict) and "same_as" in values)]
+        if owner not in owners:
+            shares = owner in specs and owner != name
+            problem = "itself shares another" if shares else "is not a modality of this recipe"
+            self.add(f"{key} is {value_text(owner)}, which {problem}", key, advice(str(owner), owners))
         for extra in spec.keys() - {"same_as", "masking", "target"}:
             todo = "leave it out, or leave same_as out"
             self.add(f"{where}.{extra} cannot be set beside same_as", f"{where}.{extra}", todo)
 
-    def _encoder(self) -> dict[str, Any] | None:
-        if self.given.get("encoder") is None:
+    def encoder(self) -> dict[str, Any] | None:
+        if self.values.get("encoder") is None:
             todo = f"add encoder: {{type: NAME}} (known: {', '.join(registry.names('encoders'))})"
             self.add(f"{self.title} has no encoder", "encoder", todo)
-            return None
-        return self.part("encoders", self.given["encoder"], "encoder")
+        return self.part("encoders", self.values.get("encoder"), "encoder")
 
-    def _objectives(self) -> dict[str, Any]:
-        given = {name: spec for name, spec in self.mapping("objectives").items() if spec is not None}
-        if not given and self.given.get("decoder") is not None and "objectives" not in self.given:
-            given = {"reconstruct": {}}
-        return {name: self.part("objectives", spec, f"objectives.{name}", default=name) for name, spec in given.items()}
+    def objectives(self) -> dict[str, Any]:
+        specs = _without_nulls(self.mapping("objectives"))
+        if not specs and self.values.get("decoder") is not None and "objectives" not in self.values:
+            specs = {"reconstruct": {}}
+        return {name: self.part("objectives", spec, f"objectives.{name}", default=name) for name, spec in specs.items()}
 
-    def _data(self) -> dict[str, Any]:
-        data = self._keys(DataConfig, "data")
-        data["source"] = self._source(data["source"], "data.source", list(self._named()))
+    def data(self) -> dict[str, Any]:
+        data = self.section(DataConfig, self.mapping("data"), "data")
+        data["source"] = self.source(data["source"], "data.source", list(self.modality_specs))
         if data["mix"] is not None:
             for key in ("root", "list", "source", "epoch", "balance", "shots", "fold"):
                 if self.layer.get(f"data.{key}"):
                     self.add(f"data.{key} cannot be set beside data.mix", f"data.{key}", "set it to null")
-            data["mix"] = {name: self._set(name, one) for name, one in data["mix"].items() if one is not None}
+            data["mix"] = {name: self.mixed_set(name, values) for name, values in _without_nulls(data["mix"]).items()}
         return data
 
-    def _source(self, value: Any, where: str, names: list[str]) -> dict[str, Any] | None:
-        """A source of one modality is that modality's own unless it says otherwise."""
-        spec = self._named().get(names[0]) if len(names) == 1 else None
-        own = spec.get("type", names[0]) if isinstance(spec, dict) else spec
-        return self.part("sources", value, where, default=None if value is None else own)
+    def source(self, value: Any, where: str, names: list[str]) -> dict[str, Any] | None:
+        """A source. With a single modality, its type is by default that of the modality."""
+        spec = self.modality_specs.get(names[0]) if len(names) == 1 else None
+        default = spec.get("type", names[0]) if isinstance(spec, dict) else spec
+        return self.part("sources", value, where, default=None if value is None else default)
 
-    def _named(self) -> dict[str, Any]:
-        found = self.given.get("modalities")
-        return {name: spec for name, spec in found.items() if spec is not None} if isinstance(found, dict) else {}
-
-    def _set(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
-        """One data set of a mixture."""
+    def mixed_set(self, name: str, values: dict[str, Any]) -> dict[str, Any]:
+        """A dataset of a mixture."""
         where = f"data.mix.{name}"
-        found = self._valid(SetConfig, values, where)
-        known = self._named()
-        found["source"] = self._source(found["source"], join(where, "source"), found["modalities"] or list(known))
-        for one in found["modalities"] or ():
-            if one not in known:
-                self.add(f"{where}.modalities names {value_text(one)}", join(where, "modalities"), advice(one, known))
-        return found
+        resolved = self.section(SetConfig, values, where)
+        names = resolved["modalities"] or list(self.modality_specs)
+        resolved["source"] = self.source(resolved["source"], join(where, "source"), names)
+        for modality in resolved["modalities"] or ():
+            if modality not in self.modality_specs:
+                todo = advice(modality, self.modality_specs)
+                self.add(f"{where}.modalities names {value_text(modality)}", join(where, "modalities"), todo)
+        return resolved
 
-    def _train(self) -> dict[str, Any]:
-        before = len(self.wrong)
-        train = self._keys(TrainConfig, "train")
-        sound = len(self.wrong) == before  # otherwise a mistyped key may be the one that seems to be missing
-        for one, other in RIVALS:
-            if self.layer.get(one) is not None and self.layer.get(other) is not None:
-                self.add(f"{one} and {other} are both given", other, f"leave one out, or set {other}=null")
-        given = any(self.layer.get(f"train.{key}") is not None for key in ("epochs", "steps"))
-        if self.training and sound and not given:
+    def train(self) -> dict[str, Any]:
+        before = len(self.mistakes)
+        train = self.section(TrainConfig, self.mapping("train"), "train")
+        keys_are_right = len(self.mistakes) == before  # else a mistyped key may be the one that seems to be missing
+        for key, other in EXCLUSIVE:
+            if self.layer.get(key) is not None and self.layer.get(other) is not None:
+                self.add(f"{key} and {other} are both given", other, f"leave one out, or set {other}=null")
+        has_length = any(self.layer.get(f"train.{key}") is not None for key in ("epochs", "steps"))
+        if self.training and keys_are_right and not has_length:
             self.add("neither train.epochs nor train.steps is given", "train", "add one, such as train.epochs=100")
         if train["lr"] is None and train["base_lr"] is None:
             train["base_lr"] = BASE_LR
         for key, role in TRAIN_PARTS.items():
-            part = self.layer.get(f"train.{key}")
+            value = self.layer.get(f"train.{key}")
             default = TrainConfig.model_fields[key].default
-            train[key] = self.part(role, part if isinstance(part, (str, dict)) else train[key], f"train.{key}", default)
+            spec = value if isinstance(value, (str, dict)) else train[key]
+            train[key] = self.part(role, spec, f"train.{key}", default)
         return train
 
-    def _keys(self, model: type[DataConfig] | type[TrainConfig], key: str) -> dict[str, Any]:
-        return self._valid(model, self.mapping(key), key)
-
-    def _valid(self, model: type[BaseModel], values: dict[str, Any], key: str) -> dict[str, Any]:
-        hint = "see: maemm pretrain --help"
-        found, wrong = validate(model.model_validate_json, values, key, key_types(model), self.layer.origin, hint)
-        self.wrong += wrong
-        return model().model_dump() if wrong else found.model_dump(mode="json")
-
-    def _init(self) -> str | None:
-        init = self.given.get("init")
+    def init(self) -> str | None:
+        init = self.values.get("init")
         if init is not None and not (isinstance(init, str) and init):
             self.add(f"init must be a run or a weights file, got {value_text(init)}", "init", "write init: runs/NAME")
         return init
 
-    def _out(self) -> str | None:
-        out = self.given.get("out")
+    def out(self) -> str | None:
+        out = self.values.get("out")
         if out is not None and not (isinstance(out, str) and out):
             self.add(f"out must be the name of a folder, got {value_text(out)}", "out", "write out=runs/NAME")
         if out is None and self.name is None and self.training:
-            self.wrong.append("the recipe has no out; add out: runs/NAME, the folder of the run")
+            self.mistakes.append("the recipe has no out; add out: runs/NAME, the folder of the run")
         if out is not None or self.name is None:
             return out
         is_file = self.name.endswith((".yaml", ".yml"))
         return str(Path("runs", Path(self.name).stem if is_file else self.name))
 
-    def _name(self) -> str | None:
-        name = self.given.get("name")
+    def recipe_name(self) -> str | None:
+        name = self.values.get("name")
         if name is not None and not isinstance(name, str):
             self.add(f"name must be a text, got {value_text(name)}", "name", "leave it out")
         return self.name if name is None else name
+
+
+def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """Null takes out an entry of the base."""
+    return {name: value for name, value in values.items() if value is not None}

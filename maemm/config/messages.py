@@ -1,4 +1,4 @@
-"""Values checked by pydantic, and each mistake as one line: the key, what it must be, where it was written."""
+"""Check values by pydantic and report each mistake as one line: the key, what it must be, where it was set."""
 
 from __future__ import annotations
 
@@ -16,79 +16,71 @@ from pydantic import BaseModel, ValidationError
 from maemm.contract.errors import MaemmError, advice, nearest
 
 MISSING = inspect.Parameter.empty
-Origin = Callable[[str], str]  # dotted key -> where it was written, for messages; "" where unknown
+Origin = Callable[[str], str]  # dotted key -> where it was set, for messages; "" if unknown
 
 
 def validate(
     validator: Callable[[str], Any],
     values: Mapping[str, Any],
     where: str,
-    known: Mapping[str, tuple[str, Any]],
+    types: Mapping[str, tuple[str, Any]],
     origin: Origin | None = None,
     hint: str = "",
 ) -> tuple[Any, list[str]]:
-    """Run a pydantic JSON validator: JSON's strict mode takes lists for tuples, and never true for 1.
+    """(checked values, []) by a pydantic JSON validator, or ({}, one line for each mistake).
 
-    ``known`` maps each dotted key below ``where`` to its type in words and its default.
+    By JSON, since pydantic's strict mode then accepts lists for tuples, but still not true for 1. ``where`` is the
+    dotted key of ``values``; ``types`` maps each dotted key below it to its type in words and its default. ``hint``
+    says where the keys are listed.
     """
     try:
         return validator(json.dumps(plain(values, where))), []
     except MaemmError as error:
         return {}, [str(error)]
     except ValidationError as error:
-        return {}, explain(error, values, where, known, origin or (lambda key: ""), hint)
+        return {}, _explain(error, values, where, types, origin or (lambda key: ""), hint)
 
 
-def explain(
+def _explain(
     error: ValidationError,
     values: Mapping[str, Any],
     where: str,
-    known: Mapping[str, tuple[str, Any]],
+    types: Mapping[str, tuple[str, Any]],
     origin: Origin,
-    hint: str = "",
+    hint: str,
 ) -> list[str]:
-    """One line per wrong key: unknown (with the nearest), missing, or of another type or range."""
+    """One line for each wrong key: unknown (with the closest one), missing, or of a wrong type or range."""
     lines: dict[str, str] = {}
-    for one in error.errors(include_url=False):
-        path = ".".join(str(part) for part in one["loc"])
-        key = next((name for name in _longest(known) if path == name or path.startswith(name + ".")), path)
-        if one["type"] == "extra_forbidden":
-            lines.setdefault(path, _unknown(path, where, known, origin, hint))
-        elif one["type"] == "missing" and path == key:
-            full, kind = join(where, key), known.get(key, ("", None))[0]
-            lines.setdefault(key, f"{full} is missing{_in(origin(where))}; add {full}, {kind}")
-        else:
-            kind, default = known.get(key, ("", MISSING))
-            of_type = one["type"].endswith(("_type", "_parsing")) or path != key
-            demand = f"must be {kind}" if kind and of_type else _demand(one["msg"])
-            lines.setdefault(key, _refused(join(where, key), demand, _at(values, key), origin, default))
+    keys = sorted(types, key=len, reverse=True)  # the longest prefix of a path first
+    for details in error.errors(include_url=False):
+        path = ".".join(str(part) for part in details["loc"])
+        key = next((key for key in keys if path == key or path.startswith(key + ".")), path)
+        if details["type"] == "extra_forbidden":
+            lines.setdefault(path, _unknown(path, where, types, origin, hint))
+            continue
+        full, (type_words, default) = join(where, key), types.get(key, ("", MISSING))
+        if details["type"] == "missing" and path == key:
+            lines.setdefault(key, f"{full} is missing{_in(origin(where))}; add {full}, {type_words}")
+            continue
+        wrong_type = details["type"].endswith(("_type", "_parsing")) or path != key
+        requirement = f"must be {type_words}" if type_words and wrong_type else _requirement(details["msg"])
+        value: Any = values
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else value
+        todo = "" if default is MISSING else f"; the default is {value_text(default)}"
+        lines.setdefault(key, f"{full} {requirement}, got {value_text(value)}{_in(origin(full))}{todo}")
     return list(lines.values())
 
 
-def _refused(full: str, demand: str, value: Any, origin: Origin, default: Any) -> str:
-    advised = "" if default is MISSING else f"; the default is {value_text(default)}"
-    return f"{full} {demand}, got {value_text(value)}{_in(origin(full))}{advised}"
-
-
-def _at(values: Any, key: str) -> Any:
-    for one in key.split("."):
-        values = values.get(one) if isinstance(values, Mapping) else values
-    return values
-
-
-def _longest(known: Mapping[str, Any]) -> list[str]:
-    return sorted(known, key=len, reverse=True)
-
-
-def _unknown(path: str, where: str, known: Mapping[str, Any], origin: Origin, hint: str) -> str:
+def _unknown(path: str, where: str, types: Mapping[str, Any], origin: Origin, hint: str) -> str:
     full, (parent, _, last) = join(where, path), path.rpartition(".")
-    siblings = [name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent]
-    like = nearest(last, siblings)
-    todo = f"did you mean {join(where, parent, like)!r}?" if like else advice(last, siblings, hint)
+    siblings = [key.rpartition(".")[2] for key in types if key.rpartition(".")[0] == parent]
+    match = nearest(last, siblings)
+    todo = f"did you mean {join(where, parent, match)!r}?" if match else advice(last, siblings, hint)
     return f"unknown key {full!r}{_in(origin(full))}; {todo}"
 
 
-def _demand(message: str) -> str:
+def _requirement(message: str) -> str:
     """pydantic's "Input should be greater than 0" -> "must be greater than 0"."""
     for start in ("Input should ", "Tuple should ", "List should ", "String should ", "Dictionary should "):
         if message.startswith(start):
@@ -98,8 +90,8 @@ def _demand(message: str) -> str:
 
 # --------------------------------------------------------------------------------------------------- words
 def join(*keys: str) -> str:
-    """Dotted key of its pieces, empty ones left out."""
-    return ".".join(one for one in keys if one)
+    """A dotted key from its pieces; empty ones are left out."""
+    return ".".join(key for key in keys if key)
 
 
 def _in(origin: str) -> str:
@@ -107,7 +99,7 @@ def _in(origin: str) -> str:
 
 
 def type_text(hint: Any) -> str:
-    """A type hint as a person writes the value in YAML: ``int | [int, int]``."""
+    """A type hint in the words of YAML: ``int | [int, int]``."""
     simple = {Any: "any", MISSING: "any", type(None): "null", Ellipsis: "..."}
     if hint in simple:
         return simple[hint]
@@ -115,11 +107,11 @@ def type_text(hint: Any) -> str:
     if base is Annotated:
         return type_text(args[0])
     if base is Literal:
-        return " | ".join(value_text(one) for one in args)
+        return " | ".join(value_text(arg) for arg in args)
     if base is Union or base is types.UnionType:
-        return " | ".join(dict.fromkeys(type_text(one) for one in args))
+        return " | ".join(dict.fromkeys(type_text(arg) for arg in args))
     if base is tuple:
-        return f"[{', '.join(type_text(one) for one in args)}]"
+        return f"[{', '.join(type_text(arg) for arg in args)}]"
     if base is not None and inspect.isclass(base) and issubclass(base, Mapping) and len(args) == 2:
         if args[1] is Any:
             return "{...}"
@@ -132,29 +124,33 @@ def type_text(hint: Any) -> str:
 
 
 def value_text(value: Any, limit: int = 60) -> str:
-    """A value as one writes it in YAML, shortened."""
+    """A value as written in YAML, shortened to ``limit`` characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
-        text = f"[{', '.join(value_text(one, limit) for one in value[:limit])}]"
+        text = f"[{', '.join(value_text(item, limit) for item in value[:limit])}]"
     elif isinstance(value, BaseModel):
         text = value_text(value.model_dump(mode="json"), limit)
     elif isinstance(value, Mapping):
-        text = "{" + ", ".join(f"{key}: {value_text(one, limit)}" for key, one in list(value.items())[:limit]) + "}"
+        items = list(value.items())[:limit]
+        text = "{" + ", ".join(f"{key}: {value_text(item, limit)}" for key, item in items) + "}"
     else:
         text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def plain(value: Any, where: str) -> Any:
-    """A value made of what YAML and JSON know: tuples become lists, paths text.
+    """A value in the types of YAML and JSON: tuples become lists, paths text.
 
-    Raises :class:`MaemmError` for anything else and for numbers that are not finite.
+    Raises :class:`MaemmError` for any other type and for numbers that are not finite.
     """
     if isinstance(value, Mapping):
-        return {_key(key, where): plain(one, join(where, str(key))) for key, one in value.items()}
+        for key in value:
+            if not isinstance(key, str):
+                raise MaemmError(f"{where} has the key {key!r}; keys are texts, put it in quotes")
+        return {key: plain(item, join(where, key)) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(one, where) for one in value]
+        return [plain(item, where) for item in value]
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -164,10 +160,6 @@ def plain(value: Any, where: str) -> Any:
             return kind(value)
     if value is None:
         return None
-    raise MaemmError(f"{where} is a {type(value).__name__}; recipes hold texts, numbers, true, false, null and lists")
-
-
-def _key(key: Any, where: str) -> str:
-    if not isinstance(key, str):
-        raise MaemmError(f"{where} has the key {key!r}; keys are texts, put it in quotes")
-    return key
+    raise MaemmError(
+        f"{where} is a {type(value).__name__}; recipes hold texts, numbers, true, false, null, lists and mappings"
+    )

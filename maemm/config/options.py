@@ -1,7 +1,7 @@
 """The options of a part: its constructor's keyword-only parameters, checked by their names and type hints.
 
-There is no second schema. A constructor that ends in ``**rest`` hands what it does not name to the next
-constructor in the order of inheritance, whose options therefore count too.
+There is no second schema. A constructor that ends in ``**rest`` passes what it does not name to the next
+constructor in the method resolution order, so that the options of that one are options of the part too.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ class Option:
 # ------------------------------------------------------------------------------------------------- reading
 @cache
 def options_of(part: Any) -> dict[str, Option]:
-    """{name: option} of a class or a function, in the order in which they are written.
+    """{name: option} of a class or a function, in the order of the source.
 
-    Raises :class:`MaemmError` when a type hint cannot be resolved: that is the part's mistake, not the user's.
+    Raises :class:`MaemmError` where a type hint cannot be resolved: that is the part's mistake, not the user's.
     """
-    found: dict[str, Option] = {}
+    options: dict[str, Option] = {}
     docs = _docs(part)
     for function in _constructors(part):
         hints = _hints(part, function)
-        for name, one in inspect.signature(function).parameters.items():
-            if one.kind is one.KEYWORD_ONLY and name not in found:
-                found[name] = Option(name, hints.get(name, Any), one.default, docs.get(name, ""))
-    return found
+        for name, parameter in inspect.signature(function).parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in options:
+                options[name] = Option(name, hints.get(name, Any), parameter.default, docs.get(name, ""))
+    return options
 
 
 def describe(part: Any) -> list[Option]:
-    """The options of a part for ``maemm plugins show``: name, type, default and one line of text each."""
+    """The options of a part as a list, for ``maemm plugins show``."""
     return list(options_of(part).values())
 
 
@@ -68,41 +68,40 @@ def _constructors(part: Any) -> list[Callable[..., Any]]:
     """The functions whose keyword-only parameters are the part's options."""
     if not inspect.isclass(part):
         return [part]
-    chain = []
+    chain: list[Callable[..., Any]] = []
     for cls in part.__mro__:
         init = cls.__dict__.get("__init__")
         if not inspect.isfunction(init):
             continue
         chain.append(init)
-        if not any(one.kind is one.VAR_KEYWORD for one in inspect.signature(init).parameters.values()):
+        if not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(init).parameters.values()):
             break
     return chain
 
 
 def _hints(part: Any, function: Callable[..., Any]) -> dict[str, Any]:
-    """Hints of the keyword-only parameters; other hints may name what is imported for type checkers alone."""
+    """Resolved hints of the keyword-only parameters. Other hints may use names imported for type checkers only."""
     function = inspect.unwrap(function)
-    kinds = inspect.signature(function).parameters
-    wanted = {name: one.annotation for name, one in kinds.items() if one.kind is one.KEYWORD_ONLY}
-    given = types.SimpleNamespace(__annotations__={name: one for name, one in wanted.items() if one is not MISSING})
+    keywords = {k: p for k, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    annotations = {name: p.annotation for name, p in keywords.items() if p.annotation is not MISSING}
+    holder = types.SimpleNamespace(__annotations__=annotations)
     try:
-        return typing.get_type_hints(given, function.__globals__, include_extras=True)
+        return typing.get_type_hints(holder, function.__globals__, include_extras=True)
     except Exception as error:
         raise MaemmError(f"a type hint of {_name(part)} cannot be resolved ({error}); fix the plugin") from error
 
 
 def _docs(part: Any) -> dict[str, str]:
-    """``name: text`` lines below a line "Options" in the docstrings of a class and of its bases."""
-    found: dict[str, str] = {}
-    classes = part.__mro__ if inspect.isclass(part) else [part]
-    for one in classes:
-        for name, text in _section(inspect.cleandoc(one.__doc__ or "").splitlines()).items():
-            found.setdefault(name, text)
-    return found
+    """{name: text} from the "Options" sections in the docstrings of a function, or of a class and its bases."""
+    docs: dict[str, str] = {}
+    for documented in part.__mro__ if inspect.isclass(part) else [part]:
+        docs = _options_section(inspect.cleandoc(documented.__doc__ or "").splitlines()) | docs
+    return docs
 
 
-def _section(lines: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _options_section(lines: list[str]) -> dict[str, str]:
+    """{name: text} of the ``name: text`` lines below a line "Options"; deeper indented lines continue a text."""
+    docs: dict[str, str] = {}
     inside, indent, last = False, 0, ""
     for line in lines:
         text = line.strip()
@@ -112,22 +111,22 @@ def _section(lines: list[str]) -> dict[str, str]:
             name, colon, rest = text.partition(":")
             depth = len(line) - len(line.lstrip())
             if last and depth > indent:
-                found[last] += " " + text
+                docs[last] += " " + text
             elif colon and name.strip("`").isidentifier():
                 last, indent = name.strip("`"), depth
-                found[last] = rest.strip()
+                docs[last] = rest.strip()
             else:
                 inside = False
-        elif inside and not text and found:
+        elif inside and not text and docs:
             inside = False
-    return found
+    return docs
 
 
 # ------------------------------------------------------------------------------------------------ checking
 def check(part: Any, options: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The given options with their values in the hinted types (lists become tuples), or all that is wrong.
+    """``options`` with their values in the hinted types (lists become tuples).
 
-    ``where`` is the dotted key of the part, for messages. Raises :class:`MaemmError`, one line per problem.
+    ``where`` is the dotted key of the part, for messages. Raises :class:`MaemmError` with one line for each mistake.
     """
     checked, wrong = problems(part, options, where)
     if wrong:
@@ -138,25 +137,25 @@ def check(part: Any, options: Mapping[str, Any], where: str) -> dict[str, Any]:
 def problems(
     part: Any, options: Mapping[str, Any], where: str, origin: Origin | None = None, hint: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """Like :func:`check`, but returns the problems as lines. ``hint`` says where the options are listed."""
-    known = options_of(part)
+    """Like :func:`check`, but returns the mistakes as lines. ``hint`` says where the options are listed."""
+    types_of = {name: (option.type, option.default) for name, option in options_of(part).items()}
     try:
         adapter = _adapter(part)
     except PydanticUserError as error:
         raise MaemmError(
             f"a type hint of {_name(part)} cannot be checked ({error.message.split('. ')[0]}); fix the plugin"
         ) from error
-    types_of = {name: (one.type, one.default) for name, one in known.items()}
     return validate(adapter.validate_json, options, where, types_of, origin, hint)
 
 
 @cache
 def _adapter(part: Any) -> TypeAdapter[Any]:
     keys = {
-        name: Required[one.hint] if one.default is MISSING else NotRequired[one.hint]
-        for name, one in options_of(part).items()
+        name: Required[option.hint] if option.default is MISSING else NotRequired[option.hint]
+        for name, option in options_of(part).items()
     }
-    schema = TypedDict("Options", keys)  # type: ignore[operator]  # made at run time
+    typed_dict: Any = TypedDict  # for type checkers, who know the literal form only
+    schema = typed_dict("Options", keys)
     schema.__pydantic_config__ = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     return TypeAdapter(schema)
 

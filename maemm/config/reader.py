@@ -1,7 +1,7 @@
-"""Reading YAML: safe, with the line of every key, and with numbers, true, false and null as in YAML 1.2.
+"""Read and write YAML: safely, with the line of every key, and with plain values as in YAML 1.2.
 
 PyYAML follows YAML 1.1, where ``1e-4`` is a text, ``no`` is false, ``1:30`` is 90 and ``2024-01-01`` a date.
-Anchors are refused: a recipe is flat, and a few lines of them can unfold into gigabytes.
+Aliases are refused: recipes do not need them, and a few lines of them can expand to gigabytes.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import yaml
 
 from maemm.contract.errors import MaemmError
 
-MAX_BYTES = 1_000_000  # a recipe has a few kilobytes; this guards against being given a data file
+MAX_BYTES = 1_000_000  # a recipe has a few kilobytes; a larger file is data passed by mistake
 MAX_DEPTH = 50
 
 _TAG = "tag:yaml.org,2002:"
-_CORE = {
+_CORE = {  # YAML 1.2 core schema: {type: (pattern of its texts, their first characters)}
     "null": (r"null|Null|NULL|~|", "nN~"),
     "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
     "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
@@ -36,7 +36,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what :class:`_Loader` and YAML 1.1 readers read alike: doubtful texts are quoted; no anchors."""
+    """Writes what :class:`_Loader` and YAML 1.1 readers read alike: ambiguous texts are quoted; no aliases."""
 
     yaml_implicit_resolvers = {first: list(rules) for first, rules in yaml.SafeDumper.yaml_implicit_resolvers.items()}
 
@@ -50,7 +50,7 @@ for _name, (_pattern, _first) in _CORE.items():
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), _starts)
 
 
-def _represent_list(dumper: _Dumper, value: list[Any]) -> yaml.SequenceNode:
+def _represent_list(dumper: _Dumper, value: list[Any] | tuple[Any, ...]) -> yaml.SequenceNode:
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=True)
 
 
@@ -61,7 +61,7 @@ _Dumper.add_representer(tuple, _represent_list)
 def read(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int]]:
     """A recipe file -> its values, and the line (from 1) of every dotted key.
 
-    ``shown`` names the file in messages. Raises :class:`MaemmError` for whatever is not one plain mapping.
+    ``shown`` is the file's name in messages. Raises :class:`MaemmError` for anything but one plain mapping.
     """
     try:
         with path.open("rb") as file:
@@ -84,15 +84,15 @@ def parse(text: str, shown: str) -> tuple[dict[str, Any], dict[str, int]]:
         raise MaemmError(f"{shown} is empty; a recipe needs modalities, encoder and train")
     if not isinstance(node, yaml.MappingNode):
         raise MaemmError(f"{shown} is not a mapping (line {_line(node)}); write key: value lines")
-    lines: dict[str, int] = {}
-    return _Walk(shown, lines).mapping(node, "", 0), lines
+    converter = _Converter(shown)
+    return converter.mapping(node, "", 0), converter.lines
 
 
 def value(text: str, key: str) -> Any:
     """The value of an override ``key=value``, read as YAML."""
     shown = f"override {key}={text}"
     node = _compose(text, shown)
-    return None if node is None else _Walk(shown, {}).any(node, "", 0)
+    return None if node is None else _Converter(shown).value(node, "", 0)
 
 
 def dump(values: dict[str, Any]) -> str:
@@ -107,8 +107,8 @@ def _compose(text: str, shown: str) -> yaml.Node | None:
         return loader.get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise MaemmError(f"not valid YAML: {error.problem or error.context} ({shown}{place}); fix the line") from None
+        where = f"{shown}, line {mark.line + 1}, column {mark.column + 1}" if mark else shown
+        raise MaemmError(f"not valid YAML: {error.problem or error.context} ({where}); fix the line") from None
     except yaml.YAMLError as error:
         raise MaemmError(f"not valid YAML: {' '.join(str(error).split())} ({shown}); fix the file") from None
     except RecursionError:
@@ -122,14 +122,15 @@ def _line(node: yaml.Node) -> int:
     return node.start_mark.line + 1
 
 
-class _Walk:
-    """Turns YAML nodes into values and notes the lines."""
+class _Converter:
+    """Converts YAML nodes to values and records the line of every dotted key."""
 
-    def __init__(self, shown: str, lines: dict[str, int]):
-        self.shown, self.lines = shown, lines
-        self.seen: set[int] = set()
+    def __init__(self, shown: str):
+        self.shown = shown
+        self.lines: dict[str, int] = {}
+        self.seen: set[int] = set()  # ids of nodes, to detect aliases
 
-    def any(self, node: yaml.Node, key: str, depth: int) -> Any:
+    def value(self, node: yaml.Node, key: str, depth: int) -> Any:
         if depth > MAX_DEPTH:
             raise MaemmError(f"{self.shown} is nested too deeply (line {_line(node)}); a recipe has a few levels")
         if id(node) in self.seen:
@@ -138,49 +139,44 @@ class _Walk:
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
             return self.mapping(node, key, depth)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-            return [self.any(one, f"{key}.{index}", depth + 1) for index, one in enumerate(node.value)]
+            return [self.value(item, f"{key}.{index}", depth + 1) for index, item in enumerate(node.value)]
         return self.scalar(node, key)
 
     def mapping(self, node: yaml.MappingNode, key: str, depth: int) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         for name_node, value_node in node.value:
             name = self.name(name_node)
             full = f"{key}.{name}" if key else name
-            if name in found:
+            if name in values:
                 lines = f"lines {self.lines[full]} and {_line(name_node)}"
                 raise MaemmError(f"key {full!r} is given twice ({self.shown}, {lines}); remove one")
             self.lines[full] = _line(name_node)
-            found[name] = self.any(value_node, full, depth + 1)
-        return found
+            values[name] = self.value(value_node, full, depth + 1)
+        return values
 
     def name(self, node: yaml.Node) -> str:
+        where = f"{self.shown}, line {_line(node)}"
         if not isinstance(node, yaml.ScalarNode) or node.tag != _TAG + "str":
-            shown = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-            raise MaemmError(f"{shown!r} is no key ({self.shown}, line {_line(node)}); keys are texts")
+            text = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
+            raise MaemmError(f"{text!r} is not a key ({where}); keys are texts")
         if "." in node.value or not node.value:
-            advice = "write nested keys one below the other"
-            raise MaemmError(f"{node.value!r} is no key ({self.shown}, line {_line(node)}); {advice}")
+            raise MaemmError(f"{node.value!r} is not a key ({where}); write nested keys one below the other")
         return node.value
 
     def scalar(self, node: yaml.Node, key: str) -> Any:
         kind, text = node.tag.removeprefix(_TAG), node.value
         plain = isinstance(node, yaml.ScalarNode) and (kind == "str" or kind in _CORE)
         if not plain or (kind != "str" and not re.fullmatch(_CORE[kind][0], text)):
-            place = f"{self.shown}, line {_line(node)}"
-            raise MaemmError(f"{key or 'the value'} has the YAML tag {node.tag!r} ({place}); write a plain value")
+            where = f"{self.shown}, line {_line(node)}"
+            raise MaemmError(f"{key or 'the value'} has the YAML tag {node.tag!r} ({where}); write a plain value")
         if kind == "null":
             return None
         if kind == "bool":
             return text.lower() == "true"
         if kind == "int":
-            return _integer(text)
-        # Python's float() knows inf and nan, without YAML's leading point.
+            if text[:2] in ("0o", "0x"):
+                return int(text, 0)
+            # Python refuses thousands of digits; as a float the value is infinite, which is refused later.
+            return float(text) if len(text) > 300 else int(text)
+        # Python's float() reads inf and nan without YAML's leading point.
         return text if kind == "str" else float(re.sub(r"\.(?=[inIN])", "", text))
-
-
-def _integer(text: str) -> int | float:
-    if text[:2] in ("0o", "0x"):
-        return int(text, 0)
-    if len(text) > 300:  # Python refuses thousands of digits; as a float it is infinite, which is refused later
-        return float(text)
-    return int(text)

@@ -1,15 +1,16 @@
 """The contract between the core and its plugins: all that a plugin author must read.
 
-    source -> load (worker) -> collate -> prepare (device) -> tokenize -> plan
-           -> encoder (visible only) -> decoder (+ mask tokens) -> loss per token -> objectives
+    source -> load (worker) -> collate -> preprocess (device) -> tokenize -> plan
+           -> encoder (visible tokens only) -> decoder (+ mask tokens) -> loss per token -> objectives
 
-Letters in shapes: B samples, R plan rows (B, or k times B when every sample gets k plans), N tokens of a
-sample, V visible, M predicted, A axes, D width, O values of a predicted token, P prefix tokens.
+Letters in shapes: B samples, R rows of a plan (B, or k times B where every sample gets k plans), N tokens of a
+sample, V visible tokens, M predicted tokens, A axes, D width, O values of a predicted token, C channels, P values of
+a patch (in ``prefix``: prefix tokens, such as a class token), L labels of a sample.
 
 A part's keyword-only constructor parameters *are* its options: recipes are checked against their names and
 type hints, and ``maemm plugins show`` prints them. Positional parameters come from :func:`maemm.build`.
 
-The names below load when they are first used: importing this package loads no torch.
+The names below are loaded when they are first used: importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from maemm.contract.rng import Rng
     from maemm.contract.version import CONTRACT_VERSION
 
-_MODULES = {
+_NAMES = {
     "data": (
         "Label", "Latents", "ModalityInput", "Output", "Plan", "Preprocessed", "Sample", "Term", "Tokens",
         "gather_tokens",
@@ -56,38 +57,38 @@ _MODULES = {
     "errors": ("MaemmError",),
     "grid": ("GridModality",),
     "parts": (
-        "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective", "PerModalityMasking",
-        "Source", "Target", "CheckpointFormat",
+        "CheckpointFormat", "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective",
+        "PerModalityMasking", "Source", "Target",
     ),
     "rng": ("Rng",),
     "version": ("CONTRACT_VERSION",),
 }  # fmt: skip
-_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
 __all__ = [
     "CONTRACT_VERSION",
+    "CheckpointFormat",
     "Decoder",
-    "Rng",
     "Encoder",
-    "GridModality",
     "ExportedState",
+    "GridModality",
     "Head",
     "Label",
     "Latents",
     "MaemmError",
-    "ModalityInput",
     "Masking",
     "Modality",
+    "ModalityInput",
     "Objective",
-    "PerModalityMasking",
     "Output",
+    "PerModalityMasking",
     "Plan",
     "Preprocessed",
+    "Rng",
     "Sample",
     "Source",
     "Target",
     "Term",
     "Tokens",
-    "CheckpointFormat",
     "gather_tokens",
 ]
 

@@ -1,4 +1,4 @@
-"""The generic modality of signals on a grid: series, pictures, clips, volumes, spectrograms."""
+"""The generic modality for signals on a grid: series, images, clips, volumes, spectrograms."""
 
 from __future__ import annotations
 
@@ -15,12 +15,22 @@ from maemm.contract.patches import grid_of, patchify, unpatchify
 from maemm.contract.positions import lattice, make_position
 from maemm.contract.rng import Rng
 
+VARIANCE_EPS = 1e-6  # added to the variance of a patch (MAE, published code)
+
 PositionKind = Literal["sincos", "learned", "fixed", "none"]
 
 
 def as_tuple(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
-    """One number for all axes, or one for each."""
+    """A number for all axes, or one for each, as one for each."""
     return (value,) * axes if isinstance(value, int) else tuple(value)
+
+
+class _DecoderSide(nn.Module):
+    """What only the decoder needs of a modality; its parameters are named ``decoder.positions...``."""
+
+    def __init__(self, positions: nn.Module):
+        super().__init__()
+        self.positions = positions
 
 
 class GridModality(Modality):
@@ -32,11 +42,13 @@ class GridModality(Modality):
         channels: channels of the signal
         position: position of tokens in the encoder: sincos, learned, fixed (stored, not trained) or none
         decoder_position: the same in the decoder; null: like position
-        normalize: patch: targets have mean 0 and variance 1 in each patch; none: raw; null: unknown, ask
-        normalize_eps: added to the variance of a patch
+        normalize: patch: each target patch has mean 0 and variance 1; none: raw values; null: not recorded, refused
     """
 
-    axes = 2
+    axes = 2  # number of axes besides channels; ``size`` or ``patch`` given for each axis override it
+    embedding: nn.Linear  # patch values (R, V, P) -> (R, V, D)
+    positions: nn.Module  # positions in the encoder: (tokens, index (R, V)) -> (R, V, D)
+    decoder: _DecoderSide  # ``decoder.positions``: the same in the decoder, if there is one
 
     def __init__(
         self,
@@ -47,7 +59,6 @@ class GridModality(Modality):
         position: PositionKind = "sincos",
         decoder_position: PositionKind | None = None,
         normalize: Literal["patch", "none"] | None = "patch",
-        normalize_eps: float = 1e-6,
     ):
         super().__init__()
         axes = next((len(v) for v in (size, patch) if not isinstance(v, int)), self.axes)
@@ -59,25 +70,25 @@ class GridModality(Modality):
         if normalize == "patch" and self.values_dim() < 2:
             raise MaemmError("a patch of one value has no variance; set normalize: none or a larger patch")
         self.position_kinds = {"encoder": position, "decoder": decoder_position or position}
-        self.normalize, self.normalize_eps = normalize, normalize_eps
+        self.normalize = normalize
 
     # ---- in the worker
     def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
-        """An array (channels, *sides), or (*sides) for one channel -> {"x": (channels, *size)}, a part of it.
+        """Crop an array (channels, *sides), or (*sides) for one channel -> {"x": (channels, *size)}.
 
-        The part is a random one, or the middle with ``rng=None``. Raises ValueError, which counts as an unreadable
-        sample: another number of axes or channels, a side shorter than ``size``, values that are not finite.
+        The crop is random, or central with ``rng=None``. Raises ValueError (the sample counts as unreadable) for a
+        wrong number of axes or channels, a side shorter than ``size``, or values that are not finite.
         """
         x = torch.as_tensor(raw)
         if x.ndim == len(self.size) and self.channels == 1:
             x = x[None]
-        wanted = (self.channels, *self.size)
-        if x.ndim != len(wanted) or len(x) != self.channels or any(a < b for a, b in zip(x.shape, wanted, strict=True)):
-            raise ValueError(f"has shape {tuple(x.shape)}, the model takes {wanted} or longer sides")
-        spare = [have - want for have, want in zip(x.shape[1:], self.size, strict=True)]
-        if any(spare):
-            seat = [0.5] * len(spare) if rng is None else rng.uniform("crop", len(spare))[0].tolist()
-            starts = [int(one * (room + 1)) for one, room in zip(seat, spare, strict=True)]
+        shape = (self.channels, *self.size)
+        if x.ndim != len(shape) or len(x) != self.channels or any(a < b for a, b in zip(x.shape, shape, strict=True)):
+            raise ValueError(f"has shape {tuple(x.shape)}, the model expects {shape} or longer sides")
+        margins = [have - need for have, need in zip(x.shape[1:], self.size, strict=True)]
+        if any(margins):
+            offsets = [0.5] * len(margins) if rng is None else rng.uniform("crop", len(margins))[0].tolist()
+            starts = [int(offset * (margin + 1)) for offset, margin in zip(offsets, margins, strict=True)]
             for axis, (start, side) in enumerate(zip(starts, self.size, strict=True), start=1):
                 x = x.narrow(axis, start, side)
         if not x.isfinite().all():
@@ -86,7 +97,7 @@ class GridModality(Modality):
 
     # ---- tokens
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:
-        """(B, C, *size) -> patches; a patch is valid where all its elements are."""
+        """x (B, C, *size) -> patches (B, N, P). A patch is valid if all its elements are."""
         x = preprocessed.x
         if x.ndim != len(self.patch) + 2 or x.shape[1] != self.channels:
             axes = ", ".join(str(side) for side in self.size)
@@ -98,7 +109,8 @@ class GridModality(Modality):
         return Tokens(patchify(x, self.patch), lattice(grid, x.device)[None], grid, valid)
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
-        """(R, M, P) -> (R, C, *size); NaN where no token is given."""
+        """Patches (R, M, P) -> signal (R, C, *size), NaN where no token is given."""
+        assert tokens.grid is not None  # :meth:`tokenize` sets it
         if index is not None:
             whole = values.new_full((values.shape[0], tokens.count, values.shape[-1]), float("nan"))
             values = whole.scatter(1, index[..., None].expand(-1, -1, values.shape[-1]), values)
@@ -117,11 +129,10 @@ class GridModality(Modality):
         nn.init.xavier_uniform_(self.embedding.weight)
         self.positions = self.make_positions(self.position_kinds["encoder"], encoder_dim)
         if decoder_dim is not None:
-            self.decoder = nn.Module()
-            self.decoder.positions = self.make_positions(self.position_kinds["decoder"], decoder_dim)
+            self.decoder = _DecoderSide(self.make_positions(self.position_kinds["decoder"], decoder_dim))
 
     def make_positions(self, kind: str, dim: int) -> nn.Module:
-        """The positions of one role: (tokens, index (R, V)) -> (R, V, dim). Override it for kinds of your own."""
+        """A module (tokens, index (R, V)) -> (R, V, dim) for one role. Override it to add kinds of position."""
         return make_position(kind, dim, self.grid)
 
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
@@ -132,7 +143,11 @@ class GridModality(Modality):
 
     # ---- target
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """Patch values; with ``normalize: patch`` (x - mean) / sqrt(var + eps), unbiased variance (MAE, section 4)."""
+        """Patch values (R, M, P); with ``normalize: patch`` (x - mean) / sqrt(var + eps) of each patch.
+
+        The variance is the unbiased one, as in MAE's published code (He et al. 2022, section 4). Raises
+        :class:`MaemmError` where the checkpoint does not record ``normalize``.
+        """
         values = tokens.gather(index).float()
         if self.normalize is None:
             raise MaemmError("the checkpoint does not record whether targets were normalised; pass norm_pix=")
@@ -149,11 +164,11 @@ class GridModality(Modality):
 
     def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor]:
         mean = values.mean(-1, keepdim=True)
-        return mean, (values.var(-1, keepdim=True) + self.normalize_eps).sqrt()
+        return mean, (values.var(-1, keepdim=True) + VARIANCE_EPS).sqrt()
 
     # ---- pictures, statistics and tests
-    def by_channel(self, preprocessed: Preprocessed) -> Tensor:
-        """Of ``x`` (B, C, *size), or (B, *size) for one channel, with ``valid`` (B, *size) or (B, C, *size)."""
+    def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:
+        """(C, n) from ``x`` (B, C, *size), or (B, *size) for one channel, and ``valid`` (B, *size) or (B, C, *size)."""
         x, valid = self.denormalize_input(preprocessed.x), preprocessed.valid
         if x.ndim == len(self.patch) + 1:
             x = x.unsqueeze(1)
@@ -167,19 +182,19 @@ class GridModality(Modality):
         return Preprocessed((uniform - 0.5) * 12**0.5)
 
     def plot(self, axes: Any, signal: Tensor) -> None:
-        """One axis: a trace per channel; two: a map of the channels' mean; three: a strip of up to six maps."""
+        """One axis: a line per channel; two: an image of the channels' mean; three: a strip of up to six images."""
         signal = signal.detach().float().cpu()
         axes.set_axis_off()
         if signal.ndim == 2:
-            seen = signal[~signal.isnan()]
-            scale = (seen.std() if seen.numel() > 1 else seen.new_ones(())).clamp(min=1e-6) * 4
-            for row, trace in enumerate(signal):
-                axes.plot((trace - row * scale).numpy(), linewidth=0.8)
+            finite = signal[~signal.isnan()]
+            scale = (finite.std() if finite.numel() > 1 else finite.new_ones(())).clamp(min=1e-6) * 4
+            for row, channel in enumerate(signal):
+                axes.plot((channel - row * scale).numpy(), linewidth=0.8)
             return
-        maps = signal.mean(0)
-        if maps.ndim > 2:
-            maps = maps.flatten(0, -3)
-            chosen = torch.linspace(0, len(maps) - 1, min(6, len(maps))).long()
-            maps = torch.cat(list(maps[chosen]), dim=-1)
+        image = signal.mean(0)
+        if image.ndim > 2:
+            images = image.flatten(0, -3)
+            chosen = torch.linspace(0, len(images) - 1, min(6, len(images))).long()
+            image = torch.cat(list(images[chosen]), dim=-1)
         axes.set_facecolor("0.6")
-        axes.imshow(maps.numpy(), cmap="viridis", interpolation="nearest")
+        axes.imshow(image.numpy(), cmap="viridis", interpolation="nearest")

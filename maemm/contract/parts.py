@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,22 @@ from maemm.contract.data import Label, Latents, ModalityInput, Output, Plan, Pre
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 
+# maemm.model.model.Model, which the contract does not import. Parts may annotate their methods with the real class.
+Model: TypeAlias = Any
+
 
 class Source(ABC):
-    """Where samples come from. Lives in worker processes: keep it light and picklable, open files in ``read``.
+    """Where samples come from. Runs in worker processes: keep it light and picklable, open files in ``read``.
 
     A plugin registers a function ``open(root: str | None, list: str | None, *, name: str = MODALITY, ...) -> Source``
-    (or such a class): ``data.root`` and ``data.list``, then options. ``name`` is the modality that the samples are for,
-    the key of ``Sample.raw``: recipes may call a modality otherwise, and ``paired`` puts several sources together.
+    (or such a class): it receives ``data.root`` and ``data.list``, then its options. ``name`` is the key of
+    ``Sample.raw``: the modality that the samples are for. A recipe may call it differently, and ``paired`` combines
+    several sources.
     """
 
-    classes: Sequence[str] | None = None  # names of the labels, where there are labels
-    multilabel: bool = False  # samples may have several labels: each label is a tuple then
-    tta_views: int = 1  # in how many ways ``tta_view`` reads a sample
+    classes: Sequence[str] | None = None  # names of the labels; None: no labels
+    multilabel: bool = False  # True: a sample may have several labels, each label is a tuple
+    tta_views: int = 1  # number of views of a sample that ``tta_view`` offers
 
     @abstractmethod
     def __len__(self) -> int:
@@ -34,60 +38,60 @@ class Source(ABC):
 
     @abstractmethod
     def read(self, index: int, rng: Rng) -> Sample:
-        """Read one sample. Whatever is wrong with it is an exception, whose text becomes the reason in the log."""
+        """Read one sample. If it cannot be read, raise any exception: its text is logged as the reason."""
 
     def name(self, index: int) -> str:
-        """What messages and logs call a sample that could not be read: a path, ``file#index``. Reads nothing."""
+        """How messages and logs identify a sample that could not be read: a path, ``file#index``. Reads nothing."""
         return f"sample {index}"
 
     def label(self, index: int) -> Label | None:
-        """The label of a sample, None where it has none. By default the sample is read for it."""
+        """The label of a sample, None if it has none. By default reads the sample."""
         return self.read(index, Rng(("label", index))).label
 
     def tta_view(self, index: int, number: int) -> Sample:
-        """View ``number`` of the sample, of ``tta_views``: a classifier averages its answers over all views."""
+        """View ``number`` (of ``tta_views``) of a sample. A classifier averages its outputs over all views."""
         return self.read(index, Rng(("view", index)))
 
-    def files(self) -> Iterable[str | bytes | os.PathLike]:
-        """Files, or folders of them, behind the samples: stored features are stale when one of them has changed.
+    def files(self) -> Iterable[str | bytes | os.PathLike[str]]:
+        """The files or folders that hold the samples: cached features are stale once one of them has changed.
 
-        By default those of the sources that this one holds. Where none are told, ``data.root`` stands for them.
+        By default those of the sources among its attributes. If there are none, ``data.root`` is used instead.
         """
-        for held in vars(self).values():
-            if isinstance(held, Source):
-                yield from held.files()
+        for attribute in vars(self).values():
+            if isinstance(attribute, Source):
+                yield from attribute.files()
 
     def fingerprint(self) -> str:
-        """Changes when the data change: guards exact resume. By default the number of samples."""
+        """A text that changes when the data change: it guards exact resuming. By default the number of samples."""
         return f"{type(self).__name__}:{len(self)}"
 
 
 class Modality(nn.Module, ABC):
-    """A kind of signal. Without :meth:`connect` it has no parameters, so that workers get it cheaply.
+    """A kind of signal. It has no parameters before :meth:`connect`, so that it is cheap to send to workers.
 
-    Batch normalisation goes through :class:`maemm.model.batchnorm.BatchNorm`. It couples samples, so that a batch
-    cannot be split into micro-batches unless the modality has the option ``per_micro_batch`` and it is true.
+    Use :class:`maemm.model.batchnorm.BatchNorm` for batch normalisation. It couples samples, so that a batch cannot be
+    split into micro-batches unless the modality has the option ``per_micro_batch`` and it is true.
     """
 
-    tta_views: int = 1  # how many samples ``load_tta_views`` makes of one
+    tta_views: int = 1  # number of samples that ``load_tta_views`` makes of one
 
     # ---- in the worker, one sample
     def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
-        """What a source read -> tensors and numbers of one sample (uint8 where it can be).
+        """What a source read -> tensors and numbers of one sample (uint8 where possible, to be quick to copy).
 
         ``rng=None``: no augmentation; where the signal is longer than a sample, a fixed part of it.
         """
         return {"x": torch.as_tensor(raw)}
 
     def load_tta_views(self, raw: Any) -> list[dict[str, Any]]:
-        """``tta_views`` samples of what was read once: a classifier is asked about all, and its answers are averaged.
+        """``tta_views`` samples made of what was read once: a classifier averages its outputs over them.
 
-        What is drawn for them is the same each time. By default :meth:`load` without augmentation.
+        They must be the same every time. By default :meth:`load` without augmentation.
         """
         return [self.load(raw, None)]
 
     def collate(self, samples: list[dict[str, Any]]) -> Any:
-        """Samples -> one raw batch (a dict of tensors, the same keys for every batch). Pads where sizes differ."""
+        """Samples -> one raw batch (a dict of tensors with the same keys for every batch). Pads where sizes differ."""
         return torch.utils.data.default_collate(samples)
 
     # ---- on the device, batched
@@ -97,31 +101,34 @@ class Modality(nn.Module, ABC):
 
     @abstractmethod
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:
-        """Cut x (B, ...) into tokens (B, N, ...); no parameters. Element validity becomes token validity (B, N)."""
+        """Cut x (B, ...) into tokens (B, N, ...), without parameters. Derives ``valid`` (B, N) from that of x."""
 
     # ---- in the model
     @abstractmethod
     def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
-        """Make the parameters; called once by ``build``. What only the decoder needs goes under a child ``decoder``."""
+        """Create the parameters; called once by ``maemm.build``. ``decoder_dim=None``: there is no decoder.
+
+        What only the decoder needs goes into a submodule called ``decoder``.
+        """
 
     @abstractmethod
     def output_dim(self) -> int:
-        """O: values that the decoder's head predicts for one token."""
+        """O: number of values that the decoder predicts for a token."""
 
     @abstractmethod
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """Embed only the tokens ``index`` (R, V) -> (R, V, D)."""
+        """Embed the tokens ``index`` (R, V), and only those -> (R, V, D)."""
 
     @abstractmethod
     def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
-        """(R, V) -> (R or 1, V, D of the role); ``role`` is "encoder" or "decoder"."""
+        """Positions of the tokens ``index`` (R, V) -> (R or 1, V, D), D that of ``role``: "encoder" or "decoder"."""
 
     @abstractmethod
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """What the tokens ``index`` are compared with: (R, M, O) float32."""
+        """What predictions of the tokens ``index`` (R, M) are compared with: (R, M, O) float32."""
 
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Loss per predicted token: (R, M, O) twice -> (R, M) float32. Default: mean squared error."""
+        """Loss of each predicted token: (R, M, O) twice -> (R, M) float32. By default the mean squared error."""
         return (pred.float() - target).square().mean(-1)
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
@@ -129,56 +136,56 @@ class Modality(nn.Module, ABC):
         return pred
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor | None:
-        """Values (R, M, ...) of the tokens ``index`` (all if None) -> signal (R, ...), NaN (or nothing) elsewhere.
+        """Values (R, M, ...) of the tokens ``index`` (None: all) -> signal (R, ...).
 
-        None: there is no inverse.
+        The rest of the signal is NaN (on a grid) or left out (of a set). None: there is no inverse.
         """
         return None
 
     def plot(self, axes: Any, signal: Tensor) -> None:
-        """Draw one sample's signal, as :meth:`untokenize` gives it, on a matplotlib ``Axes``; NaN means hidden."""
+        """Draw the signal of one sample, as :meth:`untokenize` returns it, on a matplotlib ``Axes``; NaN is hidden."""
         raise MaemmError(f"{type(self).__name__} has no plot(); add one to get pictures")
 
     def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
-        """A piece of HTML for the report page that does more than a picture: plays a sound, turns a shape.
+        """HTML for the report page that does more than a picture: plays a sound, rotates a shape.
 
-        ``columns``: what :meth:`plot` draws, all samples at once: caption -> (R, ...). The piece stands in a page that
-        has no network, perhaps beside others of its kind; some hundred kB at most. None: pictures are enough.
+        ``columns``: the signals that :meth:`plot` would draw, all samples at once: caption -> (R, ...). The page has no
+        network access and may hold several such pieces; keep each to some hundred kB. None: pictures are enough.
         """
         return None
 
     def example(self, batch: int, rng: Rng) -> Preprocessed:
-        """A small random prepared batch, x (B, ...): for tests and ``meta`` builds."""
+        """A small random preprocessed batch, x (B, ...): for tests and builds on the ``meta`` device."""
         raise MaemmError(f"{type(self).__name__} has no example(); add one to be checked and shown")
 
     def sample_shape(self) -> tuple[int, ...] | None:
-        """Shape of one prepared sample (without B) as these options have it: what an exported graph is made for.
+        """Shape of one preprocessed sample (without B) with these options: the input of an exported graph.
 
         By default that of :meth:`example`. None: samples have no usual size.
         """
         return tuple(self.example(1, Rng(("shape",))).x.shape[1:])
 
-    # ---- what ``maemm show`` and ``maemm data`` tell about data
+    # ---- what ``maemm show`` and ``maemm data`` report
     def describe(self, raw: Any) -> dict[str, Any]:
-        """Facts about what a source read, by name: numbers are summed up as ranges, texts counted.
+        """Facts about what a source read, by name: numbers are reported as ranges, texts are counted.
 
-        By default shape and type of its arrays. Say what a person would ask for: height, seconds, rate, channels.
+        By default the shape and dtype of its arrays. Useful facts: height, seconds, sampling rate, channels.
         """
         facts: dict[str, Any] = {}
-        for key, one in raw.items() if isinstance(raw, Mapping) else [("", raw)]:
-            if hasattr(one, "shape") and hasattr(one, "dtype"):
-                facts[f"{key} shape".strip()] = " x ".join(map(str, one.shape)) or "one number"
-                facts[f"{key} type".strip()] = str(one.dtype).removeprefix("torch.")
+        for key, value in raw.items() if isinstance(raw, Mapping) else [("", raw)]:
+            if hasattr(value, "shape") and hasattr(value, "dtype"):
+                facts[f"{key} shape".strip()] = " x ".join(map(str, value.shape)) or "one number"
+                facts[f"{key} type".strip()] = str(value.dtype).removeprefix("torch.")
         return facts
 
     def denormalize_input(self, signal: Tensor) -> Tensor:
-        """Undo the options ``mean`` and ``std``: (..., C, *size) as prepared -> the unit in which they are given."""
+        """Undo the options ``mean`` and ``std``: preprocessed (..., C, *size) -> the unit in which they are given."""
         return signal
 
     def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:
-        """(C, n) values of each channel before ``mean`` and ``std``, NaN where padded: what statistics are taken of.
+        """(C, n) values of each channel before ``mean`` and ``std``, NaN where padded: the input of statistics.
 
-        None: there is nothing to normalise by channels.
+        None: this modality is not normalised by channel.
         """
         return None
 
@@ -186,38 +193,38 @@ class Modality(nn.Module, ABC):
 class Masking(ABC):
     """Draws a plan for every modality of a batch."""
 
-    guide: str | None = None  # "attention" or "features": what the encoder must tell first
+    guide: Literal["attention", "features"] | None = None  # what the encoder computes first and passes as ``guides``
 
     @abstractmethod
     def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
-        """{modality: Tokens} -> {modality: Plan}, visible (R, V) and predict (R, M); all chance comes from ``rng``.
+        """{modality: Tokens} -> {modality: Plan}, visible (R, V) and predict (R, M). All randomness comes from ``rng``.
 
-        ``guides``: {modality: what the encoder told}, where ``guide`` asks for it.
+        ``guides``: {modality: what the encoder computed}, if ``guide`` is set.
         """
 
 
 class PerModalityMasking(Masking):
-    """Masking that looks at one modality at a time.
+    """Masking that treats each modality by itself.
 
-    Shapes of a plan depend on N alone, never on the data, also where ``tokens.valid`` makes rows ragged:
+    Shapes of a plan may depend on N alone, never on the data, even where ``tokens.valid`` makes rows ragged:
     ``maemm.model.masking.counts`` turns a random order (``plan_from_order``) or a choice of hidden tokens
     (``plan_from_hidden``) into such a plan.
     """
 
     @abstractmethod
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        """Tokens (B, N, ...) of the modality ``name`` -> visible (R, V) and predict (R, M), rows sorted ascending."""
+        """Tokens (B, N, ...) of the modality ``name`` -> visible (R, V) and predict (R, M), each row sorted."""
 
     def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
         """:meth:`plan` of each modality: visible (R, V) and predict (R, M)."""
-        return {name: self.plan(name, one, rng) for name, one in tokens.items()}
+        return {name: self.plan(name, modality_tokens, rng) for name, modality_tokens in tokens.items()}
 
 
 class Encoder(nn.Module, ABC):
-    """Tokens -> latents, of visible tokens only."""
+    """Visible tokens -> latents."""
 
     dim: int  # D
-    norm: nn.Module  # the final norm, for pooling before it
+    norm: nn.Module  # the final norm, which pooling may apply later
 
     @abstractmethod
     def forward(
@@ -230,133 +237,143 @@ class Encoder(nn.Module, ABC):
     ) -> Latents:
         """Embed and encode ``plan.visible`` of each modality: ``Latents.tokens`` (R, V, D) each, in that order.
 
-        ``layers``: blocks whose outputs are wanted too; ``norm=False``: without the final norm.
+        ``layers``: blocks, from 0, whose outputs are returned in ``Latents.layers`` too. ``norm=False``: skip the final
+        norm.
         """
 
     def norm_of(self, name: str) -> nn.Module:
-        """The final norm of a modality's features; an encoder with a norm per stream says which."""
+        """The final norm of a modality's features; override it where each stream has its own."""
         return self.norm
 
     def layer_of(self, name: str) -> int:
-        """Layer of a parameter for layer-wise learning rates: 0 (embedding) .. depth; depth + 1: the rest."""
-        raise MaemmError(f"{type(self).__name__} does not say layer_of(); layer decay needs it")
+        """Layer of a parameter for layer-wise learning rates: 0 (embedding), block i: i + 1, depth + 1 for the rest."""
+        raise MaemmError(f"{type(self).__name__} has no layer_of(); layer decay needs it")
 
     def counts(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
-        """Counts of the terms born here, a scalar each, from the plans alone."""
+        """{term name: count, a scalar} of the terms in ``Latents.terms``, from the plans alone."""
         return {}
 
 
 class Decoder(nn.Module, ABC):
-    """Latents + mask tokens -> predictions."""
+    """Latents and mask tokens -> predictions."""
 
-    dim: int
+    dim: int  # D of the decoder
 
     @abstractmethod
     def forward(
         self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
     ) -> dict[str, Tensor]:
-        """{modality: (R, M, O)} in the order of ``plan.predict``."""
+        """{modality: predictions (R, M, O)} in the order of ``plan.predict``."""
 
 
 class Target(nn.Module, ABC):
-    """Replaces a modality's own target: features, HOG, latents of a moving average."""
+    """Replaces a modality's own target: features of a frozen network, HOG, latents of a moving average."""
 
     @abstractmethod
     def output_dim(self) -> int:
-        """O: values of one token's target."""
+        """O: number of values of a token's target."""
 
     @abstractmethod
     def forward(self, inputs: ModalityInput) -> Tensor:
-        """(R, M, O) float32, without gradient."""
+        """Targets of ``plan.predict``, (R, M, O) float32, without gradient."""
 
 
 class Objective(nn.Module, ABC):
-    """Turns outputs into terms of the loss."""
+    """Computes terms of the loss from the model's output."""
 
-    coupled: bool = False  # True: samples see each other, so micro-batches do not add up exactly
-    masked: bool = True  # False: it needs no masked forward pass; where that holds for all, nothing is hidden
-    hide: bool = False  # True: tokens are hidden in training all the same
+    coupled: bool = False  # True: samples affect each other, so that micro-batches do not add up exactly
+    masked: bool = True  # False: no masked forward pass needed; if that holds for all objectives, nothing is hidden
+    hide: bool = False  # True: hide tokens in training even if ``masked`` is False
 
     @abstractmethod
-    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
+    def forward(self, out: Output, model: Model) -> dict[str, Term]:
         """{term name: sum and count, scalars in float32}; a term of one modality is called ``OBJECTIVE.MODALITY``."""
 
     def batch(
-        self, preprocessed: dict[str, Preprocessed], labels: Tensor | None, rng: Rng, model: nn.Module
+        self, preprocessed: dict[str, Preprocessed], labels: Tensor | None, rng: Rng, model: Model
     ) -> tuple[dict[str, Preprocessed], Tensor | None]:
-        """Change a training batch and its labels before it is tokenised: mixing.
+        """Change a training batch and its labels before it is tokenised, as mixup does.
 
-        Labels are (B,) int64 with -1 for none, or (B, L) where samples have several, see :mod:`maemm.data.labels`.
+        Labels are (B,) int64 with -1 for none, or (B, L) if multi-label, see :mod:`maemm.data.labels`.
         """
         return preprocessed, labels
 
     def answers(self, out: Output) -> dict[str, Tensor]:
-        """What :meth:`figures` looks at, (B, ...) by name, of one batch of a validation. Where samples have several
-        views, floats are averaged over them."""
+        """What :meth:`metrics` needs of one validation batch: {name: (B, ...)}.
+
+        Floating point values are averaged over the views of a sample.
+        """
         return {}
 
     def metrics(self, answers: dict[str, Tensor]) -> dict[str, float]:
-        """Figures of a whole validation that are no part of the loss, of all its answers: accuracy."""
+        """Metrics other than the loss, such as accuracy, from the :meth:`answers` of a whole validation."""
         return {}
 
     @abstractmethod
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
-        """The counts of its terms, scalars, from the plans alone: the loop needs them before the first backward."""
+        """{term name: count, a scalar} from the plans alone: the training loop needs them before the first backward."""
 
-    def after_step(self, model: nn.Module, step: int) -> None:
-        """Called after each optimiser step (moving averages)."""
+    def after_step(self, model: Model, step: int) -> None:
+        """Called after each optimiser step, for example to update a moving average."""
 
 
 class Head(nn.Module, ABC):
-    """Turns the encoder of a fine-tuned model into logits."""
+    """The classifier of a fine-tuned model: encoder -> logits."""
 
-    classes: int
-
-    @abstractmethod
-    def features(self, model: nn.Module, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
-        """(B, F): the input of the last layer."""
+    classes: int  # number of classes
 
     @abstractmethod
-    def forward(self, model: nn.Module, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
-        """(B, classes), or a dict where several streams answer."""
+    def features(self, model: Model, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+        """The input of the last layer, (B, F), or {stream: (B, F)}."""
+
+    @abstractmethod
+    def forward(self, model: Model, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
+        """Logits (B, classes), or {stream: (B, classes)} where several streams each give some."""
 
 
 @dataclass(frozen=True)
 class ExportedState:
-    """A model in the layout of another library, and how that library takes it over."""
+    """A model in the layout of another library, and how that library loads it.
+
+    ``run`` loads it there: path -> a function from x (B, ...), as preprocessed, to the output. It raises ImportError
+    where the library is not installed.
+    """
 
     state: Mapping[str, Tensor]  # under the library's names
-    call: str  # Python that loads it there; {path} stands for the file or the folder
-    answers: str  # what ``run`` gives: "features" as Model.embed (B, D), "tokens" (B, N, D), or "logits"
-    # Loads it there: path -> (x (B, ...), as prepared -> answers). Raises ImportError where the library is missing.
+    call: str  # Python code that loads it there; {path} is replaced by the file or folder
+    answers: str  # output of ``run``: "features" as Model.embed (B, D), "tokens" (B, N, D), or "logits"
     run: Callable[[str], Callable[[Tensor], Tensor]]
-    config: Mapping[str, Any] | None = None  # config.json of a folder with model.safetensors; None: it is one file
+    config: Mapping[str, Any] | None = None  # config.json of a folder with model.safetensors; None: a single file
 
 
 class CheckpointFormat(ABC):
-    """A published checkpoint layout."""
+    """A published checkpoint layout, by which weights of other code are read and written."""
 
     name: str
     library: str | None = None  # the library whose own layout this is: ``maemm export --to LIBRARY`` writes it
 
     @abstractmethod
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Is this that layout? Prefixes of wrappers (``module.``) are already gone."""
+        """Whether a state dict has this layout. Prefixes of wrappers (``module.``) are already removed."""
 
     @abstractmethod
     def read(
-        self, state: dict[str, Tensor], **known: Any
+        self, state: dict[str, Tensor], *args: Any, **settings: Any
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-        """-> (recipe, state of our model, extras kept for an exact way back). ``known``: heads, norm_pix, ..."""
+        """State dict -> (recipe, state dict of our model, tensors that have no place there but are written back).
+
+        Write ``settings``, what the weights do not record (``heads``, ``norm_pix``, ...), as keyword-only parameters:
+        they are checked like options. ``args`` is always empty.
+        """
 
     @abstractmethod
-    def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Our model -> state under the published names."""
+    def write(self, model: Model, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Our model, and the tensors that :meth:`read` set apart -> state dict under the published names."""
 
-    def exported_state(self, model: nn.Module) -> ExportedState:
-        """Our model for the library. Raises :class:`MaemmError` that says what the layout has no place for."""
-        raise MaemmError(f"layout {self.name!r} is of no library; use maemm convert --to {self.name}")
+    def exported_state(self, model: Model) -> ExportedState:
+        """Our model for the library. Raises :class:`MaemmError` for what the layout cannot hold."""
+        raise MaemmError(f"layout {self.name!r} belongs to no library; use maemm convert --to {self.name}")
 
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The config.json of a folder in this layout -> what :meth:`read` wants to know besides the weights."""
+        """The ``settings`` of :meth:`read` from the config.json of a folder in this layout."""
         return {}

@@ -1,8 +1,9 @@
-"""Position embeddings: formulas of the coordinates, and stored tables that are resized when they are used."""
+"""Position embeddings: sine-cosine codes of the coordinates, and stored tables that are resized when used."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +14,12 @@ from maemm.contract.errors import MaemmError
 
 
 def sincos(coords: Tensor, dim: int) -> Tensor:
-    """Sine and cosine code of coordinates (..., A) -> (..., dim), computed in float64, returned as float32.
+    """Sine-cosine code of coordinates (..., A) -> (..., dim), computed in float64, returned as float32.
 
     The width is split evenly over the axes, the LAST axis first, each part ``[sin(x w), cos(x w)]`` with
     w_k = 10000^(-k/K), k = 0..K-1; columns left over are zero. For two axes this is the table of MAE
-    (He et al. 2022, published code): first half column, second half row.
+    (He et al. 2022, published code): the column in the first half, the row in the second. Raises
+    :class:`MaemmError` where ``dim`` is less than two columns per axis.
     """
     axes = coords.shape[-1]
     count = dim // (2 * axes)
@@ -30,7 +32,11 @@ def sincos(coords: Tensor, dim: int) -> Tensor:
 
 
 def resize_table(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
-    """(1, prod(old), D) -> (1, prod(new), D): bicubic without antialias on two axes, as published; linear otherwise."""
+    """Interpolate a table from one grid to another: (1, prod(old), D) -> (1, prod(new), D).
+
+    On two axes bicubic without antialiasing, as in MAE's published code, on one or three linear. Raises
+    :class:`MaemmError` for grids of more axes, or of different numbers of axes.
+    """
     if old == new:
         return table
     if len(old) != len(new):
@@ -38,40 +44,45 @@ def resize_table(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> T
     if len(old) > 3:
         raise MaemmError(f"position tables of {len(old)} axes cannot be resized; train with the grid {old}")
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
-    lattice = table.float().reshape(1, *old, -1).movedim(-1, 1)
-    lattice = F.interpolate(lattice, size=new, mode=mode, align_corners=False)
-    return lattice.flatten(2).transpose(1, 2)
+    image = table.float().reshape(1, *old, -1).movedim(-1, 1)
+    image = F.interpolate(image, size=new, mode=mode, align_corners=False)
+    return image.flatten(2).transpose(1, 2)
 
 
 class SinCos(nn.Module):
-    """The formula of :func:`sincos` at the true coordinates: any size, no state."""
+    """:func:`sincos` of the tokens' coordinates: works for any grid and has no state."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
-        self._cache: dict[tuple, Tensor] = {}
+        self._cache: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """(R, V) -> (R, V, D)."""
+        """Tokens ``index`` (R, V) -> their positions (R, V, D)."""
         if tokens.grid is None or tokens.coords.shape[0] != 1:
             return sincos(tokens.gather_coords(index), self.dim)
         key = (tokens.grid, tokens.coords.device)
-        if key not in self._cache:  # on a grid the coordinates are the lattice: one table per grid and device
+        if key not in self._cache:  # on a grid the coordinates are the lattice: cache one table per grid and device
             if len(self._cache) > 16:
                 self._cache.clear()
             self._cache[key] = sincos(tokens.coords[0], self.dim)
         return self._cache[key][index]
 
     def table(self, grid: tuple[int, ...]) -> Tensor:
-        """(1, N, D) for a grid: what published files store."""
+        """The table of a whole grid, (1, N, D), as published files store it."""
         return sincos(lattice(grid), self.dim)
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
 
 
 class Table(nn.Module):
-    """A stored table for one grid, learned or fixed; another grid gets it resized, the stored one stays."""
+    """A stored table for one grid, learned or fixed. For another grid it is resized on the fly.
+
+    The stored table keeps its size.
+    """
+
+    values: Tensor  # (1, N, D): a parameter if learned, else a buffer
 
     def __init__(self, dim: int, grid: tuple[int, ...], learned: bool):
         super().__init__()
@@ -84,36 +95,37 @@ class Table(nn.Module):
             self.register_buffer("values", values)
 
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """(R, V) -> (R, V, D). Needs tokens on a grid."""
+        """Tokens ``index`` (R, V) -> their positions (R, V, D). Raises :class:`MaemmError` for tokens on no grid."""
         if tokens.grid is None:
             raise MaemmError("a position table needs tokens on a grid; use sin-cos positions or your own")
         return self.table(tokens.grid)[0][index]
 
     def table(self, grid: tuple[int, ...]) -> Tensor:
-        """(1, N, D) for a grid."""
+        """The table of a grid, (1, N, D), resized where it is not the stored one."""
         return resize_table(self.values, self.grid, tuple(grid))
 
 
 class NoPosition(nn.Module):
-    """Tokens carry no position: their order means nothing, or their embedding holds it."""
+    """No positions (zeros): the order of tokens has no meaning, or their embedding holds the position."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
 
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """(R, V) -> zeros (R, V, D)."""
+        """Tokens ``index`` (R, V) -> zeros (R, V, D)."""
         return tokens.values.new_zeros(*index.shape, self.dim)
 
 
 def lattice(grid: tuple[int, ...], device: torch.device | str | None = None) -> Tensor:
-    """(N, A) index of every cell in raster order, float32."""
+    """(N, A) coordinates of every cell of a grid in raster order, float32."""
     axes = [torch.arange(n, dtype=torch.float32, device=device) for n in grid]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, -2)
 
 
 def make_position(kind: str, dim: int, grid: tuple[int, ...]) -> nn.Module:
-    """``kind`` is "sincos", "learned", "fixed" (a stored table that is not trained) or "none"."""
+    """A module (tokens, index (R, V)) -> (R, V, dim) of a kind: "sincos", "learned", "fixed" (a stored table that is
+    not trained) or "none"."""
     if kind == "sincos":
         return SinCos(dim)
     if kind == "none":

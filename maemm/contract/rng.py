@@ -1,6 +1,6 @@
-"""Counted draws: every random number is a function of (seed, step or sample, purpose), never of a stream.
+"""Counter-based random numbers: each is a function of (seed, step or sample, purpose), never of a stream's state.
 
-So a run resumes from its step number alone, and n processes draw what one process would have drawn.
+A run therefore resumes from its step number alone, and n ranks together draw what a single rank would draw.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def derive(*key: int | str) -> int:
-    """A 63-bit seed from a key; equal on every machine and Python version."""
+    """A 63-bit seed from a key; the same on every machine and Python version."""
     text = "\x1f".join(str(part) for part in key).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
@@ -26,24 +26,24 @@ def derive(*key: int | str) -> int:
 class Rng:
     """Random numbers for the rows of a batch.
 
-    On the device the key is (seed, step), ``total`` the global batch and ``rows`` the part of this process and
+    On the device the key is (seed, step), ``total`` the size of the global batch and ``rows`` the rows of this rank and
     micro-batch. In a worker the key is (seed, epoch, sample, repeat) and there is one row.
     """
 
     key: tuple[int | str, ...]
     rows: Sequence[int] = range(1)
     total: int = 1
-    progress: float = 0.0  # share of the training that is done, for schedules of maskings and augmentations
+    progress: float = 0.0  # fraction of the training that is done, for schedules of maskings and augmentations
 
     def seed(self, purpose: str) -> int:
-        """An integer for foreign random code; see :func:`seeded`."""
+        """A 63-bit integer to seed third-party random code with; see :func:`seeded`."""
         return derive(*self.key, purpose)
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """(rows, *shape) uniform in [0, 1), float32, on the CPU: the same on every machine.
 
-        Drawn for the whole global batch, of which the own rows are returned. Only ``rand`` is used: in torch
-        ``randn`` of a long tensor does not start with ``randn`` of a short one.
+        Drawn for the whole global batch, of which the rows of this rank are returned. Only ``torch.rand`` is used:
+        ``torch.randn`` of a long tensor does not begin with ``torch.randn`` of a short one.
         """
         generator = torch.Generator().manual_seed(self.seed(purpose))
         whole = torch.rand(self.total, *shape, generator=generator)
@@ -56,15 +56,16 @@ class Rng:
         return np.random.default_rng(self.seed(purpose))
 
     def fold_in(self, *more: int | str) -> Rng:
-        """The same rows under a longer key."""
+        """The same rows with a longer key."""
         return Rng((*self.key, *more), self.rows, self.total, self.progress)
 
 
 @contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
-    """Run foreign random code (dropout, timm's augmentations) under a key; restores Python, NumPy and torch."""
+    """Seed the global generators of Python, NumPy and torch (CPU and CUDA) from a key within the block, then restore
+    them: for third-party random code, such as dropout or timm's augmentations."""
     seed = derive(*key)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
@@ -72,6 +73,5 @@ def seeded(*key: int | str) -> Iterator[None]:
         try:
             yield
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)

@@ -1,4 +1,4 @@
-"""Versions of maemm and of the contract that a plugin is written for; importing them loads no torch."""
+"""The versions of maemm and of the contract that plugins are written for. Importing this does not import torch."""
 
 __version__ = "0.1.0"
-CONTRACT_VERSION = 1
+CONTRACT_VERSION = 2

@@ -1,1 +1,1 @@
-"""From a source to batches: the order of samples, the loader and the record of unreadable samples."""
+"""From sources to batches: reading files, the order of samples, the loader and the record of unreadable samples."""

@@ -1,7 +1,7 @@
-"""The record of samples that could not be read, and the point at which there are too many of them.
+"""The record of samples that could not be read, and the limit of how many may be.
 
-The rule: a run stops once *distinct bad samples > max_share x samples of the data set*. The share is taken of the
-whole data set, not of what has been seen so far, so one broken file among the first five read stops nothing, and a
+The rule: a run stops once *distinct bad samples > max_fraction x samples of the data set*. The fraction is that of the
+whole data set, not of what has been read so far: one broken file among the first five read stops nothing, and a
 data set with too many broken files stops in its first epoch, as soon as that is certain.
 """
 
@@ -35,54 +35,54 @@ def reason_of(error: BaseException, limit: int = 200) -> str:
 
 
 def printable(text: str) -> str:
-    """``text`` without what a terminal or a UTF-8 file refuses: file names need not be valid text."""
+    """``text`` with what UTF-8 cannot encode escaped: file names need not be valid text."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 class BadSampleLog:
     """Appends every bad sample once to a file of JSON lines and stops the run when there are too many.
 
-    ``path``: the file, shared by all processes of a run and kept over a resume; None: count only. ``max_share``: the
-    share of the ``total`` samples that may be bad, 0 .. 1. A half-written last line, as a killed run leaves it, is
-    closed and ignored.
+    ``path``: the file, shared by all ranks of a run and continued when the run is resumed; None: count only.
+    ``max_fraction``: the fraction of the ``total`` samples that may be bad, 0 .. 1. An incomplete last line, left by a
+    killed run, is closed and ignored.
     """
 
     def __init__(self, path: str | Path | None, max_fraction: float, total: int):
         self.path = None if path is None else Path(path)
         self.max_fraction, self.total = max_fraction, total
-        self._known: set[str] = set()
+        self._ids: set[str] = set()
         self._offset = 0  # in the file, up to where it has been read
         self._read_new()
 
     def __len__(self) -> int:
-        """How many distinct bad samples are known."""
-        return len(self._known)
+        """Number of distinct bad samples so far."""
+        return len(self._ids)
 
     def add(self, samples: Iterable[BadSample]) -> int:
         """Record ``samples``; -> how many of them were new. Raises :class:`MaemmError` when there are too many."""
-        samples = [sample for sample in samples if sample.id not in self._known]
+        samples = [sample for sample in samples if sample.id not in self._ids]
         if not samples:
             return 0
-        self._read_new()  # another process may have met the same ones, and its own count towards the share
-        new = {sample.id: sample for sample in samples if sample.id not in self._known}
-        self._known.update(new)
+        self._read_new()  # other ranks may have met the same samples, and theirs count towards the limit
+        new = {sample.id: sample for sample in samples if sample.id not in self._ids}
+        self._ids.update(new)
         self._append(new.values())
         self.check()
         return len(new)
 
     def check(self) -> None:
-        """Raise :class:`MaemmError` if more than ``max_share`` of the samples are bad; also worth asking on resume."""
-        bad = len(self._known)
+        """Raise :class:`MaemmError` if more than ``max_fraction`` of the samples are bad; call it on resume too."""
+        bad = len(self._ids)
         if bad <= self.max_fraction * self.total:
             return
-        listed = f"; list: {self.path}" if self.path else ""
+        log = f"; list: {self.path}" if self.path else ""
         raise MaemmError(
             f"{bad:,} of {self.total:,} samples are unreadable ({100 * bad / max(self.total, 1):.3g} %, allowed "
-            f"{100 * self.max_fraction:.3g} %{listed}); fix the data or set data.max_bad_fraction"
+            f"{100 * self.max_fraction:.3g} %{log}); fix the data or set data.max_bad_fraction"
         )
 
     def _read_new(self) -> None:
-        """Take up the complete lines behind the offset; lines that are no record are passed over."""
+        """Read the complete lines behind the offset; lines that are no record are skipped."""
         if self.path is None or not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -92,25 +92,20 @@ class BadSampleLog:
         self._offset += len(complete)
         for line in complete.splitlines():
             try:
-                self._known.add(str(json.loads(line)["id"]))
+                self._ids.add(str(json.loads(line)["id"]))
             except (ValueError, KeyError, TypeError):
                 continue
 
     def _append(self, samples: Iterable[BadSample]) -> None:
-        if self.path is None:
-            return
         text = "".join(json.dumps(asdict(sample)) + "\n" for sample in samples)
-        if not text:
+        if self.path is None or not text:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
-            if file.tell() and not self._ends_whole():
-                text = "\n" + text
+        with self.path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # the end of a killed run
+                    text = "\n" + text
             file.write(text.encode())
             file.flush()
             os.fsync(file.fileno())
-
-    def _ends_whole(self) -> bool:
-        with self.path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"

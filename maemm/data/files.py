@@ -1,4 +1,4 @@
-"""What sources of files have in common: a list of paths that workers share, and checks of what the user gave."""
+"""What sources of files have in common: paths in memory that workers share, and checks of user input."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from maemm.data.labels import LabelTable
 
 
 class Files(Source):
-    """A sample per file below a folder; subclasses say how one is opened.
+    """One sample per file below a folder; subclasses open the files.
 
-    Paths are kept in one block of bytes: a million Python strings would be copied into every worker sooner or later,
-    since counting references writes to their pages.
+    ``paths``: relative to ``folder``. ``name``: the modality that the samples are for. Paths are kept in one block of
+    bytes: a million Python strings would sooner or later be copied into every worker, since counting references writes
+    to their memory pages.
     """
 
     def __init__(
@@ -36,28 +37,28 @@ class Files(Source):
         self.folder, self.modality, self.classes = os.fsencode(folder), name, classes
         encoded = [os.fsencode(path) for path in paths]
         self._paths = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([len(one) for one in encoded], dtype=np.int64)
+        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self._labels = None if labels is None else LabelTable(labels)
-        self.multilabel = labels is not None and self._labels.multilabel
+        self.multilabel = self._labels is not None and self._labels.multilabel
 
     @abstractmethod
     def open(self, path: bytes, rng: Rng) -> Any:
-        """The file ``path`` -> what the modality's ``load`` takes. Whatever is wrong with it is an exception."""
+        """The file ``path`` -> what ``load`` of the modality expects. Any exception makes the sample unreadable."""
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def path(self, index: int) -> bytes:
-        """Path below the folder."""
+        """Path relative to the folder."""
         start = self._ends[index - 1] if index else 0
         return self._paths[start : self._ends[index]].tobytes()
 
     def name(self, index: int) -> str:
-        """What messages call the sample: its path below the folder."""
+        """What messages call the sample: its path relative to the folder."""
         return printable_name(self.path(index))
 
     def label(self, index: int) -> Label | None:
-        """The label, None where there is none."""
+        """The label; None where there is none."""
         return None if self._labels is None else self._labels[index]
 
     def read(self, index: int, rng: Rng) -> Sample:
@@ -69,35 +70,35 @@ class Files(Source):
             yield os.path.join(self.folder, self.path(index))
 
     def fingerprint(self) -> str:
-        """The paths below the folder and the labels; moving the folder changes nothing."""
+        """Depends on the relative paths and the labels; moving the folder changes nothing."""
         labels = (None,) if self._labels is None else self._labels.arrays
         return fingerprint("files", len(self), self._paths, self._ends, *labels)
 
 
 def existing(path: str, key: str) -> Path:
-    """The path, with ``~`` expanded. Raises :class:`MaemmError` that names ``key`` where nothing is there."""
-    found = Path(path).expanduser()
+    """The path, with ``~`` expanded. Raises :class:`MaemmError`, naming the option ``key``, where it is missing."""
+    expanded = Path(path).expanduser()
     try:
-        found.stat()
+        expanded.stat()
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise MaemmError(f"{key} cannot be opened ({path}: {why}); check the path") from error
-    return found
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MaemmError(f"{key} cannot be opened ({path}: {reason}); check the path") from error
+    return expanded
 
 
-def endings(given: Iterable[str] | None, known: Sequence[str]) -> tuple[str, ...]:
-    """Endings of file names, lower case with a dot: those given, or all that are known."""
-    if given is None:
-        return tuple(known)
-    if isinstance(given, str):
-        given = [given]
-    return tuple("." + one.lower().lstrip(".") for one in given)
+def endings(chosen: Iterable[str] | None, supported: Sequence[str]) -> tuple[str, ...]:
+    """Endings of file names, lower case with a dot: the chosen ones (one or several), or with None all supported."""
+    if chosen is None:
+        return tuple(supported)
+    if isinstance(chosen, str):
+        chosen = [chosen]
+    return tuple("." + ending.lower().lstrip(".") for ending in chosen)
 
 
 def whole_labels(labels: np.ndarray | None, count: int, file: Path, *, multilabel: bool = False) -> np.ndarray | None:
-    """(count,) int64 of an array of labels; with ``multilabel`` also (count, classes) of 0 and 1 as it is.
+    """Labels of an array file -> (count,) int64; with ``multilabel`` also (count, classes) int8 of 0 and 1.
 
-    Raises :class:`MaemmError` for another shape or type. :func:`maemm.data.labels.label_at` reads both.
+    Raises :class:`MaemmError` for another shape or type. :func:`maemm.data.labels.label_at` reads both forms.
     """
     if labels is None:
         return None
@@ -107,13 +108,13 @@ def whole_labels(labels: np.ndarray | None, count: int, file: Path, *, multilabe
     if labels.shape != (count,) or labels.dtype.kind not in "iub":
         raise MaemmError(
             f"labels have shape {labels.shape} and type {labels.dtype} for {count} samples ({file}); "
-            "store one whole number for each"
+            "store one whole number per sample"
         )
     return labels.astype(np.int64)
 
 
 def fingerprint(kind: str, *parts: Any) -> str:
-    """A short text that changes with the parts: arrays by their bytes, others by their text."""
+    """A short text that depends on the parts: on the bytes of arrays, on ``str()`` of everything else."""
     digest = hashlib.blake2b(digest_size=12)
     for part in parts:
         digest.update(part.tobytes() if isinstance(part, np.ndarray) else str(part).encode())
@@ -122,5 +123,5 @@ def fingerprint(kind: str, *parts: Any) -> str:
 
 
 def printable_name(path: str | bytes) -> str:
-    """A path as text that every terminal takes: file names need not be valid text."""
+    """A path as text that can be printed: file names need not be valid UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -1,4 +1,4 @@
-"""Folds: parts of a source, each of which is asked once while the others are learned from."""
+"""Folds for cross-validation: each part of a source is the test set once, the others are the training set."""
 
 from __future__ import annotations
 
@@ -13,63 +13,63 @@ from maemm.contract.errors import MaemmError
 from maemm.data.shots import has_label, labels_of
 from maemm.data.subset import Subset
 
-Rows = tuple[np.ndarray, np.ndarray]  # indices of the training part and of the test part
+Rows = tuple[np.ndarray, np.ndarray]  # indices of the training part and the test part
 
-_FOLDS, _MOST = 5, 10  # where nothing is said; the most groups that are folds of their own then
+_DEFAULT_FOLDS, _MAX_FOLDS = 5, 10  # without groups; with groups, which are then one fold each
 
 
 def split_folds(labels: np.ndarray, count: int, *, seed: int = 0, groups: np.ndarray | None = None) -> list[Rows]:
-    """``count`` folds of labels (n,) or (n, classes), with like shares of every class.
+    """(training rows, test rows) of ``count`` shuffled folds of labels (n,) or (n, classes).
 
-    ``groups`` (n,) int64 are never torn apart. Raises :class:`MaemmError` where there are fewer samples, or groups,
-    than folds, or where no class has as many samples as there are folds.
+    Folds are stratified by class; with several labels per sample they are plain folds. Samples of one group, ``groups``
+    (n,) int64, stay together. Raises :class:`MaemmError` where there are fewer samples, or groups, than folds, or where
+    no class has as many samples as there are folds.
     """
     if count < 2:
-        raise MaemmError(f"{count} folds make no test part (--folds); give 2 or more")
+        raise MaemmError(f"{count} folds leave no test part (--folds); give 2 or more")
     units = len(labels) if groups is None else len(np.unique(groups))
-    what = "labelled samples" if groups is None else "groups"
+    unit = "labelled samples" if groups is None else "groups"
     if units < count:
-        raise MaemmError(f"{units} {what} do not make {count} folds (--folds); use {max(units, 2)} folds at most")
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
+        raise MaemmError(f"{units} {unit} do not make {count} folds (--folds); use {max(units, 2)} folds at most")
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold  # takes a second
 
     rows = np.arange(len(labels))
     if groups is not None:
-        split = GroupKFold(count, shuffle=True, random_state=seed).split(rows, groups=groups)
-        return [(np.asarray(a), np.asarray(b)) for a, b in split]
-    if labels.ndim == 2:  # several labels of a sample cannot be shared out evenly
-        split = KFold(count, shuffle=True, random_state=seed).split(rows)
-        return [(np.asarray(a), np.asarray(b)) for a, b in split]
+        return list(GroupKFold(count, shuffle=True, random_state=seed).split(rows, groups=groups))
+    if labels.ndim == 2:  # several labels per sample cannot be stratified
+        return list(KFold(count, shuffle=True, random_state=seed).split(rows))
     most = int(np.bincount(labels).max())
     if most < count:
-        raise MaemmError(f"no class has {count} samples, so {count} folds cannot share them; use {most} folds at most")
+        raise MaemmError(f"no class has {count} samples, so it cannot be in {count} folds; use {most} folds at most")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it misses in some folds
-        split = StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, labels)
-        return [(np.asarray(a), np.asarray(b)) for a, b in split]
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it is missing in some folds
+        return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, labels))
 
 
 def groups_of(ids: list[str], pattern: str) -> np.ndarray:
-    """(n,) int64: samples whose ids give the same text for ``pattern`` (its first group, or all it matches).
+    """(n,) int64: the group of each sample. Ids where ``pattern`` (its first group, or the whole match) finds the same
+    text are one group.
 
-    Raises :class:`MaemmError` for a pattern that is none, and for ids that it does not fit.
+    Raises :class:`MaemmError` for an invalid regular expression, and for ids that it does not match.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise MaemmError(f"--groups is no regular expression ({pattern}: {error})") from None
-    found = [compiled.search(one) for one in ids]
-    missed = [one for one, match in zip(ids, found, strict=True) if match is None]
-    if missed:
+        raise MaemmError(f"--groups is not a regular expression ({pattern}: {error}); fix it") from None
+    matches = [compiled.search(id) for id in ids]
+    unmatched = [id for id, match in zip(ids, matches, strict=True) if match is None]
+    if unmatched:
         raise MaemmError(
-            f"--groups {pattern!r} fits {len(ids) - len(missed):,} of {len(ids):,} ids (not: {missed[0]}); fix it"
+            f"--groups {pattern!r} matches {len(ids) - len(unmatched):,} of {len(ids):,} ids (not: {unmatched[0]}); "
+            "fix it"
         )
-    texts = [match.group(1) if compiled.groups else match.group(0) for match in found]
+    texts = [match.group(1 if compiled.groups else 0) for match in matches if match is not None]
     return np.unique(texts, return_inverse=True)[1].astype(np.int64)
 
 
 def usual_count(groups: np.ndarray | None) -> int:
-    """How many folds there are where nobody says: 5, or one for each group, up to 10."""
-    return _FOLDS if groups is None else min(_MOST, len(np.unique(groups)))
+    """The default number of folds: 5, or one for each group, up to 10."""
+    return _DEFAULT_FOLDS if groups is None else min(_MAX_FOLDS, len(np.unique(groups)))
 
 
 @dataclass(frozen=True)
@@ -85,15 +85,15 @@ class Fold:
         """Read "2/5"; raises :class:`MaemmError`."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            raise MaemmError(f"fold {text!r} means nothing (data.fold); give its number and their count, such as 1/5")
+            raise MaemmError(f"fold {text!r} is not valid (data.fold); give its number and their count, such as 1/5")
         return cls(int(match[1]), int(match[2]), groups)
 
     def split(self, source: Source, seed: int) -> tuple[Source, Source]:
-        """(what is learned from, what is asked): all samples with a label are in one of them."""
+        """(training set, test set): together all samples with a label."""
         labels = labels_of(source)
-        known = np.flatnonzero(has_label(labels))
-        if not len(known):
+        labelled = np.flatnonzero(has_label(labels))
+        if not len(labelled):
             raise MaemmError("samples have no labels to make folds of (data.fold); give data with labels")
-        groups = self.groups and groups_of([source.name(int(row)) for row in known], self.groups)
-        learned, asked = split_folds(labels[known], self.count, seed=seed, groups=groups)[self.number - 1]
-        return Subset(source, known[learned]), Subset(source, known[asked])
+        groups = None if self.groups is None else groups_of([source.name(int(row)) for row in labelled], self.groups)
+        train, test = split_folds(labels[labelled], self.count, seed=seed, groups=groups)[self.number - 1]
+        return Subset(source, labelled[train]), Subset(source, labelled[test])

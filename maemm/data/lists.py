@@ -1,4 +1,4 @@
-"""Where the files of a data set are: folders searched through, and list files. For sources of any plugin."""
+"""The files of a data set: folders to search, and list files. For the sources of any plugin."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from maemm.contract.errors import MaemmError
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path")
 _LABEL_COLUMNS = ("label", "class", "target", "category", "y", "label_id", "class_id", "class_name")
-_SEVERAL_COLUMNS = ("labels", "classes", "targets", "tags")  # any number of them, between commas, semicolons or bars
+_MULTILABEL_COLUMNS = ("labels", "classes", "targets", "tags")  # any number of labels, separated by , ; or |
 
 Labels = list[Label | None]
 
 
 def find_files(root: Path, extensions: Iterable[str]) -> list[str]:
-    """Paths of files with these endings (lower case) relative to ``root``, sorted, in all its folders.
+    """Paths of all files with these endings (lower case) below ``root``, relative to it and sorted.
 
-    Hidden files and folders are left out. Links to folders are followed, each folder is entered once. Links that lead
-    nowhere are listed, so that they are counted as unreadable.
+    Hidden files and folders are left out. Links to folders are followed, but each folder is entered once. Broken links
+    are listed, so that they are counted as unreadable. Raises :class:`MaemmError` for a folder that cannot be listed.
     """
     endings = tuple(extensions)
-    found: list[str] = []
+    paths: list[str] = []
     entered: set[tuple[int, int]] = set()
     waiting = [""]
     while waiting:
@@ -35,16 +35,16 @@ def find_files(root: Path, extensions: Iterable[str]) -> list[str]:
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
-            folders = _scan(root, folder, endings, found)
+            folders = _scan(root, folder, endings, paths)
         except OSError as error:
             raise MaemmError(f"cannot list a folder ({root / folder}: {error.strerror}); give access to it") from error
         waiting += sorted(folders, reverse=True)  # so that the first of two links to a folder is always the same
-    found.sort()
-    return found
+    paths.sort()
+    return paths
 
 
-def _scan(root: Path, folder: str, endings: tuple[str, ...], found: list[str]) -> list[str]:
-    """Add the files of one folder to ``found``; -> its folders."""
+def _scan(root: Path, folder: str, endings: tuple[str, ...], paths: list[str]) -> list[str]:
+    """Add the files of one folder to ``paths``; -> its folders."""
     folders = []
     with os.scandir(root / folder) as entries:
         for entry in entries:
@@ -52,22 +52,20 @@ def _scan(root: Path, folder: str, endings: tuple[str, ...], found: list[str]) -
                 continue
             path = os.path.join(folder, entry.name)
             try:
-                folder_here, file_here = entry.is_dir(), entry.is_file()
+                is_folder, is_file = entry.is_dir(), entry.is_file()
             except OSError:  # a link to itself
-                folder_here = file_here = False
-            if folder_here:
+                is_folder = is_file = False
+            if is_folder:
                 folders.append(path)
-            elif entry.name.lower().endswith(endings) and (file_here or _leads_nowhere(entry)):
-                found.append(path)
+            elif entry.name.lower().endswith(endings):
+                broken_link = entry.is_symlink() and not os.path.exists(entry.path)
+                if is_file or broken_link:
+                    paths.append(path)
     return folders
 
 
-def _leads_nowhere(entry: os.DirEntry[str]) -> bool:
-    return entry.is_symlink() and not os.path.exists(entry.path)
-
-
 def class_labels(paths: list[str]) -> tuple[Labels | None, list[str] | None]:
-    """(labels, classes) if all files lie in folders of exactly one level, two of them at least; else (None, None)."""
+    """(labels, classes) if all files lie in folders of exactly one level, at least two of them; else (None, None)."""
     folders = [os.path.dirname(path) for path in paths]
     classes = sorted(set(folders))
     if len(classes) < 2 or any(not name or os.sep in name for name in classes):
@@ -77,7 +75,7 @@ def class_labels(paths: list[str]) -> tuple[Labels | None, list[str] | None]:
 
 
 def strays(paths: list[str]) -> list[str]:
-    """The files that keep folders from being classes: those outside of folders of one level, where most lie in such."""
+    """The few files that keep folders from being classes: where most files lie in folders of one level, the others."""
     folders = {path: os.path.dirname(path) for path in paths}
     odd = [path for path, folder in folders.items() if not folder or os.sep in folder]
     classes = {folder for folder in folders.values() if folder and os.sep not in folder}
@@ -88,28 +86,27 @@ def strays(paths: list[str]) -> list[str]:
 def read_list(
     path: Path, root: Path | None, extensions: Iterable[str], columns: Iterable[str] = ()
 ) -> tuple[Path, list[str], Labels | None, list[str] | None]:
-    """A list file -> (folder of its relative paths, paths, labels, classes).
+    """Read a list file -> (folder that the paths are relative to, paths, labels, classes).
 
-    ``extensions``: endings of the files that it names, lower case, by which a path is told from a header or a label.
-    ``columns``: more names that the column of paths may have.
+    ``extensions``: endings of the files in the list, lower case, which distinguish a path from a header or a label.
+    ``columns``: further names that the column of paths may have.
 
-    ``.csv``: cells between commas, ``.tsv``: between tabs; with a header, the columns are found by name, otherwise
-    they are path and label; a column called labels holds any number of them, as in ``"dog,rain"``, which may be none.
-    ``.txt``: a path a line, then possibly a tab, comma or blank and a label; blanks inside a
-    path do no harm, and it may stand in quotes. Lines that are empty or start with # are passed over. Paths are
-    relative to ``root`` if the first one is found there, otherwise to the folder of the list. Labels are numbers from
-    0, or words, which are numbered in alphabetical order.
+    ``.csv`` (commas) and ``.tsv`` (tabs): with a header, the columns are found by name, otherwise they are path and
+    label; a column called labels holds any number of them, as in ``"dog,rain"``, or none. ``.txt``: one path per line,
+    optionally followed by a tab, comma or space and a label; paths may contain spaces and may be quoted. Empty lines
+    and lines that start with # are skipped. Paths are relative to ``root`` if the first one exists there, otherwise to
+    the folder of the list. Labels are numbers from 0, or words, which are numbered in alphabetical order. Raises
+    :class:`MaemmError` for a list that cannot be read or names no file.
     """
     lines, endings, names = _lines(path), tuple(extensions), {*PATH_COLUMNS, *columns}
     table = path.suffix.lower() in (".csv", ".tsv")
     multilabel = False
     if table:
-        found, multilabel = _table_rows(path, lines, endings, names)
-        rows = list(found)
+        rows, multilabel = _table_rows(path, lines, endings, names)
     else:
         rows = list(_text_rows(lines, endings, names))
     if not rows:
-        raise MaemmError(f"the list names no file ({path}); write one path a line")
+        raise MaemmError(f"the list names no file ({path}); write one path per line")
     paths = [row[0] for row in rows]
     labels, classes = (_multilabel if multilabel else _labels)([row[1] for row in rows], path)
     home = path.parent
@@ -124,7 +121,7 @@ def _lines(path: Path) -> list[str]:
     except OSError as error:
         raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from error
     if b"\0" in data:
-        raise MaemmError(f"the list is no text ({path}); give a .txt, .csv or .tsv file of paths, or a .npy or .npz")
+        raise MaemmError(f"the list is not text ({path}); give a .txt, .csv or .tsv file of paths, or a .npy or .npz")
     lines = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf")).splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
@@ -147,75 +144,79 @@ def _split(line: str, endings: tuple[str, ...]) -> tuple[str, str]:
     if _is_file(line, endings):
         return line, ""
     for separator in ("\t", ",", " "):
-        path, found, label = line.rpartition(separator)
-        if found and _is_file(path, endings):
+        path, split, label = line.rpartition(separator)
+        if split and _is_file(path, endings):
             return path.strip(), label.strip()
-    path, found, label = line.partition("\t")
-    return (path.strip(), label.strip()) if found else (line, "")
+    path, split, label = line.partition("\t")
+    return (path.strip(), label.strip()) if split else (line, "")
 
 
 def _table_rows(
     path: Path, lines: list[str], endings: tuple[str, ...], names: set[str]
-) -> tuple[Iterator[tuple[str, str]], bool]:
-    """(path, label or "") of each line, and whether there may be several labels."""
+) -> tuple[list[tuple[str, str]], bool]:
+    """[(path, label or "") of each line], and whether there may be several labels."""
     separator = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
         rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
     except csv.Error as error:
-        raise MaemmError(f"the list is no table ({path}: {error}); write path{separator}label lines") from error
+        raise MaemmError(f"the list is not a table ({path}: {error}); write path{separator}label lines") from error
     rows = [row for row in rows if any(row)]
     at_path, at_label, multilabel = 0, 1, False
     if rows and not any(_is_file(cell, endings) for cell in rows[0]):
         at_path, at_label, multilabel = _columns(path, rows.pop(0), names)
-    return _cells(path, rows, separator, at_path, at_label), multilabel
-
-
-def _cells(path: Path, rows: list[list[str]], separator: str, at_path: int, at_label: int) -> Iterator[tuple[str, str]]:
+    cells = []
     for row in rows:
         if at_path >= len(row) or not row[at_path]:
             raise MaemmError(f"a line of the list has no path ({path}: {separator.join(row)}); add it or drop the line")
-        yield row[at_path], row[at_label] if 0 <= at_label < len(row) else ""
+        cells.append((row[at_path], row[at_label] if 0 <= at_label < len(row) else ""))
+    return cells, multilabel
 
 
-def _columns(path: Path, header: list[str], known: set[str]) -> tuple[int, int, bool]:
-    """Where path and label stand, by the names in a header (-1: there is no label), and whether there are several."""
+def _columns(path: Path, header: list[str], path_names: set[str]) -> tuple[int, int, bool]:
+    """(column of paths, column of labels or -1, whether it may hold several), by the names in the header."""
     names = [cell.lower() for cell in header]
-    at_path = next((i for i, name in enumerate(names) if name in known), None)
-    if at_path is None:
+
+    def position(of: Iterable[str]) -> int:
+        return next((i for i, name in enumerate(names) if name in of), -1)
+
+    at_path = position(path_names)
+    if at_path < 0:
         raise MaemmError(f"the list has no column of paths ({path}: {', '.join(header)}); call one of them 'path'")
-    for known, multilabel in ((_LABEL_COLUMNS, False), (_SEVERAL_COLUMNS, True)):
-        at_label = next((i for i, name in enumerate(names) if name in known), None)
-        if at_label is not None:
-            return at_path, at_label, multilabel
-    return at_path, -1, False
+    at_label = position(_LABEL_COLUMNS)
+    if at_label >= 0:
+        return at_path, at_label, False
+    at_label = position(_MULTILABEL_COLUMNS)
+    return at_path, at_label, at_label >= 0
 
 
 def _multilabel(texts: list[str], path: Path) -> tuple[Labels | None, list[str] | None]:
-    """Cells of any number of labels; an empty cell is a sample with none of the classes."""
-    rows = [[one.strip() for one in re.split("[,;|]", text) if one.strip()] for text in texts]
-    flat, classes = _labels([one for row in rows for one in row], path)
-    if flat is None:
-        return None, None
-    numbers = iter(flat)
-    return [tuple(next(numbers) for _ in row) for row in rows], classes
+    """Labels and classes of cells with any number of labels; an empty cell is a sample with none of the classes."""
+    rows = [[text.strip() for text in re.split("[,;|]", cell) if text.strip()] for cell in texts]
+    number, classes = _numbering({text for row in rows for text in row}, path)
+    return (None, None) if number is None else ([tuple(number[text] for text in row) for row in rows], classes)
 
 
 def _labels(texts: list[str], path: Path) -> tuple[Labels | None, list[str] | None]:
-    known = {text for text in texts if text}
-    if not known:
+    """Labels and classes of cells with one label each, or none."""
+    number, classes = _numbering({text for text in texts if text}, path)
+    return (None, None) if number is None else ([number[text] if text else None for text in texts], classes)
+
+
+def _numbering(texts: set[str], path: Path) -> tuple[dict[str, int] | None, list[str] | None]:
+    """({text: label}, classes or None where labels are numbers); (None, None) without any text."""
+    if not texts:
         return None, None
-    if all(text.isdecimal() for text in known):
-        return [whole_number(text, path) if text else None for text in texts], None
-    if any(text.lstrip("-").isdecimal() for text in known):
-        odd = min(text for text in known if not text.isdecimal())
+    if all(text.isdecimal() for text in texts):
+        return {text: whole_number(text, path) for text in sorted(texts)}, None
+    if any(text.lstrip("-").isdecimal() for text in texts):
+        odd = min(text for text in texts if not text.isdecimal())
         raise MaemmError(f"labels are both numbers and words ({path}: {odd!r}); use numbers from 0, or words")
-    classes = sorted(known)
-    number = {name: i for i, name in enumerate(classes)}
-    return [number[text] if text else None for text in texts], classes
+    classes = sorted(texts)
+    return {name: i for i, name in enumerate(classes)}, classes
 
 
 def whole_number(text: str, path: Path) -> int:
-    """The number in a cell of a list. Raises ValueError where it is none, :class:`MaemmError` beyond 64 bits."""
+    """The integer in a cell of a list. Raises ValueError for other text, :class:`MaemmError` for 19 digits or more."""
     if len(text) < 19 or not text.lstrip("-").isdecimal():
         return int(text)
     lines = os.fsdecode(path.read_bytes()).splitlines()

@@ -1,4 +1,4 @@
-"""Sources opened as a recipe says: whole, one of a mixture, parts for training and validation, folds."""
+"""Open the sources of a recipe: the whole data, one set of a mixture, training and validation parts, folds."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from maemm.registry.make import part_of
 
 
 def open_source(recipe: Mapping[str, Any]) -> Source:
-    """The source of ``data.source``, or the one that has the name of the only modality's type.
+    """The source ``data.source``; by default, with one modality, the source named like the type of that modality.
 
-    Raises :class:`MaemmError` where several modalities leave it open which source gives them all.
+    Raises :class:`MaemmError` where there are several modalities and no ``data.source``.
     """
     data = recipe["data"]
     if data.get("mix"):
@@ -37,40 +37,40 @@ def open_source(recipe: Mapping[str, Any]) -> Source:
     kind, options = part_of(data.get("source"), default=spec.get("type") or name)
     opener = registry.find("sources", kind)
     if len(recipe["modalities"]) == 1 and "name" in options_of(opener):
-        options.setdefault("name", name)  # a source told so gives its samples under the recipe's own name
+        options.setdefault("name", name)  # the key of its samples is then the recipe's name of the modality
     source = opener(data.get("root"), data.get("list"), **options)
     classes = data.get("classes")
     return source if classes is None else Labelled(source, classes)
 
 
 def open_set(recipe: Mapping[str, Any], name: str) -> Source:
-    """One data set of ``data.mix``. Raises :class:`MaemmError` where there is none of that name."""
+    """One data set of ``data.mix``. Raises :class:`MaemmError` where there is none with that name."""
     return _part(recipe, name).source
 
 
 def _part(recipe: Mapping[str, Any], name: str) -> Part:
     data = recipe["data"]
     if name not in (data.get("mix") or {}):
-        known = ", ".join(data.get("mix") or {}) or "none"
-        raise MaemmError(f"the recipe mixes no data set {name!r} (data.mix: {known}); choose one of them")
+        names = ", ".join(data.get("mix") or {}) or "none"
+        raise MaemmError(f"the recipe mixes no data set {name!r} (data.mix: {names}); choose one of them")
     own = data["mix"][name]
     modalities = tuple(own.get("modalities") or recipe["modalities"])
-    places = {key: own.get(key) for key in ("root", "list", "source")}
-    taken = {key: spec for key, spec in recipe["modalities"].items() if key in modalities}
+    paths = {key: own.get(key) for key in ("root", "list", "source")}
+    specs = {key: spec for key, spec in recipe["modalities"].items() if key in modalities}
     try:
-        source = open_source({**recipe, "modalities": taken, "data": {**data, "mix": None, **places}})
+        source = open_source({**recipe, "modalities": specs, "data": {**data, "mix": None, **paths}})
     except MaemmError as error:
         raise MaemmError(f"data.mix.{name}: {error}") from None
     return Part(source, modalities, own.get("passes") or 1.0, own.get("aug_repeats") or data.get("aug_repeats") or 1)
 
 
 def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
-    """The samples to learn from, and those to validate with: a share of the same, or other data (data.validation)."""
+    """(training source, validation source or None): a fraction of the same data, or other data (data.validation)."""
     whole = open_source(recipe)
     if isinstance(whole, Mixture):
         for key in ("shots", "balance", "epoch", "fold"):
             if recipe["data"].get(key):
-                raise MaemmError(f"data.{key} cannot be told for data.mix; leave one of them out")
+                raise MaemmError(f"data.{key} cannot be combined with data.mix; leave one of them out")
     whole, _ = open_fold(recipe, whole)
     source, held_out = _held_out(recipe, whole)
     shots = recipe["data"].get("shots")
@@ -81,7 +81,7 @@ def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
 
 
 def open_fold(recipe: Mapping[str, Any], source: Source | None = None) -> tuple[Source, Source | None]:
-    """All samples, and None; with ``data.fold`` those that may be learned from, and those that are left out."""
+    """(all samples, None); with ``data.fold`` (training set, test set) of that fold."""
     source, data = open_source(recipe) if source is None else source, recipe["data"]
     if data.get("fold") is None:
         return source, None
@@ -95,18 +95,25 @@ def _held_out(recipe: Mapping[str, Any], source: Source) -> tuple[Source, Source
     if isinstance(source, Mixture):
         if isinstance(validation, str):
             raise MaemmError(
-                "data.validation is other data, which cannot be told for data.mix; give a share, such as 0.1"
+                "data.validation is other data, which cannot be combined with data.mix; give a fraction, such as 0.1"
             )
-        pairs = {name: _held_out(recipe, one.source) for name, one in source.parts.items()}
-        parts = [{name: replace(one, source=pairs[name][n]) for name, one in source.parts.items()} for n in (0, 1)]
-        return Mixture(parts[0]), Mixture(parts[1])
+        train, held = {}, {}
+        for name, part in source.parts.items():
+            halves = _split(part.source, validation, recipe["train"]["seed"])
+            train[name], held[name] = (replace(part, source=half) for half in halves)
+        return Mixture(train), Mixture(held)
     if isinstance(validation, str):
         return source, open_source({**recipe, "data": {**recipe["data"], "root": validation, "list": None}})
-    held = round(validation * len(source))
-    if not 0 < validation < 1 or not 0 < held < len(source):
+    return _split(source, validation, recipe["train"]["seed"])
+
+
+def _split(source: Source, fraction: float, seed: int) -> tuple[Source, Source]:
+    """(the rest, a random ``fraction`` of the samples)."""
+    held = round(fraction * len(source))
+    if not 0 < fraction < 1 or not 0 < held < len(source):
         raise MaemmError(
-            f"data.validation {validation:g} holds out {held} of {len(source):,} samples; give a share between 0 and 1 "
-            "that leaves some on either side"
+            f"data.validation {fraction:g} holds out {held} of {len(source):,} samples; give a fraction between 0 and "
+            "1 that leaves samples in both parts"
         )
-    order = np.random.default_rng(derive(recipe["train"]["seed"], "validation")).permutation(len(source))
+    order = np.random.default_rng(derive(seed, "validation")).permutation(len(source))
     return Subset(source, np.sort(order[held:])), Subset(source, np.sort(order[:held]))

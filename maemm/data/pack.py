@@ -1,7 +1,7 @@
 """Packs: files rewritten once to a form that is faster to read, each whole or not at all.
 
-How one file is rewritten is a plugin's matter (:class:`Packer`, role ``packs`` of the manifest). Here is what all of
-them share: which files there are, worker processes, going on after an interruption, and the list of what failed.
+A plugin says how one file is rewritten (:class:`Packer`, role ``packs`` of the manifest). This module has what all of
+them share: finding the files, worker processes, resuming after an interruption, and the list of failures.
 """
 
 from __future__ import annotations
@@ -18,52 +18,52 @@ from typing import Any
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.lists import find_files
-from maemm.data.pack_folder import BAD, Home, new_name
+from maemm.data.pack_folder import BAD, PackFolder, new_name
 from maemm.data.workers import Failure, WorkerLost, Workers
 
-_OURS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}  # of writing, whatever the file
-_A_DAY = 86_400.0  # a file may take long; readers have watchdogs of their own
+_WRITE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}  # errors of the target folder, not of one file
+_TIMEOUT_S = 86_400.0  # a day: a file may take long, and readers have timeouts of their own
 
-Task = tuple[int, str, str]  # number, path of the file, place of its packed form
+Task = tuple[int, str, str]  # number, path of the file, path of its packed form in the target folder
 
 
 class Packer(ABC):
-    """How one file is rewritten. Keyword-only constructor parameters are its options; it travels to workers."""
+    """Rewrites one file. Its keyword-only constructor parameters are its options; it is sent to workers (pickled)."""
 
-    extensions: tuple[str, ...]  # of the files that it takes, in lower case
+    extensions: tuple[str, ...]  # of the files that it reads, in lower case
 
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """What packed files depend on, as plain values: a folder holds files of one kind."""
+        """The settings that packed files depend on, as JSON values: all files of a pack have the same."""
 
     @abstractmethod
     def place(self, path: str) -> str:
-        """Where the packed form of a file lies in its folder; ``path`` is relative to the files' folder."""
+        """The path of the packed file in the target folder, for the file ``path`` relative to the source folder."""
 
     @abstractmethod
     def write(self, path: Path, new: Path) -> None:
-        """Rewrite the file ``path`` to ``new``, a file or folder that is not there.
+        """Rewrite the file ``path`` to ``new``, a file or folder that does not exist yet.
 
-        Raises ValueError or OSError for a file that cannot be read, ImportError where its reader is missing.
+        Raises ValueError or OSError for a file that cannot be read, ImportError where a package is missing.
         """
 
 
 @dataclass
 class Packed:
-    """What :func:`pack` did."""
+    """The result of :func:`pack`."""
 
     target: Path
     written: int = 0
-    there: int = 0  # from an earlier run
+    there: int = 0  # files packed by an earlier run
     bad: list[BadSample] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
-        bad = {one.id: one.reason for one in self.bad}
+        bad = {sample.id: sample.reason for sample in self.bad}
         return {"folder": str(self.target), "written": self.written, "there": self.there, "unreadable": bad}
 
     def __str__(self) -> str:
-        there = f", {self.there:,} were there" if self.there else ""
+        there = f", {self.there:,} existed" if self.there else ""
         bad = f", {len(self.bad):,} unreadable (list: {self.target / BAD})" if self.bad else ""
         return f"{self.written:,} files packed{there}{bad} -> {self.target}"
 
@@ -76,33 +76,35 @@ def pack(
     workers: int = 0,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> Packed:
-    """Rewrite every file below ``source`` (or one file) to ``target``; those that are there already are left alone.
+    """Rewrite every file below ``source`` (or one file) to ``target``; existing packed files are kept.
 
-    Unreadable files are counted, and named in ``target/bad_samples.jsonl``; the same call again tries them anew.
-    ``workers``: processes; 0: this one. ``on_progress(done, all)``. Raises :class:`MaemmError` where there is nothing
-    to pack, for a ``target`` that holds or may hold other things, and when it cannot be written.
+    Unreadable files are counted, and listed in ``target/bad_samples.jsonl``; the next call tries them again.
+    ``workers``: number of processes; 0: this one. ``on_progress(done, all)``. Raises :class:`MaemmError` where there is
+    nothing to pack, for a ``target`` that holds other files or lies in ``source``, and when it cannot be written.
     """
     source, target = Path(source).expanduser(), Path(target).expanduser()
     folder, paths = _files(source, packer)
     if folder.resolve() == target.resolve() or folder.resolve() in target.resolve().parents:
-        raise MaemmError(f"the packed files would lie among those to pack ({target}); choose another folder")
+        raise MaemmError(f"the packed files would be among those to pack ({target}); choose another folder")
     done = Packed(target)
-    with Home(target, {"source": printable(str(folder.resolve())), **packer.about()}) as home:
+    with PackFolder(target, {"source": printable(str(folder.resolve())), **packer.about()}) as pack_folder:
         tasks = _tasks(paths, target, packer, done)
-        left = len(paths) - len(tasks)
+        skipped = len(paths) - len(tasks)
         try:
-            for number, bad in enumerate(_each(_Writer(packer, folder, target), tasks, workers)):
-                done.written += bad is None
-                done.bad += [bad] if bad else []
+            for number, bad in enumerate(_results(_Writer(packer, folder, target), tasks, workers)):
+                if bad is None:
+                    done.written += 1
+                else:
+                    done.bad.append(bad)
                 if on_progress is not None:
-                    on_progress(left + number + 1, len(paths))
+                    on_progress(skipped + number + 1, len(paths))
         finally:
-            home.note(done.bad)
+            pack_folder.write_bad(done.bad)
     return done
 
 
 def _files(source: Path, packer: Packer) -> tuple[Path, list[str]]:
-    """The folder, and the paths of files below it."""
+    """(folder, paths of the files to pack, relative to it)."""
     if not source.exists():
         raise MaemmError(f"there is nothing to pack ({source} does not exist); check the path")
     if not source.is_dir():
@@ -115,23 +117,23 @@ def _files(source: Path, packer: Packer) -> tuple[Path, list[str]]:
 
 
 def _tasks(paths: list[str], target: Path, packer: Packer, done: Packed) -> list[Task]:
-    """The files that are left to do; the others are entered in ``done``."""
+    """The files that are not packed yet; the others are entered in ``done``."""
     tasks: list[Task] = []
     taken: dict[str, str] = {}
     for number, path in enumerate(paths):
-        place = packer.place(path)
-        if taken.setdefault(place, path) != path:
-            reason = f"its packed form would have the name of that of {taken[place]}; rename one"
+        packed = packer.place(path)
+        if taken.setdefault(packed, path) != path:
+            reason = f"its packed file would have the same name as that of {taken[packed]}; rename one"
             done.bad.append(BadSample(number, printable(path), printable(reason)))
-        elif (target / place).exists():
+        elif (target / packed).exists():
             done.there += 1
         else:
-            tasks.append((number, path, place))
+            tasks.append((number, path, packed))
     return tasks
 
 
-def _each(writer: _Writer, tasks: list[Task], workers: int) -> Iterator[BadSample | None]:
-    """Do the tasks: what was wrong with each, in order."""
+def _results(writer: _Writer, tasks: list[Task], workers: int) -> Iterator[BadSample | None]:
+    """Do the tasks; yields for each, in order, what was wrong with the file, or None."""
     if not workers:
         yield from map(writer, tasks)
         return
@@ -139,16 +141,16 @@ def _each(writer: _Writer, tasks: list[Task], workers: int) -> Iterator[BadSampl
     first = 0
     while first < len(tasks):
         pool = Workers(
-            writer, tasks[first:], min(workers, len(tasks)), prefetch=2, timeout=_A_DAY, name_of=names.__getitem__
+            writer, tasks[first:], min(workers, len(tasks)), prefetch=2, timeout=_TIMEOUT_S, name_of=names.__getitem__
         )
         try:
             while first < len(tasks):
-                found = pool.next()
-                if isinstance(found, Failure):
-                    raise MaemmError(found.text)
+                result = pool.next()
+                if isinstance(result, Failure):
+                    raise MaemmError(result.text)
                 first += 1
-                yield found
-        except WorkerLost as error:  # another pool goes on with the rest
+                yield result
+        except WorkerLost as error:  # another pool continues with the rest
             if error.index < 0 or error.index in writer.lost:
                 raise
             writer.lost[error.index] = error.reason
@@ -157,27 +159,27 @@ def _each(writer: _Writer, tasks: list[Task], workers: int) -> Iterator[BadSampl
 
 
 class _Writer:
-    """Packs one file after the other, in a worker or in this process."""
+    """Packs one file per call, in a worker or in this process."""
 
-    at: Any = None  # in a worker, where it shows the number of the file
+    at: Any = None  # in a worker the tensor that shows the number of the file, see ``workers.Reader``
 
     def __init__(self, packer: Packer, folder: Path, target: Path):
         self.packer, self.folder, self.target = packer, folder, target
-        self.lost: dict[int, str] = {}  # number of a file that killed a worker -> reason
+        self.lost: dict[int, str] = {}  # {number of a file that killed a worker: reason}
 
     def __call__(self, task: Task) -> BadSample | None:
-        """Pack one file; -> what was wrong with it."""
-        number, path, place = task
+        """Pack one file; -> what was wrong with it, or None."""
+        number, path, packed = task
         if number in self.lost:
             return BadSample(number, printable(path), self.lost[number])
         if self.at is not None:
             self.at.fill_(number)
         try:
-            self._write(self.folder / path, self.target / place)
+            self._write(self.folder / path, self.target / packed)
         except ImportError as error:
             raise MaemmError(f"files of this kind cannot be read here ({error}); install it") from error
         except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in _OURS:
+            if isinstance(error, OSError) and error.errno in _WRITE_ERRNOS:
                 raise MaemmError(f"cannot write to {self.target} ({error.strerror}); make room there") from error
             return BadSample(number, printable(path), reason_of(error))
         finally:
@@ -185,16 +187,19 @@ class _Writer:
                 self.at.fill_(-1)
         return None
 
-    def _write(self, path: Path, place: Path) -> None:
-        if place.exists():  # written by a worker of a pool that was lost
+    def _write(self, path: Path, packed: Path) -> None:
+        if packed.exists():  # written by a worker of a pool that was lost
             return
-        new = place.with_name(new_name(place.name))
+        new = packed.with_name(new_name(packed.name))
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
+            packed.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise MaemmError(f"cannot write to {place.parent} ({error.strerror}); give access to it") from error
+            raise MaemmError(f"cannot write to {packed.parent} ({error.strerror}); give access to it") from error
         try:
             self.packer.write(path, new)
-            os.replace(new, place)
+            os.replace(new, packed)
         finally:
-            shutil.rmtree(new, ignore_errors=True) if new.is_dir() else new.unlink(missing_ok=True)
+            if new.is_dir():
+                shutil.rmtree(new, ignore_errors=True)
+            else:
+                new.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The folder of a pack: what it holds, one process that writes to it, and no half files left behind."""
+"""The folder of a pack: its settings, a lock so that one process writes to it, and removal of incomplete files."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from pathlib import Path
 from typing import Any
 
 from maemm.contract.errors import MaemmError
+from maemm.data.atomic import write_text
 from maemm.data.bad_samples import BadSample
 
 RECORD, BAD = ".pack.json", "bad_samples.jsonl"
 _NEW = ".new"
+_TEMPORARY = (_NEW, ".tmp")  # the second is that of ``atomic.write_whole``
 _WAIT_S = 6.0  # workers of a killed run end within two seconds
 
 
 def new_name(name: str) -> str:
-    """What a file is called until it is whole: hidden, so that no source takes it for a sample."""
+    """The temporary name of a file that is being written: hidden, so that no source reads it as a sample."""
     return f".{name}{_NEW}"
 
 
-class Home:
-    """A context in which this process alone writes to ``folder``, which holds packs of one kind.
+class PackFolder:
+    """A context manager in which only this process writes packed files to ``folder``.
 
-    ``about``: what the packed files depend on. Entering raises :class:`MaemmError` for a folder of other things, for
-    one that another process writes to, and where nothing can be written.
+    ``about``: the settings that the packed files depend on. Entering raises :class:`MaemmError` for a folder that holds
+    other files or files packed with other settings, for one that another process writes to, and where nothing can be
+    written.
     """
 
     def __init__(self, folder: Path, about: Mapping[str, Any]):
         self.folder, self.about = folder, json.loads(json.dumps(about))
         self._file: Any = None
 
-    def __enter__(self) -> Home:
+    def __enter__(self) -> PackFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            strange = not (self.folder / RECORD).exists() and any(self.folder.iterdir())
-            if strange:
-                raise MaemmError(f"{self.folder} holds other files; choose a folder that is empty or not there")
+            if not (self.folder / RECORD).exists() and any(self.folder.iterdir()):
+                raise MaemmError(f"{self.folder} holds other files; choose an empty or a new folder")
             self._file = (self.folder / RECORD).open("a+", encoding="utf-8")
         except OSError as error:
             raise MaemmError(f"cannot write to {self.folder} ({error.strerror}); choose another folder") from error
@@ -57,16 +59,14 @@ class Home:
         try:
             self._clear()
         finally:
-            self._file.close()  # which gives up the lock
+            self._file.close()  # which releases the lock
 
-    def note(self, bad: Iterable[BadSample]) -> None:
-        """Replace the list of files that could not be read; without any there is no list."""
-        path, text = self.folder / BAD, "".join(json.dumps(asdict(one)) + "\n" for one in bad)
+    def write_bad(self, bad: Iterable[BadSample]) -> None:
+        """Replace the list of files that could not be read; remove it where there are none."""
+        path, text = self.folder / BAD, "".join(json.dumps(asdict(sample)) + "\n" for sample in bad)
         try:
             if text:
-                beside = path.with_name(new_name(path.name))
-                beside.write_text(text, encoding="utf-8")
-                os.replace(beside, path)
+                write_text(path, text, "the list of unreadable files", advice="make room there")
             else:
                 path.unlink(missing_ok=True)
         except OSError as error:
@@ -92,27 +92,27 @@ class Home:
                 return
 
     def _compare(self) -> None:
-        """Raise where the folder's record says something else; write it where there is none."""
+        """Raise where the settings recorded in the folder differ; record them where there are none."""
         self._file.seek(0)
         try:
-            known = json.loads(self._file.read())
+            recorded = json.loads(self._file.read())
         except ValueError:  # new, or cut off by a power cut before anything was packed
             self._file.truncate(0)
             self._file.write(json.dumps(self.about) + "\n")
             self._file.flush()
             return
-        if known != self.about:
-            known = known if isinstance(known, dict) else {}
-            what = next(key for key in {**self.about, **known} if known.get(key) != self.about.get(key))
+        if recorded != self.about:
+            old = recorded if isinstance(recorded, dict) else {}
+            differs = next(key for key in {**self.about, **old} if old.get(key) != self.about.get(key))
             raise MaemmError(
-                f"{self.folder} holds a pack of another kind ({what}: {known.get(what)} -> {self.about.get(what)}); "
-                "choose another folder, or delete it"
+                f"{self.folder} holds a pack with other settings ({differs}: {old.get(differs)} -> "
+                f"{self.about.get(differs)}); choose another folder, or delete it"
             )
 
     def _clear(self) -> None:
-        """Remove what an interrupted run, or a worker that died, left half done."""
+        """Remove the incomplete files of an interrupted run, or of a worker that died."""
         for folder, folders, files in os.walk(self.folder):
-            for name in [one for one in folders if _is_new(one)]:
+            for name in [name for name in folders if _is_new(name)]:
                 shutil.rmtree(os.path.join(folder, name), ignore_errors=True)
                 folders.remove(name)
             for name in filter(_is_new, files):
@@ -120,4 +120,4 @@ class Home:
 
 
 def _is_new(name: str) -> bool:
-    return name.startswith(".") and name.endswith(_NEW)
+    return name.startswith(".") and name.endswith(_TEMPORARY)

@@ -1,15 +1,15 @@
-"""Every sample of a source once, in its order and without augmentation: what evaluation reads."""
+"""One pass over all samples of a source, in order and without augmentation, for evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 
 from maemm.contract import Modality, Source
 from maemm.data.loader import Batch, Loader, Missing
 from maemm.data.order import SequentialBatches
 
-Progress = Callable[[int, int], object]  # samples done, samples in all
+Progress = Callable[[int, int], object]  # samples done, all samples
 
 
 def each(
@@ -22,14 +22,14 @@ def each(
     timeout: float = 600,
     missing: Missing = "skip",
     on_progress: Progress | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Batches of ``batch`` neighbouring samples, the last one possibly shorter.
 
-    ``modalities``: {name: modality}, of which only ``load`` and ``collate`` are used; with ``workers`` give them
+    ``modalities``: {name: modality}, of which only ``load`` and ``collate`` are used; with ``workers`` pass them
     without parameters (:func:`maemm.model.build.build_modalities`). Samples that cannot be read are left out and listed
-    in ``Batch.bad``, those that lack one of ``modalities`` too unless ``missing`` is allow; where none of a batch can
-    be read, its ``raw`` is empty. ``Batch.rows`` are indices of the source. Close the iterator, or drop it, to stop its
-    workers. Raises :class:`MaemmError` for a source without samples.
+    in ``Batch.bad``, and so are those without one of ``modalities`` unless ``missing`` is "allow"; where no sample of a
+    batch can be read, its ``raw`` is empty. ``Batch.rows`` are indices in the source. Close the generator, or delete
+    it, to stop its workers. Raises :class:`MaemmError` for a source without samples.
     """
     order = SequentialBatches(len(source), batch)
     loader = Loader(
@@ -46,9 +46,9 @@ def each(
     return _batches(loader, order, on_progress)
 
 
-def _batches(loader: Loader, order: SequentialBatches, on_progress: Progress | None) -> Iterator[Batch]:
+def _batches(loader: Loader, order: SequentialBatches, on_progress: Progress | None) -> Generator[Batch]:
     with closing(loader.batches(0, order.steps)) as batches:
-        for one in batches:
-            yield one
+        for batch in batches:
+            yield batch
             if on_progress is not None:
-                on_progress(min((one.step + 1) * order.batch, order.samples), order.samples)
+                on_progress(min((batch.step + 1) * order.batch, order.samples), order.samples)

@@ -1,4 +1,4 @@
-"""A part of a source, as a source."""
+"""Some samples of a source, as a source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from maemm.contract.rng import Rng
 
 
 class Subset(Source):
-    """The samples ``rows`` of ``source``, in that order: folds, few labels, the rest of an interrupted pass."""
+    """The samples ``rows`` of ``source``, in that order: for folds, few labels, the rest of an interrupted pass."""
 
     def __init__(self, source: Source, rows: Sequence[int] | np.ndarray):
         self.source, self.rows = source, np.asarray(rows, np.int64)
@@ -31,7 +31,7 @@ class Subset(Source):
         return self.source.label(int(self.rows[index]))
 
     def tta_view(self, index: int, number: int) -> Sample:
-        return self.source.view(int(self.rows[index]), number)
+        return self.source.tta_view(int(self.rows[index]), number)
 
     def fingerprint(self) -> str:
         rows = hashlib.blake2b(self.rows.tobytes(), digest_size=8).hexdigest()

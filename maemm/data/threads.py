@@ -1,4 +1,4 @@
-"""Work on one thread."""
+"""Computing on one thread."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As in a data worker: figures do not depend on where they are computed, and a small model waits for no other core.
+    """Set torch to one thread, as in a data worker: results are the same in both, and small models are faster.
 
-    Torch's threads spin until the last one is done: beside a program that has one of two cores, two threads took ten
-    times as long for a small model as one.
+    Torch's threads spin until the last one is done: on two cores, one of them busy with another program, a small model
+    took ten times as long with two threads as with one.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)

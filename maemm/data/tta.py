@@ -1,4 +1,4 @@
-"""Several views of each sample, of which a classifier's answers are averaged."""
+"""Test-time augmentation: several views of each sample, over which a classifier's outputs are averaged."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from maemm.contract.rng import Rng
 
 
 class TtaModality:
-    """A modality in the worker whose batches hold ``count`` views of each sample, one behind the other."""
+    """Wraps a modality in the worker so that batches hold ``count`` views of each sample, one after the other."""
 
     def __init__(self, inner: Modality, count: int):
         self.inner, self.count = inner, count
@@ -25,7 +25,7 @@ class TtaModality:
 
 
 class TtaView(Source):
-    """A source whose samples are all read in the way ``number`` of ``source.tta_views``."""
+    """A source that reads view ``number`` of each sample, of ``source.tta_views``."""
 
     def __init__(self, source: Source, number: int):
         self.source, self.number = source, number
@@ -42,9 +42,9 @@ class TtaView(Source):
 
 
 def tta_views_of(modalities: Mapping[str, Modality]) -> int:
-    """How many views each sample gets. Raises :class:`MaemmError` where modalities have different numbers of them."""
-    counts = {name: one.tta_views for name, one in modalities.items() if one.tta_views > 1}
+    """Views per sample. Raises :class:`MaemmError` where modalities have different numbers of views (1 fits all)."""
+    counts = {name: modality.tta_views for name, modality in modalities.items() if modality.tta_views > 1}
     if len(set(counts.values())) > 1:
-        said = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise MaemmError(f"modalities have different numbers of views ({said}); give them one number, or 1")
+        listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+        raise MaemmError(f"modalities have different numbers of views ({listed}); give them the same number, or 1")
     return next(iter(counts.values()), 1)

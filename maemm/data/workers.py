@@ -1,9 +1,9 @@
 """Worker processes that read batches ahead, in order.
 
 Why not torch's DataLoader: its workers share one queue. A worker that is killed while it writes to the queue, or
-while it holds one of the locks, leaves the main process waiting for ever, which torch answers with a SIGCHLD handler
-that raises anywhere in the main program, even while a checkpoint is written. Here every worker has a pipe of its
-own: its death closes the pipe, and is noticed where data are waited for and nowhere else.
+while it holds one of the locks, leaves the main process waiting forever. Torch therefore installs a SIGCHLD handler
+that raises anywhere in the main program, even while a checkpoint is written. Here every worker has its own pipe: its
+death closes the pipe and is noticed where the main process waits for data, and nowhere else.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from maemm.data.bad_samples import reason_of
 
 
 class Reader(Protocol):
-    """What runs in a worker. It is sent there, so it must be picklable where processes are not forked."""
+    """What runs in a worker. It must be picklable where processes are not forked."""
 
     at: Tensor  # () int64 in shared memory: the index of the sample being read, -1: none
 
     def __call__(self, task: Any) -> Any:
-        """Do one task; the result travels back."""
+        """Do one task; the result is sent back."""
         ...
 
 
 class WorkerLost(MaemmError):
-    """A worker died, or took too long, over one sample: ``index``, -1 where it was between two, and the reason."""
+    """A worker died or took too long. ``index``: the sample it was reading, -1 for none; ``reason``: in a few words."""
 
     def __init__(self, text: str, index: int, reason: str):
         super().__init__(text)
@@ -48,15 +48,15 @@ class WorkerLost(MaemmError):
 
 @dataclass(frozen=True)
 class Failure:
-    """An error on its way from a worker, as the one line that the user sees."""
+    """An error in a worker, sent to the main process as the line that the user sees."""
 
     text: str
 
 
 class Workers:
-    """``count`` processes that do ``tasks`` (small picklable things), ``prefetch`` ahead each.
+    """``count`` processes that do ``tasks`` (small picklable objects), each up to ``prefetch`` tasks ahead.
 
-    ``name_of(index)`` is what messages call a sample. ``timeout``: seconds that :meth:`next` waits at most.
+    ``name_of(index)``: the name of a sample in messages. ``timeout``: seconds that :meth:`next` waits at most.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Workers:
         self.board = torch.full((count,), -1, dtype=torch.int64).share_memory_()  # outlives the workers
         self.processes: list[Any] = []
         self.pipes: list[Connection] = []
-        self.due: deque[int] = deque()  # the worker of each task that is under way, in order
+        self.due: deque[int] = deque()  # the workers of the unfinished tasks, in order
         atexit.register(self.kill)
         for number in range(count):
             self._start(reader, number)
@@ -86,7 +86,7 @@ class Workers:
             return None
         number = self.due[0]
         pipe = self.pipes[number]
-        ready = wait([pipe, *(one.sentinel for one in self.processes)], self.timeout)
+        ready = wait([pipe, *(process.sentinel for process in self.processes)], self.timeout)
         if not ready:
             reason = f"takes longer than {self.timeout:g} s"
             raise WorkerLost(self._timeout_text(), int(self.board[number]), reason)
@@ -102,7 +102,7 @@ class Workers:
         return result
 
     def close(self) -> None:
-        """End the workers: those that are busy for another second, or stuck, are killed."""
+        """End the workers; those that are still busy after a second are killed."""
         for pipe in self.pipes:
             try:
                 pipe.send(None)
@@ -122,7 +122,7 @@ class Workers:
         for process in self.processes:
             process.kill()
 
-    # ---- pieces
+    # ---- internal
     def _start(self, reader: Reader, number: int) -> None:
         context = torch.multiprocessing.get_context()
         ours, theirs = context.Pipe()
@@ -131,7 +131,7 @@ class Workers:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: threads do not survive a fork
             process.start()
-        theirs.close()  # now the worker holds the only one, and its death closes the pipe
+        theirs.close()  # now only the worker has that end, and its death closes the pipe
         self.processes.append(process)
         self.pipes.append(ours)
 
@@ -173,7 +173,7 @@ def _death(code: int | None) -> str:
     return _NAMES.get(-code, f"signal {-code}") if code and code < 0 else f"exit status {code}"
 
 
-_NAMES = {one.value: one.name for one in signal.Signals}
+_NAMES = {number.value: number.name for number in signal.Signals}
 _ADVICE = {
     "SIGKILL": "if memory ran out, use fewer data.workers; else look at that sample",
     "SIGBUS": "shared memory (/dev/shm) may be full: enlarge it, or use fewer data.workers",
@@ -182,8 +182,8 @@ _ADVICE = {
 
 # ---------------------------------------------------------------------------------------------- in the worker
 def _serve(pipe: Connection, reader: Reader, at: Tensor, parent: int) -> None:
-    """The life of a worker: do tasks until there is None, or the main process is gone."""
-    # An interrupt is for the main process, which saves and then ends its workers; batch systems send SIGTERM to all.
+    """The main function of a worker: do tasks until None is received, or the main process is gone."""
+    # The main process handles interrupts: it saves and then ends its workers. Batch systems send SIGTERM to all.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(), parent), daemon=True).start()
@@ -201,8 +201,8 @@ def _send(pipe: Connection, result: Any) -> None:
         pipe.send(result)
     except OSError:
         raise
-    except Exception as error:  # something in it cannot travel, or shared memory is full
-        pipe.send(Failure(f"a batch cannot be handed over ({reason_of(error)}); try data.workers=0"))
+    except Exception as error:  # something in it cannot be pickled, or shared memory is full
+        pipe.send(Failure(f"a batch cannot be sent to the main process ({reason_of(error)}); try data.workers=0"))
 
 
 def _done(reader: Reader, task: Any) -> Any:
@@ -215,7 +215,7 @@ def _done(reader: Reader, task: Any) -> Any:
 
 
 def _end_with(parent: int, main: int) -> None:
-    """End this process soon after its parent. Other forks may keep the pipe open, so that its end is no sign."""
+    """End this process soon after its parent. Other forks may keep the pipe open, so its closing is not reliable."""
     while os.getppid() == parent and _exists(main):
         time.sleep(2)
     os._exit(1)

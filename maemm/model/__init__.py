@@ -1,1 +1,1 @@
-"""From tokens to losses: the model, how it is built from a recipe, and the parts that fit any modality."""
+"""From tokens to losses: the model, how it is built from a recipe, and parts that work with any modality."""

@@ -1,10 +1,10 @@
-"""Transformer blocks: timm's, with the options that published weights differ in."""
+"""timm's transformer blocks, with the options in which published weights differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import Block
@@ -26,13 +26,15 @@ def make_blocks(
     drop_path: float | Sequence[float],
     init: Init = "xavier",
 ) -> nn.ModuleList:
-    """``depth`` pre-norm blocks. ``init``: how linear layers start, see :func:`init_linear` and :func:`init_normal`.
+    """``depth`` pre-norm blocks (R, L, dim) -> (R, L, dim).
 
-    ``drop_path``: the last block's rate, to which it grows linearly from 0, or the rate of every block.
+    ``drop_path``: the rate of the last block, rates grow linearly from 0; or the rate of each block. ``init``: how
+    linear layers are initialised, by :func:`init_linear` ("xavier") or :func:`init_normal`.
     """
-    grows = isinstance(drop_path, float | int)
-    rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)] if grows else drop_path
-    norm = partial(nn.LayerNorm, eps=eps)
+    rates = drop_path
+    if isinstance(rates, float | int):
+        rates = [rates * i / max(depth - 1, 1) for i in range(depth)]
+    norm: Any = partial(nn.LayerNorm, eps=eps)  # timm says type[nn.Module]
     blocks = nn.ModuleList(
         Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate, norm_layer=norm) for rate in rates
     )
@@ -41,7 +43,7 @@ def make_blocks(
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier uniform weights and zero bias for every linear layer (MAE, published code)."""
+    """Xavier uniform weights and zero bias if ``module`` is a linear layer (MAE, published code)."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -49,9 +51,10 @@ def init_linear(module: nn.Module) -> None:
 
 
 def init_normal(module: nn.Module) -> None:
-    """Truncated normal weights of deviation 0.02 and zero bias for every linear layer (Point-MAE, published code).
+    """Truncated normal weights (std 0.02) and zero bias if ``module`` is a linear layer (Point-MAE, published code).
 
-    A narrow encoder then begins close to passing its tokens on, where Xavier's weights add much that all tokens share.
+    The blocks of a narrow encoder then start close to the identity; Xavier's larger weights add a large component that
+    all tokens share.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
@@ -60,28 +63,29 @@ def init_normal(module: nn.Module) -> None:
 
 
 def key_mask(valid: list[Tensor | None], lengths: list[int], rows: int, device: torch.device) -> Tensor | None:
-    """Validity of parts of a sequence -> attention mask (R, 1, 1, L), True where a key may be seen; None if all may.
+    """Attention mask (R, 1, 1, L) bool, True where a key may be attended to; None if all keys may be.
 
-    In a row without a valid key all may be seen: nothing is made of such rows, but they must stay finite.
+    ``valid``: for each part of the sequence (R, length) bool, or None if all of its tokens are valid. In a row without
+    a valid key all may be attended to: the output of such rows is not used, but must be finite.
     """
     if all(part is None for part in valid):
         return None
-    whole = [
+    parts = [
         torch.ones(rows, length, dtype=torch.bool, device=device) if part is None else part
         for part, length in zip(valid, lengths, strict=True)
     ]
-    seen = torch.cat(whole, dim=1)
-    return (seen | ~seen.any(1, keepdim=True))[:, None, None, :]
+    visible = torch.cat(parts, dim=1)
+    return (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
 
 
 def check_width(dim: int, heads: int, where: str) -> None:
-    """Raises :class:`MaemmError` where heads do not divide the width."""
+    """Raise :class:`MaemmError` where the number of heads does not divide the width."""
     if heads < 1 or dim < 1 or dim % heads:
         raise MaemmError(f"width {dim} is not a multiple of {heads} heads ({where}.heads); choose a divisor")
 
 
 def register_position(module: nn.Module, kind: str, count: int, dim: int) -> None:
-    """``module.prefix_position`` (1, count, dim): None, a zero buffer, or a parameter."""
+    """Set ``module.prefix_position`` (1, count, dim): a zero buffer ("fixed"), a parameter ("learned"), or leave it."""
     if kind == "fixed":
         del module.prefix_position
         module.register_buffer("prefix_position", torch.zeros(1, count, dim))

@@ -1,7 +1,7 @@
-"""What a plugin promises, looked at when it is used: a mistake is told with the plugin, the method and the shape.
+"""Checks of what plugins return, made where it is used; errors name the plugin, the method and the shapes.
 
-:func:`tokenized` and :func:`preprocessed` compare shapes at every call, which costs nothing; :func:`first_batch` looks
-at values too and is called once a run. All rules, and more, are those of ``maemm plugins check``.
+:func:`tokenized` and :func:`preprocessed` compare shapes at every call, at no cost; :func:`first_batch` also looks at
+values and is called once per run. ``maemm plugins check`` has all these rules and more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maemm.registry.make import who
 
 @contextmanager
 def _blaming(part: Any, method: str, expected: str) -> Iterator[None]:
-    """Turn what a plugin's method raises into one line; a lack of memory stays what it is."""
+    """Turn an exception of a plugin's method into :class:`MaemmError`, except for out of memory."""
     try:
         yield
     except (MaemmError, MemoryError, torch.OutOfMemoryError):
@@ -43,56 +43,57 @@ def _text(value: Any) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------ at every call
+# ------------------------------------------------------------------------------------------------- in every call
 def preprocessed(modality: Modality, raw: Any, rng: Any) -> Preprocessed:
-    """``modality.preprocess``, or :class:`MaemmError` where it gives no ``Preprocessed`` of floats."""
+    """``modality.preprocess(raw, rng)``. Raises :class:`MaemmError` where x is not a tensor of floats."""
     expected = "Preprocessed(x), x a float tensor (B, ...)"
     with _blaming(modality, "preprocess", expected):
-        one = modality.preprocess(raw, rng)
-    x = one.x if isinstance(one, Preprocessed) else one
+        result = modality.preprocess(raw, rng)
+    x = result.x if isinstance(result, Preprocessed) else result
     _require(isinstance(x, Tensor) and x.ndim > 0 and x.is_floating_point(), modality, "preprocess", _text(x), expected)
-    return one
+    return result
 
 
-def tokenized(modality: Modality, one: Preprocessed) -> Tokens:
-    """``modality.tokenize``, or :class:`MaemmError` where its shapes do not agree."""
-    batch = one.x.shape[0]
-    expected = f"Tokens with values ({batch}, N, ...)"
+def tokenized(modality: Modality, batch: Preprocessed) -> Tokens:
+    """``modality.tokenize(batch)``. Raises :class:`MaemmError` where shapes do not agree."""
+    samples = batch.x.shape[0]
+    expected = f"Tokens with values ({samples}, N, ...)"
     with _blaming(modality, "tokenize", expected):
-        tokens = modality.tokenize(one)
+        tokens = modality.tokenize(batch)
     _require(isinstance(tokens, Tokens), modality, "tokenize", type(tokens).__name__, expected)
     values, coords, valid = tokens.values, tokens.coords, tokens.valid
-    good = values.ndim >= 3 and values.shape[0] == batch
-    _require(good, modality, "tokenize", f"values {tuple(values.shape)}", f"({batch}, N, ...)")
+    good = values.ndim >= 3 and values.shape[0] == samples
+    _require(good, modality, "tokenize", f"values {tuple(values.shape)}", f"({samples}, N, ...)")
     count = values.shape[1]
-    good = coords.ndim == 3 and coords.shape[0] in (1, batch) and coords.shape[1] == count
-    _require(good, modality, "tokenize", f"coords {tuple(coords.shape)}", f"(1 or {batch}, {count}, axes)")
-    good = valid is None or (valid.shape == (batch, count) and valid.dtype == torch.bool)
-    _require(good, modality, "tokenize", f"valid {_text(valid)}", f"({batch}, {count}) bool")
+    good = coords.ndim == 3 and coords.shape[0] in (1, samples) and coords.shape[1] == count
+    _require(good, modality, "tokenize", f"coords {tuple(coords.shape)}", f"(1 or {samples}, {count}, axes)")
+    good = valid is None or (valid.shape == (samples, count) and valid.dtype == torch.bool)
+    _require(good, modality, "tokenize", f"valid {_text(valid)}", f"({samples}, {count}) bool")
     return tokens
 
 
-# ------------------------------------------------------------------------------------------------ once in a run
+# -------------------------------------------------------------------------------------------------- once per run
 @torch.no_grad()
 def first_batch(model: Any, inputs: dict[str, ModalityInput]) -> None:
-    """Look at embeddings, positions, targets and losses of one batch. Changes nothing in the model.
+    """Check embeddings, positions, targets and losses of one batch, as ``Model.plan`` returns it.
 
-    Raises :class:`MaemmError` that names the plugin, the method, what it gives and what was expected.
+    The model is not changed. Raises :class:`MaemmError`, which names the plugin, the method, what it returns and what
+    is expected.
     """
-    for name, planned in inputs.items():
+    for name, x in inputs.items():
         modality = model.modalities[name]
         was_training = modality.training
         modality.eval()  # running statistics stay as they are
         try:
-            _check_embedding(model, modality, planned)
+            _check_embedding(model, modality, x)
             if model.decoder is not None:
-                _check_target(model, name, planned)
+                _check_target(model, name, x)
         finally:
             modality.train(was_training)
 
 
-def _check_embedding(model: Any, modality: Modality, planned: ModalityInput) -> None:
-    tokens, plan = planned.tokens, planned.plan
+def _check_embedding(model: Any, modality: Modality, x: ModalityInput) -> None:
+    tokens, plan = x.tokens, x.plan
     visible, predict = tuple(plan.visible.shape), tuple(plan.predict.shape)
     _shape(modality, "embed", lambda: modality.embed(tokens, plan.visible), (*visible, model.encoder.dim))
     roles = [("encoder", plan.visible, visible, model.encoder.dim)]
@@ -107,20 +108,20 @@ def _check_embedding(model: Any, modality: Modality, planned: ModalityInput) -> 
         _require(good, modality, "position", _text(position), expected)
 
 
-def _check_target(model: Any, name: str, planned: ModalityInput) -> None:
-    modality, predict = model.modalities[name], planned.plan.predict
+def _check_target(model: Any, name: str, x: ModalityInput) -> None:
+    modality, predict = model.modalities[name], x.plan.predict
     if name in model.targets:
-        part, method, outputs = model.targets[name], "forward", model.targets[name].output_dim()
+        part, method = model.targets[name], "forward"
     else:
-        part, method, outputs = modality, "target", modality.output_dim()
-    shape = (*predict.shape, outputs)
+        part, method = modality, "target"
+    shape = (*predict.shape, part.output_dim())
 
-    def make() -> Tensor:
-        return part(planned) if part is not modality else modality.target(planned.tokens, predict)
+    def compute() -> Tensor:
+        return part(x) if part is not modality else modality.target(x.tokens, predict)
 
-    target = _shape(part, method, make, shape, torch.float32)
-    counted = target[planned.plan.counted > 0]
-    if bool(planned.tokens.values.isfinite().all()):  # otherwise it is the data's fault, which the loop deals with
+    target = _shape(part, method, compute, shape, torch.float32)
+    counted = target[x.plan.counted > 0]
+    if bool(x.tokens.values.isfinite().all()):  # otherwise the data are at fault, which the training loop handles
         expected = f"finite values {shape} float32"
         _require(bool(counted.isfinite().all()), part, method, "NaN or infinity for finite tokens", expected)
     _shape(
@@ -129,12 +130,12 @@ def _check_target(model: Any, name: str, planned: ModalityInput) -> None:
 
 
 def _shape(
-    part: Any, method: str, make: Callable[[], Tensor], shape: tuple[int, ...], dtype: torch.dtype | None = None
+    part: Any, method: str, compute: Callable[[], Tensor], shape: tuple[int, ...], dtype: torch.dtype | None = None
 ) -> Tensor:
-    """What ``make`` gives, of that shape and, where one is asked for, of that type."""
+    """``compute()``, checked for the shape and, if given, the dtype."""
     expected = f"{shape}" + (f" {str(dtype).removeprefix('torch.')}" if dtype else "")
     with _blaming(part, method, expected):
-        found = make()
-    good = isinstance(found, Tensor) and tuple(found.shape) == shape and dtype in (None, found.dtype)
-    _require(good, part, method, _text(found), expected)
-    return found
+        result = compute()
+    good = isinstance(result, Tensor) and tuple(result.shape) == shape and dtype in (None, result.dtype)
+    _require(good, part, method, _text(result), expected)
+    return result

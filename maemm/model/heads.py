@@ -1,4 +1,4 @@
-"""Classifiers on top of an encoder: of a fine-tuned model, and of a probe that trains with augmentation."""
+"""Classifiers on top of an encoder: for fine-tuning, and for linear probes that train with augmentation."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Linear(Head):
     """Pool, optional norm, linear (MAE, fine-tuning: mean of the patch tokens, then a new norm).
 
     Options
-        classes: outputs
+        classes: number of outputs
         pool: mean, cls, max or cls+max
-        norm: before: the encoder's final norm, then the pool; after: pool, then an own norm
-        eps: of the own norm
-        dropout: in front of the last layer
+        norm: before: the encoder's final norm, then the pool; after: the pool, then a norm of the head's own
+        eps: of the head's own norm
+        dropout: before the last layer
     """
 
     def __init__(
@@ -44,24 +44,24 @@ class Linear(Head):
         nn.init.trunc_normal_(self.linear.weight, std=2e-5)
         nn.init.zeros_(self.linear.bias)
 
-    def features(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def features(self, model: Any, batch: dict[str, Any]) -> Tensor:
         inputs, latents = model.encode(batch, norm=self.norm_when == "before")
         name = next(iter(inputs))
         return self.norm(pool_tokens(latents, name, inputs[name].plan, self.pool))
 
-    def forward(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def forward(self, model: Any, batch: dict[str, Any]) -> Tensor:
         return self.linear(self.dropout(self.features(model, batch)))
 
 
 class Probe(Head):
     """The published linear probe on frozen features: pool, batch normalisation without parameters, linear.
 
-    MAE, appendix A.1: of the class token behind the encoder's final norm. Train it with ``train.trainable: head``.
+    MAE, appendix A.1: on the class token after the encoder's final norm. Train it with ``train.trainable: head``.
 
     Options
-        classes: outputs
+        classes: number of outputs
         pool: cls, mean, max or cls+max
-        per_micro_batch: let batch statistics be those of micro-batches
+        per_micro_batch: allow batch statistics of micro-batches
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Probe(Head):
         nn.init.trunc_normal_(self.linear.weight, std=0.01)
         nn.init.zeros_(self.linear.bias)
 
-    def features(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def features(self, model: Any, batch: dict[str, Any]) -> Tensor:
         inputs, latents = model.encode(batch)
         name = next(iter(inputs))
         return pool_tokens(latents, name, inputs[name].plan, self.pool)
 
-    def forward(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def forward(self, model: Any, batch: dict[str, Any]) -> Tensor:
         return self.linear(self.norm(self.features(model, batch)))

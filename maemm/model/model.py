@@ -1,8 +1,8 @@
-"""The masked autoencoder: modalities, masking, encoder, decoder, objectives, and nothing else."""
+"""The masked autoencoder: modalities, masking, encoder, decoder, targets, objectives, head."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -31,11 +31,15 @@ from maemm.model.pooling import mean_of_tokens, pool_and_norm
 
 
 class Model(nn.Module):
-    """Built by :func:`maemm.build` and :func:`maemm.load`; the parts are public attributes.
+    """Built by :func:`maemm.build` and :func:`maemm.load`; its parts are public attributes.
 
-    ``batch`` is always {modality: Preprocessed or bare tensor}. ``forward`` is the only entry that DDP, FSDP2 and
-    compile see.
+    ``batch`` is always {modality: Preprocessed, or the bare tensor x (B, ...)}. ``forward`` is the only entry point
+    that DDP, FSDP2 and ``torch.compile`` see.
     """
+
+    modalities: Mapping[str, Modality]  # these three are nn.ModuleDict
+    objectives: Mapping[str, Objective]
+    targets: Mapping[str, Target]
 
     def __init__(
         self,
@@ -49,73 +53,80 @@ class Model(nn.Module):
         recipe: dict[str, Any] | None = None,
     ):
         super().__init__()
-        self.modalities = nn.ModuleDict(modalities)
+        self.modalities = nn.ModuleDict(modalities)  # type: ignore[assignment]  # ModuleDict does not say of what
         self.masking = masking
         self.encoder, self.decoder, self.head = encoder, decoder, head
-        self.objectives = nn.ModuleDict(objectives or {})
-        self.targets = nn.ModuleDict(targets or {})
+        self.objectives = nn.ModuleDict(objectives or {})  # type: ignore[assignment]  # as above
+        self.targets = nn.ModuleDict(targets or {})  # type: ignore[assignment]  # as above
         self.recipe = recipe or {}
-        self.extras: dict[str, Tensor] = {}  # tensors of a published file that have no use here
-        self.kind: str | None = None  # the checkpoint format it came from
+        self.extras: dict[str, Tensor] = {}  # tensors of a published file that this model does not use
+        self.kind: str | None = None  # the checkpoint format that it was loaded from
 
     @property
     def masked(self) -> bool:
-        """Whether any objective needs the masked forward pass; a model without objectives has it too."""
-        return not self.objectives or any(one.masked for one in self.objectives.values())
+        """Whether the forward pass is masked: if any objective needs that, or there are no objectives."""
+        return not self.objectives or any(objective.masked for objective in self.objectives.values())
 
     # ------------------------------------------------------------------------------- before the graph
     @torch.no_grad()
     def preprocess(
         self, raw: dict[str, Any], rng: Rng | None = None, present: dict[str, Tensor] | None = None
     ) -> dict[str, Preprocessed]:
-        """Raw batches as collated -> prepared ones on the raw batch's device. ``rng=None``: no augmentation.
+        """Collated raw batches -> preprocessed batches, on the same device. ``rng=None``: no augmentation.
 
-        ``present``: {modality: (B,) bool} of the modalities that samples may lack. One that no sample of the batch has
-        is not in ``raw``: its example fills the place, so that every batch has the same parts.
+        ``present``: {modality: (B,) bool} for the modalities that samples may lack. One that no sample of the batch has
+        is not in ``raw``; its example is used instead, so that every batch has the same modalities.
         """
-        found = {
-            name: contract_checks.preprocessed(self._modality(name), one, None if rng is None else rng.fold_in(name))
-            for name, one in raw.items()
-        }
-        for name, here in (present or {}).items():
-            one = found[name] if name in found else self._modality(name).example(len(here), Rng(("absent", name)))
-            found[name] = replace(as_preprocessed(one), x=as_preprocessed(one).x.to(here.device), present=here)
-        return {name: found[name] for name in self.modalities if name in found}
+        batch: dict[str, Preprocessed] = {}
+        for name, values in raw.items():
+            modality_rng = None if rng is None else rng.fold_in(name)
+            batch[name] = contract_checks.preprocessed(self._modality(name), values, modality_rng)
+        for name, mask in (present or {}).items():
+            x = batch[name] if name in batch else self._modality(name).example(len(mask), Rng(("absent", name)))
+            x = as_preprocessed(x)
+            batch[name] = replace(x, x=x.x.to(mask.device), present=mask)
+        return {name: batch[name] for name in self.modalities if name in batch}
 
     @torch.no_grad()
     def plan(self, batch: dict[str, Any], rng: Rng) -> dict[str, ModalityInput]:
-        """Tokenise and draw plans: no gradient, outside the compiled graph."""
-        preprocessed = {name: as_preprocessed(one) for name, one in batch.items()}
+        """Tokenise and draw masks: without gradient, outside the compiled graph."""
+        preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
         tokens = self._tokenize(preprocessed)
-        hides = self.training and any(one.hide for one in self.objectives.values())
+        hides = self.training and any(objective.hide for objective in self.objectives.values())
         if not self.masked and not hides:
-            return {n: ModalityInput(tokens[n], Plan.all_visible(tokens[n]), preprocessed[n]) for n in preprocessed}
-        guides = self._guides(preprocessed, tokens) if self.masking.guide else None
+            return _all_visible(preprocessed, tokens)
+        guides = None
+        if self.masking.guide:
+            guide = getattr(self.encoder, "guide", None)
+            if guide is None:
+                raise MaemmError(
+                    f"the masking needs {self.masking.guide!r} of the encoder, which has no guide(); choose another"
+                )
+            guides = guide(_all_visible(preprocessed, tokens), self.masking.guide)
         plans = self.masking(tokens, rng, guides)
         return {name: ModalityInput(tokens[name], plans[name], preprocessed[name]) for name in preprocessed}
 
     def _tokenize(self, preprocessed: dict[str, Preprocessed]) -> dict[str, Tokens]:
-        found = {name: contract_checks.tokenized(self._modality(name), one) for name, one in preprocessed.items()}
-        return {name: _of_present(tokens, preprocessed[name].present) for name, tokens in found.items()}
-
-    def _guides(self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, Any]:
-        guide = getattr(self.encoder, "guide", None)
-        if guide is None:
-            raise MaemmError(f"the masking wants {self.masking.guide!r} from the encoder, which has no guide()")
-        return guide(self._everything(preprocessed, tokens), self.masking.guide)
+        tokens = {name: contract_checks.tokenized(self._modality(name), x) for name, x in preprocessed.items()}
+        for name, x in preprocessed.items():
+            if x.present is not None:  # no valid token where a sample lacks the modality
+                valid = x.present[:, None].expand(tokens[name].batch, tokens[name].count)
+                whole = tokens[name].valid
+                tokens[name] = replace(tokens[name], valid=valid.clone() if whole is None else valid & whole)
+        return tokens
 
     def _modality(self, name: str) -> Modality:
         if name not in self.modalities:
-            raise MaemmError(f"this model has no modality {name!r}; it has {', '.join(self.modalities)}")
+            raise MaemmError(f"this model has no modality {name!r}; use {', '.join(self.modalities)}")
         return self.modalities[name]
 
     def counts(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
-        """Counts of all terms from the plans alone: the loop needs them before the first backward."""
-        plans = {name: one.plan for name, one in inputs.items()}
-        found = dict(self.encoder.counts(inputs)) if self.masked else {}
+        """{term: count}, from the plans alone: the training loop needs them before the first backward pass."""
+        plans = {name: x.plan for name, x in inputs.items()}
+        counts = dict(self.encoder.counts(inputs)) if self.masked else {}
         for objective in self.objectives.values():
-            found |= objective.counts(plans)
-        return found
+            counts |= objective.counts(plans)
+        return counts
 
     # --------------------------------------------------------------------------------------- the graph
     def forward(
@@ -128,79 +139,80 @@ class Model(nn.Module):
         """One forward pass, masked where an objective needs it, and the terms of all objectives.
 
         ``batch`` is what :meth:`plan` returned, or a batch with ``plans`` made by hand (which are checked), or a
-        batch with a ``rng``. ``labels``: of the samples, for objectives that want them.
+        batch with a ``rng``. ``labels``: of the samples, for objectives that use them.
         """
         inputs = self._inputs(batch, plans, rng)
         if self.masked:
             out = self.predict(inputs)
         else:
-            out = Output({name: one.plan for name, one in inputs.items()}, {}, {}, {}, {}, {}, {})
+            out = Output({name: x.plan for name, x in inputs.items()}, {}, {}, {}, {}, {}, {})
         out.inputs, out.labels = inputs, labels
         for objective in self.objectives.values():
             out.parts |= objective(out, self)
         return out
 
     def predict(self, batch: dict[str, Any], plans: dict[str, Plan] | None = None, rng: Rng | None = None) -> Output:
-        """The forward pass without the objectives, which may need the other processes: for pictures and scores."""
+        """The masked forward pass without the objectives, which may communicate with other ranks: for pictures, scores.
+
+        Raises :class:`MaemmError` where the model has no decoder.
+        """
         inputs = self._inputs(batch, plans, rng)
         if self.decoder is None:
             raise MaemmError("this model has no decoder (encoder-only weights); use embed, or load a file with one")
         latents = self.encoder(inputs, self.modalities)
         pred = self.decoder(latents, inputs, self.modalities)
-        out = self._compare(inputs, latents, pred)
-        out.parts |= latents.terms
-        return out
-
-    def _compare(self, inputs: dict[str, ModalityInput], latents: Latents, pred: dict[str, Tensor]) -> Output:
         target, loss = {}, {}
-        for name, one in inputs.items():
+        for name, x in inputs.items():
             with torch.autocast(pred[name].device.type, enabled=False):
                 if name in self.targets:
-                    target[name] = self.targets[name](one).detach()
+                    target[name] = self.targets[name](x).detach()
                 else:
-                    target[name] = self.modalities[name].target(one.tokens, one.plan.predict)
+                    target[name] = self.modalities[name].target(x.tokens, x.plan.predict)
                 loss[name] = self.modalities[name].loss(pred[name], target[name])
-        plans = {name: one.plan for name, one in inputs.items()}
-        return Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams)
+        plans = {name: x.plan for name, x in inputs.items()}
+        out = Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams)
+        out.parts |= latents.terms
+        return out
 
     def _inputs(
         self, batch: dict[str, Any], plans: dict[str, Plan] | None, rng: Rng | None
     ) -> dict[str, ModalityInput]:
-        if all(isinstance(one, ModalityInput) for one in batch.values()):
+        if all(isinstance(x, ModalityInput) for x in batch.values()):
             return batch
         if plans is None:
             if rng is None:
-                raise MaemmError("model(batch) needs plans= or rng=, or what model.plan(batch, rng) returned")
+                raise MaemmError(
+                    "model(batch) has no masks; pass plans= or rng=, or what model.plan(batch, rng) returned"
+                )
             return self.plan(batch, rng)
-        preprocessed = {name: as_preprocessed(one) for name, one in batch.items()}
+        preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
         tokens = self._tokenize(preprocessed)
         if set(plans) != set(preprocessed):
-            raise MaemmError(f"plans are for {sorted(plans)}, the batch holds {sorted(preprocessed)}")
+            raise MaemmError(
+                f"plans are for {sorted(plans)}, the batch holds {sorted(preprocessed)}; pass one for each"
+            )
         return {
             name: ModalityInput(tokens[name], plans[name].check(name, tokens[name]), preprocessed[name])
             for name in preprocessed
         }
 
     # -------------------------------------------------------------------------------------- features
-    def _everything(self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, ModalityInput]:
-        return {n: ModalityInput(tokens[n], Plan.all_visible(tokens[n]), preprocessed[n]) for n in preprocessed}
-
     def everything(self, batch: dict[str, Any]) -> dict[str, ModalityInput]:
-        """The batch with nothing hidden: what the encoder gets for feature extraction.
+        """The batch with all tokens visible: the encoder's input for feature extraction.
 
-        Where no objective predicts what is hidden, a plan that comes with the batch holds.
+        Where the model is not :attr:`masked`, plans that come with the batch are kept.
         """
-        if not self.masked and all(isinstance(one, ModalityInput) for one in batch.values()):
+        if not self.masked and all(isinstance(x, ModalityInput) for x in batch.values()):
             return batch
-        preprocessed = {name: as_preprocessed(one) for name, one in batch.items()}
-        tokens = {name: one.tokens for name, one in batch.items() if isinstance(one, ModalityInput)}
-        tokens |= self._tokenize({name: one for name, one in preprocessed.items() if name not in tokens})
-        return self._everything(preprocessed, tokens)
+        preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
+        tokens = {name: x.tokens for name, x in batch.items() if isinstance(x, ModalityInput)}
+        tokens |= self._tokenize({name: x for name, x in preprocessed.items() if name not in tokens})
+        return _all_visible(preprocessed, tokens)
 
     def encode(
         self, batch: dict[str, Any], *, layers: Iterable[int] = (), norm: bool = True
     ) -> tuple[dict[str, ModalityInput], Latents]:
-        """The encoder on all tokens, nothing hidden."""
+        """(:meth:`everything`, the latents of the encoder for it). ``layers``, ``norm``: see :class:`Encoder`."""
         inputs = self.everything(batch)
         return inputs, self.encoder(inputs, self.modalities, layers=layers, norm=norm)
 
@@ -213,14 +225,18 @@ class Model(nn.Module):
         tokens: bool = False,
         stream: str | None = None,
     ) -> dict[str, Tensor]:
-        """Features, nothing hidden: {modality: (B, D)}, or (B, N, D) with ``tokens=True``.
+        """Features of all tokens, pooled: {modality: (B, D)}, or (B, N, D) with ``tokens=True``.
 
-        ``pool`` mean, cls, max, cls+max; ``norm`` before (default), after or none: where the encoder's final norm
-        stands relative to the pool. ``layers``: features of these blocks, concatenated along D, without a norm.
-        Without arguments a fine-tuned model answers with the input of its head. Token order is the modality's;
-        in ragged batches the tokens that are padding come last and hold no meaning. ``stream``: mean of that pass
-        of the encoder alone, {stream: (B, D)}, where it has none by that name the pass of these modalities (joined by
-        +) without the others; without it each modality's own stream counts, where it has one.
+        ``pool``: mean (default), cls, max or cls+max. ``norm``: before (default), after or none: whether the encoder's
+        final norm is applied before or after the pool. ``layers``: features of these blocks, concatenated along D,
+        without a norm. Without these arguments a fine-tuned model returns the input of its head's last layer. Tokens
+        are in the modality's order; in ragged batches padding comes last and is to be ignored.
+
+        ``stream``: {stream: (B, D)}, the mean over the tokens of that stream of the encoder. It may also name
+        modalities joined by +, which are then encoded without the others. By default the features of a modality are
+        those of its own stream, if the encoder has one.
+
+        Raises :class:`MaemmError` for an unknown pool, norm, layer or stream.
         """
         if stream is not None:
             return {stream: self._stream(batch, stream)}
@@ -230,54 +246,53 @@ class Model(nn.Module):
         pool, norm = pool or "mean", norm or "before"
         if norm not in ("before", "after", "none"):
             raise MaemmError(f"unknown norm {norm!r}; choose before, after or none")
-        wanted = list(layers or ())
-        inputs, latents = self.encode(batch, layers=wanted, norm=norm == "before" or tokens)
-        if wanted:
-            latents.tokens = {name: self._tapped(latents, name, wanted) for name in inputs}
+        numbers = list(layers or ())
+        inputs, latents = self.encode(batch, layers=numbers, norm=norm == "before" or tokens)
+        if numbers:
+            missing = [number for number in numbers if number not in latents.layers]
+            if missing:
+                raise MaemmError(f"the encoder has no layers {missing}; they count from 0")
+            latents.tokens = {
+                name: torch.cat([latents.layers[number][name] for number in numbers], -1) for name in inputs
+            }
             norm = "none"
         if tokens:
             return latents.tokens
         return {
-            name: pool_and_norm(latents, name, one.plan, pool, norm, self.encoder.norm_of(name))
-            for name, one in inputs.items()
+            name: pool_and_norm(latents, name, x.plan, pool, norm, self.encoder.norm_of(name))
+            for name, x in inputs.items()
         }
 
     def _stream(self, batch: dict[str, Any], stream: str) -> Tensor:
         members = stream.split("+")
         if any(name not in batch for name in members):
-            raise MaemmError(f"stream {stream!r} is not made of what this batch holds ({', '.join(batch)})")
+            raise MaemmError(
+                f"stream {stream!r} is not made of the modalities of this batch; join {', '.join(batch)} by +"
+            )
         inputs, latents = self.encode({name: batch[name] for name in members})
         if stream not in latents.streams:
             latents.streams[stream] = torch.cat([latents.tokens[name] for name in members], 1)
         return mean_of_tokens(latents.streams[stream], [inputs[name].plan for name in members])
 
-    def _tapped(self, latents: Latents, name: str, wanted: list[int]) -> Tensor:
-        missing = [layer for layer in wanted if layer not in latents.layers]
-        if missing:
-            raise MaemmError(f"the encoder has no layers {missing}; they count from 0")
-        return torch.cat([latents.layers[layer][name] for layer in wanted], -1)
-
     def logits(self, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:
-        """(B, classes) of a fine-tuned model; a dict where several streams answer."""
+        """(B, classes) of a fine-tuned model; {stream: (B, classes)} where the head classifies several streams."""
         if self.head is None:
             raise MaemmError("this model has no classifier; fine-tune it, or load fine-tuned weights")
         return self.head(self, batch)
 
 
-def _of_present(tokens: Tokens, present: Tensor | None) -> Tokens:
-    """Without a valid token in the rows of samples that lack the modality."""
-    if present is None:
-        return tokens
-    valid = present[:, None].expand(tokens.batch, tokens.count)
-    return replace(tokens, valid=valid.clone() if tokens.valid is None else valid & tokens.valid)
+def _all_visible(preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, ModalityInput]:
+    return {
+        name: ModalityInput(tokens[name], Plan.all_visible(tokens[name]), preprocessed[name]) for name in preprocessed
+    }
 
 
-def as_preprocessed(one: Any) -> Preprocessed:
-    """A bare tensor stands for ``Preprocessed(x)``."""
-    if isinstance(one, Preprocessed):
-        return one
-    if isinstance(one, ModalityInput):
-        return one.preprocessed
-    if isinstance(one, Tensor):
-        return Preprocessed(one)
-    raise MaemmError(f"a batch holds tensors or Preprocessed, got {type(one).__name__}")
+def as_preprocessed(x: Any) -> Preprocessed:
+    """One modality of a batch as :class:`Preprocessed`: a bare tensor becomes ``Preprocessed(x)``."""
+    if isinstance(x, Preprocessed):
+        return x
+    if isinstance(x, ModalityInput):
+        return x.preprocessed
+    if isinstance(x, Tensor):
+        return Preprocessed(x)
+    raise MaemmError(f"a batch holds {type(x).__name__}; pass tensors or Preprocessed")

@@ -1,4 +1,4 @@
-"""From tokens to one vector per sample."""
+"""Pooling: from tokens to one vector per sample."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ POOLS = ("mean", "cls", "max", "cls+max")
 
 
 def pool_tokens(latents: Latents, name: str, plan: Plan, how: str) -> Tensor:
-    """Tokens of one modality -> (B, D), or (B, 2D) for "cls+max". Padding is left out.
+    """Tokens (R, V, D) of one modality -> (R, D), or (R, 2D) for "cls+max". Padding is left out.
 
-    "cls" is the mean of the class tokens (Pixio has several). Raises :class:`MaemmError` where there are none.
+    "cls" is the mean of the class tokens (Pixio has several). Raises :class:`MaemmError` where there are none, and for
+    an unknown pool.
     """
     if how not in POOLS:
         raise MaemmError(f"unknown pool {how!r}; choose one of {', '.join(POOLS)}")
@@ -27,21 +28,21 @@ def pool_tokens(latents: Latents, name: str, plan: Plan, how: str) -> Tensor:
         return _max(tokens, valid)
     prefix = latents.prefix.get(name, latents.prefix.get("joint"))
     if prefix is None:
-        raise MaemmError(f"pool {how!r} needs a class token, and this encoder has none; use mean or max")
+        raise MaemmError(f"pool {how!r} needs a class token, which this encoder does not have; use mean or max")
     cls = prefix.mean(1)
     return cls if how == "cls" else torch.cat([cls, _max(tokens, valid)], -1)
 
 
 def mean_of_tokens(tokens: Tensor, plans: Sequence[Plan]) -> Tensor:
-    """Visible tokens of one modality, or of several side by side -> (R, D). Padding is left out."""
+    """Mean over tokens (R, V, D), visible ones of one or several modalities side by side, without padding -> (R, D)."""
     if all(plan.visible_valid is None for plan in plans):
         return tokens.mean(1)
     parts = [
         torch.ones_like(plan.visible, dtype=torch.bool) if plan.visible_valid is None else plan.visible_valid
         for plan in plans
     ]
-    fraction = torch.cat(parts, 1).to(tokens.dtype)[..., None]
-    return (tokens * fraction).sum(1) / fraction.sum(1).clamp(min=1)
+    weight = torch.cat(parts, 1).to(tokens.dtype)[..., None]
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def _max(tokens: Tensor, valid: Tensor | None) -> Tensor:
@@ -51,6 +52,6 @@ def _max(tokens: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def pool_and_norm(latents: Latents, name: str, plan: Plan, how: str, norm: str, layer: nn.Module) -> Tensor:
-    """``norm`` "before" and "none": the latents come as they are; "after": ``layer`` on the pooled vector."""
+    """:func:`pool_tokens`, then ``layer`` if ``norm`` is "after"; otherwise ``latents`` are used as they are."""
     pooled = pool_tokens(latents, name, plan, how)
     return layer(pooled) if norm == "after" else pooled

@@ -1,4 +1,4 @@
-"""Plugins and their parts: the manifest, how plugins are found, and a part by its role and name. Loads no torch."""
+"""Plugins and their parts: manifests, discovery, and looking up a part by role and name. Does not import torch."""
 
 from maemm.registry.core import CORE
 from maemm.registry.discovery import GROUP, HOME, VARIABLE, DiscoveredPlugin, add_path, all, forget, with_plugins

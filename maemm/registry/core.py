@@ -1,4 +1,4 @@
-"""The manifest of the core: the parts that fit any modality."""
+"""The manifest of the core: the parts that do not depend on the modality."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A part by its role and name."""
+"""Look up a part by its role and name."""
 
 from __future__ import annotations
 
@@ -11,65 +11,66 @@ from maemm.registry.manifest import ROLES, SINGULAR
 
 
 def find(role: str, name: str) -> Any:
-    """The class (or function) called ``name`` in a role: ``find("encoders", "vit")``. Imports it when asked for.
+    """Import and return the class (or function) called ``name`` in a role: ``find("encoders", "vit")``.
 
-    Raises :class:`MaemmError`: unknown name (with the nearest), two plugins that claim it, a broken plugin,
+    Raises :class:`MaemmError`: unknown name (with the closest one), two plugins that provide it, a broken plugin,
     a missing package.
     """
-    found, target = where(role, name)
+    plugin, target = where(role, name)
     module, attribute = target.split(":")
-    what = f"{SINGULAR[role]} {name!r} of plugin {found.name!r}"
+    title = f"{SINGULAR[role]} {name!r} of plugin {plugin.name!r}"
     try:
-        return getattr(importlib.import_module(f"{found.package}.{module}"), attribute)
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").split(".")[0]
-        if missing in {"maemm", HOME, found.package.split(".")[0]}:
-            raise MaemmError(f"{what} cannot be imported ({error}); fix the plugin ({found.origin})") from error
-        raise MaemmError(f"{what} needs the package {missing!r}; run: pip install {missing}") from error
-    except AttributeError as error:
-        raise MaemmError(f"{what} cannot be imported ({error}); fix the plugin ({found.origin})") from error
+        return getattr(importlib.import_module(f"{plugin.package}.{module}"), attribute)
     except MaemmError:
         raise
-    except (Exception, SystemExit) as error:
-        raise MaemmError(f"{what} cannot be imported ({reason_of(error)}); fix the plugin ({found.origin})") from error
+    except (Exception, SystemExit) as error:  # whatever a plugin's module raises when it is imported
+        reason = str(error) if isinstance(error, (ModuleNotFoundError, AttributeError)) else reason_of(error)
+        if isinstance(error, ModuleNotFoundError):
+            missing = (error.name or "").split(".")[0]
+            if missing not in {"maemm", HOME, plugin.package.split(".")[0]}:
+                raise MaemmError(f"{title} needs the package {missing!r}; run: pip install {missing}") from error
+        raise MaemmError(f"{title} cannot be imported ({reason}); fix the plugin ({plugin.origin})") from error
 
 
 def where(role: str, name: str) -> tuple[DiscoveredPlugin, str]:
-    """The plugin that brings the part ``name``, and its "module:Name". Imports no part."""
+    """The plugin that provides the part ``name``, and its "module:Name". Does not import the part.
+
+    Raises :class:`MaemmError` as :func:`find` does.
+    """
     if role not in ROLES:
         raise MaemmError(f"unknown role {role!r}; {advice(role, ROLES)}")
-    owners = [
-        (one, getattr(one.plugin, role)[name]) for one in all() if one.plugin and name in getattr(one.plugin, role)
-    ]
+    owners = [plugin for plugin in all() if plugin.plugin and name in getattr(plugin.plugin, role)]
     if len(owners) > 1:
-        origins = " and ".join(f"{one.name} ({one.origin})" for one, _ in owners)
+        origins = " and ".join(f"{plugin.name} ({plugin.origin})" for plugin in owners)
         raise MaemmError(f"{SINGULAR[role]} {name!r} is claimed by two plugins: {origins}; remove one")
     if not owners:
         raise MaemmError(_unknown(role, name))
-    return owners[0]
+    return owners[0], getattr(owners[0].plugin, role)[name]
 
 
 def names(role: str) -> list[str]:
     """Names of all parts in a role, sorted."""
-    return sorted({name for one in all() if one.plugin for name in getattr(one.plugin, role)})
+    return sorted({name for plugin in all() if plugin.plugin for name in getattr(plugin.plugin, role)})
 
 
 def get(name: str) -> DiscoveredPlugin:
-    """The plugin called ``name``; raises :class:`MaemmError` when there is none or when it is broken."""
-    known = {one.name: one for one in reversed(all())}  # the core before one that has its name
-    if name not in known:
-        raise MaemmError(f"unknown plugin {name!r}; {advice(name, known)}")
-    if known[name].plugin is None:
-        raise MaemmError(f"plugin {name!r} ({known[name].origin}) cannot be used: {known[name].error}")
-    return known[name]
+    """The plugin called ``name``; raises :class:`MaemmError` where there is none or where it is broken."""
+    plugins = {plugin.name: plugin for plugin in reversed(all())}  # reversed: the core wins over a plugin of its name
+    if name not in plugins:
+        raise MaemmError(f"unknown plugin {name!r}; {advice(name, plugins)}")
+    plugin = plugins[name]
+    if plugin.plugin is None:
+        raise MaemmError(f"plugin {name!r} ({plugin.origin}) cannot be used: {plugin.error}")
+    return plugin
 
 
 def _unknown(role: str, name: str) -> str:
+    """The message for a part that no plugin provides, which may be because a plugin is broken."""
+    broken = [plugin for plugin in all() if plugin.error]
+    for plugin in broken:
+        if plugin.name == name:  # a plugin's main part usually has the plugin's name
+            return f"{SINGULAR[role]} {name!r} is missing since its plugin ({plugin.origin}) is broken: {plugin.error}"
     text = f"unknown {SINGULAR[role]} {name!r}; {advice(name, names(role))}"
-    broken = [one for one in all() if one.error]
-    own = [one for one in broken if one.name == name]
-    if own:  # a plugin's main part usually has its name
-        return f"{SINGULAR[role]} {name!r} is missing since its plugin ({own[0].origin}) is broken: {own[0].error}"
     if broken:
-        text += f" (broken plugins: {', '.join(one.name for one in broken)}; see maemm plugins)"
+        text += f" (broken plugins: {', '.join(plugin.name for plugin in broken)}; see maemm plugins)"
     return text

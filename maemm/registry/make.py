@@ -1,4 +1,4 @@
-"""Parts made from what a recipe says: ``{type: NAME, **options}``."""
+"""Make parts from what a recipe says: ``{type: NAME, **options}``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from maemm.registry.lookup import find
 
 
 def part_of(spec: Any, default: str | None = None) -> tuple[str, dict[str, Any]]:
-    """``{type: NAME, **options}`` or ``NAME`` -> (name, options)."""
+    """``{type: NAME, **options}`` or ``NAME`` -> (name, options). ``default``: the name where there is no type."""
     if isinstance(spec, str):
         return spec, {}
     options = dict(spec or {})
@@ -22,32 +22,38 @@ def part_of(spec: Any, default: str | None = None) -> tuple[str, dict[str, Any]]
 
 
 def make(role: str, spec: Any, *positional: Any, default: str | None = None, where: str = "") -> Any:
-    """Find the class of a part and construct it; a wrong option is a :class:`MaemmError` that names the part."""
+    """Find a part and call it with ``positional`` and the options of ``spec``, see :func:`part_of`.
+
+    Raises :class:`MaemmError` for an unknown part, a wrong option or an abstract class; it names the part and ``where``
+    in the recipe it stands.
+    """
     name, options = part_of(spec, default)
-    found = find(role, name)
-    if lacking := missing_methods(found):
-        raise MaemmError(f"{lacking} ({where or role}: {name}); add it to the class")
+    part = find(role, name)
+    if problem := missing_methods(part):
+        raise MaemmError(f"{problem} ({where or role}: {name}); add it to the class")
     try:
-        return found(*positional, **options)
+        return part(*positional, **options)
     except TypeError as error:
         raise MaemmError(f"{error} ({where or role}: {name})") from None
 
 
 def who(part: Any) -> str:
-    """The plugin and the class of a part, as messages name them: ``plugin 'sonar' (Sonar)``."""
+    """The plugin and the class of a part, for messages: ``plugin 'sonar' (Sonar)``."""
     cls = part if inspect.isclass(part) else type(part)
     module = f"{cls.__module__}."
-    owners = [one for one in all() if module.startswith(f"{one.package}.")]
-    owner = max(owners, key=lambda one: len(one.package), default=None)
+    owners = [plugin for plugin in all() if module.startswith(f"{plugin.package}.")]
+    owner = max(owners, key=lambda plugin: len(plugin.package), default=None)
     return f"plugin {owner.name if owner else module.split('.')[0]!r} ({cls.__name__})"
 
 
 def missing_methods(part: type) -> str | None:
-    """What an abstract class lacks, with what the contract says of each method; None for a class that is whole."""
+    """What an abstract class must still implement, each with the summary of its docstring; None if it is complete."""
     names = sorted(getattr(part, "__abstractmethods__", ()))
     if not names:
         return None
-    said = [
-        f"{name}(): {inspect.getdoc(getattr(part, name)) or inspect.signature(getattr(part, name))}" for name in names
-    ]
-    return f"{who(part)} lacks {'; '.join(' '.join(one.split()) for one in said)}"
+    texts = []
+    for name in names:
+        method = getattr(part, name)
+        summary = (inspect.getdoc(method) or str(inspect.signature(method))).split("\n\n")[0]
+        texts.append(f"{name}(): {' '.join(summary.split())}")
+    return f"{who(part)} lacks {'; '.join(texts)}"

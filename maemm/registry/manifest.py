@@ -1,6 +1,6 @@
-"""The manifest of a plugin: an object of strings, so that listing plugins imports neither torch nor readers of files::
+"""The manifest of a plugin: strings only, so that listing plugins imports neither torch nor readers of files::
 
-plugin = Plugin(name="sonar", version="0.1.0", contract=1, summary="side-scan sonar",
+plugin = Plugin(name="sonar", version="0.1.0", contract=2, summary="side-scan sonar",
                 modalities={"sonar": "modality:Sonar"}, sources={"sonar": "sources:open_sonar"})
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from maemm.contract.errors import MaemmError
@@ -44,7 +44,7 @@ _OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 class Plugin:
     """The manifest of a plugin. Each role maps names to ``"module:Name"``, relative to the manifest's package.
 
-    Raises :class:`MaemmError` when it is made for another contract or when a name or an object is malformed.
+    Raises :class:`MaemmError` where it is made for another version of the contract or where an entry is malformed.
     """
 
     name: str
@@ -65,50 +65,45 @@ class Plugin:
     packs: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, str] = field(default_factory=dict)
     demo: str | None = None  # the recipe that ``maemm demo`` runs
-    files: Mapping[str, str] = field(default_factory=dict)  # {recipe: ".ply .xyz"}: what show takes for such files
-    deviations: Mapping[str, str] = field(default_factory=dict)  # {"check[part]": why that rule is not for that part}
+    files: Mapping[str, str] = field(default_factory=dict)  # {recipe: ".ply .xyz"}: the recipe for files ending so
+    deviations: Mapping[str, str] = field(default_factory=dict)  # {"check[part]": why the part need not pass it}
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
             raise MaemmError(f"plugin name {self.name!r} is not a plain name; use letters, digits and _")
+        title = f"plugin {self.name!r}"
         if self.contract != CONTRACT_VERSION:
             raise MaemmError(
-                f"plugin {self.name!r} is made for contract {self.contract!r}, this maemm has {CONTRACT_VERSION}; "
+                f"{title} is made for contract {self.contract!r}, this maemm has {CONTRACT_VERSION}; "
                 "install matching versions"
             )
-        for one in fields(self)[:4]:
-            if one.name != "contract" and not isinstance(getattr(self, one.name), str):
-                raise MaemmError(f"plugin {self.name!r}: {one.name} must be a text")
+        for key in ("version", "summary"):
+            if not isinstance(getattr(self, key), str):
+                raise MaemmError(f"{title}: {key} must be a text")
         if self.demo is not None and not isinstance(self.demo, str):
-            raise MaemmError(f"plugin {self.name!r}: demo must be the name of a recipe")
-        self._check_files()
-        self._check_deviations()
+            raise MaemmError(f"{title}: demo must be the name of a recipe")
+        if not _is_text_dict(self.files) or any(
+            ending[0] != "." or ending != ending.lower() for text in self.files.values() for ending in text.split()
+        ):
+            raise MaemmError(f"{title}: files must be a dict of recipe: '.ending .ending', in lower case")
+        if not _is_text_dict(self.deviations) or not all(reason.strip() for reason in self.deviations.values()):
+            raise MaemmError(f"{title}: deviations must be a dict of 'check[part]': reason")
         for role in ROLES:
-            self._check_role(role, getattr(self, role))
-
-    def _check_files(self) -> None:
-        good = isinstance(self.files, Mapping)  # all() is this module's own
-        good = good and not any(not isinstance(one, str) for pair in self.files.items() for one in pair)
-        if not good or any(one[0] != "." or one.lower() != one for text in self.files.values() for one in text.split()):
-            raise MaemmError(f"plugin {self.name!r}: files must be a dict of recipe: '.ending .ending', in lower case")
-
-    def _check_deviations(self) -> None:
-        texts = self.deviations.items() if isinstance(self.deviations, Mapping) else [(None, None)]
-        for rule, reason in texts:
-            if not isinstance(rule, str) or not isinstance(reason, str) or not reason.strip():
-                raise MaemmError(f"plugin {self.name!r}: deviations must be a dict of 'check[part]': reason")
-
-    def _check_role(self, role: str, parts: Any) -> None:
-        if not isinstance(parts, Mapping):
-            raise MaemmError(f"plugin {self.name!r}: {role} must be a dict of name: 'module:Name'")
-        for name, target in parts.items():
-            if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise MaemmError(f"plugin {self.name!r}: {role} has the name {name!r}; use letters, digits and _")
-            if not isinstance(target, str) or not _OBJECT.fullmatch(target):
-                raise MaemmError(f"plugin {self.name!r}: {role}.{name} is {target!r}; write 'module:Name'")
+            parts = getattr(self, role)
+            if not isinstance(parts, Mapping):
+                raise MaemmError(f"{title}: {role} must be a dict of name: 'module:Name'")
+            for name, target in parts.items():
+                if not isinstance(name, str) or not NAME.fullmatch(name):
+                    raise MaemmError(f"{title}: {role} has the name {name!r}; use letters, digits and _")
+                if not isinstance(target, str) or not _OBJECT.fullmatch(target):
+                    raise MaemmError(f"{title}: {role}.{name} is {target!r}; write 'module:Name'")
 
     def parts(self) -> Iterator[tuple[str, str, str]]:
-        """(role, name, "module:Name") of everything it brings."""
+        """(role, name, "module:Name") of each of its parts."""
         for role in ROLES:
             for name, target in getattr(self, role).items():
                 yield role, name, target
+
+
+def _is_text_dict(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(text, str) for pair in value.items() for text in pair)

@@ -1,9 +1,9 @@
-"""One folder for each verb of the command line: ``cli.py`` reads its words, ``run.py`` is its Python function.
+"""One folder for each verb of the command line: ``cli.py`` parses its arguments, ``run.py`` is its Python function.
 
-Importing a ``cli`` module loads no torch: what a verb needs is imported when it runs.
+Importing a ``cli`` module does not import torch: what a verb needs is imported when it runs.
 """
 
-VERBS = (  # in the order of a person's work
+VERBS = (  # in the order in which a project uses them
     "demo",
     "config",
     "plugins",

@@ -1,4 +1,4 @@
-"""The public conformance suite: rules that every part of a plugin keeps, checked on a tiny model on the CPU.
+"""The public conformance suite: the rules of the contract, checked for each part of a plugin on a tiny CPU model.
 
 With pytest::
 
@@ -9,7 +9,7 @@ With pytest::
     def test_conformance(check):
         check()
 
-Without: ``run_checks(plugin)``. Importing this module imports neither torch nor pytest.
+Without pytest: ``run_checks(plugin)``. Importing this module imports neither torch nor pytest.
 """
 
 from maemm.testing.outcome import CheckFailed, DoesNotApply, Result

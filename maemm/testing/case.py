@@ -1,4 +1,4 @@
-"""What a check works with: one part of a plugin inside a tiny recipe, and examples to feed it."""
+"""What a check works with: one part of a plugin in a tiny recipe, and example batches."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ CHECKS: dict[str, tuple[tuple[str, ...], Callable[[Case], None]]] = {}
 
 
 def check(*roles: str) -> Callable[[Callable[[Case], None]], Callable[[Case], None]]:
-    """Enter a function among the checks of parts in these roles, under its own name; its docstring is the rule."""
+    """Register a function as a check of parts in these roles, under its own name; its docstring is the rule."""
 
-    def enter(rule: Callable[[Case], None]) -> Callable[[Case], None]:
+    def register(rule: Callable[[Case], None]) -> Callable[[Case], None]:
         CHECKS[rule.__name__] = (roles, rule)
         return rule
 
-    return enter
+    return register
 
 
 class Case:
     """One part of a plugin under one check."""
 
     def __init__(self, plugin: Plugin, package: str, role: str, part: str, options: Mapping[str, Mapping[str, Any]]):
-        self.plugin, self.package, self.role, self.part, self.given = plugin, package, role, part, options
+        self.plugin, self.package, self.role, self.part, self.options = plugin, package, role, part, options
         # Other parts are checked on the plugin's own first modality, or on the suite's toy.
         self.signal = part if role == "modalities" else next(iter(plugin.modalities), SIGNAL)
 
-    # ---- saying what is wrong
+    # ---- reporting
     def require(self, holds: Any, rule: str, received: Any, expected: Any, change: str) -> None:
         """Raise :class:`CheckFailed` in one line unless the rule holds."""
-        if not bool(holds):
+        if not holds:
             where = "" if self.role == ALL else f", {SINGULAR[self.role]} {self.part!r}"
             raise CheckFailed(
                 f"plugin {self.plugin.name!r}{where}: {rule}: received {received}, expected {expected}", change
@@ -57,15 +57,19 @@ class Case:
     def equal(self, received: Tensor, expected: Tensor, rule: str, change: str, atol: float = 0.0) -> None:
         """Require two tensors of equal shape to be equal, or close; NaN equals NaN."""
         self.require(received.shape == expected.shape, rule, tuple(received.shape), tuple(expected.shape), change)
-        one, other = received.detach().double(), expected.detach().double()
-        same = torch.allclose(one, other, rtol=atol, atol=atol, equal_nan=True)
-        gap = "" if same else f"{(one - other).abs().nan_to_num(float('inf')).max():.3g}"
-        self.require(same, rule, f"a difference of {gap}", f"at most {atol:g}", change)
+        a, b = received.detach().double(), expected.detach().double()
+        close = torch.allclose(a, b, rtol=atol, atol=atol, equal_nan=True)
+        gap = "" if close else f"{(a - b).abs().nan_to_num(float('inf')).max():.3g}"
+        self.require(close, rule, f"a difference of {gap}", f"at most {atol:g}", change)
 
-    # ---- making things
+    # ---- models and batches
     def recipe(self) -> dict[str, Any]:
         """A tiny recipe around the part."""
-        modality = {"type": self.signal, **self.given.get(self.signal, {}), "masking": {"type": "random", "ratio": 0.5}}
+        modality = {
+            "type": self.signal,
+            **self.options.get(self.signal, {}),
+            "masking": {"type": "random", "ratio": 0.5},
+        }
         recipe: dict[str, Any] = {
             "modalities": {self.signal: modality},
             "encoder": {"type": "vit", "dim": WIDTH, "depth": 1, "heads": 2},
@@ -80,18 +84,18 @@ class Case:
         return recipe
 
     def _spec(self) -> dict[str, Any]:
-        """The part with the given options, and small where it has the usual options of width and depth."""
+        """The part with the author's options, and small where it has the usual options of width and depth."""
         part = registry.find(self.role, self.part)
-        known, given = options_of(part), self.given.get(f"{self.role}.{self.part}", {})
-        asked = [name for name, one in known.items() if one.default is MISSING and name not in {**_TINY, **given}]
-        if asked:
-            raise DoesNotApply(f"it must be told {', '.join(asked)}; give options for {self.role}.{self.part}")
+        options, own = options_of(part), self.options.get(f"{self.role}.{self.part}", {})
+        unset = [name for name, option in options.items() if option.default is MISSING and name not in {**_TINY, **own}]
+        if unset:
+            raise DoesNotApply(f"it needs {', '.join(unset)}; give options for {self.role}.{self.part}")
         if not getattr(part, "masked", True):
             raise DoesNotApply("it learns from labels with nothing hidden")
-        small = {name: value for name, value in _TINY.items() if name in known}
-        if "heads" in known and known["heads"].default is not MISSING and "dim" not in known:
+        small = {name: value for name, value in _TINY.items() if name in options}
+        if "heads" in options and options["heads"].default is not MISSING and "dim" not in options:
             small.pop("heads")
-        return {"type": self.part, **small, **given}
+        return {"type": self.part, **small, **own}
 
     def model(self, seed: int = 0) -> Model:
         """A fresh model in evaluation mode; equal for equal seeds."""
@@ -101,6 +105,12 @@ class Case:
     def modality(self) -> Modality:
         """The modality without parameters, as a worker gets it."""
         return build_modality(self.recipe(), self.signal)
+
+    def modality_of(self, model: Model) -> Modality:
+        """The modality of a model that was built from :meth:`recipe`."""
+        modality = model.modalities[self.signal]
+        assert isinstance(modality, Modality)
+        return modality
 
     def rng(self, rows: int = ROWS, key: int = 0) -> Rng:
         return Rng(("conformance", key), range(rows), rows)
@@ -114,17 +124,17 @@ class Case:
 
 
 def take_rows(preprocessed: Preprocessed, rows: Sequence[int]) -> Preprocessed:
-    """Some samples of a prepared batch, in this order and as often as named."""
+    """The samples ``rows`` of a preprocessed batch, in this order; a row may be repeated."""
     index, size = torch.as_tensor(rows), preprocessed.x.shape[0]
 
-    def cut(one: Any) -> Any:
-        return one[index] if isinstance(one, Tensor) and one.ndim and one.shape[0] == size else one
+    def select(value: Any) -> Any:
+        return value[index] if isinstance(value, Tensor) and value.ndim and value.shape[0] == size else value
 
-    info = {name: cut(one) for name, one in preprocessed.info.items()}
-    return replace(preprocessed, x=preprocessed.x[index], valid=cut(preprocessed.valid), info=info)
+    info = {name: select(value) for name, value in preprocessed.info.items()}
+    return replace(preprocessed, x=preprocessed.x[index], valid=select(preprocessed.valid), info=info)
 
 
 def take_plan(plan: Plan, rows: Sequence[int]) -> Plan:
-    """Some rows of a plan."""
+    """The rows ``rows`` of a plan."""
     index = torch.as_tensor(rows)
-    return Plan(**{name: None if one is None else one[index] for name, one in vars(plan).items()})
+    return replace(plan, **{name: value[index] for name, value in vars(plan).items() if value is not None})

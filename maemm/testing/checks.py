@@ -1,4 +1,4 @@
-"""All checks by name, gathered from the files that hold them: {name: (roles, rule)}."""
+"""All checks by name, {name: (roles, rule)}; importing the modules below registers them."""
 
 from maemm.testing import (
     checks_manifest,

@@ -16,7 +16,7 @@ from maemm.config.options import options_of, problems
 from maemm.contract.version import CONTRACT_VERSION
 from maemm.data.pack import Packer
 from maemm.registry import Plugin
-from maemm.testing.case import Case, check
+from maemm.testing.case import ROWS, Case, check
 from maemm.testing.outcome import ALL, DoesNotApply
 
 BASES = {
@@ -36,28 +36,28 @@ PARTS = tuple(registry.ROLES)
 
 @check(ALL)
 def manifest_is_complete(case: Case) -> None:
-    """A manifest has a version, a line of summary, the contract of this maemm, at least one part, its folder's name."""
-    one, change = case.plugin, "write it in Plugin(...) in the package's __init__.py"
-    case.require(isinstance(one, Plugin), "manifest", type(one).__name__, "a maemm.Plugin", change)
-    case.require(one.contract == CONTRACT_VERSION, "manifest: contract", one.contract, CONTRACT_VERSION, change)
+    """A manifest has a version, a one-line summary, this maemm's contract version, a part, and its folder's name."""
+    plugin, change = case.plugin, "write it in Plugin(...) in the package's __init__.py"
+    case.require(isinstance(plugin, Plugin), "manifest", type(plugin).__name__, "a maemm.Plugin", change)
+    case.require(plugin.contract == CONTRACT_VERSION, "manifest: contract", plugin.contract, CONTRACT_VERSION, change)
     for name in ("version", "summary"):
-        text = getattr(one, name)
+        text = getattr(plugin, name)
         good = text.strip() and "\n" not in text
         case.require(good, f"manifest: {name}", repr(text), "one line of text", change)
-    case.require(list(one.parts()), "manifest: parts", "none", "at least one modality or other part", change)
+    case.require(list(plugin.parts()), "manifest: parts", "none", "at least one modality or other part", change)
     home, _, folder = case.package.rpartition(".")
     if home == "maemm_plugins":
-        good = folder in (one.name, f"maemm_{one.name}")
-        case.require(good, "manifest: name", repr(one.name), f"the folder's name {folder!r}", change)
+        good = folder in (plugin.name, f"maemm_{plugin.name}")
+        case.require(good, "manifest: name", repr(plugin.name), f"the folder's name {folder!r}", change)
 
 
 @check(ALL)
 def manifest_is_light(case: Case) -> None:
-    """Reading the manifest imports neither torch nor anything else that is slow."""
+    """Importing the manifest imports neither torch nor another slow package."""
     code = f"import sys, {case.package}; print(*[m for m in {HEAVY!r} if m in sys.modules])"
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=120)
-    rule, change = "reading the manifest is cheap", "import heavy modules in the parts' modules only"
+    rule, change = "importing the manifest is cheap", "import heavy modules in the parts' modules only"
     reason = (done.stderr.strip().splitlines() or [""])[-1]
     case.require(done.returncode == 0, rule, reason, f"{case.package} to import in a fresh process", change)
     case.require(not done.stdout.strip(), rule, f"{done.stdout.strip()} imported", "no heavy import", change)
@@ -65,7 +65,7 @@ def manifest_is_light(case: Case) -> None:
 
 @check(*PARTS)
 def part_can_be_imported(case: Case) -> None:
-    """Each name of the manifest leads to a class of its role, or to a function for sources and samples."""
+    """Each name of the manifest leads to a subclass of its role's base, or to a function for sources and samples."""
     target = getattr(case.plugin, case.role)[case.part]
     part = registry.find(case.role, case.part)
     base, change = BASES.get(case.role), f"fix {target!r} in the manifest, or the class's base"
@@ -74,7 +74,7 @@ def part_can_be_imported(case: Case) -> None:
         return
     good = inspect.isclass(part) and issubclass(part, base)
     case.require(
-        good, f"{target} has its role's base", part, f"a subclass of {base.__module__}.{base.__name__}", change
+        good, f"{target} has its role's base class", part, f"a subclass of {base.__module__}.{base.__name__}", change
     )
     missing = sorted(getattr(part, "__abstractmethods__", ()))
     case.require(not missing, f"{target} is complete", f"no {', '.join(missing)}", "all abstract methods", change)
@@ -84,28 +84,30 @@ def part_can_be_imported(case: Case) -> None:
 def options_are_documented(case: Case) -> None:
     """Each keyword-only parameter has a type hint and a line below "Options" in the docstring."""
     change = 'add "name: text" below a line "Options" in the docstring, and a type hint in the constructor'
-    known = options_of(registry.find(case.role, case.part))
-    silent = [name for name, one in known.items() if not one.doc]
-    case.require(not silent, "options are described", f"no text for {', '.join(silent)}", "a line for each", change)
-    vague = [name for name, one in known.items() if one.type == "any"]
-    case.require(not vague, "options are typed", f"no type for {', '.join(vague)}", "a hint for each", change)
+    options = options_of(registry.find(case.role, case.part))
+    silent = [name for name, option in options.items() if not option.doc]
+    case.require(not silent, "options are documented", f"no text for {', '.join(silent)}", "a line for each", change)
+    untyped = [name for name, option in options.items() if option.type == "any"]
+    case.require(not untyped, "options are typed", f"no type for {', '.join(untyped)}", "a type hint for each", change)
 
 
 @check(*(role for role in PARTS if role not in ("samples", "weights")))
 def defaults_fit_their_types(case: Case) -> None:
-    """The default of each option is a value that a recipe may give for it."""
+    """The default of each option is a value that a recipe may set."""
     part = registry.find(case.role, case.part)
-    for name, one in options_of(part).items():
-        if one.default is MISSING:
+    for name, option in options_of(part).items():
+        if option.default is MISSING:
             continue
-        default = one.default.model_dump() if isinstance(one.default, BaseModel) else one.default
+        default = option.default.model_dump() if isinstance(option.default, BaseModel) else option.default
         wrong = [line for line in problems(part, {name: default}, "option")[1] if line.startswith(f"option.{name} ")]
-        case.require(not wrong, f"default of {name}", "".join(wrong[:1]), one.type, "fix the type hint or the default")
+        case.require(
+            not wrong, f"default of {name}", "".join(wrong[:1]), option.type, "fix the type hint or the default"
+        )
 
 
 @check("modalities")
 def worker_gets_it_cheaply(case: Case) -> None:
-    """Before connect() a modality has no parameters, and it can be sent to a worker process."""
+    """Before connect() a modality has no parameters and can be pickled, so that workers receive it cheaply."""
     modality = case.modality()
     names = [name for name, _ in modality.named_parameters()]
     rule = "no parameters before connect()"
@@ -118,10 +120,11 @@ def worker_gets_it_cheaply(case: Case) -> None:
 
 @check("heads")
 def head_answers(case: Case) -> None:
-    """A head gives (B, classes) logits."""
+    """A head returns logits (B, classes)."""
     model = case.model()
     logits = model.logits({case.signal: case.example()})
     if isinstance(logits, dict):
         raise DoesNotApply("several streams answer")
-    rule, change = "logits have one column per class", "return (B, classes) from forward()"
-    case.require(logits.shape == (3, model.head.classes), rule, tuple(logits.shape), (3, model.head.classes), change)
+    assert model.head is not None
+    expected, change = (ROWS, model.head.classes), "return (B, classes) from forward()"
+    case.require(logits.shape == expected, "logits have one column per class", tuple(logits.shape), expected, change)

@@ -1,4 +1,4 @@
-"""Rules of the recipes and of the checkpoint formats that a plugin brings."""
+"""Rules of a plugin's recipes and checkpoint formats."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def _recipes(case: Case) -> dict[str, Path]:
 
 @check(ALL)
 def recipes_are_sound(case: Case) -> None:
-    """Each recipe has a first line of comment, can be trained, reads back as it is written, and builds a model."""
+    """Each recipe starts with a comment, is valid for training, survives writing and reading, and builds a model."""
     recipes = _recipes(case)
     if not recipes:
-        raise DoesNotApply("the plugin brings no recipe")
+        raise DoesNotApply("the plugin has no recipe")
     for name, path in recipes.items():
         change = f"fix {path.name}"
-        case.require(config.summary(path), f"recipe {name}: what it is", "no comment", "a first line # WHAT", change)
+        case.require(config.summary(path), f"recipe {name}: summary", "no comment", "a first line # WHAT", change)
         try:
             recipe = config.load(name, training=True)
             with torch.device("meta"):
@@ -52,59 +52,58 @@ def recipes_are_sound(case: Case) -> None:
 
 @check("weights")
 def weights_go_round(case: Case) -> None:
-    """What write() wrote is recognised by match(), and read() and write() give back the same tensors."""
-    kind: CheckpointFormat = registry.find("weights", case.part)()
-    change = "let read() and write() undo each other, and pass on what has no use in extras"
-    reason = "there is none"
+    """match() recognises what write() writes, and reading and writing it again gives the same tensors."""
+    checkpoint_format: CheckpointFormat = registry.find("weights", case.part)()
+    change = "make read() and write() inverses; pass unused tensors on in extras"
+    reason = "it has none"
     for recipe in _candidates(case):
         try:
             with seeded("conformance", 0):
                 model = build_model(recipe).eval()
-            state = {key: value.detach().clone() for key, value in kind.write(model, {}).items()}
+            state = {key: value.detach().clone() for key, value in checkpoint_format.write(model, {}).items()}
         except Exception as error:  # not every model has this layout
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             continue
         shapes = {key: tuple(value.shape) for key, value in state.items()}
-        if kind.match(set(shapes), shapes):
-            _round(case, kind, model, state, change)
+        if checkpoint_format.match(set(shapes), shapes):
+            _round_trip(case, checkpoint_format, model, state, change)
             return
-        reason = "match() does not know what write() wrote"
+        reason = "match() does not recognise what write() wrote"
     raise DoesNotApply(f"no recipe of the plugin has this layout ({reason})")
 
 
-def _round(case: Case, kind: CheckpointFormat, model: Model, state: dict[str, Tensor], change: str) -> None:
-    recipe, ours, extras = kind.read(dict(state), **_known(case, kind, model.recipe))
+def _round_trip(
+    case: Case, checkpoint_format: CheckpointFormat, model: Model, state: dict[str, Tensor], change: str
+) -> None:
+    # The tensors do not record the number of attention heads; the author's options may set the rest.
+    encoder, decoder = model.recipe["encoder"], model.recipe.get("decoder") or {}
+    heads = {"heads": encoder.get("heads"), "decoder_heads": decoder.get("heads")}
+    accepted = options_of(checkpoint_format.read)
+    settings = {key: value for key, value in heads.items() if key in accepted and value}
+    settings |= case.options.get(f"weights.{case.part}", {})
+    recipe, ours, extras = checkpoint_format.read(dict(state), **settings)
     again = build_model(recipe).eval()
     fill(again, ours, f"weights {case.part!r}")
-    back = kind.write(again, extras)
-    odd = sorted(back.keys() ^ state.keys())
-    case.require(not odd, "names after reading and writing", ", ".join(odd[:3]), "the same names", change)
+    written = checkpoint_format.write(again, extras)
+    differ = sorted(written.keys() ^ state.keys())
+    case.require(not differ, "names after reading and writing", ", ".join(differ[:3]), "the same names", change)
     for key in state:
-        case.equal(back[key], state[key], f"tensor {key} after reading and writing", change)
-
-
-def _known(case: Case, kind: CheckpointFormat, recipe: dict[str, Any]) -> dict[str, Any]:
-    """What the tensors do not tell: heads of attention, and whatever the author's options say."""
-    known = {"heads": recipe["encoder"].get("heads"), "decoder_heads": (recipe.get("decoder") or {}).get("heads")}
-    takes = options_of(kind.read)
-    return {key: value for key, value in known.items() if key in takes and value} | dict(
-        case.given.get(f"weights.{case.part}", {})
-    )
+        case.equal(written[key], state[key], f"tensor {key} after reading and writing", change)
 
 
 def _shallow(recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with few blocks."""
-    found = dict(recipe)
+    shallow = dict(recipe)
     for part in ("encoder", "decoder"):
         spec = recipe.get(part)
         if spec and isinstance(spec.get("depth"), int):
-            found[part] = spec | {"depth": min(spec["depth"], DEPTH)}
-    return found
+            shallow[part] = spec | {"depth": min(spec["depth"], DEPTH)}
+    return shallow
 
 
 def _candidates(case: Case) -> Iterator[dict[str, Any]]:
-    """The plugin's recipes with few blocks, small ones first, with and without a decoder, and a tiny one."""
+    """A tiny recipe and the plugin's recipes with few blocks, narrow ones first, each with and without a decoder."""
     recipes = [_shallow(config.load(name)) for name in _recipes(case)]
-    for recipe in [case.recipe(), *sorted(recipes, key=lambda one: one["encoder"].get("dim", 0))]:
+    for recipe in [case.recipe(), *sorted(recipes, key=lambda recipe: recipe["encoder"].get("dim", 0))]:
         yield recipe
         yield recipe | {"decoder": None, "objectives": {}}

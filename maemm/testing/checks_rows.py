@@ -1,4 +1,4 @@
-"""Rules of independence: of tokens, of hidden tokens, of samples, of padding."""
+"""Rules of independence: from other tokens, hidden tokens, other samples, padding."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from maemm.contract import ModalityInput, Preprocessed, Tokens
+from maemm.contract import Modality, ModalityInput, Preprocessed
 from maemm.contract.errors import MaemmError
-from maemm.model.model import Model
 from maemm.testing.case import DECODER_WIDTH, WIDTH, Case, check, take_plan, take_rows
 from maemm.testing.outcome import DoesNotApply
 
@@ -20,116 +19,115 @@ MODEL_PARTS = ("modalities", "encoders", "decoders")
 
 @check("modalities")
 def embed_of_some_is_part_of_all(case: Case) -> None:
-    """Embedding some tokens gives (R, V, D), equal to those of embedding all (in evaluation mode)."""
+    """Embedding some tokens gives (R, V, D), the same as embedding all and gathering (in evaluation mode)."""
     model = case.model()
-    one, modality = case.planned(model)[case.signal], model.modalities[case.signal]
-    some = modality.embed(one.tokens, one.plan.visible)
-    expected = (*one.plan.visible.shape, WIDTH)
-    case.require(tuple(some.shape) == expected, "embed()'s shape", tuple(some.shape), expected, "return (R, V, D)")
-    every = modality.embed(one.tokens, one.tokens.everything())
-    gathered = every.gather(1, one.plan.visible[..., None].expand_as(some))
+    inputs, modality = case.planned(model)[case.signal], case.modality_of(model)
+    tokens, visible = inputs.tokens, inputs.plan.visible
+    embedded, expected = modality.embed(tokens, visible), (*visible.shape, WIDTH)
+    case.require(tuple(embedded.shape) == expected, "embed()'s shape", tuple(embedded.shape), expected, "fix embed()")
+    gathered = modality.embed(tokens, tokens.everything()).gather(1, visible[..., None].expand_as(embedded))
     change = "embed each token from its own values alone, through tokens.gather(index)"
-    case.equal(some, gathered, "embedding some tokens is part of embedding all", change, CLOSE)
+    case.equal(embedded, gathered, "embedding some tokens is part of embedding all", change, CLOSE)
 
 
 @check("modalities")
 def position_of_some_is_part_of_all(case: Case) -> None:
-    """Positions of some tokens are (R or 1, V, D of the role), equal to those of all tokens."""
+    """Positions of some tokens are (R or 1, V, D of the role), the same as those of all tokens, gathered."""
     model = case.model()
-    one, modality = case.planned(model)[case.signal], model.modalities[case.signal]
-    for role, index, width in (("encoder", one.plan.visible, WIDTH), ("decoder", one.plan.predict, DECODER_WIDTH)):
-        some, every = (
-            modality.position(one.tokens, index, role),
-            modality.position(one.tokens, one.tokens.everything(), role),
-        )
-        good = some.ndim == 3 and some.shape[0] in (1, len(index)) and tuple(some.shape[1:]) == (index.shape[1], width)
-        expected = (f"1 or {len(index)}", index.shape[1], width)
-        case.require(good, f"position()'s shape for the {role}", tuple(some.shape), expected, "fix position()")
-        every = every.expand(len(index), -1, -1)
-        gathered = every.gather(1, index[..., None].expand(-1, -1, width))
-        change = "look positions up by index, for example from tokens.take_coords(index)"
-        some = some.expand(len(index), -1, -1)
-        case.equal(some, gathered, f"{role} positions of some tokens are part of those of all", change, CLOSE)
+    inputs, modality = case.planned(model)[case.signal], case.modality_of(model)
+    tokens, plan = inputs.tokens, inputs.plan
+    for role, index, width in (("encoder", plan.visible, WIDTH), ("decoder", plan.predict, DECODER_WIDTH)):
+        rows, shape = len(index), (index.shape[1], width)
+        positions = modality.position(tokens, index, role)
+        good = positions.ndim == 3 and positions.shape[0] in (1, rows) and tuple(positions.shape[1:]) == shape
+        expected = (f"1 or {rows}", *shape)
+        case.require(good, f"position()'s shape for the {role}", tuple(positions.shape), expected, "fix position()")
+        whole = modality.position(tokens, tokens.everything(), role).expand(rows, -1, -1)
+        gathered = whole.gather(1, index[..., None].expand(-1, -1, width))
+        change = "look positions up by index, for example from tokens.gather_coords(index)"
+        positions = positions.expand(rows, -1, -1)
+        case.equal(positions, gathered, f"{role} positions of some tokens are part of those of all", change, CLOSE)
 
 
 @check(*MODEL_PARTS)
 def hidden_tokens_do_not_leak(case: Case) -> None:
     """Changing hidden tokens changes neither latents nor predictions; changing visible ones changes the latents."""
     model = case.model()
-    inputs = case.planned(model)
-    one, out = inputs[case.signal], model(inputs)
+    modality, inputs = case.modality_of(model), case.planned(model)[case.signal]
+    out = model({case.signal: inputs})
     change = "embed the tokens of index alone; keep whole-signal statistics out of embed() and position()"
-    for hidden in _changed(model, case.signal, one, one.plan.predict):
-        other = model({case.signal: hidden})
-        for what in ("encoded", "pred"):
-            received, expected = getattr(other, what)[case.signal], getattr(out, what)[case.signal]
-            case.equal(received, expected, f"hidden tokens do not leak into {what}", change)
-    for seen in _changed(model, case.signal, one, one.plan.visible):
-        same = torch.equal(model({case.signal: seen}).encoded[case.signal], out.encoded[case.signal])
+    for changed in _changed(modality, inputs, inputs.plan.predict):
+        other = model({case.signal: changed})
+        for field in ("encoded", "pred"):
+            received, expected = getattr(other, field)[case.signal], getattr(out, field)[case.signal]
+            case.equal(received, expected, f"hidden tokens do not leak into {field}", change)
+    for changed in _changed(modality, inputs, inputs.plan.visible):
+        same = torch.equal(model({case.signal: changed}).encoded[case.signal], out.encoded[case.signal])
         case.require(not same, "visible tokens reach the encoder", "the same latents", "others", "fix embed()")
 
 
-def _changed(model: Model, name: str, one: ModalityInput, index: Tensor) -> Iterator[ModalityInput]:
-    """The tokens ``index`` with other values: in the tokens, and where there is an inverse in the signal too."""
-    values = one.tokens.values.clone()
+def _changed(modality: Modality, inputs: ModalityInput, index: Tensor) -> Iterator[ModalityInput]:
+    """The tokens ``index`` with other values: in the tokens, and, if there is an inverse, in the signal too."""
+    values = inputs.tokens.values.clone()
     rows = torch.arange(index.shape[0])[:, None]
     values[rows, index] = values[rows, index] * -2.0 + 3.0
-    yield replace(one, tokens=replace(one.tokens, values=values))
-    modality = model.modalities[name]
-    x = modality.untokenize(values, one.tokens) if one.tokens.grid is not None else None
-    if x is not None and x.shape == one.preprocessed.x.shape:
-        preprocessed = replace(one.preprocessed, x=x)
-        yield replace(one, tokens=modality.tokenize(preprocessed), preprocessed=preprocessed)
+    yield replace(inputs, tokens=replace(inputs.tokens, values=values))
+    x = modality.untokenize(values, inputs.tokens) if inputs.tokens.grid is not None else None
+    if x is not None and x.shape == inputs.preprocessed.x.shape:
+        preprocessed = replace(inputs.preprocessed, x=x)
+        yield replace(inputs, tokens=modality.tokenize(preprocessed), preprocessed=preprocessed)
 
 
 @check(*MODEL_PARTS)
 def a_row_alone_is_the_row_in_a_batch(case: Case) -> None:
     """A sample's latents, predictions and losses do not depend on what else is in the batch."""
     model = case.model()
-    inputs = case.planned(model)
-    out, one = model(inputs), inputs[case.signal]
-    alone = model({case.signal: take_rows(one.preprocessed, [1])}, plans={case.signal: take_plan(one.plan, [1])})
-    change = "keep statistics over the batch axis out (in evaluation mode)"
-    for what in ("encoded", "pred", "loss"):
-        received, expected = getattr(alone, what)[case.signal], getattr(out, what)[case.signal][1:2]
-        case.equal(received, expected, f"a row alone equals the row in a batch ({what})", change, CLOSE)
+    inputs = case.planned(model)[case.signal]
+    out, plan = model({case.signal: inputs}), take_plan(inputs.plan, [1])
+    alone = model({case.signal: take_rows(inputs.preprocessed, [1])}, plans={case.signal: plan})
+    change = "compute no statistics over the batch axis in evaluation mode"
+    for field in ("encoded", "pred", "loss"):
+        received, expected = getattr(alone, field)[case.signal], getattr(out, field)[case.signal][1:2]
+        case.equal(received, expected, f"a row alone equals the row in a batch ({field})", change, CLOSE)
 
 
 @check(*MODEL_PARTS)
 def several_plans_of_a_sample(case: Case) -> None:
-    """Two plans of one sample give what two copies of the sample with one plan each give."""
+    """Two plans of one sample give the same as two copies of the sample with one plan each."""
     model = case.model()
-    one = case.planned(model)[case.signal]
+    inputs = case.planned(model)[case.signal]
     rows = [0, 0, 1]
-    plan = replace(one.plan, rows=torch.tensor(rows))
-    both = model({case.signal: take_rows(one.preprocessed, [0, 1])}, plans={case.signal: plan})
-    copies = model({case.signal: take_rows(one.preprocessed, rows)}, plans={case.signal: one.plan})
-    change = "take values through tokens.gather(index), which knows tokens.rows"
-    for what in ("pred", "loss"):
-        received, expected = getattr(both, what)[case.signal], getattr(copies, what)[case.signal]
-        case.equal(received, expected, f"several plans per sample ({what})", change, CLOSE)
+    plan = replace(inputs.plan, rows=torch.tensor(rows))
+    both = model({case.signal: take_rows(inputs.preprocessed, [0, 1])}, plans={case.signal: plan})
+    copies = model({case.signal: take_rows(inputs.preprocessed, rows)}, plans={case.signal: inputs.plan})
+    change = "take values through tokens.gather(index), which uses tokens.rows"
+    for field in ("pred", "loss"):
+        received, expected = getattr(both, field)[case.signal], getattr(copies, field)[case.signal]
+        case.equal(received, expected, f"several plans per sample ({field})", change, CLOSE)
 
 
 @check(*MODEL_PARTS)
 def padding_changes_nothing(case: Case) -> None:
-    """What stands in padded elements changes neither the loss nor the features."""
+    """The values of padded elements change neither the loss nor the features."""
     model = case.model()
-    modality, preprocessed = model.modalities[case.signal], case.example()
-    padded, tokens = _padded(case, modality, preprocessed)
-    if tokens.valid is None or not tokens.valid.any(1).all():
-        raise DoesNotApply("the modality has no notion of valid elements")
-    mask = _on_elements(padded.valid, padded.x)
+    padded, valid, token_valid = _padded(case.modality_of(model), case.example())
+    if not token_valid.any(1).all():
+        raise DoesNotApply("the modality does not use Preprocessed.valid")
+    mask = _on_elements(valid, padded.x)
     other = replace(padded, x=torch.where(mask, padded.x, padded.x * -2.0 + 7.0))
     change = "make a token invalid in tokenize() where any of its elements is, and skip invalid ones everywhere"
-    case.require(not tokens.valid.all(), "padded elements make invalid tokens", "none", "some", change)
-    first, second = (model({case.signal: one}, rng=case.rng()) for one in (padded, other))
-    case.equal(second.total, first.total, "padding does not change the loss", change)
-    one, two = (model.embed({case.signal: one})[case.signal] for one in (padded, other))
-    case.equal(two, one, "padding does not change the features", change)
+    case.require(not token_valid.all(), "padded elements make invalid tokens", "none", "some", change)
+    first, second = (model({case.signal: batch}, rng=case.rng()).total for batch in (padded, other))
+    case.equal(second, first, "padding does not change the loss", change)
+    first, second = (model.embed({case.signal: batch})[case.signal] for batch in (padded, other))
+    case.equal(second, first, "padding does not change the features", change)
 
 
-def _padded(case: Case, modality: torch.nn.Module, preprocessed: Preprocessed) -> tuple[Preprocessed, Tokens]:
-    """The example with about half of the first sample padded, in the layout of validity that the modality takes."""
+def _padded(modality: Modality, preprocessed: Preprocessed) -> tuple[Preprocessed, Tensor, Tensor]:
+    """The example with about half of the first sample padded, its ``valid`` and that of its tokens (B, N).
+
+    ``valid`` has the layout that the modality accepts: without channels, (B, N), or elementwise.
+    """
     x = preprocessed.x
     shapes = dict.fromkeys(
         [x[:, 0].shape, x.shape[:2], x.shape] if preprocessed.valid is None else [preprocessed.valid.shape]
@@ -139,18 +137,18 @@ def _padded(case: Case, modality: torch.nn.Module, preprocessed: Preprocessed) -
             continue
         valid = torch.ones(shape, dtype=torch.bool) if preprocessed.valid is None else preprocessed.valid.clone()
         valid[0, shape[1] // 2 + 1 :] = False
-        one = replace(preprocessed, valid=valid)
+        padded = replace(preprocessed, valid=valid)
         try:
-            tokens = modality.tokenize(one)
+            tokens = modality.tokenize(padded)
         except (MaemmError, RuntimeError, ValueError, IndexError):
             continue  # another layout, or none
         if tokens.valid is not None:
-            return one, tokens
-    raise DoesNotApply("the modality has no notion of valid elements")
+            return padded, valid, tokens.valid
+    raise DoesNotApply("the modality does not use Preprocessed.valid")
 
 
 def _on_elements(valid: Tensor, x: Tensor) -> Tensor:
-    """Validity of elements, spread over the axes that it lacks: channels in front or behind."""
+    """``valid`` expanded over the axes of ``x`` that it lacks: channels first or last."""
     if valid.shape == x.shape:
         return valid
     if valid.shape == x[:, 0].shape:

@@ -1,4 +1,4 @@
-"""Rules of the way back from tokens to a signal, of targets, losses and pictures."""
+"""Rules of untokenize, targets, losses and pictures."""
 
 from __future__ import annotations
 
@@ -22,41 +22,43 @@ def untokenize_is_the_inverse(case: Case) -> None:
     if whole is None:
         raise DoesNotApply("untokenize() returns None: there is no inverse")
     if tokens.grid is None and whole.shape != preprocessed.x.shape:
-        raise DoesNotApply("tokens stand on no grid, and untokenize() gives a signal of its own")
+        raise DoesNotApply("tokens are not on a grid, and untokenize() returns another kind of signal")
     change = "fix untokenize(), or return None where there is no inverse"
     case.equal(whole, preprocessed.x, "untokenize(tokenize(x)) is x", change, atol=1e-5)
     if tokens.grid is None:
         return
     index = tokens.everything()[:, : max(tokens.count // 2, 1)]
     part = modality.untokenize(tokens.gather(index), tokens, index)
+    if part is None:
+        case.require(False, "untokenize() of half the tokens", "None", "a signal, as for all tokens", change)
+        return
     hidden = part.isnan()
     filled = torch.where(hidden, preprocessed.x, part)
-    case.equal(filled, preprocessed.x, "untokenize() puts some tokens in their places", change, atol=1e-5)
-    some = hidden.any() or tokens.count == 1
-    case.require(some, "untokenize() of half the tokens", "a full signal", "NaN where no token is given", change)
+    case.equal(filled, preprocessed.x, "untokenize() puts tokens where they belong", change, atol=1e-5)
+    partial = hidden.any() or tokens.count == 1
+    case.require(partial, "untokenize() of half the tokens", "a full signal", "NaN where there is no token", change)
 
 
 @check("modalities")
 def denormalize_target_is_the_inverse(case: Case) -> None:
-    """restore(target) is the tokens' values again, so that pictures show the signal."""
+    """denormalize_target(target) gives the tokens' values, so that pictures show the signal."""
     modality, tokens = case.modality(), case.modality().tokenize(case.example())
     index = tokens.everything()
     if modality.untokenize(tokens.values, tokens) is None:
         raise DoesNotApply("untokenize() returns None: there are no pictures of predictions")
     back = modality.denormalize_target(modality.target(tokens, index), tokens, index)
     change = "undo in denormalize_target() what target() does, with the statistics of the token itself"
-    case.equal(back, tokens.values, "restore(target) is the tokens' values", change, atol=1e-3)
+    case.equal(back, tokens.values, "denormalize_target(target) is the tokens' values", change, atol=1e-3)
 
 
 @check("modalities")
 def target_fits_the_output(case: Case) -> None:
     """The target is (R, M, output_dim()) float32, finite, without gradient."""
     model = case.model()
-    one = case.planned(model)[case.signal]
-    modality = model.modalities[case.signal]
-    target = modality.target(one.tokens, one.plan.predict)
-    expected = (*one.plan.predict.shape, modality.output_dim())
-    change = "let output_dim() and target() tell the same O"
+    inputs, modality = case.planned(model)[case.signal], case.modality_of(model)
+    target = modality.target(inputs.tokens, inputs.plan.predict)
+    expected = (*inputs.plan.predict.shape, modality.output_dim())
+    change = "make output_dim() the last axis of target()"
     case.require(tuple(target.shape) == expected, "target's shape", tuple(target.shape), expected, change)
     case.require(target.dtype == torch.float32, "target's dtype", target.dtype, "float32", "return target.float()")
     case.require(target.isfinite().all(), "target is finite", "NaN or infinity", "finite values", "fix target()")
@@ -65,19 +67,19 @@ def target_fits_the_output(case: Case) -> None:
 
 @check("modalities")
 def target_of_some_is_part_of_all(case: Case) -> None:
-    """The target of the predicted tokens is that of all tokens, gathered."""
+    """The target of the predicted tokens is the target of all tokens, gathered."""
     model = case.model()
-    one, modality = case.planned(model)[case.signal], model.modalities[case.signal]
-    every = modality.target(one.tokens, one.tokens.everything())
-    index = one.plan.predict[..., None].expand(-1, -1, every.shape[-1])
-    change = "compute each token's target from that token alone in target()"
-    some = modality.target(one.tokens, one.plan.predict)
-    case.equal(some, every.gather(1, index), "target of some tokens is part of the target of all", change, atol=1e-5)
+    inputs, modality = case.planned(model)[case.signal], case.modality_of(model)
+    tokens, index = inputs.tokens, inputs.plan.predict
+    whole = modality.target(tokens, tokens.everything())
+    gathered = whole.gather(1, index[..., None].expand(-1, -1, whole.shape[-1]))
+    rule, change = "target of some tokens is part of the target of all", "compute a token's target from it alone"
+    case.equal(modality.target(tokens, index), gathered, rule, change, atol=1e-5)
 
 
 @check("modalities")
 def loss_is_per_token(case: Case) -> None:
-    """loss() gives (R, M) float32, finite."""
+    """loss() returns (R, M) float32, finite."""
     model = case.model()
     out = model(case.planned(model))
     loss, expected = out.loss[case.signal], tuple(out.plans[case.signal].predict.shape)
@@ -91,19 +93,19 @@ def loss_is_per_token(case: Case) -> None:
 def nothing_predicted_is_legal(case: Case) -> None:
     """A plan that hides nothing gives empty predictions, an empty target and a finite loss."""
     model, preprocessed = case.model(), case.example()
-    plan = Plan.all_visible(model.modalities[case.signal].tokenize(preprocessed))
+    plan = Plan.all_visible(case.modality_of(model).tokenize(preprocessed))
     out = model({case.signal: preprocessed}, plans={case.signal: plan})
-    change = "let target(), loss() and position() take an index of width 0"
-    for what in ("pred", "target", "loss"):
-        shape = tuple(getattr(out, what)[case.signal].shape[:2])
+    change = "make target(), loss() and position() accept an index of width 0"
+    for field in ("pred", "target", "loss"):
+        shape = tuple(getattr(out, field)[case.signal].shape[:2])
         expected = (plan.predict.shape[0], 0)
-        case.require(shape == expected, f"{what} of a plan that predicts nothing", shape, expected, change)
+        case.require(shape == expected, f"{field} of a plan that predicts nothing", shape, expected, change)
     case.require(out.total.isfinite(), "the loss of a plan that predicts nothing", out.total, "a finite one", change)
 
 
 @check("modalities")
 def plot_works_without_a_screen(case: Case) -> None:
-    """plot() puts something on matplotlib axes, also where half of the signal is hidden."""
+    """plot() draws on matplotlib axes, also if half of the signal is hidden."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -122,9 +124,8 @@ def plot_works_without_a_screen(case: Case) -> None:
             case.require(False, "plot() works on axes", error, "a picture", "add plot(axes, signal)")
         FigureCanvasAgg(figure).draw()
         drawn = len(axes.images) + len(axes.lines) + len(axes.collections) + len(axes.patches) + len(axes.texts)
-        case.require(
-            drawn, "plot() draws", "empty axes", "something on them", "draw on the axes handed in, not on pyplot"
-        )
+        change = "draw on the axes that are passed in, not with pyplot"
+        case.require(drawn, "plot() draws", "empty axes", "something on them", change)
 
 
 @check("modalities")
@@ -133,17 +134,13 @@ def pictures_are_written(case: Case) -> None:
     from maemm.ui.pictures import save_pictures
 
     model, preprocessed = case.model(), case.example(2)
-    tokens = model.modalities[case.signal].tokenize(preprocessed)
-    if model.modalities[case.signal].untokenize(tokens.values, tokens) is None:
+    modality = case.modality_of(model)
+    tokens = modality.tokenize(preprocessed)
+    if modality.untokenize(tokens.values, tokens) is None:
         raise DoesNotApply("untokenize() returns None: there is no signal to draw")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pictures.png"
         save_pictures(model, {case.signal: preprocessed}, path, count=2)
         size = path.stat().st_size if path.exists() else 0
-    case.require(
-        size > 1000,
-        "pictures of a batch",
-        f"{size} bytes",
-        "a picture",
-        "fix denormalize_target(), untokenize() or plot()",
-    )
+    change = "fix denormalize_target(), untokenize() or plot()"
+    case.require(size > 1000, "pictures of a batch", f"{size} bytes", "a picture", change)

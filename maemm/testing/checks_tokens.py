@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import pickle
 import random
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,31 +18,31 @@ from maemm.testing.case import ROWS, Case, check, take_rows
 
 @check("modalities")
 def example_is_repeatable(case: Case) -> None:
-    """example() gives finite floats, equal for equal draws and different for others."""
-    one, again, other = case.example(), case.example(), case.example(key=1)
-    change = "take every random number in example() from its draw"
-    case.require(one.x.shape[0] == ROWS, "example() has the batch asked for", one.x.shape[0], ROWS, change)
-    case.require(one.x.is_floating_point(), "example() is float", one.x.dtype, "a float dtype", "convert it")
-    case.require(one.x.isfinite().all(), "example() is finite", "NaN or infinity", "finite values", change)
-    case.equal(again.x, one.x, "equal draws give equal examples", change)
-    differ = other.x.shape != one.x.shape or not torch.equal(other.x, one.x)
-    case.require(differ, "other draws give other examples", "the same example", "another one", change)
+    """example() gives finite floats, equal for equal ``rng`` and different for others."""
+    x, again, other = case.example().x, case.example().x, case.example(key=1).x
+    change = "take every random number in example() from its rng"
+    case.require(x.shape[0] == ROWS, "example() has the requested batch size", x.shape[0], ROWS, change)
+    case.require(x.is_floating_point(), "example() is float", x.dtype, "a float dtype", "convert it")
+    case.require(x.isfinite().all(), "example() is finite", "NaN or infinity", "finite values", change)
+    case.equal(again, x, "equal rng gives equal examples", change)
+    differ = other.shape != x.shape or not torch.equal(other, x)
+    case.require(differ, "another rng gives another example", "the same example", "another one", change)
 
 
 @check("modalities")
 def tokenize_keeps_its_input(case: Case) -> None:
-    """tokenize() leaves the prepared batch as it was, and gives the same tokens again."""
+    """tokenize() does not modify the preprocessed batch, and gives the same tokens each time."""
     preprocessed, modality = case.example(), case.modality()
     before = preprocessed.x.clone()
     first = modality.tokenize(preprocessed).values.clone()
-    change = "copy before writing in place in tokenize()"
+    change = "make no in-place changes to x in tokenize()"
     case.equal(preprocessed.x, before, "tokenize() does not modify its input", change)
     case.equal(modality.tokenize(preprocessed).values, first, "the same signal gives the same tokens", change)
 
 
 @check("modalities")
 def tokens_agree(case: Case) -> None:
-    """Values (B, N, ...), coords (B or 1, N, A), validity (B, N) and the lattice agree in B and N; all is finite."""
+    """Values (B, N, ...), coords (B or 1, N, A), valid (B, N) and the grid agree in B and N; all are finite."""
     tokens, change = case.modality().tokenize(case.example()), "fix tokenize()"
     shape, coords = tuple(tokens.values.shape), tuple(tokens.coords.shape)
     good = len(shape) >= 3 and shape[0] == ROWS and shape[1] > 0
@@ -61,19 +63,21 @@ def tokens_agree(case: Case) -> None:
 
 @check("modalities", "maskings")
 def plan_is_legal(case: Case) -> None:
-    """A plan is sorted int64 in range with a row per sample; what is seen is not counted; random masking partitions."""
+    """A plan is sorted int64 in range; visible tokens are not counted in the loss; random masking partitions."""
     model = case.model()
-    one = case.planned(model)[case.signal]
-    plan, tokens = one.plan, one.tokens
+    inputs = case.planned(model)[case.signal]
+    plan, tokens = inputs.plan, inputs.tokens
     change = "return sorted (R, V) and (R, M) indices; counted 0 where a token is visible or padding"
     try:
         plan.check(case.signal, tokens)
     except MaemmError as error:
         case.require(False, "a plan is legal", error, "sorted indices in range", change)
-    seen = torch.zeros(plan.visible.shape[0], tokens.count, dtype=torch.bool).scatter_(1, plan.visible, True)
-    cheating = (seen.gather(1, plan.predict) & (plan.counted > 0)).sum()
-    case.require(not cheating, "visible tokens are not counted", f"{cheating} counted", 0, change)
-    case.require((plan.counted >= 0).all(), "weights in the loss", "negative ones", "none below 0", change)
+    counted = plan.counted
+    assert counted is not None
+    visible = torch.zeros(plan.visible.shape[0], tokens.count, dtype=torch.bool).scatter_(1, plan.visible, True)
+    leaked = int((visible.gather(1, plan.predict) & (counted > 0)).sum())
+    case.require(not leaked, "visible tokens are not counted", f"{leaked} counted", 0, change)
+    case.require(counted.ge(0).all(), "weights in the loss", "negative ones", "none below 0", change)
     if case.role == "modalities" and tokens.valid is None:
         both = torch.cat([plan.visible, plan.predict], 1).sort(1).values
         expected = tokens.everything()
@@ -84,13 +88,13 @@ def plan_is_legal(case: Case) -> None:
 
 @check("modalities", "maskings")
 def plan_is_repeatable(case: Case) -> None:
-    """Equal draws give equal plans, and a part of a batch gets the plans that the whole batch would give it."""
+    """Equal ``rng`` gives equal plans, and a part of a batch gets the same plans as in the whole batch."""
     model, preprocessed = case.model(), case.example()
-    change = "take every random number of a masking from its draw, with draw.rand(purpose, ...)"
+    change = "take every random number of a masking from its rng, with rng.uniform(purpose, ...)"
     whole = model.plan({case.signal: preprocessed}, case.rng())[case.signal].plan
     again = model.plan({case.signal: preprocessed}, case.rng())[case.signal].plan
     for role in ("visible", "predict"):
-        case.equal(getattr(again, role), getattr(whole, role), f"equal draws give equal plans ({role})", change)
+        case.equal(getattr(again, role), getattr(whole, role), f"equal rng gives equal plans ({role})", change)
     own = replace(case.rng(), rows=(1, 2))
     part = model.plan({case.signal: take_rows(preprocessed, [1, 2])}, own)[case.signal].plan
     for role in ("visible", "predict"):
@@ -102,27 +106,27 @@ def plan_is_repeatable(case: Case) -> None:
 def randomness_is_counter_based(case: Case) -> None:
     """Examples, tokens, plans and evaluation leave the global random states of torch, NumPy and Python alone."""
     model = case.model()
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
-    inputs = case.planned(model)
-    model(inputs)
-    states = {
-        "torch": torch.equal(before[0], torch.get_rng_state()),
-        "numpy": bool((before[1] == np.random.get_state()[1]).all()),
-        "random": before[2] == random.getstate(),
-    }
-    moved = [name for name, same in states.items() if not same]
-    change = "use the rng that is handed in, or maemm.contract.rng.seeded around foreign random code"
-    case.require(not moved, "no global random numbers", f"{', '.join(moved)} drawn from", "none", change)
+    before = _global_states()
+    model(case.planned(model))
+    after = _global_states()
+    used = [name for name in before if before[name] != after[name]]
+    change = "use the rng argument, or maemm.contract.rng.seeded around other libraries' random code"
+    case.require(not used, "no global random numbers", f"{', '.join(used)} used", "none", change)
+
+
+def _global_states() -> dict[str, Any]:
+    numpy_state = pickle.dumps(np.random.get_state())
+    return {"torch": torch.get_rng_state().tolist(), "numpy": numpy_state, "random": random.getstate()}
 
 
 @check("modalities")
 def wrong_shape_is_named(case: Case) -> None:
-    """A batch with an axis too many or too few is a MaemmError that names the modality."""
+    """A batch with one axis too many or too few is a MaemmError that names the modality."""
     modality, x = case.modality(), case.example().x
     names = (type(modality).__name__.lower(), case.signal.lower())
     change = "compare x.shape in tokenize() and raise MaemmError with the modality, the received and the expected shape"
-    for what, wrong in (("too many", x[..., None]), ("too few", x[0])):
-        rule = f"{tuple(wrong.shape)}, an axis {what}, is refused"
+    for error_in_words, wrong in (("too many", x[..., None]), ("too few", x[0])):
+        rule = f"{tuple(wrong.shape)}, one axis {error_in_words}, is refused"
         try:
             modality.tokenize(Preprocessed(wrong))
         except MaemmError as error:

@@ -1,4 +1,4 @@
-"""What can become of a check."""
+"""Outcomes of a check."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ ALL = "plugin"  # the pseudo role of checks that look at the manifest as a whole
 
 
 class CheckFailed(AssertionError):
-    """A rule is not kept; the text says which, what came, what was expected and, behind ``change``, what to change."""
+    """A rule is broken; the text says which, what was received and expected, and what to change (``change``)."""
 
-    def __init__(self, found: str, change: str):
-        super().__init__(f"{found}; {change}")
-        self.found, self.change = found, change
+    def __init__(self, problem: str, change: str):
+        super().__init__(f"{problem}; {change}")
+        self.change = change
 
 
 class DoesNotApply(unittest.SkipTest):
-    """The rule says nothing about this part; pytest shows it as skipped."""
+    """The rule does not apply to this part; pytest shows the check as skipped."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one check on one part."""
+    """The outcome of one check on one part."""
 
     check: str
     plugin: str
@@ -30,6 +30,6 @@ class Result:
     passed: bool
     message: str = ""  # why it failed, or why it does not apply
     applies: bool = True
-    deviates: str = ""  # why the rule is not kept by design, as the manifest says; such a check counts as passed
+    deviates: str = ""  # why the part breaks the rule by design, from the manifest; such a check counts as passed
     rule: str = ""  # the sentence of the contract that is checked
-    change: str = ""  # what to change where it failed
+    change: str = ""  # what to change, if it failed

@@ -19,14 +19,14 @@ from maemm.contract.errors import MaemmError
 from maemm.testing.case import Case
 from maemm.testing.outcome import DoesNotApply
 
-COUNT = 24  # samples that a writer is asked for, where it can be asked
+COUNT = 24  # samples to write, if the writer has the option ``count``
 _written: dict[tuple[str, str], Path] = {}
 
 
 def sample_set(case: Case) -> Path | None:
-    """A folder with the plugin's sample set, written once in this process; None where it brings none."""
+    """A folder with the plugin's sample set, written once in this process; None if the plugin has none."""
     sets = case.plugin.samples
-    name = next((one for one in (case.part, case.signal, *sets) if one in sets), None)
+    name = next((name for name in (case.part, case.signal, *sets) if name in sets), None)
     if name is None:
         return None
     key = (case.package, name)
@@ -43,43 +43,43 @@ def sample_set(case: Case) -> Path | None:
     return _written[key]
 
 
-def given_root(case: Case) -> str | None:
-    """The data for a source: ``root`` among the options given for it, or the sample set."""
-    given = case.given.get(f"sources.{case.part}", {})
-    if given.get("root") is not None or given.get("list") is not None:
-        return given.get("root")
+def data_root(case: Case) -> str | None:
+    """The data for a source: ``root`` in its options, or the sample set."""
+    options = case.options.get(f"sources.{case.part}", {})
+    if options.get("root") is not None or options.get("list") is not None:
+        return options.get("root")
     folder = sample_set(case)
     return None if folder is None else str(folder)
 
 
 def open_source(case: Case, root: str | None = None) -> Source:
-    """The source under check. Raises :class:`DoesNotApply` where there are no data for it."""
-    given = dict(case.given.get(f"sources.{case.part}", {}))
-    given.pop("root", None)
+    """The source under check. Raises :class:`DoesNotApply` if there are no data for it."""
+    options = dict(case.options.get(f"sources.{case.part}", {}))
+    options.pop("root", None)
     opener = registry.find("sources", case.part)
-    asked = [name for name, one in options_of(opener).items() if one.default is MISSING and name not in given]
-    if asked:
-        raise DoesNotApply(f"it must be told {', '.join(asked)}; give options for sources.{case.part}")
+    unset = [key for key, option in options_of(opener).items() if option.default is MISSING and key not in options]
+    if unset:
+        raise DoesNotApply(f"it needs {', '.join(unset)}; give options for sources.{case.part}")
     try:
-        return opener(given_root(case) if root is None else root, given.pop("list", None), **given)
+        return opener(data_root(case) if root is None else root, options.pop("list", None), **options)
     except MaemmError as error:
         if root is not None:
             raise
-        hint = f"give options={{'sources.{case.part}': {{'root': FOLDER}}}}, or a sample set in the manifest"
+        hint = f"pass options={{'sources.{case.part}': {{'root': FOLDER}}}}, or a sample set in the manifest"
         raise DoesNotApply(f"there are no data for it ({error}); {hint}") from None
 
 
-def same(one: Any, other: Any) -> bool:
-    """Whether two raw samples are equal, whatever they are made of; NaN equals NaN."""
-    if isinstance(one, Tensor) or isinstance(other, Tensor):
-        return isinstance(one, type(other)) and same(one.numpy(), other.numpy())
-    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
-        one, other = np.asarray(one), np.asarray(other)
-        return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
-    if hasattr(one, "__dict__") and type(one) is type(other):
-        return same(vars(one), vars(other))
-    return bool(one == other)
+def same(a: Any, b: Any) -> bool:
+    """Whether two raw samples, of arrays, tensors, containers or objects, are equal; NaN equals NaN."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return isinstance(a, type(b)) and same(a.numpy(), b.numpy())
+    if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
+        a, b = np.asarray(a), np.asarray(b)
+        return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if hasattr(a, "__dict__") and type(a) is type(b):
+        return same(vars(a), vars(b))
+    return bool(a == b)

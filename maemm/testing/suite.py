@@ -1,10 +1,10 @@
-"""Which checks run on which part of a plugin, with pytest or without. Imports no torch until checks are asked for."""
+"""Which checks run on which part of a plugin, with pytest or without. Imports torch only once checks are listed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from maemm import registry
@@ -33,7 +33,7 @@ class Check:
 
     @property
     def promise(self) -> str:
-        """The sentence of the contract that is checked."""
+        """The rule in words: the check's docstring."""
         return " ".join((self.rule.__doc__ or "").split())
 
     @property
@@ -51,30 +51,28 @@ class Check:
                 raise
             except Exception as error:
                 text = " ".join(str(error).split())
-                place = ", ".join(filter(None, (f"plugin {self.plugin.name!r}", self.where)))
+                where = ", ".join(filter(None, (f"plugin {self.plugin.name!r}", self.where)))
                 raise CheckFailed(
-                    f"{place}: {self.name}: {self.promise} Received {type(error).__name__}: {text}; expected no error",
-                    "change the code that raised it, or give the options of the part, or declare the check expected",
+                    f"{where}: {self.name}: {self.promise} Received {type(error).__name__}: {text}; expected no error",
+                    "fix the code that raised it, give options for the part, or declare the failure as expected",
                 ) from error
 
 
 def checks_of(plugin: Plugin, options: Options | None = None, package: str | None = None) -> list[Check]:
-    """All checks that concern a plugin, part by part.
+    """All checks that apply to a plugin, part by part.
 
     ``options``: constructor options by modality name, or by "role.name" for other parts; ``package``: the import
-    name of the manifest's package, where the plugin is not one that ``maemm plugins`` finds.
-    Raises :class:`MaemmError` for a plugin that is not found and for options of a part that it does not bring.
+    name of the manifest's package, for a plugin that ``maemm plugins`` does not list.
+    Raises :class:`MaemmError` for an unknown plugin and for options of a part that the plugin does not have.
     """
     from maemm.testing.checks import CHECKS
 
     package = package or _package_of(plugin)
     parts = [(ALL, plugin.name), *((role, name) for role, name, _ in plugin.parts())]
-    known = [name if role == "modalities" else f"{role}.{name}" for role, name in parts[1:]]
+    names = [name if role == "modalities" else f"{role}.{name}" for role, name in parts[1:]]
     for key in options or {}:
-        if key not in known:
-            raise MaemmError(
-                f"options are given for {key!r}, which {plugin.name!r} does not bring; {advice(key, known)}"
-            )
+        if key not in names:
+            raise MaemmError(f"plugin {plugin.name!r} has no part {key!r} to set options for; {advice(key, names)}")
     return [
         Check(name, rule, plugin, package, role, part, options or {})
         for role, part in parts
@@ -84,35 +82,36 @@ def checks_of(plugin: Plugin, options: Options | None = None, package: str | Non
 
 
 def _package_of(plugin: Plugin) -> str:
-    for one in registry.all():
-        if one.plugin == plugin:
-            return one.package
+    for discovered in registry.all():
+        if discovered.plugin == plugin:
+            return discovered.package
     raise MaemmError(
-        f"plugin {plugin.name!r} is not among those found; install it, add its folder with --plugin, "
-        "or give package= the import name of its manifest's package"
+        f"plugin {plugin.name!r} is not installed; install it, add its folder with --plugin, "
+        "or pass package=, the import name of its manifest's package"
     )
 
 
 def run_checks(plugin: Plugin, options: Options | None = None, package: str | None = None) -> list[Result]:
-    """Run all checks without pytest; never raises for what a plugin does wrong."""
+    """Run all checks without pytest; a broken rule is a result, never an exception."""
     return [result_of(check) for check in checks_of(plugin, options, package)]
 
 
 def result_of(check: Check) -> Result:
-    """Run one check. A deviation that the manifest declares must be one: where the rule is kept, the check fails."""
-    reason = check.plugin.deviations.get(check.id)
-    about = {"check": check.name, "plugin": check.plugin.name, "part": check.where, "rule": check.promise}
+    """Run one check. A deviation that the manifest declares must be real: where the rule is kept, the check fails."""
+    deviation = check.plugin.deviations.get(check.id)
+    passed = Result(check.name, check.plugin.name, check.where, passed=True, rule=check.promise)
     try:
         check()
     except DoesNotApply as reason:
-        return Result(**about, passed=True, applies=False, message=f"does not apply: {reason}")
+        return replace(passed, applies=False, message=f"does not apply: {reason}")
     except CheckFailed as failure:
-        if reason is not None:
-            return Result(**about, passed=True, deviates=reason)
-        return Result(**about, passed=False, message=str(failure), change=failure.change)
-    if reason is not None:
-        return Result(**about, passed=False, message="declared as a deviation, but kept", change="delete it there")
-    return Result(**about, passed=True)
+        if deviation is not None:
+            return replace(passed, deviates=deviation)
+        return replace(passed, passed=False, message=str(failure), change=failure.change)
+    if deviation is not None:
+        message, change = "declared as a deviation, but the rule is kept", "delete it from the manifest's deviations"
+        return replace(passed, passed=False, message=message, change=change)
+    return passed
 
 
 def parametrize_with_checks(
@@ -123,17 +122,17 @@ def parametrize_with_checks(
 ) -> Callable[[Any], Any]:
     """A pytest decorator: one test per check and part.
 
-    ``expected_failures``: {"check" or "check[part]": reason}; such a check must fail, one that passes is an error.
-    The deviations of the manifest are among them.
-    Raises :class:`MaemmError` for an unknown name there. See :func:`checks_of` for the rest.
+    ``expected_failures``: {"check" or "check[part]": reason}, in addition to the manifest's deviations; a check that is
+    named there and passes is an error. Raises :class:`MaemmError` for an unknown name. See :func:`checks_of` for the
+    rest.
     """
     import pytest
 
     checks, expected = checks_of(plugin, options, package), {**plugin.deviations, **(expected_failures or {})}
-    known = sorted({one.name for one in checks} | {one.id for one in checks})
+    names = sorted({check.name for check in checks} | {check.id for check in checks})
     for name in expected:
-        if name not in known:
-            raise MaemmError(f"expected_failures names an unknown check {name!r}; {advice(name, known)}")
+        if name not in names:
+            raise MaemmError(f"expected_failures names an unknown check {name!r}; {advice(name, names)}")
 
     def param(check: Check) -> Any:
         reason = expected.get(check.id, expected.get(check.name))
@@ -141,14 +140,16 @@ def parametrize_with_checks(
         label = check.id if check.role in (ALL, "modalities") else f"{check.name}[{check.role}.{check.part}]"
         return pytest.param(check, marks=marks, id=label)
 
-    return pytest.mark.parametrize("check", [param(one) for one in checks])
+    return pytest.mark.parametrize("check", [param(check) for check in checks])
 
 
 @contextmanager
 def offered(plugin: Plugin, package: str) -> Iterator[None]:
-    """While inside, the plugin and the suite's own toy are found by name, also where they are not installed."""
+    """Within the block, the plugin and the suite's own toy are found by name, even if they are not installed."""
     from maemm.testing.toy import TOY
 
-    named = ((plugin, package), (TOY, "maemm.testing"))
-    with registry.with_plugins(*(DiscoveredPlugin(one.name, home, f"checked: {home}", one) for one, home in named)):
+    with registry.with_plugins(
+        DiscoveredPlugin(plugin.name, package, f"checked: {package}", plugin),
+        DiscoveredPlugin(TOY.name, "maemm.testing", "checked: maemm.testing", TOY),
+    ):
         yield

@@ -1,4 +1,4 @@
-"""A small plugin that keeps every rule: the signal on which parts that are no modality are checked. No torch here."""
+"""A small plugin that keeps every rule; parts of other roles are checked on its modality. Imports no torch."""
 
 from maemm.registry import Plugin
 
@@ -6,7 +6,7 @@ SIGNAL = "conformance_signal"
 TOY = Plugin(
     name="conformance",
     version="1",
-    contract=1,
+    contract=2,
     summary="a small map with two channels, for checks of other parts",
     modalities={SIGNAL: "toy_signal:Signal"},
     sources={SIGNAL: "toy_signal:open_signals"},

@@ -1,4 +1,4 @@
-"""The modality of the suite's own toy plugin, its source and its sample set."""
+"""The modality of the suite's toy plugin, its source and its sample set."""
 
 from __future__ import annotations
 

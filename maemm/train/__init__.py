@@ -1,1 +1,1 @@
-"""Training: the loop and what it stands on. It knows no report: what people see comes in as a callback."""
+"""Training: read :mod:`.loop` and :mod:`.step` first. Pictures and the report page are a callback from outside."""

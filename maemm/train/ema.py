@@ -6,42 +6,44 @@ import copy
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from maemm.model.model import Model
 
 
 class Average(ABC):
-    """``average += share * (parameter - average)`` after a step; buffers are copied.
+    """``average += fraction * (parameter - average)`` after a step; buffers are copied.
 
-    ``model`` is the averaged copy, in eval mode and without gradients. Resume is exact if its state is stored.
+    ``model`` is the averaged copy, in eval mode and without gradients. Its state is all that a resumed run needs.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Model):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        # Each average beside what it follows. named_* lists a shared tensor once, on both sides alike.
+        # (average, source) pairs. parameters() and buffers() list a shared tensor once, in both models alike.
         self._parameters = list(zip(self.model.parameters(), model.parameters(), strict=True))
         self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
 
     @abstractmethod
     def fraction(self, step: int) -> float | None:
-        """What the parameters weigh after ``step``; None: nothing is taken up."""
+        """The weight of the parameters after ``step``, counted from 0; None: this step changes nothing."""
 
     @torch.no_grad()
     def update(self, bad: Tensor, step: int) -> None:
-        """Take up the parameters, or nothing where the scalar ``bad`` is true. The host waits for nothing."""
+        """Average in the parameters, or nothing where the bool scalar ``bad`` is true. Never synchronises the host."""
         weight = self.fraction(step)
         if weight is None:
             return
         fraction = weight * (~bad).float()
         for average, parameter in self._parameters:
             average.lerp_(parameter.detach(), fraction.to(average.dtype))
-        for average, buffer in self._buffers:
-            average.copy_(buffer)
+        for average_buffer, buffer in self._buffers:
+            average_buffer.copy_(buffer)
 
 
 class Ema(Average):
     """An exponential moving average: ``decay * average + (1 - decay) * parameter``."""
 
-    def __init__(self, model: nn.Module, decay: float):
+    def __init__(self, model: Model, decay: float):
         super().__init__(model)
         self.decay = decay
 
@@ -50,12 +52,12 @@ class Ema(Average):
 
 
 class EpochMean(Average):
-    """The equal mean of the weights at the ends of the epochs from ``first`` on, counted from 1 (CAV-MAE: from 3).
+    """The equally weighted mean of the weights at the ends of the epochs from ``first`` on, counted from 1.
 
-    Until then it is the weights of the last epoch.
+    Before that, the weights at the end of the last epoch. CAV-MAE averages from epoch 3 on.
     """
 
-    def __init__(self, model: nn.Module, first: int, steps_per_epoch: int):
+    def __init__(self, model: Model, first: int, steps_per_epoch: int):
         super().__init__(model)
         self.first, self.steps_per_epoch = first, steps_per_epoch
 

@@ -1,9 +1,11 @@
-"""Beginning with the weights of another model: a pre-trained encoder in a recipe of its own."""
+"""Initialise a model from the weights of another: a pre-trained encoder in a new recipe."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,53 +13,53 @@ from torch import Tensor, nn
 from maemm.model.model import Model
 from maemm.weights import fill, load
 
-NEW = ("head.*", "objectives.*", "targets.*")  # what the new model has for itself
-UNUSED = (*NEW, "decoder.*", "modalities.*.decoder.*")  # what of the old one may be left over
+NEW = ("head.*", "objectives.*", "targets.*")  # keys of the new model that keep their own initialisation
+UNUSED = (*NEW, "decoder.*", "modalities.*.decoder.*")  # keys of the old model that the new one need not have
 
 
-def begin_with(model: Model, what: str | Path | Model) -> None:
-    """Fill ``model`` from a run, a weights file or a model; only its head begins afresh, and class tokens where the
-    old model has none (Point-MAE).
+def initialize_from(model: Model, weights: str | Path | Model) -> None:
+    """Fill ``model`` from a run folder, a weights file or a model.
 
-    Position tables are made from those of the old model for the new one's size, computed ones too (MAE trains a copy
-    of its sin-cos table). Raises :class:`MaemmError` that names all other weights that are missing, left over or of
+    Its head and objectives keep their own initialisation, as do class tokens where the old model has none (Point-MAE).
+    Position tables are computed for the new model's size from those of the old one, sin-cos tables too (MAE trains a
+    copy of its table). Raises :class:`MaemmError` that names all other weights that are missing, unexpected or of
     another shape.
     """
-    old = what if isinstance(what, Model) else load(Path(what))
-    given, own = old.state_dict(), model.state_dict()
-    unused = [*UNUSED, *([] if any(key.startswith("encoder.norm.") for key in own) else ["encoder.norm.*"])]
-    unused += [f"modalities.{name}.*" for name in old.modalities if name not in model.modalities]
-    taken = {key: value for key, value in given.items() if key in own or not _fits(key, unused)}
-    afresh = list(NEW)
-    if "encoder.prefix" not in given:  # a class token that is learned now
-        afresh.append("encoder.prefix*")
-    for key in own:
-        if _fits(key, afresh) or (key not in given and key.startswith("decoder.") and model.decoder is not None):
-            taken[key] = own[key]
-        elif (made := _positions(key, model, old)) is not None:
-            taken[key] = made
-    fill(model, taken, f"the weights of init ({what if not isinstance(what, Model) else 'a model'})")
+    old = weights if isinstance(weights, Model) else load(Path(weights))
+    old_state, state = old.state_dict(), model.state_dict()
+    unused = [*UNUSED, *(f"modalities.{name}.*" for name in old.modalities if name not in model.modalities)]
+    if not any(key.startswith("encoder.norm.") for key in state):
+        unused.append("encoder.norm.*")
+    new = [*NEW, *([] if "encoder.prefix" in old_state else ["encoder.prefix*"])]
+    result = {key: value for key, value in old_state.items() if key in state or not _matches(key, unused)}
+    for key in state:
+        new_decoder = key not in old_state and key.startswith("decoder.") and model.decoder is not None
+        if _matches(key, new) or new_decoder:
+            result[key] = state[key]
+        elif (position := _position(key, model, old, state[key], old_state.get(key))) is not None:
+            result[key] = position
+    fill(model, result, f"the weights of init ({'a model' if isinstance(weights, Model) else weights})")
 
 
-def _fits(key: str, patterns: list[str] | tuple[str, ...]) -> bool:
+def _matches(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(key, pattern) for pattern in patterns)
 
 
-def _positions(key: str, model: Model, old: Model) -> Tensor | None:
-    """The value of a stored position where the old model has none, or one of another size."""
+def _position(key: str, model: Model, old: Model, value: Tensor, old_value: Tensor | None) -> Tensor | None:
+    """The value of a position table that the old model has not, or in another size; None for any other key."""
     owner, _, leaf = key.rpartition(".")
-    given = old.state_dict().get(key)
-    if given is not None and given.shape == model.state_dict()[key].shape:
+    if old_value is not None and old_value.shape == value.shape:
         return None
     if leaf == "prefix_position":  # computed tables give class tokens no position
-        return torch.zeros_like(model.state_dict()[key]) if given is None else None
-    here, there = _module(model, owner), _module(old, owner)
-    if not (hasattr(here, "grid") and hasattr(here, "table") and hasattr(there, "table")):
+        return torch.zeros_like(value) if old_value is None else None
+    module, old_module = _submodule(model, owner), _submodule(old, owner)
+    if not (hasattr(module, "grid") and hasattr(module, "table") and hasattr(old_module, "table")):
         return None
-    return there.table(here.grid).detach().reshape(model.state_dict()[key].shape).clone()
+    return old_module.table(module.grid).detach().reshape(value.shape).clone()
 
 
-def _module(model: nn.Module, name: str) -> nn.Module | None:
+def _submodule(model: nn.Module, name: str) -> Any:
+    """The submodule of that name, or None."""
     try:
         return model.get_submodule(name)
     except AttributeError:

@@ -1,14 +1,12 @@
-"""What a run says while it runs: metrics.jsonl, TensorBoard, a bar on a terminal, plain lines elsewhere."""
+"""The metrics of a run: means over steps, times and memory, written to metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,17 @@ import torch
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
+from maemm.data.atomic import write_whole
 
-WAIT_SHARE, HINT_AFTER_S = 0.1, 60.0  # from here on a hint about the loader is worth a line
+WRITE_ADVICE = "free space: the same command continues"
+HINT_FRACTION, HINT_AFTER_S = 0.1, 60.0  # the loader gets a hint if steps wait that long for it
 
 
 # ------------------------------------------------------------------------------------------------- measuring
 class Means:
-    """Means of figures over the steps since the last line, kept on the device; steps that went bad do not count.
+    """Means of metrics over the steps since the last log line, kept on the device; bad steps do not count.
 
-    Part of the checkpoint, so that the lines of a resumed run equal those of an uninterrupted one.
+    Part of the checkpoint, so that the log of a resumed run equals that of an uninterrupted one.
     """
 
     def __init__(self, device: torch.device):
@@ -32,16 +32,15 @@ class Means:
         self._sums: dict[str, Tensor] = {}  # (sum, number of steps)
 
     def add(self, values: Mapping[str, Tensor], bad: Tensor) -> None:
-        """Add the scalars of one step. The host waits for nothing."""
+        """Add the scalars of one step, unless the bool scalar ``bad`` is true. Never synchronises the host."""
         for name, value in values.items():
-            kept = torch.stack([torch.where(bad, 0.0, value.detach()), (~bad).to(value.dtype)]).double()
-            self._sums[name] = self._sums.get(name, 0) + kept
+            pair = torch.stack([torch.where(bad, 0.0, value.detach()), (~bad).to(value.dtype)]).double()
+            self._sums[name] = self._sums.get(name, 0) + pair
 
     def flush(self) -> dict[str, float]:
-        """The means, NaN where no step counted; the next line begins."""
-        found = {name: pair.tolist() for name, pair in self._sums.items()}
-        self._sums = {}
-        return {name: total / count if count else math.nan for name, (total, count) in found.items()}
+        """The means, NaN where no step counted; then start anew."""
+        pairs, self._sums = self.state_dict(), {}
+        return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}
 
     def state_dict(self) -> dict[str, list[float]]:
         return {name: pair.tolist() for name, pair in self._sums.items()}
@@ -51,44 +50,45 @@ class Means:
 
 
 class Clock:
-    """Samples per second and the share of the time that steps waited for data, since the last line."""
+    """Samples per second and the fraction of the time that steps wait for data, since the last log line."""
 
     def __init__(self, batch: int, seconds: float = 0.0):
-        self.batch, self._before, self._begin = batch, seconds, time.monotonic()
-        self._since, self._waited, self._steps = self._begin, 0.0, 0
-        self._all_waited, self._hinted = 0.0, False
+        """``batch``: samples per step. ``seconds``: time in training before this start of the run."""
+        self.batch, self._seconds_before, self._start = batch, seconds, time.monotonic()
+        self._flushed_at, self._waited, self._steps = self._start, 0.0, 0
+        self._waited_in_all, self._hinted = 0.0, False
 
     @property
     def seconds(self) -> float:
         """Time in training so far, over all starts of the run."""
-        return self._before + time.monotonic() - self._begin
+        return self._seconds_before + time.monotonic() - self._start
 
     def step(self, waited: float) -> None:
+        """Count a step that waited for its data for so many seconds."""
         self._steps += 1
         self._waited += waited
-        self._all_waited += waited
+        self._waited_in_all += waited
 
     def flush(self) -> dict[str, float]:
+        """The rates since the last call; then start anew."""
         now = time.monotonic()
-        passed = max(now - self._since, 1e-9)
-        found = {
+        passed = max(now - self._flushed_at, 1e-9)
+        rates = {
             "samples_per_second": self._steps * self.batch / passed,
             "data_wait": min(1.0, self._waited / passed),
             "seconds": self.seconds,
         }
-        self._since, self._waited, self._steps = now, 0.0, 0
-        return found
+        self._flushed_at, self._waited, self._steps = now, 0.0, 0
+        return rates
 
     def hint(self, workers: int) -> str | None:
-        """Once, after a minute that was spent to a good part on waiting: what to do about it."""
-        passed = time.monotonic() - self._begin
-        if self._hinted or passed < HINT_AFTER_S or self._all_waited < WAIT_SHARE * passed:
+        """Advice on the loader, once, after a minute of which a good part was spent waiting for data."""
+        passed = time.monotonic() - self._start
+        if self._hinted or passed < HINT_AFTER_S or self._waited_in_all < HINT_FRACTION * passed:
             return None
         self._hinted = True
-        fraction = f"{100 * self._all_waited / passed:.0f} %"
-        return (
-            f"waiting for data takes {fraction} of the time; raise data.workers (now {workers}) or use faster storage"
-        )
+        percent = f"{100 * self._waited_in_all / passed:.0f} %"
+        return f"waiting for data takes {percent} of the time; raise data.workers (now {workers}) or use faster storage"
 
 
 def memory_bytes(device: torch.device) -> int:
@@ -104,33 +104,30 @@ def memory_bytes(device: torch.device) -> int:
 
 # --------------------------------------------------------------------------------------------------- writing
 class MetricsFile:
-    """metrics.jsonl: one JSON object per line, null where a figure is not finite."""
+    """metrics.jsonl: one JSON object per line, null for values that are not finite."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def rewind(self, step: int) -> None:
-        """Drop the lines behind ``step``, which are about to be written again, and any that was cut off."""
-        if not self.path.exists():
-            return
-        kept = [line for line in self.path.read_bytes().splitlines() if _step_of(line) <= step]
-        beside = self.path.with_name(f".{self.path.name}.tmp")
-        try:
-            beside.write_bytes(b"".join(line + b"\n" for line in kept))
-            os.replace(beside, self.path)
-        except OSError as error:
-            raise _unwritable(self.path, error) from error
+        """Drop the lines after ``step``, which will be written again, and any line that was cut off."""
+        if self.path.exists():
+            lines = [line for line in self.path.read_bytes().splitlines() if _step_of(line) <= step]
+            text = b"".join(line + b"\n" for line in lines)
+            write_whole(self.path, lambda path: path.write_bytes(text), "the metrics of the run", advice=WRITE_ADVICE)
 
     def write(self, row: Mapping[str, Any]) -> None:
+        """Append a line."""
         text = json.dumps(_finite(row), allow_nan=False)
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
         except OSError as error:
-            raise _unwritable(self.path, error) from error
+            raise MaemmError(f"cannot write {self.path} ({error.strerror}); {WRITE_ADVICE}") from error
 
 
 def _step_of(line: bytes) -> float:
+    """The step of a line; infinity where the line is not whole."""
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -139,16 +136,12 @@ def _step_of(line: bytes) -> float:
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
+        return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _unwritable(path: Path, error: OSError) -> MaemmError:
-    return MaemmError(f"cannot write {path} ({error.strerror}); free space: the same command goes on")
-
-
 def tensorboard(folder: Path, step: int) -> Any:
-    """A TensorBoard writer that drops what it has beyond ``step``. Raises :class:`MaemmError` without the package."""
+    """A SummaryWriter that drops events after ``step``. Raises :class:`MaemmError` where tensorboard is missing."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
@@ -159,69 +152,10 @@ def tensorboard(folder: Path, step: int) -> Any:
 
 
 def to_tensorboard(writer: Any, row: Mapping[str, Any]) -> None:
-    """The figures of a line as scalars; nested ones as ``terms/NAME``."""
+    """The numbers of a log line as scalars; nested ones as ``terms/NAME``."""
     for name, value in row.items():
         pairs = value.items() if isinstance(value, Mapping) else [("", value)]
         for inner, number in pairs:
             if isinstance(number, int | float) and name != "step":
                 writer.add_scalar(f"{name}/{inner}" if inner else name, number, row["step"])
     writer.flush()
-
-
-# -------------------------------------------------------------------------------------------------- speaking
-class Console:
-    """Lines through ``echo``, and on a terminal a bar below them. Silent in all processes but the first."""
-
-    def __init__(self, echo: Callable[[str], Any], is_rank0: bool):
-        self._echo, self._lead = echo, is_rank0
-        self._bar: Any = None
-
-    def say(self, text: str) -> None:
-        if not self._lead:
-            return
-        with nullcontext() if self._bar is None else self._bar.external_write_mode():
-            self._echo(text)
-
-    def begin(self, step: int, steps: int) -> None:
-        """Show the bar, if somebody is there to see it."""
-        if self._lead and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=steps, initial=step, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False)
-
-    def step(self) -> None:
-        if self._bar is not None:
-            self._bar.update()
-
-    def row(self, row: Mapping[str, Any], epochs: int) -> None:
-        """The figures of a line of the log: beside the bar, or as a line of its own."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(figures(row), refresh=False)
-            return
-        rest = duration((row["steps"] - row["step"]) * row["batch"] / max(row["samples_per_second"], 1e-9))
-        place = f"epoch {math.ceil(row['epoch'])}/{epochs}  step {row['step']}"
-        self.say(f"{place}  {figures(row)}  ETA {rest}")
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def figures(row: Mapping[str, Any]) -> str:
-    """Loss, baseline, speed and data wait of a line."""
-    baseline = row.get("baseline")
-    beside = "" if baseline is None else f" (mean-predictor {baseline:.3f})"
-    found = "".join(f"  validation {name} {value:.4g}" for name, value in row.get("validation", {}).items())
-    return (
-        f"loss {row['loss']:.4g}{beside}{found}  {row['samples_per_second']:,.0f} samples/s  "
-        f"data-wait {100 * row['data_wait']:.0f} %"
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words: "11 h 40 min", "2 min 5 s", "9 s"."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600:,} h {whole % 3600 // 60} min"
-    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"

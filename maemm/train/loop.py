@@ -1,4 +1,4 @@
-"""Pre-training: the loop, from the recipe to the last checkpoint."""
+"""Pre-training: from a resolved recipe to the last checkpoint. The step itself is in :mod:`maemm.train.step`."""
 
 from __future__ import annotations
 
@@ -15,112 +15,112 @@ import torch
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSampleLog
-from maemm.data.loader import Loader
+from maemm.data.loader import Batch, Loader
 from maemm.data.mixture import MixtureBatches
 from maemm.data.open import open_parts
 from maemm.data.order import ShuffledBatches
 from maemm.model.checks import first_batch
 from maemm.train import checkpoint, distributed
 from maemm.train.checkpoint import Checkpoint
-from maemm.train.console import first_line
+from maemm.train.console import Console, first_line
 from maemm.train.distributed import DistContext
-from maemm.train.logging import Clock, Console, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
-from maemm.train.nonfinite import Watch
+from maemm.train.logging import Clock, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
+from maemm.train.nonfinite import NonFiniteWatch
 from maemm.train.optim import set_lr
-from maemm.train.run_folder import RunFolder, locked
+from maemm.train.run_folder import RunFolder
 from maemm.train.schedules import learning_rate
 from maemm.train.setup import make_loader, make_order, make_train_state
-from maemm.train.signals import Interrupted, Interrupts, listening
+from maemm.train.signals import Interrupted, Interrupts, catch_signals
 from maemm.train.step import MicroBatches, StepResult, TrainState, plan_micro_batches, take_step
-from maemm.train.validation import Validation
-from maemm.train.versions import versions
+from maemm.train.validation import Validator
 from maemm.weights import BEST
 
-SAVES, PICTURES = 200, 10  # about how many of each a run makes where the recipe does not say
-
+SAVES, PICTURES = 200, 10  # about how many of each a run makes by default
 
 echo_line = partial(print, flush=True)  # lines must not wait in a buffer when the output goes to a file
 
 
 class Callback:
-    """What a run does for people besides its lines and figures; by default nothing.
+    """Hooks of a run; by default they do nothing.
 
-    ``draw_pictures`` and ``finish`` are called in the first process alone while the others wait: they must not need
-    them.
+    ``draw_pictures`` and ``finish`` are called on rank 0 alone, while the others wait: no collectives there.
     """
 
-    def begin(self, train_state: TrainState, loader: Loader, folder: RunFolder, say: Callable[[str], Any]) -> None:
-        """Before the first step, in every process; ``say`` takes a line for people."""
+    def begin(self, train_state: TrainState, loader: Loader, folder: RunFolder, log: Callable[[str], Any]) -> None:
+        """Before the first step, on every rank; ``log`` prints a line."""
 
     def draw_pictures(self, step: int) -> None:
-        """After ``step`` steps, every ``train.picture_every`` steps and at the end."""
+        """After ``step`` steps: every ``train.picture_every`` steps and at the end."""
 
     def finish(self) -> Path | None:
-        """After the last checkpoint; returns the file that people should open."""
+        """After the last checkpoint. Returns a file for the last line of the run, or None."""
         return None
 
 
 def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, callback: Callback | None = None) -> Path:
-    """Train a resolved recipe in its run folder ``recipe["out"]`` and return that folder; called again, go on.
+    """Train a resolved recipe in its run folder ``recipe["out"]`` and return that folder; called again, resume.
 
-    ``echo`` takes the lines for people. Started by ``torchrun`` it trains in all its processes. Raises
-    :class:`MaemmError` for what a user can fix, and :class:`~maemm.train.signals.Interrupted` after SIGINT,
-    SIGTERM or SIGUSR1, once a checkpoint has been saved.
+    ``echo`` is called with the lines to print. Under ``torchrun`` all ranks call this. Raises :class:`MaemmError` for
+    what a user can fix, and :class:`~maemm.train.signals.Interrupted` after SIGINT, SIGTERM or SIGUSR1, once a
+    checkpoint has been saved.
     """
     if not recipe.get("out"):
         raise MaemmError("the recipe has no out; add out=runs/NAME, the folder of the run")
-    dist_context = distributed.start()
-    console = Console(echo, dist_context.is_rank0)
     folder = RunFolder(recipe["out"])
     with ExitStack() as stack:
-        stack.push(dist_context.leave)
-        interrupts = stack.enter_context(listening())
-        dist_context.on_rank0(lambda: _open(stack, folder, recipe, console.say))
+        dist_context = stack.enter_context(distributed.start())
+        console = Console(echo, dist_context.is_rank0)
+        interrupts = stack.enter_context(catch_signals())
+        dist_context.on_rank0(lambda: stack.enter_context(folder.opened(recipe, console.log)))
         source, held_out = dist_context.on_all_ranks(lambda: open_parts(recipe))
         order = dist_context.on_all_ranks(lambda: make_order(recipe, source, dist_context))
         steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
-        found = dist_context.on_rank0(lambda: _found(folder, source, console.say))
-        if found is not None and found.step >= steps:
-            console.say(
-                f"{folder.path} is finished ({found.step} steps); more train.epochs go on, another out= starts anew"
+        resume_from = dist_context.on_rank0(lambda: _latest_checkpoint(folder, source, console.log))
+        if resume_from is not None and resume_from.step >= steps:
+            console.log(
+                f"{folder.path} is finished ({resume_from.step} steps); raise train.epochs to continue, or set another "
+                "out= for a new run"
             )
             return folder.path
         stack.callback(console.end)
         stack.enter_context(_matmul_precision(dist_context.device))
         run = dist_context.on_all_ranks(
             lambda: Run(
-                recipe, folder, dist_context, console, source, order, steps, found, held_out, callback or Callback()
+                recipe,
+                folder,
+                dist_context,
+                console,
+                source,
+                held_out,
+                order,
+                steps,
+                resume_from,
+                callback or Callback(),
             )
         )
-        run.go(interrupts)
-        run.train_state.net = run.train_state.model  # DDP around it holds the group of processes, which ends here
+        run.train(interrupts)
+        run.train_state.net = run.train_state.model  # drops DDP, which holds the process group that ends here
     return folder.path
 
 
-def _open(stack: ExitStack, folder: RunFolder, recipe: dict[str, Any], say: Callable[[str], Any]) -> None:
-    folder.create()
-    stack.enter_context(locked(folder.path, say))
-    folder.store_recipe(recipe, say)
-
-
-def _found(folder: RunFolder, source: Source, say: Callable[[str], Any]) -> Checkpoint | None:
-    """The checkpoint to go on from. Raises :class:`MaemmError` where the data are other ones by now."""
-    found = checkpoint.latest(folder.checkpoints, say)
-    if found is None:
+def _latest_checkpoint(folder: RunFolder, source: Source, log: Callable[[str], Any]) -> Checkpoint | None:
+    """The checkpoint to resume from, if any. Raises :class:`MaemmError` where the data have changed since."""
+    latest = checkpoint.latest(folder.checkpoints, log)
+    if latest is None:
         folder.bad.unlink(missing_ok=True)
         return None
-    old, new = found.meta.get("data"), source.fingerprint()
+    old, new = latest.meta.get("data"), source.fingerprint()
     if old != new:
         raise MaemmError(
-            f"the data of {folder.path} have changed since step {found.step} ({old} -> {new}); "
+            f"the data of {folder.path} have changed since step {latest.step} ({old} -> {new}); "
             "bring the old data back, or choose another out="
         )
-    return found
+    return latest
 
 
 @contextmanager
 def _matmul_precision(device: torch.device) -> Iterator[None]:
-    """TF32 for what stays in fp32 on a GPU."""
+    """TF32 for matrix products that stay in fp32 on a GPU."""
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
@@ -131,7 +131,7 @@ def _matmul_precision(device: torch.device) -> Iterator[None]:
 
 
 class Run:
-    """One start of a run: built fresh or from a checkpoint, then stepped to the end."""
+    """One start of a run, from the beginning or from a checkpoint."""
 
     def __init__(
         self,
@@ -140,126 +140,157 @@ class Run:
         dist_context: DistContext,
         console: Console,
         source: Source,
+        held_out: Source | None,
         order: ShuffledBatches | MixtureBatches,
         steps: int,
-        found: Checkpoint | None,
-        held_out: Source | None,
+        resume_from: Checkpoint | None,
         callback: Callback,
     ):
-        self.callback = callback
         self.recipe, self.folder, self.dist_context, self.console = recipe, folder, dist_context, console
-        self.source, self.order, self.steps = source, order, steps
-        self.train: Mapping[str, Any] = recipe["train"]
-        self.lr = learning_rate(self.train, order.steps_per_epoch, steps)
+        self.source, self.order, self.steps, self.callback = source, order, steps, callback
+        self.settings: Mapping[str, Any] = recipe["train"]
+        self.epochs = -(-steps // order.steps_per_epoch)
+        epochs_per_save = max(1, math.ceil(self.epochs / SAVES))
+        self.save_every = self.settings.get("save_every") or order.steps_per_epoch * epochs_per_save
+        saves_per_picture = max(1, math.ceil(steps / self.save_every / PICTURES))
+        self.picture_every = self.settings.get("picture_every") or self.save_every * saves_per_picture
+        self.step, self.saved_step = 0, -1
+
+        # What a step uses.
+        self.lr = learning_rate(self.settings, order.steps_per_epoch, steps)
         self.loader = make_loader(recipe, source, order)
         self.bad_samples = BadSampleLog(folder.bad, recipe["data"]["max_bad_fraction"], len(source))
-        self.bad_samples.check()  # a run that stopped over them stops again, until the data or the share change
-        self.metrics = MetricsFile(folder.metrics)
-        self.means = Means(dist_context.device)
-        self.watch = Watch(dist_context, self.train["max_nonfinite"], console.say)
-        self.step, self.saved = 0, -1
-        self.checked: set[tuple[str, ...]] = set()  # modalities of the batches that have been looked at
-        self.save_every = self.train.get("save_every") or order.steps_per_epoch * _round_up(self.epochs, SAVES)
-        self.picture_every = self.train.get("picture_every") or self.save_every * _round_up(
-            steps / self.save_every, PICTURES
-        )
-        self.tensorboard: Any = None
+        self.bad_samples.check()  # too many end a run at every start, until the data or data.max_bad_fraction change
         self.train_state = make_train_state(
-            recipe, steps, order.accumulation, dist_context, fresh=found is None, steps_per_epoch=order.steps_per_epoch
+            recipe,
+            steps,
+            order.accumulation,
+            dist_context,
+            fresh=resume_from is None,
+            steps_per_epoch=order.steps_per_epoch,
         )
-        self.validation = Validation.of(
-            recipe, held_out, order.steps_per_epoch, folder.path / BEST, self.train_state.model, dist_context.world
+        model = self.train_state.model
+        self.checked: set[tuple[str, ...]] = set()  # modalities of the batches that have been checked
+        self.watch = NonFiniteWatch(dist_context, self.settings["max_nonfinite"], console.log)
+        self.validator = Validator(
+            recipe, held_out, model, dist_context.world_size, order.steps_per_epoch, folder.path / BEST
         )
-        self.parameters = sum(one.numel() for one in self.train_state.model.parameters())
-        callback.begin(self.train_state, self.loader, folder, console.say)
-        self._restore(found)
 
-    @property
-    def epochs(self) -> int:
-        return -(-self.steps // self.order.steps_per_epoch)
+        # What it leaves behind.
+        self.parameters = sum(p.numel() for p in model.parameters())
+        self.means = Means(dist_context.device)
+        self.metrics = MetricsFile(folder.metrics)
+        self.tensorboard: Any = None
+        callback.begin(self.train_state, self.loader, folder, console.log)
+        self._restore(resume_from)
 
-    def _restore(self, found: Checkpoint | None) -> None:
+    def _restore(self, resume_from: Checkpoint | None) -> None:
         state: Mapping[str, Any] = {}
-        if found is not None:
-            train_state = self.train_state
-            state = checkpoint.read(found, train_state.model, train_state.ema and train_state.ema.model)
-            train_state.optimizer.load_state_dict(state["optimizer"])
+        if resume_from is not None:
+            state = checkpoint.read(resume_from, self.train_state.model, self.train_state.ema_model)
+            self.train_state.optimizer.load_state_dict(state["optimizer"])
             self.means.load_state_dict(state["means"])
             self.watch.skipped = state["skipped"]
-            self.validation.load_state_dict(state.get("validation", {}))
-            self.step = self.saved = found.step
+            self.validator.load_state_dict(state.get("validation", {}))
+            self.step = self.saved_step = resume_from.step
         if self.dist_context.is_rank0:
             self.metrics.rewind(self.step)
-            checkpoint.prune(self.folder.checkpoints, self.train["keep"])
-            if self.train.get("tensorboard"):
+            checkpoint.prune(self.folder.checkpoints, self.settings["keep"])
+            if self.settings.get("tensorboard"):
                 self.tensorboard = tensorboard(self.folder.path / "tensorboard", self.step)
-        self.clock = Clock(self.train["batch"], state.get("seconds", 0.0))
+        self.clock = Clock(self.settings["batch"], state.get("seconds", 0.0))
 
     # ------------------------------------------------------------------------------------------ the loop
-    def go(self, interrupts: Interrupts) -> None:
-        """Step until the end, or until an interrupt or an error, before which what has been learned is saved."""
+    def train(self, interrupts: Interrupts) -> None:
+        """Step until the end. At an interrupt, or an error between two steps, first save what has been learned."""
         self.train_state.net = self.dist_context.wrap(self.train_state.model)
-        self.console.say(first_line(self.folder.path, self.train_state, len(self.source), self.order, self.steps))
+        self.console.log(first_line(self.folder.path, self.train_state, len(self.source), self.order, self.steps))
         if self.step:
-            self.console.say(f"going on from step {self.step}")
+            self.console.log(f"resuming from step {self.step}")
         self.console.begin(self.step, self.steps)
         batches = self.loader.steps(self.step, self.steps)
         try:
-            while self.step < self.steps and not self.validation.stopped:
-                self._one(self._next(batches, interrupts))
-        except Interrupted as stopped:
-            raise Interrupted(stopped.signum, self._stop()) from None
+            while self.step < self.steps and not self.validator.should_stop:
+                micro_batches = self._next_micro_batches(batches, interrupts)
+                self._train_step(micro_batches)
+        except Interrupted as interrupt:
+            raise Interrupted(interrupt.signum, self._stop()) from None
         finally:
             batches.close()
         self._finish()
 
-    def _next(self, batches: Iterator[tuple[int, list[Any]]], interrupts: Interrupts) -> MicroBatches:
+    def _next_micro_batches(self, batches: Iterator[tuple[int, list[Batch]]], interrupts: Interrupts) -> MicroBatches:
+        """The micro-batches of the next step, planned. All that can fail on one rank alone happens here."""
+
+        def load_and_plan() -> MicroBatches:
+            start = time.monotonic()
+            step, loaded = next(batches)
+            self.clock.step(waited=time.monotonic() - start)
+            for batch in loaded:
+                self.bad_samples.add(batch.bad)
+            micro_batches = plan_micro_batches(self.train_state, step, loaded)
+            names = tuple(micro_batches.inputs[0])
+            if names not in self.checked:  # once for each set of modalities, as data sets that are mixed differ
+                self.checked.add(names)
+                first_batch(self.train_state.model, micro_batches.inputs[0])
+            return micro_batches
+
         try:
-            return self.dist_context.on_all_ranks(lambda: self._fetch(batches), stop=interrupts)
+            return self.dist_context.on_all_ranks(load_and_plan, stop=interrupts)
         except Interrupted:
             raise
         except Exception:
-            self._keep()
+            self._save_after_error()
             raise
 
-    def _fetch(self, batches: Iterator[tuple[int, list[Any]]]) -> MicroBatches:
-        """The next step's micro-batches, with plans: all that can fail in one process only."""
-        began = time.monotonic()
-        step, found = next(batches)
-        self.clock.step(time.monotonic() - began)
-        for batch in found:
-            self.bad_samples.add(batch.bad)
-        micro_batches = plan_micro_batches(self.train_state, step, found)
-        if (kinds := tuple(micro_batches.inputs[0])) not in self.checked:  # of each data set that is mixed
-            self.checked.add(kinds)
-            first_batch(self.train_state.model, micro_batches.inputs[0])
-        return micro_batches
-
-    def _one(self, micro_batches: MicroBatches) -> None:
+    def _train_step(self, micro_batches: MicroBatches) -> None:
+        """One step, and what is due after it: validation, a log line, a checkpoint, pictures."""
         done = micro_batches.step + 1
-        validates = self.validation.due(done, self.steps)
-        logs = done % self.train["log_every"] == 0 or done == self.steps or validates
-        set_lr(self.train_state.optimizer, self.lr(micro_batches.step))
-        with self.dist_context.together():
+        is_last = done == self.steps
+        validates = self.validator.is_due(done, self.steps)
+        logs = done % self.settings["log_every"] == 0 or is_last or validates
+        lr = self.lr(micro_batches.step)
+        set_lr(self.train_state.optimizer, lr)
+        with self.dist_context.explain_errors():
             result = take_step(self.train_state, micro_batches, baseline=logs)
         self.step = done
-        figures = {"loss": result.total, "grad_norm": result.grad_norm}
-        self.means.add(figures | {f"terms.{name}": value for name, value in result.terms.items()}, result.bad)
+        terms = {f"terms.{name}": value for name, value in result.terms.items()}
+        self.means.add({"loss": result.total, "grad_norm": result.grad_norm} | terms, result.bad)
         self.watch.add(micro_batches.step, result, micro_batches.ids)
         self.console.step()
-        measured = (
-            self.dist_context.on_rank0(lambda: self.validation.measure(self.train_state, done)) if validates else None
-        )
-        self.validation.record(measured)
+        validation = None
+        if validates:
+            validation = self.dist_context.on_rank0(lambda: self.validator.validate(self.train_state, done))
+            self.validator.record(validation)
         if logs:
-            self._log(result, self.lr(micro_batches.step), measured)
-        if done % self.save_every == 0 and done < self.steps:
+            self._log(result, lr, validation)
+        if done % self.save_every == 0 and not is_last:
             self._save()
-        if done % self.picture_every == 0 and done < self.steps:
+        if done % self.picture_every == 0 and not is_last:
             self.dist_context.on_rank0(lambda: self.callback.draw_pictures(done))
 
-    # -------------------------------------------------------------------------------------- what it leaves
-    def _log(self, result: StepResult, lr: float, validation: dict[str, float] | None = None) -> None:
+    def _finish(self) -> None:
+        self._save()
+        self.dist_context.on_rank0(lambda: self.callback.draw_pictures(self.step))
+        self.console.end()
+        page = self.dist_context.on_rank0(self.callback.finish)
+        if self.tensorboard is not None:
+            self.tensorboard.close()
+        advice = f"; open {page}" if page else ""
+        self.console.log(f"Finished {self.step} steps in {self.folder.path}{self.validator.best_text}{advice}")
+
+    def _stop(self) -> str:
+        """After a signal: save, and return the message for it."""
+        # Before the first step there is nothing to keep, and the next start may bring another recipe.
+        saved = f"saved to {self._save()}. The same command continues." if self.step else "there is nothing to save."
+        message = f"Stopped at step {self.step}; {saved}"
+        self.console.end()
+        self.console.log(message)
+        return message
+
+    # -------------------------------------------------------------------------------- log lines and checkpoints
+    def _log(self, result: StepResult, lr: float, validation: dict[str, float] | None) -> None:
+        """A line of metrics.jsonl, and the same for TensorBoard and the console."""
         means = self.means.flush()
         row = {
             "step": self.step,
@@ -268,9 +299,9 @@ class Run:
             "loss": means.pop("loss"),
             "grad_norm": means.pop("grad_norm"),
             "terms": {name.removeprefix("terms."): value for name, value in means.items()},
-            **_baseline(result),
+            **_baselines(result),
             "lr": lr,
-            "batch": self.train["batch"],
+            "batch": self.settings["batch"],
             "skipped": self.watch.skipped,
             "parameters": self.parameters,
             "memory": memory_bytes(self.dist_context.device),
@@ -283,69 +314,46 @@ class Run:
             self.metrics.write(row)
             if self.tensorboard is not None:
                 to_tensorboard(self.tensorboard, row)
-            self.console.row(row, self.epochs)
+            self.console.metrics(row, self.epochs)
             if hint := self.clock.hint(self.recipe["data"]["workers"]):
-                self.console.say(hint)
+                self.console.log(hint)
 
         self.dist_context.on_rank0(write)
 
     def _save(self) -> Path:
-        """Write a checkpoint in the first process, while the others wait."""
-        self.watch.look()
-        return self.dist_context.on_rank0(self._write)
+        """Write a checkpoint on rank 0, while the others wait."""
+        self.watch.check()
+        return self.dist_context.on_rank0(self._write_checkpoint)
 
-    def _write(self) -> Path:
-        train_state, path = self.train_state, self.folder.checkpoints / f"step-{self.step:06d}"
-        if self.saved == self.step:
-            return path
+    def _save_after_error(self) -> None:
+        """Save after an error between two steps. That error will be raised; one that saving raises is suppressed."""
+        if self.dist_context.is_rank0 and self.step > max(self.saved_step, 0):
+            with suppress(MaemmError):
+                self._write_checkpoint()
+
+    def _write_checkpoint(self) -> Path:
+        if self.saved_step == self.step:
+            return self.folder.checkpoints / f"step-{self.step:06d}"
         state = {
-            "optimizer": train_state.optimizer.state_dict(),
+            "optimizer": self.train_state.optimizer.state_dict(),
             "means": self.means.state_dict(),
             "skipped": self.watch.skipped,
             "seconds": self.clock.seconds,
-            "validation": self.validation.state_dict(),
+            "validation": self.validator.state_dict(),
         }
-        meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **versions()}
-        average = None if train_state.ema is None else train_state.ema.model
-        checkpoint.write(self.folder.checkpoints, self.step, train_state.model, state, meta, average)
-        self.saved = self.step
-        checkpoint.prune(self.folder.checkpoints, self.train["keep"])
+        meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **checkpoint.versions()}
+        model, ema_model = self.train_state.model, self.train_state.ema_model
+        path = checkpoint.write(self.folder.checkpoints, self.step, model, state, meta, ema_model)
+        self.saved_step = self.step
+        checkpoint.prune(self.folder.checkpoints, self.settings["keep"])
         return path
 
-    def _keep(self) -> None:
-        """Save what there is after an error that struck between two steps; the error itself matters more."""
-        if self.dist_context.is_rank0 and self.step > max(self.saved, 0):
-            with suppress(MaemmError):
-                self._write()
 
-    def _stop(self) -> str:
-        # Before the first step there is nothing to keep, and the next start may bring another recipe.
-        where = f"saved to {self._save()}. The same command continues." if self.step else "there is nothing to save."
-        text = f"Stopped at step {self.step}; {where}"
-        self.console.end()
-        self.console.say(text)
-        return text
-
-    def _finish(self) -> None:
-        self._save()
-        self.dist_context.on_rank0(lambda: self.callback.draw_pictures(self.step))
-        self.console.end()
-        shown = self.dist_context.on_rank0(self.callback.finish)
-        if self.tensorboard is not None:
-            self.tensorboard.close()
-        where = f"; open {shown}" if shown else ""
-        self.console.say(f"Finished {self.step} steps in {self.folder.path}{self.validation.told}{where}")
-
-
-def _round_up(value: float, by: int) -> int:
-    return max(1, math.ceil(value / by))
-
-
-def _baseline(result: StepResult) -> dict[str, Any]:
-    """Loss of predicting the mean: by modality, and in all where every term is one of a modality."""
-    found = {name: value.item() for name, value in result.baselines.items()}
-    names = {term: term.rpartition(".")[2] for term in result.terms}
-    if not found or any(name not in found for name in names.values()):
-        return {"baselines": found}
-    total = sum(result.weights[term] * found[name] for term, name in names.items())
-    return {"baseline": total, "baselines": found}
+def _baselines(result: StepResult) -> dict[str, Any]:
+    """The loss of predicting the mean target: by modality, and in total where every term belongs to a modality."""
+    baselines = {name: value.item() for name, value in result.baselines.items()}
+    modalities = {term: term.rpartition(".")[2] for term in result.terms}
+    if not baselines or any(name not in baselines for name in modalities.values()):
+        return {"baselines": baselines}
+    total = sum(result.weights[term] * baselines[name] for term, name in modalities.items())
+    return {"baseline": total, "baselines": baselines}

@@ -1,10 +1,9 @@
-"""Steps whose loss or gradient was not finite: told once each, and the end of the run when they do not stop."""
+"""Steps whose loss or gradient is not finite: each is reported, and too many in a row end the run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,65 +12,67 @@ from maemm.contract.errors import MaemmError
 from maemm.train.distributed import DistContext
 from maemm.train.step import StepResult
 
-SHOWN_IDS = 8
+LISTED_IDS = 8
 
 
-@dataclass
-class _Seen:
+class _Pending(NamedTuple):
+    """A step whose flags have not been read yet."""
+
     step: int
-    flags: Tensor  # on the host, true once ``event`` has passed: bad, then one per micro-batch
-    event: Any
+    flags: Tensor  # (1 + micro-batches,) bool on the host, valid once ``event`` has passed: bad, bad_micro
+    event: torch.cuda.Event | None
     ids: list[list[str]]
 
 
-class Watch:
-    """Looks at the flags of steps. On a GPU one step late, so that the host never waits for the step that runs.
+class NonFiniteWatch:
+    """Reads the ``bad`` flags of steps; on a GPU one step late, so that the host never waits for the running step.
 
-    The update itself has been skipped on the device by then (:func:`maemm.train.step.take_step`); here it is said
-    which samples were in it, and after ``limit`` such steps in a row (at least 1) :class:`MaemmError` ends the run.
+    By then the update has been skipped on the device (:func:`maemm.train.step.take_step`). Here the samples of such a
+    step are reported, and after ``limit`` of them in a row (at least 1) :class:`MaemmError` ends the run.
     """
 
-    def __init__(self, dist_context: DistContext, limit: int, say: Callable[[str], Any]):
-        self.dist_context, self.limit, self.say = dist_context, max(limit, 1), say
-        self.skipped, self._row = 0, 0
-        self._pending: list[_Seen] = []
+    def __init__(self, dist_context: DistContext, limit: int, log: Callable[[str], Any]):
+        self.dist_context, self.limit, self.log = dist_context, max(limit, 1), log
+        self.skipped, self._in_a_row = 0, 0
+        self._pending: list[_Pending] = []
 
     def add(self, step: int, result: StepResult, ids: list[list[str]]) -> None:
-        """Take note of a step, and look at those that are certain to be done."""
+        """Register a step, and check those that are certain to be done."""
         flags = torch.cat([result.bad.reshape(1), result.bad_micro])
         event = None
         if flags.device.type == "cuda":
-            host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-            host.copy_(flags, non_blocking=True)
-            flags, event = host, torch.cuda.Event()
+            on_host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+            on_host.copy_(flags, non_blocking=True)
+            flags, event = on_host, torch.cuda.Event()
             event.record()
-        self._pending.append(_Seen(step, flags, event, ids))
-        self.look(late=0 if event is None else 1)
+        self._pending.append(_Pending(step, flags, event, ids))
+        self.check(all_but=0 if event is None else 1)
 
-    def look(self, late: int = 0) -> None:
-        """Look at all steps but the ``late`` newest. All processes look at the same step at the same time."""
-        while len(self._pending) > late:
-            seen = self._pending.pop(0)
-            if seen.event is not None:
-                seen.event.synchronize()
-            bad, *micro = seen.flags.tolist()
+    def check(self, all_but: int = 0) -> None:
+        """Check all steps ``all_but`` the newest ones. All ranks check the same step at the same time."""
+        while len(self._pending) > all_but:
+            pending = self._pending.pop(0)
+            if pending.event is not None:
+                pending.event.synchronize()
+            bad, *bad_micro = pending.flags.tolist()
             if bad:
-                self._tell(seen, micro)
+                self._report(pending, bad_micro)
             else:
-                self._row = 0
+                self._in_a_row = 0
 
-    def _tell(self, seen: _Seen, micro: list[bool]) -> None:
-        own = [one for ids, flag in zip(seen.ids, micro, strict=True) if flag for one in ids]
-        found = [one for ids in self.dist_context.gather(own) for one in ids]
-        # A finite loss with a gradient that is not says nothing about whose it was.
-        what, found = ("loss", found) if found else ("gradient", [one for ids in seen.ids for one in ids])
-        more = f" and {len(found) - SHOWN_IDS} more" if len(found) > SHOWN_IDS else ""
-        samples = ", ".join(found[:SHOWN_IDS]) + more
+    def _report(self, pending: _Pending, bad_micro: list[bool]) -> None:
+        own_ids = [id_ for ids, bad in zip(pending.ids, bad_micro, strict=True) if bad for id_ in ids]
+        bad_ids = [id_ for ids in self.dist_context.all_gather_object(own_ids) for id_ in ids]
+        quantity = "loss"
+        if not bad_ids:  # a gradient that is not finite, of a finite loss, does not show which samples caused it
+            quantity, bad_ids = "gradient", [id_ for ids in pending.ids for id_ in ids]
+        more = f" and {len(bad_ids) - LISTED_IDS} more" if len(bad_ids) > LISTED_IDS else ""
+        samples = ", ".join(bad_ids[:LISTED_IDS]) + more
         self.skipped += 1
-        self._row += 1
-        if self._row >= self.limit:
+        self._in_a_row += 1
+        if self._in_a_row >= self.limit:
             raise MaemmError(
-                f"the {what} was not finite in {self._row} steps in a row, the last one step {seen.step + 1} (samples: "
-                f"{samples}); look at them, lower train.lr or set train.clip_grad"
+                f"the {quantity} was not finite in {self._in_a_row} steps in a row, the last one step "
+                f"{pending.step + 1} (samples: {samples}); look at them, lower train.lr or set train.clip_grad"
             )
-        self.say(f"step {seen.step + 1} skipped: {what} not finite (samples: {samples})")
+        self.log(f"step {pending.step + 1} skipped: {quantity} not finite (samples: {samples})")

@@ -1,4 +1,4 @@
-"""Optimisers by name, parameter groups, and a step that leaves no trace when its gradient is not finite."""
+"""Parameter groups, optimisers, and a step that changes nothing where the gradient is not finite."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def parameter_groups(
     no_decay: Sequence[str] = NO_DECAY,
     lr_scale: Callable[[str], float] | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser: one for each weight decay and learning rate scale.
+    """Groups for an optimiser: one for each pair of weight decay and learning rate scale.
 
     Parameters with at most one axis, and those whose name matches a pattern of ``no_decay``, are not decayed.
-    Frozen parameters stand in no group. ``lr_scale`` gives a factor of the learning rate by parameter name.
-    Each group also holds the ``names`` of its parameters.
+    Frozen parameters are in no group. ``lr_scale``: parameter name -> factor of the learning rate. Each group also
+    has the ``names`` of its parameters. Raises :class:`MaemmError` where all parameters are frozen.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in no_decay)
-        key = (0.0 if plain else weight_decay, 1.0 if lr_scale is None else lr_scale(name))
+        undecayed = parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in no_decay)
+        key = (0.0 if undecayed else weight_decay, 1.0 if lr_scale is None else lr_scale(name))
         group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": key[0], "lr_scale": key[1]})
         group["params"].append(parameter)
         group["names"].append(name)
@@ -44,34 +44,40 @@ def parameter_groups(
 
 
 def layer_of(model: nn.Module) -> tuple[Callable[[str], int], int]:
-    """(layer of a parameter by name, the top layer: that of the final norm, whether it is there, and of the head).
+    """(function: parameter name -> layer, number of the top layer).
 
-    From the encoder's ``layer_of``; what modalities embed with counts as layer 0.
+    Layers are those of the encoder's ``layer_of``. The embeddings of modalities are in layer 0; the final norm, present
+    or not, and all else, such as the head, in the top layer.
     """
-    top = model.encoder.layer_of("norm.weight")
+    encoder: Any = model.encoder
+    top: int = encoder.layer_of("norm.weight")
 
     def layer(name: str) -> int:
         if name.startswith("encoder."):
-            return model.encoder.layer_of(name.removeprefix("encoder."))
+            return encoder.layer_of(name.removeprefix("encoder."))
         return 0 if name.startswith("modalities.") and ".decoder." not in name else top
 
     return layer, top
 
 
 def layer_scales(model: nn.Module, decay: float, head: float = 1.0) -> Callable[[str], float]:
-    """Learning rate scales ``decay ** (top - layer)``, see :func:`layer_of` (MAE's lr_decay); ``head``: of the head."""
+    """Function: parameter name -> learning rate scale, ``decay ** (top - layer)`` (see :func:`layer_of`), or ``head``.
+
+    The formula is ``util/lr_decay.py`` of facebookresearch/mae; ``head`` is the scale of the head's parameters.
+    """
     layer, top = layer_of(model)
     return lambda name: head if name.startswith("head.") else decay ** (top - layer(name))
 
 
-HALF = ("*.norm2.*", "*.mlp.*")  # the second half of a block, by the names that timm gives
+HALF_BLOCK = ("*.norm2.*", "*.mlp.*")  # the second half of a block, by timm's names
 
 
 def freeze(model: nn.Module, trainable: str) -> None:
-    """Leave only a part to be trained (MAE, section 5, partial fine-tuning).
+    """Freeze all but a part of the model (partial fine-tuning, MAE, section 5).
 
-    ``all``; ``head``; ``last_2_blocks``: the last blocks, the final norm and the head; ``half_block``: the MLP of the
-    last block, the final norm and the head.
+    ``trainable``: ``all``; ``head``; ``last_N_blocks``: the last N blocks, the final norm and the head; ``half_block``:
+    the MLP of the last block, the final norm and the head. Raises :class:`MaemmError` where N is not below the number
+    of blocks.
     """
     if trainable == "all":
         return
@@ -80,16 +86,16 @@ def freeze(model: nn.Module, trainable: str) -> None:
     if blocks >= top:
         raise MaemmError(f"train.trainable is {trainable}, the encoder has {top - 1} blocks; use all")
 
-    def trains(name: str) -> bool:
+    def is_trainable(name: str) -> bool:
         if name.startswith("head."):
             return True
         if trainable == "head" or not name.startswith("encoder."):
             return False
-        half = layer(name) == top - 1 and any(fnmatchcase(name, pattern) for pattern in HALF)
-        return layer(name) > top - 1 - blocks or (trainable == "half_block" and half)
+        in_half_block = layer(name) == top - 1 and any(fnmatchcase(name, pattern) for pattern in HALF_BLOCK)
+        return layer(name) > top - 1 - blocks or (trainable == "half_block" and in_half_block)
 
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and trains(name))
+        parameter.requires_grad_(parameter.requires_grad and is_trainable(name))
 
 
 # ---------------------------------------------------------------------------------------------- optimisers
@@ -100,12 +106,12 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.05,
 ) -> Optimizer:
-    """AdamW; the defaults are those of the MAE recipe.
+    """AdamW, with the defaults of MAE's recipe.
 
     Options
         betas: decay of the moments
         eps: added to the root of the second moment
-        weight_decay: decoupled, times the learning rate
+        weight_decay: decoupled weight decay
     """
     return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=_fused(groups))
 
@@ -117,7 +123,7 @@ def adam(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimizer:
-    """Adam, where weight decay is added to the gradient.
+    """Adam, with weight decay as an L2 penalty.
 
     Options
         betas: decay of the moments
@@ -127,52 +133,50 @@ def adam(
     return torch.optim.Adam(groups, betas=betas, eps=eps, fused=_fused(groups))
 
 
-def sgd(
-    groups: list[dict[str, Any]], *, momentum: float = 0.9, nesterov: bool = False, weight_decay: float = 0.0
-) -> Optimizer:
+def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
     """Stochastic gradient descent.
 
     Options
-        momentum: of the gradient
-        nesterov: Nesterov's momentum
+        momentum: momentum of the gradient
         weight_decay: L2 penalty
     """
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, fused=_fused(groups))
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=_fused(groups))
 
 
 def lars(
     groups: list[dict[str, Any]], *, momentum: float = 0.9, trust: float = 0.001, weight_decay: float = 0.0
 ) -> Optimizer:
-    """LARS as in MoCo v3 and MAE's linear probe: matrices are adapted, parameters of one axis are not.
+    """LARS as in MoCo v3 and MAE's linear probe: the rate of matrices is adapted, that of vectors is not.
 
     Options
-        momentum: of the adapted gradient
+        momentum: momentum of the adapted gradient
         trust: the trust coefficient
         weight_decay: L2 penalty
     """
     from timm.optim import Lars
 
-    adapted = [part for group in groups for part in _by_axes(group)]
-    return Lars(adapted, lr=0.0, momentum=momentum, trust_coeff=trust, eps=0.0)
+    split_groups = [part for group in groups for part in _matrices_and_vectors(group)]
+    return Lars(split_groups, lr=0.0, momentum=momentum, trust_coeff=trust, eps=0.0)
 
 
-def _by_axes(group: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """timm's Lars skips adaptation where the weight decay is 0 unless told otherwise by group."""
+def _matrices_and_vectors(group: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """The group in two: by itself timm's Lars would adapt whatever has weight decay."""
     for adapt in (True, False):
-        kept = [i for i, one in enumerate(group["params"]) if (one.ndim > 1) == adapt]
-        if kept:
-            chosen = {key: [group[key][i] for i in kept] for key in ("params", "names")}
+        indices = [i for i, parameter in enumerate(group["params"]) if (parameter.ndim > 1) == adapt]
+        if indices:
+            chosen = {key: [group[key][i] for i in indices] for key in ("params", "names")}
             yield group | chosen | {"always_adapt": adapt}
 
 
 def _fused(groups: list[dict[str, Any]]) -> bool:
-    """One kernel for all parameters, where torch has one; it can also skip a step without asking the device."""
-    parameters = [one for group in groups for one in group["params"]]
-    return all(one.device.type in ("cuda", "cpu") and one.is_floating_point() for one in parameters)
+    """Whether torch has one kernel for all parameters, which can also skip a step without synchronising the host."""
+    parameters = [p for group in groups for p in group["params"]]
+    return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in parameters)
 
 
 def make_optimizer(model: nn.Module, train: Mapping[str, Any]) -> Optimizer:
-    """The optimiser of a recipe's ``train`` part: ``optimizer`` (a part; ``adamw``), ``no_decay``, ``layer_decay``."""
+    """The optimiser for a recipe's ``train``: ``optimizer`` (default ``adamw``), ``no_decay``, ``layer_decay``,
+    ``head_lr_scale``."""
     name, options = registry.part_of(train.get("optimizer"), default="adamw")
     make = registry.find("optimizers", name)
     options = check(make, options, "train.optimizer")
@@ -185,31 +189,32 @@ def make_optimizer(model: nn.Module, train: Mapping[str, Any]) -> Optimizer:
 
 # ------------------------------------------------------------------------------------------------- stepping
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of all groups, each times its own scale."""
+    """Set the learning rate of all groups, each times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
 
 
 def grad_norm(optimizer: Optimizer, clip: float | None) -> Tensor:
-    """The L2 norm of the whole gradient, a scalar on the device, which is then clipped to ``clip``."""
-    parameters = [one for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-    norm = torch.nn.utils.get_total_norm([one.grad for one in parameters])
+    """The L2 norm of the whole gradient, a scalar on the device. The gradient is then clipped to the norm ``clip``."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm
 
 
 def step_unless(optimizer: Optimizer, bad: Tensor) -> None:
-    """An optimiser step, or nothing at all where the scalar ``bad`` is true: no parameter, moment or count moves.
+    """An optimiser step, or nothing where the bool scalar ``bad`` is true: no parameter, moment or step count changes.
 
-    Fused optimisers look at ``found_inf`` on the device, as torch's GradScaler has them do, so that the host
-    need not wait; for the others it waits.
+    Fused optimisers check ``found_inf`` on the device, as with :class:`torch.amp.GradScaler`, so that the host need
+    not wait for it; for others it waits.
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.grad_scale, optimizer.found_inf = None, bad.float()
+        fused: Any = optimizer
+        fused.grad_scale, fused.found_inf = None, bad.float()
         try:
-            optimizer.step()
+            fused.step()
         finally:
-            del optimizer.grad_scale, optimizer.found_inf
+            del fused.grad_scale, fused.found_inf
     elif not bad.item():
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Learning rates as pure functions of the step, so that a resumed run needs no schedule state."""
+"""Learning rates as pure functions of the step, so that a checkpoint holds no state of a schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from maemm import registry
 from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 
-Curve = Callable[[float], float]  # epoch as a fraction -> learning rate
+Curve = Callable[[float], float]  # epoch, with its fraction -> learning rate
 
 
 def cosine(
@@ -22,41 +22,41 @@ def cosine(
     over: float | None = None,
     from_start: bool = False,
 ) -> Curve:
-    """Half a cosine from ``peak`` at the end of the warmup down to ``min_lr`` at ``epochs`` (MAE's lr_sched).
+    """Half a cosine from ``peak`` at the end of the warmup to ``min_lr`` at ``epochs``, as in MAE (lr_sched.py).
 
     Options
         min_lr: learning rate at the end
-        over: epochs over which it is laid out; null: those of the training
-        from_start: it begins at epoch 0, and the warmup hides its beginning (timm without warmup prefix)
+        over: epoch at which it ends; null: the last one
+        from_start: begin at epoch 0, where the warmup replaces it (timm without warmup_prefix)
     """
     first, last = 0.0 if from_start else warmup, epochs if over is None else over
     span = max(last - first, 1e-12)
-    return lambda e: min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(math.pi * (min(e, last) - first) / span))
+    return lambda epoch: min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(math.pi * (min(epoch, last) - first) / span))
 
 
 def constant(peak: float, warmup: float, epochs: float) -> Curve:
-    """``peak`` after the warmup."""
-    return lambda e: peak
+    """``peak`` from the end of the warmup on."""
+    return lambda epoch: peak
 
 
 def step(peak: float, warmup: float, epochs: float, *, milestones: list[float], gamma: float = 0.1) -> Curve:
-    """``peak`` times ``gamma`` for every milestone passed.
+    """``peak``, multiplied by ``gamma`` at each milestone.
 
     Options
         milestones: epochs at which the learning rate falls
         gamma: factor at each of them
     """
-    return lambda e: peak * gamma ** sum(e >= one for one in milestones)
+    return lambda epoch: peak * gamma ** sum(epoch >= milestone for milestone in milestones)
 
 
 def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) -> Callable[[int], float]:
     """The learning rate set before each step, counted from 0: linear warmup, then the schedule.
 
-    ``train`` is that part of a recipe: ``schedule`` (a part; ``cosine``), ``lr`` or ``base_lr`` (times
-    ``batch`` / 256), ``warmup_epochs``, ``warmup_lr`` (where it begins; 0), ``min_lr``, ``lr_per`` ("step";
-    "epoch": constant within one; "epoch_before": that of the epoch before, as code has it that steps its scheduler
-    behind each epoch with the epoch's number). The formula is that of facebookresearch/mae, ``util/lr_sched.py``.
-    Raises :class:`MaemmError`.
+    Keys of ``train``, that section of a recipe: ``schedule`` (default ``cosine``); ``lr``, or ``base_lr`` for a batch
+    of 256; ``warmup_epochs``; ``warmup_lr``, at step 0 (default 0); ``min_lr``; ``lr_per``: "step" (default), "epoch"
+    (constant within an epoch) or "epoch_before" (that of the previous epoch, as in code that steps its scheduler after
+    each epoch with the number of that epoch). The formula is ``util/lr_sched.py`` of facebookresearch/mae.
+    Raises :class:`MaemmError` for a warmup that is not shorter than the training.
     """
     epochs, warmup = steps / steps_per_epoch, float(train.get("warmup_epochs") or 0.0)
     if warmup >= epochs > 0:
@@ -65,30 +65,26 @@ def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) ->
             "train longer or lower it"
         )
     peak = peak_lr(train)
-    curve = _curve(train, peak, warmup, epochs)
-    per, first = train.get("lr_per", "step"), float(train.get("warmup_lr") or 0.0)
-
-    def at(number: int) -> float:
-        e = number / steps_per_epoch
-        if per != "step":
-            e = max(0, number // steps_per_epoch - (per == "epoch_before"))
-        return first + (peak - first) * e / warmup if e < warmup else curve(e)
-
-    return at
-
-
-def peak_lr(train: Mapping[str, Any]) -> float:
-    """``train.lr``, or ``train.base_lr`` scaled with the global batch."""
-    if train.get("lr") is not None:
-        return float(train["lr"])
-    if train.get("base_lr") is None:
-        raise MaemmError("no learning rate is given; set train.base_lr (for a batch of 256) or train.lr")
-    return float(train["base_lr"]) * train["batch"] / 256
-
-
-def _curve(train: Mapping[str, Any], peak: float, warmup: float, epochs: float) -> Curve:
     name, options = registry.part_of(train.get("schedule"), default="cosine")
     schedule = registry.find("schedules", name)
     if name == "cosine" and train.get("min_lr") is not None:
         options.setdefault("min_lr", float(train["min_lr"]))
-    return schedule(peak, warmup, epochs, **check(schedule, options, "train.schedule"))
+    curve: Curve = schedule(peak, warmup, epochs, **check(schedule, options, "train.schedule"))
+    per, first = train.get("lr_per", "step"), float(train.get("warmup_lr") or 0.0)
+
+    def at_step(number: int) -> float:
+        epoch = number / steps_per_epoch
+        if per != "step":
+            epoch = max(0, number // steps_per_epoch - (per == "epoch_before"))
+        return first + (peak - first) * epoch / warmup if epoch < warmup else curve(epoch)
+
+    return at_step
+
+
+def peak_lr(train: Mapping[str, Any]) -> float:
+    """``train.lr``, or ``train.base_lr`` times ``train.batch`` / 256. Raises :class:`MaemmError` without either."""
+    if train.get("lr") is not None:
+        return float(train["lr"])
+    if train.get("base_lr") is None:
+        raise MaemmError("there is no learning rate; set train.base_lr (for a batch of 256) or train.lr")
+    return float(train["base_lr"]) * train["batch"] / 256

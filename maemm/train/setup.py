@@ -1,4 +1,4 @@
-"""From a recipe to everything that a step works on."""
+"""From a recipe to what training needs: order of samples, loader, model, optimiser."""
 
 from __future__ import annotations
 
@@ -14,32 +14,43 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive, seeded
 from maemm.data.loader import Loader
 from maemm.data.mixture import Mixture, MixtureBatches
-from maemm.data.order import Request, ShuffledBatches
+from maemm.data.order import BatchOrder, Request, ShuffledBatches
 from maemm.data.shots import balancing, labels_of
 from maemm.model.build import build_modalities, build_model
+from maemm.model.model import Model
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
-from maemm.train.initialize import begin_with
+from maemm.train.initialize import initialize_from
 from maemm.train.optim import freeze, make_optimizer
 from maemm.train.step import TrainState
 
 
 def make_order(
-    recipe: Mapping[str, Any], source: Source | int, dist_context: DistContext
+    recipe: Mapping[str, Any], source: Source, dist_context: DistContext
 ) -> ShuffledBatches | MixtureBatches:
-    """Which samples of the source, or of how many, this process takes in each step."""
+    """The samples of ``source`` that this rank reads in each step."""
     train, data = recipe["train"], recipe["data"]
 
-    def slots(samples: int, seed: int, aug_repeats: int, **rest: Any) -> ShuffledBatches:
-        ours = {"rank": dist_context.rank, "world": dist_context.world, "micro_batch": train.get("micro_batch")}
-        return ShuffledBatches(samples, train["batch"], seed, aug_repeats=aug_repeats, **ours, **rest)
+    def shuffled(samples: int, seed: int, aug_repeats: int, **options: Any) -> ShuffledBatches:
+        return ShuffledBatches(
+            samples,
+            train["batch"],
+            seed,
+            rank=dist_context.rank,
+            world=dist_context.world_size,
+            micro_batch=train.get("micro_batch"),
+            aug_repeats=aug_repeats,
+            **options,
+        )
 
     if isinstance(source, Mixture):
-        parts = source.parts.items()
-        turns = [slots(len(one.source), derive(train["seed"], "set", name), one.aug_repeats) for name, one in parts]
-        return MixtureBatches(source, turns, train["seed"])
-    return slots(
-        source if isinstance(source, int) else len(source),
+        orders = [
+            shuffled(len(part.source), derive(train["seed"], "set", name), part.aug_repeats)
+            for name, part in source.parts.items()
+        ]
+        return MixtureBatches(source, orders, train["seed"])
+    return shuffled(
+        len(source),
         train["seed"],
         data.get("aug_repeats") or 1,
         epoch=data.get("epoch"),
@@ -47,8 +58,8 @@ def make_order(
     )
 
 
-def make_loader(recipe: Mapping[str, Any], source: Source, order: Any) -> Loader:
-    """The training loader of this process."""
+def make_loader(recipe: Mapping[str, Any], source: Source, order: BatchOrder) -> Loader:
+    """The loader of this rank's training samples, in ``order``."""
     data = recipe["data"]
     return Loader(
         source,
@@ -71,10 +82,10 @@ def make_train_state(
     fresh: bool = True,
     steps_per_epoch: int | None = None,
 ) -> TrainState:
-    """A fresh model, its optimiser and average, on the team's device, not yet wrapped for several processes.
+    """A new model with its optimiser and average, on the device of ``dist_context``, not yet wrapped in DDP.
 
-    Weights follow from ``train.seed`` and, in a ``fresh`` run, from the weights of ``init``. Raises
-    :class:`MaemmError` for objectives that micro-batches break.
+    Weights are initialised from ``train.seed`` and, in a ``fresh`` run, from the weights of ``init``. ``accumulation``:
+    micro-batches of a step. Raises :class:`MaemmError` for parts that compare samples across micro-batches.
     """
     train = recipe["train"]
     with seeded(train["seed"], "weights"):
@@ -85,30 +96,30 @@ def make_train_state(
         )
     _refuse_micro_batches(model, accumulation)
     if fresh and recipe.get("init"):
-        begin_with(model, recipe["init"])
+        initialize_from(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
     model.to(dist_context.device).train()
     optimizer = make_optimizer(model, train)
-    average = _average(model, train, steps_per_epoch or steps)
+    ema = _average(model, train, steps_per_epoch or steps)
     if train.get("compile"):
         model.compile(dynamic=False)
     return TrainState(
-        model,
-        model,
-        optimizer,
-        dist_context,
-        train["seed"],
-        train["batch"],
-        steps,
+        model=model,
+        net=model,
+        optimizer=optimizer,
+        dist_context=dist_context,
+        seed=train["seed"],
+        batch=train["batch"],
+        steps=steps,
         bf16=use_bf16(train.get("precision", "auto"), dist_context.device),
         compiled=bool(train.get("compile")),
         clip=train.get("clip_grad"),
-        ema=average,
+        ema=ema,
         mixed=bool(recipe["data"].get("mix")),
     )
 
 
-def _average(model: nn.Module, train: Mapping[str, Any], steps_per_epoch: int) -> Average | None:
+def _average(model: Model, train: Mapping[str, Any], steps_per_epoch: int) -> Average | None:
     if train.get("ema") is not None and train.get("average") is not None:
         raise MaemmError("train.ema and train.average are both averages of the weights; leave one out")
     if train.get("average") is not None:
@@ -117,21 +128,21 @@ def _average(model: nn.Module, train: Mapping[str, Any], steps_per_epoch: int) -
 
 
 def _refuse_micro_batches(model: nn.Module, accumulation: int) -> None:
-    """Whatever ``coupled`` says that samples see each other: objectives, batch normalisation anywhere in a part.
+    """Raise for modules in which samples see each other: those with ``coupled``, and BatchNorm in any part.
 
-    A part around it that says ``per_micro_batch`` lets each micro-batch be its own.
+    They may where they, or a module around them, have ``per_micro_batch``: each micro-batch is then a batch of its own.
     """
     if accumulation == 1:
         return
     for name, module in model.named_modules():
-        # "is": a container of modules has those that it holds as attributes, by any name.
+        # "is True": in a ModuleDict, modules are attributes under any name, such as "coupled".
         if not (getattr(module, "coupled", False) is True or isinstance(module, _BatchNorm)):
             continue
-        pieces = name.split(".")
-        around = [model.get_submodule(".".join(pieces[:count])) for count in range(1, len(pieces) + 1)]
-        if any(getattr(one, "per_micro_batch", False) is True for one in around):
+        path = name.split(".")
+        enclosing = [model.get_submodule(".".join(path[:depth])) for depth in range(1, len(path) + 1)]
+        if any(getattr(outer, "per_micro_batch", False) is True for outer in enclosing):
             continue
-        owner = ".".join(pieces[:2] if pieces[0] in ("modalities", "objectives", "targets") else pieces[:1])
+        owner = ".".join(path[:2] if path[0] in ("modalities", "objectives", "targets") else path[:1])
         raise MaemmError(
             f"{owner} compares samples with each other ({type(module).__name__}): {accumulation} micro-batches are not "
             f"one batch (train.micro_batch); raise it, or set {owner}.per_micro_batch=true"
@@ -139,16 +150,16 @@ def _refuse_micro_batches(model: nn.Module, accumulation: int) -> None:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether forward passes run under bf16 autocast: by default on GPUs that have it, and never on a CPU."""
+    """Whether forward passes run under bf16 autocast. ``auto``: on GPUs that support it, not on a CPU."""
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"
 
 
 class EvenlySpaced:
-    """An order of one batch a step: ``count`` samples spread evenly over the source, for pictures.
+    """A batch order for pictures: one batch of ``count`` samples, spread evenly over the source.
 
-    Of a mixture each step takes another set.
+    Of a mixture, one batch for each data set. There are ``len(spans)`` steps.
     """
 
     def __init__(self, source: Source, count: int):
@@ -157,6 +168,7 @@ class EvenlySpaced:
         self.count = count
 
     def micro_batches(self, step: int) -> list[list[Request]]:
+        """One list of requests, for the data set number ``step``."""
         span = self.spans[step]
         count = min(self.count, len(span))
         return [[Request(0, span[row * len(span) // count], 0, row) for row in range(count)]]

@@ -1,4 +1,4 @@
-"""Interrupts: remember them, and let the step that runs come to its end."""
+"""Signals: remember the first one, and let the running step finish."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-AGAIN_S = 1.0  # torchrun passes one Ctrl-C on twice within milliseconds; a person takes longer
+REPEAT_S = 1.0  # torchrun forwards one Ctrl-C twice within milliseconds; a person takes longer
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: what batch systems send ahead of a time limit
 
 
 class Interrupted(Exception):
-    """A run that a signal ended early, after a checkpoint. ``status`` is the exit status: 128 + the signal."""
+    """A signal ended the run early, after a checkpoint. ``status`` is the exit status: 128 + the signal's number."""
 
     def __init__(self, signum: int, message: str = "interrupted"):
         super().__init__(message)
@@ -22,34 +22,35 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """The first signal that came, 0 before. A second Ctrl-C ends the program at once, without saving."""
+    """Calling it returns the number of the first signal received, or 0. A second Ctrl-C raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.signum = 0
-        self._since = 0.0
+        self._received_at = 0.0
 
     def __call__(self) -> int:
         return self.signum
 
-    def _on(self, signum: int, frame: FrameType | None) -> None:
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """The signal handler."""
         now = time.monotonic()
-        if self.signum and signum == signal.SIGINT and now - self._since > AGAIN_S:
+        if self.signum and signum == signal.SIGINT and now - self._received_at > REPEAT_S:
             raise KeyboardInterrupt
         if not self.signum:
-            self.signum, self._since = signum, now
+            self.signum, self._received_at = signum, now
 
 
 @contextmanager
-def listening() -> Iterator[Interrupts]:
-    """Catch SIGINT, SIGTERM and SIGUSR1 while this is open; outside the main thread signals stay as they are."""
+def catch_signals() -> Iterator[Interrupts]:
+    """Catch SIGINT, SIGTERM and SIGUSR1 within the block. Outside the main thread signals stay as they are."""
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-    before = {number: signal.signal(number, interrupts._on) for number in numbers}
+    handlers = {number: signal.signal(number, interrupts.handle) for number in numbers}
     try:
         yield interrupts
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from html import escape
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from markupsafe import Markup
+
+from maemm.ui.page import render
 
 _POINTS = 300  # more than this many are averaged in bins; a screen shows no more
 
@@ -17,79 +21,103 @@ class Line:
     label: str
     x: Sequence[float]
     y: Sequence[float]
-    style: str = "main"  # a class of the style sheet: "main", "other", "baseline"
+    style: str = "main"  # classes of the style sheet: main, other, third, fourth, baseline or soft; dashed, dotted
+    std: Sequence[float] = field(default=())  # drawn as error bars
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Values between ``low`` and ``high`` -> coordinates between ``first`` and ``last``."""
+
+    low: float
+    high: float
+    first: float
+    last: float
+
+    def __call__(self, value: float) -> float:
+        fraction = (value - self.low) / (self.high - self.low)
+        return round(self.first + fraction * (self.last - self.first), 2)
+
+
+def charts(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    width: int,
+    height: int,
+    zero: bool = False,
+    x_names: Sequence[str] = (),
+) -> Markup:
+    """A legend and the chart twice: for a screen, and for a phone, where the same drawing would be too small to read.
+
+    See :func:`chart`. A single line without a label has no legend.
+    """
+    axes: dict[str, Any] = {"x_label": x_label, "y_label": y_label, "zero": zero, "x_names": x_names}
+    broad = chart(lines, width=width, height=height, kind="broad", **axes)
+    narrow = chart(lines, width=360, height=230, kind="narrow", **axes)
+    return render("charts.html", labelled=[line for line in lines if line.label], broad=broad, narrow=narrow)
 
 
 def chart(
-    lines: Sequence[Line], *, x_label: str, y_label: str, width: int, height: int, kind: str = "", zero: bool = False
-) -> str:
-    """An SVG element with all lines; an empty one says so. Sizes in units of a text of 12; ``kind``: more classes;
-    ``zero``: the axis begins there."""
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    width: int,
+    height: int,
+    kind: str = "",
+    zero: bool = False,
+    x_names: Sequence[str] = (),
+) -> Markup:
+    """An SVG element with all lines; one without values says so.
+
+    ``width``, ``height``: in units of a text of 12. ``kind``: more classes of the element. ``zero``: the y axis begins
+    there. ``x_names``: what stands at x = 0, 1, ... instead of numbers.
+    """
     lines = [_thin(line) for line in lines]
     xs = [x for line in lines for x in line.x]
     ys = [y for line in lines for y in line.y if math.isfinite(y)]
-    name = escape(y_label, quote=True)
-    head = f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" role="img" aria-label="{name}">'
+    ys += [end for line in lines for x, low, high in _bars(line) for end in (low, high)]
+    data: dict[str, Any] = {"x_label": x_label, "y_label": y_label, "width": width, "height": height}
+    data |= {"kind": kind, "lines": []}
     if not ys:
-        return f'{head}<text class="empty" x="{width / 2}" y="{height / 2}">nothing logged yet</text></svg>'
-    x_ticks, y_ticks = ticks(min(xs), max(xs), 6), ticks(min(*ys, *[0.0] * zero, ys[0]), max(ys), 5)
-    left, right, top, bottom = 12 + 8 * max(len(_text(t)) for t in y_ticks), width - 12, 26, height - 38
-    x_low, x_high = _span(min(xs), max(xs))
-    y_low, y_high = _span(min(*ys, y_ticks[0]), max(*ys, y_ticks[-1]))
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
-        return round(left + across * (right - left), 2), round(bottom - up * (bottom - top), 2)
-
-    parts = [head]
-    for tick in y_ticks:
-        y = at(x_low, tick)[1]
-        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>')
-        parts.append(f'<text class="tick end" x="{left - 6}" y="{y + 4}">{_text(tick)}</text>')
-    for tick in x_ticks:
-        x = at(tick, y_low)[0]
-        parts.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{bottom}" y2="{bottom + 4}"/>')
-        parts.append(f'<text class="tick middle" x="{x}" y="{bottom + 18}">{_text(tick)}</text>')
-    parts.append(f'<text class="tick end" x="{right}" y="{height - 4}">{escape(x_label)}</text>')
-    parts.append(f'<text class="name" x="{left}" y="14">{escape(y_label)}</text>')
-    parts += [_path(line, at) for line in lines]
-    parts.append(_legend(lines, right))
-    return "".join(parts) + "</svg>"
+        return render("chart.svg", **data)
+    y_ticks = ticks(min(*ys, *[0.0] * zero, ys[0]), max(ys), 5)
+    x_ticks = list(range(len(x_names))) if x_names else ticks(min(xs), max(xs), 6)
+    left, right, top, bottom = 12 + 8 * max(len(_text(tick)) for tick in y_ticks), width - 12, 26, height - 38
+    margin = 0.25 if x_names else 0.0
+    at_x = _Scale(*_span(min(xs) - margin, max(xs) + margin), left, right)
+    at_y = _Scale(*_span(min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])), bottom, top)
+    data["lines"] = [
+        {
+            "style": line.style,
+            "pieces": _pieces(line, at_x, at_y),
+            "bars": [(at_x(x), at_y(low), at_y(high)) for x, low, high in _bars(line)],
+        }
+        for line in lines
+    ]
+    data |= {"left": left, "right": right, "bottom": bottom}
+    data["y_ticks"] = [(at_y(tick), _text(tick)) for tick in y_ticks]
+    data["x_ticks"] = [(at_x(tick), x_names[int(tick)] if x_names else _text(tick)) for tick in x_ticks]
+    return render("chart.svg", **data)
 
 
-def charts(lines: Sequence[Line], *, x_label: str, y_label: str, width: int, height: int, zero: bool = False) -> str:
-    """The chart twice, for a screen and for a phone, where the same drawing would be too small to read."""
-    broad = chart(lines, x_label=x_label, y_label=y_label, width=width, height=height, kind="broad", zero=zero)
-    return broad + chart(lines, x_label=x_label, y_label=y_label, width=360, height=230, kind="narrow", zero=zero)
-
-
-def _path(line: Line, at: Callable[[float, float], tuple[float, float]]) -> str:
-    """One line as path, broken at gaps; a lonely point is a dot."""
+def _pieces(line: Line, at_x: _Scale, at_y: _Scale) -> list[list[tuple[float, float]]]:
+    """The coordinates of a line, broken at gaps."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):
         if math.isfinite(y):
-            pieces[-1].append(at(x, y))
+            pieces[-1].append((at_x(x), at_y(y)))
         elif pieces[-1]:
             pieces.append([])
-    drawn = []
-    for piece in filter(None, pieces):
-        if len(piece) == 1:
-            drawn.append(f'<circle class="dot {line.style}" cx="{piece[0][0]}" cy="{piece[0][1]}" r="3"/>')
-        else:
-            steps = " L".join(f"{x} {y}" for x, y in piece)
-            drawn.append(f'<path class="line {line.style}" d="M{steps}"/>')
-    return "".join(drawn)
+    return [piece for piece in pieces if piece]
 
 
-def _legend(lines: Sequence[Line], right: float) -> str:
-    """Names at the top right, last line outermost; a single unnamed line needs none."""
-    parts, x = [], right
-    for line in reversed([line for line in lines if line.label]):
-        parts.append(f'<text class="tick end {line.style}-text" x="{x}" y="14">{escape(line.label)}</text>')
-        x -= 7 * len(line.label)
-        parts.append(f'<line class="line {line.style}" x1="{x - 24}" x2="{x - 6}" y1="10" y2="10"/>')
-        x -= 38
-    return "".join(parts)
+def _bars(line: Line) -> list[tuple[float, float, float]]:
+    """(x, y - std, y + std) of the values that have one."""
+    points = zip(line.x, line.y, line.std, strict=True) if line.std else ()
+    return [(x, y - std, y + std) for x, y, std in points if math.isfinite(y) and math.isfinite(std) and std > 0]
 
 
 def _thin(line: Line) -> Line:
@@ -102,7 +130,7 @@ def _thin(line: Line) -> Line:
     for low, high in zip(edges[:-1], edges[1:], strict=True):
         xs.append(sum(line.x[low:high]) / (high - low))
         ys.append(sum(line.y[low:high]) / (high - low))  # a NaN stays visible as a gap
-    return Line(line.label, [*xs, line.x[-1]], [*ys, line.y[-1]], line.style)
+    return replace(line, x=[*xs, line.x[-1]], y=[*ys, line.y[-1]], std=())
 
 
 def ticks(low: float, high: float, about: int) -> list[float]:

@@ -7,31 +7,35 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from markupsafe import Markup
+
 from maemm.data.atomic import write_whole
 
 if TYPE_CHECKING:
     from maemm.contract import Modality
     from maemm.ui.picture_rows import Rows
 
-LARGEST = 8 * 2**20  # bytes of a piece that a page still takes in
+LARGEST = 8 * 2**20  # bytes of a piece that a page still embeds
 
 
-def save_interactive(modalities: Mapping[str, Modality], made: Mapping[str, Rows], path: Path) -> Path | None:
-    """Write the pieces of all modalities below each other; None where there is none. ``path``: beside the picture."""
-    pieces = {name: modalities[name].interactive(rows.columns) for name, rows in made.items() if rows.columns}
-    pieces = {name: piece for name, piece in pieces.items() if piece}
+def save_interactive(modalities: Mapping[str, Modality], rows_by_name: Mapping[str, Rows], path: Path) -> Path | None:
+    """Write the pieces of all modalities below each other to ``path``; None, and no file, where there are none."""
+    pieces = {
+        name: piece
+        for name, rows in rows_by_name.items()
+        if rows.columns and (piece := modalities[name].interactive(rows.columns))
+    }
     if not pieces:
         return None
-    multiple = len(made) > 1
+    multiple = len(rows_by_name) > 1
     text = "\n".join((f"<h4>{escape(name)}</h4>" if multiple else "") + piece for name, piece in pieces.items())
     return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"), "the view")
 
 
-def interactive_beside(picture: Path) -> str:
-    """The pieces that were written beside a picture, ready for a page; "" where there are none."""
+def interactive_beside(picture: Path) -> Markup:
+    """The pieces that :func:`save_interactive` wrote beside a picture; empty where there are none."""
     path = picture.with_suffix(".html")
     try:
-        text = path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST else ""
+        return Markup(path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST else "")
     except (OSError, UnicodeDecodeError):
-        return ""
-    return f'<figure class="view">{text}</figure>' if text else ""
+        return Markup("")

@@ -1,28 +1,37 @@
-"""One HTML file that needs no network and no other file: the frame of every page."""
+"""Pages that need no network and no other file, from the templates in ``ui/templates``.
+
+Python prepares what a page shows, a template lays it out. Values are escaped, unless they are
+:class:`~markupsafe.Markup`, which only templates and the modalities' interactive pieces make.
+"""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
-from html import escape
+import io
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
 
 from maemm.data.atomic import write_whole
-from maemm.ui.style import CSS
 
-_LARGEST = 8 * 2**20  # bytes of one picture; larger ones are named, not embedded
+_LARGEST = 8 * 2**20  # bytes of a PNG; larger ones are named, not embedded
+_QUALITY = 85  # of WebP: a quarter of the bytes of the same PNG
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("maemm.ui"),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
-def document(title: str, lead: str, parts: Iterable[str]) -> str:
-    """The whole page; ``title`` and ``lead`` are plain text, ``parts`` are HTML."""
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)} - maemm</title><link rel="icon" href="data:,"><style>{CSS}</style></head>\n'
-        f'<body><main><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p>\n'
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
-    )
+def render(template: str, **data: Any) -> Markup:
+    """The template filled in, ready to stand in another one."""
+    return Markup(_TEMPLATES.get_template(template).render(data))
 
 
 def write_html(path: Path, text: str) -> Path:
@@ -30,14 +39,22 @@ def write_html(path: Path, text: str) -> Path:
     return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"), "the report")
 
 
-def picture_figure(path: Path, caption: str) -> str:
-    """A picture inside the page."""
+def embedded(picture: Path | bytes, width: int | None = None) -> str:
+    """A PNG as a data URI, at most ``width`` pixels wide; "" where it is no PNG, cannot be read or is too large."""
     try:
-        data = path.read_bytes()
+        data = picture.read_bytes() if isinstance(picture, Path) else picture
     except OSError:
-        data = b""
+        return ""
     if not data.startswith(b"\x89PNG") or len(data) > _LARGEST:
-        return f'<p class="note">Not shown: {escape(path.name)} (not a picture, or too large for one page)</p>'
-    source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
-    image = f'<img alt="{escape(caption, quote=True)}" src="{source}">'
-    return f'<figure><div class="scroll">{image}</div><figcaption>{escape(caption)}</figcaption></figure>'
+        return ""
+    kind = "image/png"
+    try:
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        if width is not None and image.width > width:
+            image = image.resize((width, max(1, round(image.height * width / image.width))), Image.Resampling.LANCZOS)
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=_QUALITY)
+        data, kind = file.getvalue(), "image/webp"
+    except (OSError, ValueError):  # broken, higher than WebP allows (16,383), or Pillow was built without WebP
+        pass
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

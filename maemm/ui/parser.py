@@ -17,7 +17,7 @@ class Verb:
     """One verb of the command line, as ``maemm`` lists it."""
 
     name: str
-    words: str  # what follows it
+    words: str  # its arguments
     summary: str
 
     @property
@@ -35,7 +35,7 @@ FLAGS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with mistakes as :class:`MaemmError` and no guessing at shortened flags."""
+    """argparse that raises :class:`MaemmError` and accepts no abbreviated flags."""
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -43,7 +43,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split())
         verb = self.prog.removeprefix("maemm").strip()
-        flags = [flag for action in self._actions for flag in action.option_strings] + [one.split()[0] for one in FLAGS]
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        flags += [entry.split()[0] for entry in FLAGS]
         words = text.removeprefix("unrecognized arguments: ").split()
         if words and text.startswith("unrecognized"):
             raise MaemmError(f"unknown flag {words[0]}; {advice(words[0], flags)}")
@@ -51,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def common(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The flags that every verb takes, wherever they stand, and the rest."""
+    """The flags that every verb accepts, wherever they stand, and the remaining arguments."""
     parser = Parser(prog="maemm", add_help=False)
     parser.add_argument("--plugin", action="append", default=[], metavar="PATH")
     parser.add_argument("--json", action="store_true")
@@ -74,7 +75,10 @@ def verb_parser(verb: Verb, epilog: str = "") -> Parser:
 
 
 def split(words: list[str], least: int, most: int, usage: str) -> tuple[list[str | None], list[str]]:
-    """Words -> ``most`` positional ones (None where left out) and the ``key=value`` overrides."""
+    """Arguments -> ``most`` positional ones (None where left out) and the ``key=value`` overrides.
+
+    Raises :class:`MaemmError` for less than ``least`` positional ones, and for more than ``most``.
+    """
     overrides = [word for word in words if OVERRIDE.match(word)]
     plain: list[str | None] = [word for word in words if not OVERRIDE.match(word)]
     if len(plain) < least:
@@ -85,7 +89,7 @@ def split(words: list[str], least: int, most: int, usage: str) -> tuple[list[str
 
 
 def screen(version: str, verbs: Iterable[Verb]) -> str:
-    """What ``maemm`` alone prints: the verbs, one line each, and the first command to try."""
+    """The help that ``maemm`` alone prints: the verbs, one line each, and the first command to try."""
     lines = "\n".join(f"  {verb.name:<13}{verb.summary}" for verb in verbs)
     flags = "\n".join(f"  {flag:<16}{text}" for flag, text in FLAGS.items())
     return (
@@ -101,17 +105,17 @@ def refuse_flag(word: str, args: argparse.Namespace) -> None:
     if key == "words" or key not in vars(args):
         return
     flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
-    given = "" if isinstance(vars(args)[key], bool) else f" {text}"
-    raise MaemmError(f"{key} is a flag (override {word}); write {flag}{given}")
+    value = "" if isinstance(vars(args)[key], bool) else f" {text}"
+    raise MaemmError(f"{key} is a flag (override {word}); write {flag}{value}")
 
 
 def values(overrides: list[str], args: argparse.Namespace) -> dict[str, object]:
-    """``["heads=12"]`` -> {"heads": 12}; the names are flat here, and flags of the verb are none."""
-    found = {}
+    """``["heads=12"]`` -> {"heads": 12}, for verbs whose keys have no dots. Raises :class:`MaemmError` for flags."""
+    parsed: dict[str, object] = {}
     for word in overrides:
         key, _, text = word.partition("=")
         refuse_flag(word, args)
         if "." in key:
-            raise MaemmError(f"{key!r} means nothing here (override {word}); names have no dots")
-        found[key] = reader.value(text, key)
-    return found
+            raise MaemmError(f"{key!r} means nothing here (override {word}); write keys without dots")
+        parsed[key] = reader.value(text, key)
+    return parsed

@@ -1,4 +1,4 @@
-"""What a picture of samples is made of, before it is drawn."""
+"""The signals of a picture, before they are drawn."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class Rows:
-    """Pictures of one modality: under each caption the signals of all samples, NaN where nothing is shown."""
+    """Pictures of one modality: a column of signals for each caption, a row for each sample. NaN is not drawn."""
 
     columns: dict[str, Tensor] = field(default_factory=dict)  # caption -> (R, ...)
     note: str = ""  # why there are no columns

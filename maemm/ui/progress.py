@@ -1,4 +1,4 @@
-"""A bar on a terminal, a line now and then elsewhere."""
+"""Progress: a bar on a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 LINE_EVERY_S = 30.0
 
 
 @contextmanager
-def progress(what: str, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
-    """A function for ``on_progress(done, all)`` arguments; it writes to the error stream."""
-    bar, began, told = None, time.monotonic(), time.monotonic()
+def progress(description: str, unit: str = "samples") -> Iterator[Callable[[int, int], None]]:
+    """A function for ``on_progress(done, total)`` arguments that writes to the error stream."""
+    bar: Any = None
+    began = last_line = time.monotonic()
 
     def show(done: int, total: int) -> None:
-        nonlocal bar, told
+        nonlocal bar, last_line
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             if bar is None:
-                bar = tqdm(total=total, unit=f" {unit}", desc=what, file=sys.stderr, dynamic_ncols=True, leave=False)
+                options: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True, "leave": False}
+                bar = tqdm(total=total, unit=f" {unit}", desc=description, **options)
             bar.total = total
             bar.update(done - bar.n)
-        elif time.monotonic() - told > LINE_EVERY_S:
-            told = time.monotonic()
-            rate = done / max(told - began, 1e-9)
-            print(f"{what}  {done:,}/{total:,} {unit}  {rate:,.0f}/s", file=sys.stderr, flush=True)
+        elif time.monotonic() - last_line > LINE_EVERY_S:
+            last_line = time.monotonic()
+            rate = done / max(last_line - began, 1e-9)
+            print(f"{description}  {done:,}/{total:,} {unit}  {rate:,.0f}/s", file=sys.stderr, flush=True)
 
     try:
         yield show

@@ -1,6 +1,6 @@
-"""Read and write weights: our own files, and published ones through the formats that plugins register."""
+"""Read and write weights: our own files, and published ones in the checkpoint formats that plugins register."""
 
 from maemm.weights.loading import load, rebuilt
-from maemm.weights.own import BEST, EMA, MODEL, fill, find_checkpoint, recipe_of, save
+from maemm.weights.own import BEST, EMA, MODEL, fill, find_checkpoint, read_header, save
 
-__all__ = ["BEST", "EMA", "MODEL", "fill", "find_checkpoint", "load", "rebuilt", "recipe_of", "save"]
+__all__ = ["BEST", "EMA", "MODEL", "fill", "find_checkpoint", "load", "read_header", "rebuilt", "save"]

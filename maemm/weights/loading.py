@@ -1,4 +1,4 @@
-"""A model from weights, published or our own."""
+"""Build a model from weights, published or our own."""
 
 from __future__ import annotations
 
@@ -8,63 +8,65 @@ from typing import Any
 
 from torch import Tensor
 
+from maemm import config
 from maemm.config import options
+from maemm.config.layers import flatten, from_overrides
 from maemm.contract.errors import MaemmError
 from maemm.model.build import build_model
 from maemm.model.model import Model
-from maemm.weights.foreign import config_of, kind_of, read_state, strip_wrappers
-from maemm.weights.own import MODEL, fill, find_checkpoint, load_own, recipe_of
+from maemm.weights.foreign import detect_format, read_library_config, read_state, strip_wrappers
+from maemm.weights.own import MODEL, fill, find_checkpoint, load_own, read_header
 
 
-def load(what: str | Path | dict[str, Tensor], kind: str | None = None, **known: Any) -> Model:
-    """A model from weights: a file, a run or checkpoint folder, or a state dict; published or our own.
+def load(weights: str | Path | dict[str, Tensor], kind: str | None = None, **settings: Any) -> Model:
+    """A model from weights, published or our own, in eval mode on the CPU.
 
-    Which weights of a run, see :func:`find_checkpoint`. A folder may also be another library's: config.json and
-    model.safetensors.
+    ``weights``: a file, a run or checkpoint folder (see :func:`find_checkpoint` for which of its files), a folder of
+    another library (config.json and model.safetensors), or a state dict. ``kind`` names the checkpoint format where it
+    cannot be detected. ``settings`` are what published weights do not record: ``heads``, ``decoder_heads``,
+    ``norm_pix``, ``mask_ratio``...
 
-    ``kind`` names the published layout where it cannot be told. ``known`` is what the weights do not record:
-    ``heads``, ``decoder_heads``, ``norm_pix``, ``mask_ratio``... Every key and shape is checked: a partial match
-    is a :class:`MaemmError` that names the keys. Files are never unpickled freely.
+    Raises :class:`MaemmError` unless every key and shape matches; it names those that do not. Pickles are read with
+    ``weights_only``.
     """
-    config = None
-    if not isinstance(what, dict):
-        path = Path(what)
-        config = config_of(path)
-        if config is not None:
+    library_config = None
+    if isinstance(weights, dict):
+        state = strip_wrappers(weights)
+    else:
+        path = Path(weights)
+        library_config = read_library_config(path)
+        if library_config is not None:
             path = path / MODEL
         elif path.is_dir():
-            return load_own(find_checkpoint(path), known)
-        elif recipe_of(path) is not None:
-            return load_own(path, known)
-        what = read_state(path)
-    state = strip_wrappers(what)
-    found = kind_of(kind, state)
-    told = {} if config is None else found.settings_of(config)
-    known = options.check(found.read, {**told, **known}, found.name)
-    recipe, ours, extras = found.read(state, **known)
+            return load_own(find_checkpoint(path), settings)
+        elif read_header(path) is not None:
+            return load_own(path, settings)
+        state = strip_wrappers(read_state(path))
+    checkpoint_format = detect_format(kind, state)
+    if library_config is not None:
+        settings = {**checkpoint_format.settings_of(library_config), **settings}
+    settings = options.check(checkpoint_format.read, settings, checkpoint_format.name)
+    recipe, model_state, extras = checkpoint_format.read(state, **settings)
     model = build_model(recipe)
-    fill(model, ours, f"weights {found.name!r}")
-    model.extras, model.kind = extras, found.name
+    fill(model, model_state, f"weights {checkpoint_format.name!r}")
+    model.extras, model.kind = extras, checkpoint_format.name
     return model.eval()
 
 
 def rebuilt(model: Model, overrides: Mapping[str, Any] | Iterable[str]) -> Model:
-    """The model with other options of its modalities (``modalities.NAME.KEY``) and the same weights.
+    """The model with other options of its modalities (``modalities.NAME.KEY``) and the same weights, in eval mode.
 
-    For what a checkpoint does not tell or was trained without, such as views. Checked as a recipe is; raises
-    :class:`MaemmError` also for options that ask for other weights.
+    For what a checkpoint does not record or was trained without, such as test-time views. Raises :class:`MaemmError`
+    for other keys, for values that a recipe may not have, and for options that change the shapes of weights.
     """
-    from maemm import config
-    from maemm.config.layers import flatten, from_overrides
-
-    given = flatten(from_overrides(overrides).values)
-    for key in given:
-        above, name, *_ = *key.split("."), ""
-        if above != "modalities" or name not in model.modalities:
-            known = ", ".join(f"modalities.{one}.KEY" for one in model.modalities)
-            raise MaemmError(f"{key!r} is no option of this model's modalities; only those can be set here: {known}")
+    changes = flatten(from_overrides(overrides).values)
+    for key in changes:
+        section, name, *_ = *key.split("."), ""
+        if section != "modalities" or name not in model.modalities:
+            keys = ", ".join(f"modalities.{name}.KEY" for name in model.modalities)
+            raise MaemmError(f"{key!r} is no option of this model's modalities; only those can be set here: {keys}")
     parts = {key: model.recipe[key] for key in ("modalities", "encoder")}
-    found = build_model({**model.recipe, "modalities": config.load(parts, overrides)["modalities"]})
-    fill(found, model.state_dict(), f"the weights, with other {', '.join(given)},")
-    found.extras, found.kind = model.extras, model.kind
-    return found.to(next(model.parameters()).device).eval()
+    new = build_model({**model.recipe, "modalities": config.load(parts, overrides)["modalities"]})
+    fill(new, model.state_dict(), f"the weights, with other {', '.join(changes)},")
+    new.extras, new.kind = model.extras, model.kind
+    return new.to(next(model.parameters()).device).eval()

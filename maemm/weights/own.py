@@ -1,4 +1,4 @@
-"""Our own weights: one safetensors file with the recipe in its header, and which file of a run stands for it."""
+"""Our own weights: a safetensors file with the recipe in its header, and which file of a run folder to load."""
 
 from __future__ import annotations
 
@@ -16,36 +16,41 @@ from maemm.data.atomic import usual_permissions
 from maemm.model.build import build_model
 from maemm.model.model import Model
 
-MODEL, EMA = "model.safetensors", "ema.safetensors"  # of a checkpoint: the weights, and their average over training
-BEST = "best"  # folder in the run: the weights with the best figure of validation
+MODEL, EMA = "model.safetensors", "ema.safetensors"  # in a checkpoint folder: the weights, and their average
+BEST = "best"  # in a run folder: the folder of the weights with the best validation metric
 
 
-def fill(model: torch.nn.Module, state: dict[str, Tensor], what: str) -> None:
-    """Load strictly; raises :class:`MaemmError` that names missing and unexpected keys and wrong shapes."""
+def fill(model: torch.nn.Module, state: dict[str, Tensor], description: str) -> None:
+    """Load a state dict strictly.
+
+    Raises :class:`MaemmError` that names missing and unexpected keys and wrong shapes. It calls the weights
+    ``description``.
+    """
     own = model.state_dict()
     problems = []
     for title, keys in (("missing", own.keys() - state.keys()), ("unexpected", state.keys() - own.keys())):
         if keys:
             problems.append(f"{len(keys)} {title} ({some_of(sorted(keys))})")
     wrong = [
-        f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}"
-        for k in own.keys() & state.keys()
-        if state[k].shape != own[k].shape
+        f"{key} {tuple(state[key].shape)} for {tuple(own[key].shape)}"
+        for key in own.keys() & state.keys()
+        if state[key].shape != own[key].shape
     ]
     if wrong:
         problems.append(f"{len(wrong)} of another shape ({some_of(sorted(wrong))})")
     if problems:
-        raise MaemmError(f"{what} do not fit: {'; '.join(problems)}")
+        raise MaemmError(f"{description} do not fit: {'; '.join(problems)}")
     model.load_state_dict(state)
 
 
 def some_of(names: list[str], count: int = 3) -> str:
+    """The first names, for messages."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 # --------------------------------------------------------------------------------------------- our own files
 def save(model: Model, path: str | Path) -> None:
-    """One safetensors file with the recipe in its header; :func:`load` reads it back exactly."""
+    """Write a model as a safetensors file with the recipe in its header; :func:`maemm.load` restores it exactly."""
     header = {"maemm": json.dumps({"recipe": model.recipe, "kind": model.kind})}
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     state |= {f"extras/{key}": value.contiguous() for key, value in model.extras.items()}
@@ -54,7 +59,7 @@ def save(model: Model, path: str | Path) -> None:
 
 
 def unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share memory (``same_as`` modalities): safetensors refuses those."""
+    """The state dict with copies instead of tensors that share memory (``same_as``), which safetensors refuses."""
     seen: set[int] = set()
     result = {}
     for key, value in state.items():
@@ -63,8 +68,8 @@ def unshared(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def recipe_of(path: Path) -> dict[str, Any] | None:
-    """The header of our own file, or None where the file is not ours."""
+def read_header(path: Path) -> dict[str, Any] | None:
+    """``{"recipe": ..., "kind": the checkpoint format it came from}`` of a file by :func:`save`; None for others."""
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
@@ -75,12 +80,13 @@ def recipe_of(path: Path) -> dict[str, Any] | None:
     return json.loads(header) if header else None
 
 
-def load_own(path: Path, known: dict[str, Any]) -> Model:
-    if known:
-        raise MaemmError(f"{', '.join(sorted(known))} is already in the recipe of {path}; leave it out")
-    header = recipe_of(path)
+def load_own(path: Path, settings: dict[str, Any]) -> Model:
+    """The model of a file by :func:`save`. Raises :class:`MaemmError` for ``settings``, which the recipe records."""
+    if settings:
+        raise MaemmError(f"{', '.join(sorted(settings))} is already in the recipe of {path}; leave it out")
+    header = read_header(path)
     if header is None:
-        raise MaemmError(f"{path} holds no recipe; it is not a model saved by maemm")
+        raise MaemmError(f"{path} holds no recipe; it was not saved by maemm")
     model = build_model(header["recipe"])
     state = load_file(path)
     extras = {key.removeprefix("extras/"): state.pop(key) for key in list(state) if key.startswith("extras/")}
@@ -90,16 +96,18 @@ def load_own(path: Path, known: dict[str, Any]) -> Model:
 
 
 def find_checkpoint(folder: Path) -> Path:
-    """The model file of a checkpoint folder; of a run folder the best of a classifier that validated, else the last.
+    """The weights file of a checkpoint folder, or of the checkpoint of a run folder that is to be used.
 
-    A checkpoint with an average of the weights (``train.ema``, ``train.average``) stands for that average.
+    Of a run folder that is the best checkpoint if the run trained a classifier and validated it, else the last. Of a
+    checkpoint it is the average of the weights (``train.ema``, ``train.average``) if there is one. Raises
+    :class:`MaemmError` where the folder holds no checkpoint.
     """
     best = folder / BEST / MODEL
     if not (folder / MODEL).is_file():
-        if ((recipe_of(best) or {}).get("recipe") or {}).get("head"):
+        if ((read_header(best) or {}).get("recipe") or {}).get("head"):
             return best
         steps = [path.parent for path in (folder / "checkpoints").glob(f"step-*/{MODEL}")]
         if not steps:
             raise MaemmError(f"{folder} holds no checkpoint; give a run folder, a checkpoint folder or a weights file")
-        folder = max(steps, key=lambda path: (len(path.name), path.name))  # step-1000000 behind step-999999
+        folder = max(steps, key=lambda path: (len(path.name), path.name))  # step-1000000 after step-999999
     return folder / EMA if (folder / EMA).is_file() else folder / MODEL

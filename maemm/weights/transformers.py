@@ -1,13 +1,14 @@
-"""Settings that the ViTs of transformers share, whatever they look at."""
+"""Settings in config.json that the ViTs of transformers have in common, whatever their modality."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from maemm.model.decoders.full import Full
+from maemm.model.encoders.vit import ViT
 
-_KNOWN = {
+_SETTINGS = {  # setting of CheckpointFormat.read: key of config.json
     "heads": "num_attention_heads",
     "decoder_heads": "decoder_num_attention_heads",
     "norm_pix": "norm_pix_loss",
@@ -15,9 +16,9 @@ _KNOWN = {
 }
 
 
-def encoder_settings(encoder: nn.Module) -> dict[str, Any]:
-    """Of a plain ViT (:func:`maemm.model.encoders.vit.plain_vit`), under the names of ``config.json``."""
-    block = encoder.blocks[0]
+def encoder_settings(encoder: ViT) -> dict[str, Any]:
+    """A plain ViT (see :func:`maemm.model.encoders.vit.plain_vit`) in the keys of config.json."""
+    block: Any = encoder.blocks[0]
     return {
         "hidden_size": encoder.dim,
         "num_hidden_layers": len(encoder.blocks),
@@ -32,21 +33,25 @@ def encoder_settings(encoder: nn.Module) -> dict[str, Any]:
     }
 
 
-def decoder_settings(decoder: nn.Module) -> dict[str, Any]:
-    """Of the decoder ``full``."""
+def decoder_settings(decoder: Full) -> dict[str, Any]:
+    """The decoder in the keys of config.json."""
+    block: Any = decoder.blocks[0]
     return {
         "decoder_hidden_size": decoder.dim,
         "decoder_num_hidden_layers": len(decoder.blocks),
-        "decoder_num_attention_heads": decoder.blocks[0].attn.num_heads,
-        "decoder_intermediate_size": decoder.blocks[0].mlp.fc1.out_features,
+        "decoder_num_attention_heads": block.attn.num_heads,
+        "decoder_intermediate_size": block.mlp.fc1.out_features,
     }
 
 
 def known_settings(config: Mapping[str, Any], **more: str) -> dict[str, Any]:
-    """Settings -> what reading the weights wants to know, and ``more`` of them; what is missing stays asked for."""
-    return {ours: config[theirs] for ours, theirs in {**_KNOWN, **more}.items() if theirs in config}
+    """config.json -> settings of :meth:`CheckpointFormat.read`, as far as it has them.
+
+    ``more``: further settings and their keys in config.json.
+    """
+    return {setting: config[key] for setting, key in {**_SETTINGS, **more}.items() if key in config}
 
 
 def call_of(config: Mapping[str, Any]) -> str:
-    """Python that loads the folder in transformers; ``{path!r}`` stands for it."""
+    """Python code that loads a folder in transformers; ``{path!r}`` is replaced by its path."""
     return f"transformers.{config['architectures'][0]}.from_pretrained({{path!r}})"

@@ -1,5 +1,5 @@
-"""Procedural sample objects that every modality's sample set shows. Not a plugin: no manifest, no torch.
+"""Procedural objects: every modality's sample set shows the same ones. Not a plugin: no manifest, no torch.
 
-``objects`` says what there is, ``geometry`` gives each shape as a mesh, ``render`` makes pictures of it and
-``store`` writes a sample set once. Sound, video and points of the same objects read the same parameters.
+``objects`` draws their parameters, ``geometry`` gives each shape as a mesh, ``render`` makes pictures, ``sound`` makes
+sounds, and ``store`` writes a sample set once. Point clouds and videos are made from the same parameters.
 """

@@ -13,25 +13,25 @@ from .objects import SHAPES
 
 @dataclass(frozen=True)
 class Mesh:
-    """Quadrilaterals, each with its place on the surface for patterns; triangles repeat a corner."""
+    """Quadrilaterals, each with its pattern coordinates; a triangle repeats a corner."""
 
     corners: np.ndarray  # (F, 4, 3) inside the unit sphere, counter-clockwise seen from outside
-    surface: np.ndarray  # (F, 2) pattern coordinates of each face: whole numbers change the stripe or the check
+    surface: np.ndarray  # (F, 2) pattern coordinates of each face: the stripe or check changes at whole numbers
 
 
 @cache
 def mesh(shape: str) -> Mesh:
     """The mesh of one of ``SHAPES``."""
-    made = {
+    builders = {
         "sphere": _sphere,
         "torus": _torus,
         "cube": _cube,
-        "cylinder": lambda: _turned([(0.0, 0.72), (0.69, 0.72), (0.69, -0.72), (0.0, -0.72)]),
-        "cone": lambda: _turned([(0.0, 0.98), (0.75, -0.65), (0.0, -0.65)]),
-        "pyramid": lambda: _turned([(0.0, 0.95), (0.85, -0.52), (0.0, -0.52)], sides=4),
+        "cylinder": lambda: _lathe([(0.0, 0.72), (0.69, 0.72), (0.69, -0.72), (0.0, -0.72)]),
+        "cone": lambda: _lathe([(0.0, 0.98), (0.75, -0.65), (0.0, -0.65)]),
+        "pyramid": lambda: _lathe([(0.0, 0.95), (0.85, -0.52), (0.0, -0.52)], sides=4),
     }
-    assert set(made) == set(SHAPES)
-    return made[shape]()
+    assert set(builders) == set(SHAPES)
+    return builders[shape]()
 
 
 def on_surface(shape: str, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +93,7 @@ def _cube(cells: int = 6, half: float = 0.57) -> Mesh:
     return _join(*(_grid(front @ turn.T, cells, cells, (4, 4)) for turn in turns))
 
 
-def _turned(profile: list[tuple[float, float]], sides: int = 28) -> Mesh:
+def _lathe(profile: list[tuple[float, float]], sides: int = 28) -> Mesh:
     """A profile of (radius, height), top to bottom, turned about y; four sides give flat faces."""
     columns = sides * max(1, 28 // sides)
     turn = np.linspace(0, 2 * math.pi, columns + 1)

@@ -1,4 +1,4 @@
-"""The list of sample objects: a pure function of (seed, index) that knows no modality.
+"""The list of sample objects: a pure function of (seed, index), the same for all modalities.
 
 A picture shows an object at time 0, a clip moves it, a sound plays its pitch and timbre, a point set samples its
 surface. Index i is the same object everywhere, so samples of several modalities can be paired by index.
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 SHAPES = ("cone", "cube", "cylinder", "pyramid", "sphere", "torus")
-COLOURS: dict[str, tuple[float, float, float]] = {  # linear enough for flat shading: RGB in 0..1
+COLOURS: dict[str, tuple[float, float, float]] = {  # RGB in 0 .. 1, for flat shading
     "red": (0.86, 0.16, 0.16),
     "orange": (0.95, 0.53, 0.10),
     "yellow": (0.95, 0.83, 0.18),
@@ -43,9 +43,9 @@ class Object:
     position: tuple[float, float, float]  # x to the right, y up (height of its lowest point), z to the viewer
     velocity: tuple[float, float, float]  # units per second
     pitch: float  # Hz: small objects sound high
-    harmonics: tuple[float, ...]  # strength of overtones 1.., the timbre: sharp shapes have more
+    harmonics: tuple[float, ...]  # amplitude of overtones 1, 2, ..., the timbre: sharp shapes have more
     decay: float  # seconds until its sound has fallen to 1/e
-    light: float  # radians: side that the light comes from, 0 = from the viewer
+    light: float  # radians: direction of the light, 0 = from the viewer
     wall: str  # one of WALLS
     wall_colour: tuple[float, float, float]
     wall_scale: float  # patterns per unit
@@ -54,9 +54,9 @@ class Object:
 
     def at(self, time: float) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
         """(position, rotation) at ``time`` seconds: straight motion, steady spin."""
-        position = tuple(p + v * time for p, v in zip(self.position, self.velocity, strict=True))
+        x, y, z = (p + v * time for p, v in zip(self.position, self.velocity, strict=True))
         turn, tilt, roll = self.rotation
-        return position, (turn + self.spin * time, tilt, roll)  # type: ignore[return-value]
+        return (x, y, z), (turn + self.spin * time, tilt, roll)
 
     def record(self) -> dict[str, Any]:
         """Its parameters as plain values, for JSON."""

@@ -18,7 +18,7 @@ _EYE = np.array([0.0, 1.6, 4.6])  # camera
 _DOWN = 0.19  # radians that it looks down
 _FOCAL = 2.9  # half-widths of the picture per unit of slope
 _WALL_Z = -1.6
-_FINE = 3  # pixels are drawn this much finer and averaged
+_FINE = 3  # supersampling: drawn this many times finer, then averaged
 
 
 def render(thing: Object, pixels: int = 64, time: float = 0.0) -> Image.Image:
@@ -77,7 +77,7 @@ def pattern(material: str, surface: np.ndarray) -> np.ndarray:
 
 
 def _shadow(picture: Image.Image, corners: np.ndarray, light: np.ndarray, fine: int) -> Image.Image:
-    """Darken the floor where the object keeps the light away, with a soft edge."""
+    """Darken the floor in the object's shadow, with a soft edge."""
     fallen = corners - corners[..., 1:2] * (light / light[1])
     mask = Image.new("L", (fine, fine), 255)
     canvas = ImageDraw.Draw(mask)
@@ -99,7 +99,7 @@ def _background(thing: Object, fine: int) -> Image.Image:
 
 @lru_cache(maxsize=4)
 def _room(fine: int) -> tuple[np.ndarray, ...]:
-    """What each fine pixel looks at: (is it floor, x and height on the wall, x and z on the floor)."""
+    """What each fine pixel shows: (whether it is floor, x and height on the wall, x and z on the floor)."""
     c, s = math.cos(_DOWN), math.sin(_DOWN)
     v, u = np.mgrid[0:fine, 0:fine] + 0.5
     right, up = (u / fine - 0.5) * 2 / _FOCAL, (0.5 - v / fine) * 2 / _FOCAL

@@ -8,8 +8,8 @@ import numpy as np
 
 from .objects import Object
 
-#: Frequencies of the partials over the lowest: bodies ring by their shape. Strings and pipes (1, 2, 3..), bars
-#: (Fletcher and Rossing, "The Physics of Musical Instruments": 1, 2.76, 5.40..), rings (1, 2.83, 5.42..), membranes.
+#: Frequencies of the partials relative to the lowest, by shape: strings and pipes (1, 2, 3...), bars (1, 2.76,
+#: 5.40...), rings (1, 2.83, 5.42...), membranes (Fletcher and Rossing, "The Physics of Musical Instruments").
 PARTIALS: dict[str, tuple[float, ...]] = {
     "sphere": (1.0, 1.5, 1.93, 2.3, 2.7, 3.1),
     "torus": (1.0, 2.83, 5.42, 8.77, 12.9, 17.7),
@@ -19,13 +19,13 @@ PARTIALS: dict[str, tuple[float, ...]] = {
     "pyramid": (1.0, 1.41, 2.0, 2.83, 4.0, 5.66),
 }
 _ATTACK = 0.002  # seconds
-_LOUD = 0.5  # of full scale, at most
+_LOUD = 0.5  # peak, full scale is 1
 
 
 def ring(thing: Object, seconds: float = 1.0, rate: int = 16000) -> np.ndarray:
     """(samples,) float32, -1 .. 1: two blows, the second softer. The same bits for the same input.
 
-    The light's angle and the spin, which no sound has, choose when it is struck and how it wavers.
+    The light's angle sets when it is struck, the spin how it wavers.
     """
     samples = round(seconds * rate)
     time = np.arange(samples) / rate

@@ -1,11 +1,11 @@
-"""Sound: files and lists of any rate and length, log-mel on the device; AudioMAE and its weights."""
+"""Sound: files and lists of any rate and length, log-mel spectrograms on the device, AudioMAE and its weights."""
 
 from maemm.registry import Plugin
 
 plugin = Plugin(
     name="audio",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="sound: AudioMAE",
     modalities={"audio": "modality:Audio"},
     sources={"audio": "sources:open_audio", "audio_samples": "samples:open_samples"},

@@ -7,6 +7,8 @@ triangles from 20 Hz to half the rate, logarithm with a floor of float32's epsil
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,15 +17,15 @@ from maemm.contract.errors import MaemmError
 PREEMPHASIS = 0.97
 FLOOR = torch.finfo(torch.float32).eps  # log(FLOOR) = -15.942385 is what silence gives
 LOW_HZ = 20.0
-# Frames that are worked on at a time. On a CPU small buffers that stay in the cache are what makes it fast: a batch
-# in one tensor is slower than clip after clip. A GPU wants few large kernels.
+# Frames per block. On a CPU small buffers that stay in the cache are fast: a whole batch in one tensor is slower than
+# clip after clip. A GPU wants few large kernels.
 CPU_BLOCK, GPU_BLOCK = 512, 1 << 16
 
 
 class FilterBank:
     """``bank(wave)``: (B, S) float -> (B, frames, mels) float32 log-mel. Window and mel triangles are cached.
 
-    ``rate``: samples a second; ``mels``: bands. Raises :class:`MaemmError` for rates and bands that make no bank.
+    ``rate``: samples per second; ``mels``: bands. Raises :class:`MaemmError` where they give no filter bank.
     """
 
     def __init__(self, rate: int = 16000, mels: int = 128, frame_ms: float = 25.0, hop_ms: float = 10.0):
@@ -54,18 +56,18 @@ class FilterBank:
         frames = wave.float().contiguous().unfold(1, self.window, self.hop)  # (B, frames, window), a view
         block = CPU_BLOCK if wave.device.type == "cpu" else GPU_BLOCK
         clips, rows = (block // count, count) if count <= block else (1, block)
-        room = _Room(min(block, batch * count), self.window, self.padded, wave.device)
+        buffers = _Buffers(min(block, batch * count), self.window, self.padded, wave.device)
         for first in range(0, batch, clips):
             for start in range(0, count, rows):
                 part = frames[first : first + clips, start : start + rows]
-                self._block(part, out[first : first + clips, start : start + rows], room)
+                self._block(part, out[first : first + clips, start : start + rows], buffers)
         return out
 
-    def _block(self, part: Tensor, out: Tensor, room: _Room) -> None:
+    def _block(self, part: Tensor, out: Tensor, buffers: _Buffers) -> None:
         """Frames (clips, rows, window) -> log-mel into ``out`` (clips, rows, mels), which is contiguous."""
         window, bank = self.tables(part.device)
         rows = part.shape[0] * part.shape[1]
-        x, y, power = room.x[:rows], room.y[:rows], room.power[:rows]
+        x, y, power = buffers.x[:rows], buffers.y[:rows], buffers.power[:rows]
         x.view(part.shape).copy_(part)
         x.sub_(x.mean(1, keepdim=True))
         inside = y[:, : self.window]
@@ -73,7 +75,7 @@ class FilterBank:
         torch.mul(x[:, :-1], -PREEMPHASIS, out=inside[:, 1:])
         torch.mul(x[:, 0], -PREEMPHASIS, out=inside[:, 0])  # the first sample has itself as predecessor
         inside.add_(x).mul_(window)
-        spectrum = torch.fft.rfft(y, out=room.spectrum[:rows])
+        spectrum = torch.fft.rfft(y, out=buffers.spectrum[:rows])
         real, imaginary = torch.view_as_real(spectrum).unbind(-1)
         torch.mul(real, real, out=power).addcmul_(imaginary, imaginary)
         out = out.view(rows, self.mels)
@@ -90,12 +92,12 @@ class FilterBank:
             self._tables[device] = window.to(device), bank.T.contiguous().to(device)
         return self._tables[device]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}
 
 
-class _Room:
-    """Buffers for one block of frames, used again and again within a call."""
+class _Buffers:
+    """Buffers for one block of frames, reused within a call."""
 
     def __init__(self, rows: int, window: int, padded: int, device: torch.device):
         self.x = torch.empty(rows, window, device=device)

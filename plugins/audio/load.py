@@ -1,4 +1,4 @@
-"""From a recording to the waveform of one sample: the part that is read, one channel, the right rate."""
+"""A recording -> the waveform of one sample: which part is read, one channel, the model's rate."""
 
 from __future__ import annotations
 
@@ -15,21 +15,28 @@ from torch import Tensor
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 
-RATES = (1000, 768000)  # Hz that a file may have
+RATES = (1000, 768000)  # lowest and highest, in Hz
 MOST_CHANNELS = 64
-LOUDEST = 100.0  # full scale is 1; beyond this the numbers are no waveform (whole numbers, noise read as floats)
-CANCELLED = 1e-3  # the mean of the channels below this share of their own spread
-SILENT_TRIES = 5  # parts of a recording that are looked at before it counts as silent
+LOUDEST = 100.0  # full scale is 1; larger values are no waveform (integers stored as floats, broken files)
+CANCELLED = 1e-3  # channels cancel when the std of their mean is below this fraction of their own std
+SILENT_TRIES = 5  # crops that are tried before a recording counts as silent
 
 
 class Sound(Protocol):
-    """What :meth:`Audio.load` takes: a recording that is read in parts."""
+    """What :meth:`Audio.load` accepts: a recording that is read in parts."""
 
-    rate: int  # samples a second
-    length: int  # samples
+    @property
+    def rate(self) -> int:
+        """Samples per second."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Samples."""
+        ...
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """(count, channels) float32, -1 .. 1; fewer at the end. Whatever is wrong with it is an exception."""
+        """(count, channels) float32, -1 .. 1; fewer at the end. Raises ValueError or OSError with the reason."""
         ...
 
 
@@ -51,10 +58,10 @@ class Wave:
 
 @dataclass(frozen=True)
 class Cut:
-    """How a sample is made of a recording."""
+    """How a sample is cut out of a recording. ``most`` and ``least`` are samples at ``rate``."""
 
     rate: int  # of the sample
-    most: int  # samples at that rate
+    most: int
     least: int
     channel: Literal["mean"] | int = "mean"
     crop: Literal["random", "head", "center"] = "random"
@@ -62,7 +69,7 @@ class Cut:
 
 
 def load_wave(sound: Sound, cut: Cut, rng: Rng | None) -> Tensor:
-    """(samples,) float32 at ``cut.rate``. Raises ValueError with the reason for what cannot be used."""
+    """(samples,) float32 at ``cut.rate``. Raises ValueError with the reason where the recording cannot be used."""
     if not RATES[0] <= sound.rate <= RATES[1]:
         raise ValueError(f"a rate of {sound.rate} Hz is not between {RATES[0]} and {RATES[1]}")
     most = math.ceil(cut.most * sound.rate / cut.rate)
@@ -76,15 +83,16 @@ def load_wave(sound: Sound, cut: Cut, rng: Rng | None) -> Tensor:
             raise ValueError(
                 f"the {part.shape[1]} channels cancel each other (modalities.audio.channel); choose one, such as 0"
             )
-        # A cut may leave nothing but the digital silence that recordings often end with: look elsewhere.
+        # Recordings often end with digital silence, and a crop may hold nothing else: try another.
         if cut.silent == "keep" or np.ptp(wave) > 0:
             break
     else:
         raise ValueError(f"silent: all samples of {len(part) / sound.rate:.3g} s are equal (modalities.audio.silent)")
-    wave = resample(torch.from_numpy(wave), sound.rate, cut.rate)[: cut.most]
-    if len(wave) < cut.least:
-        raise ValueError(f"{len(wave) / cut.rate:.3g} s are too short; one patch takes {cut.least / cut.rate:.3g} s")
-    return wave
+    resampled = resample(torch.from_numpy(wave), sound.rate, cut.rate)[: cut.most]
+    if len(resampled) < cut.least:
+        seconds = len(resampled) / cut.rate
+        raise ValueError(f"{seconds:.3g} s are too short; one patch takes {cut.least / cut.rate:.3g} s")
+    return resampled
 
 
 def _start(spare: int, cut: Cut, rng: Rng | None, attempt: int) -> int:
@@ -92,7 +100,7 @@ def _start(spare: int, cut: Cut, rng: Rng | None, attempt: int) -> int:
         return 0
     if cut.crop == "center":
         return spare // 2
-    if rng is None:  # where nothing is drawn the beginning; after silence a fixed part further on
+    if rng is None:  # evaluation: the beginning; after silence, fixed positions further on
         return spare * attempt // (SILENT_TRIES - 1)
     return int(rng.uniform(f"crop/{attempt}").item() * (spare + 1))
 
@@ -121,11 +129,11 @@ def _one_channel(part: np.ndarray, channel: Literal["mean"] | int) -> np.ndarray
 
 
 def resample(wave: Tensor, old: int, new: int) -> Tensor:
-    """(S,) at ``old`` Hz -> at ``new`` Hz, torchaudio's sinc filter. Odd ratios are rounded by less than 1e-6."""
+    """(S,) at ``old`` Hz -> at ``new`` Hz, torchaudio's sinc filter. Ratios are rounded by less than 1e-6."""
     if old == new:
         return wave
     ratio = Fraction(new, old)
-    if ratio.numerator > _FINEST or ratio.denominator > _FINEST:  # the filter bank would take gigabytes
+    if ratio.numerator > _FINEST or ratio.denominator > _FINEST:  # otherwise the resampling filters take gigabytes
         ratio = ratio.limit_denominator(_FINEST) if new < old else 1 / (1 / ratio).limit_denominator(_FINEST)
     return _resampler(ratio.denominator, ratio.numerator)(wave)
 

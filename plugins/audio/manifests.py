@@ -1,4 +1,4 @@
-"""Lists that the field uses besides tables: JSON of AST and CAV-MAE, TSV manifests of fairseq, Speech Commands."""
+"""List formats besides tables: JSON of AST and CAV-MAE, fairseq's TSV manifests, the splits of Speech Commands."""
 
 from __future__ import annotations
 
@@ -11,26 +11,24 @@ from pathlib import Path
 from maemm.contract.errors import MaemmError
 from maemm.data.lists import Labels
 
-UNKNOWN = -2  # the label of a sample whose label is not in the label file
-
 
 @dataclass
 class Listed:
-    """What a list says."""
+    """The content of a list."""
 
-    home: Path  # folder of relative paths
+    home: Path  # the folder that paths are relative to
     paths: list[str]
     labels: Labels | None = None
     classes: list[str] | None = None
     multilabel: list[list[int]] | None = None  # all labels of each sample, where samples have several
-    unknown: dict[int, str] = field(default_factory=dict)  # sample -> a label that the label file lacks
+    unknown: dict[int, str] = field(default_factory=dict)  # sample -> a label of it that is not in the label file
 
 
 def read_json(path: Path, root: Path | None, label_file: Path | None) -> Listed:
-    """``{"data": [{"wav": path, "labels": "/m/068hy,/m/07q6cd_"}, ...]}`` (AST, CAV-MAE); other keys do not matter.
+    """``{"data": [{"wav": path, "labels": "/m/068hy,/m/07q6cd_"}, ...]}`` (AST, CAV-MAE); other keys are ignored.
 
     Classes come from the label file (``index,mid,display_name``), otherwise from the labels that occur. A sample with
-    one label has it; one with several has none, and ``multilabel`` tells them all.
+    one label has it in ``labels``; where some have several, ``multilabel`` has all of each.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -48,37 +46,36 @@ def read_json(path: Path, root: Path | None, label_file: Path | None) -> Listed:
         if not isinstance(labels, str):
             raise MaemmError(f"entry {number} of the list has labels {labels!r} ({path}); write names between commas")
         paths.append(wav)
-        texts.append([one.strip() for one in labels.split(",") if one.strip()])
+        texts.append([label.strip() for label in labels.split(",") if label.strip()])
     home = path.parent
     if root is not None and (not (home / paths[0]).exists() or (root / paths[0]).exists()):
         home = root
-    return _labelled(Listed(home, paths), texts, label_file)
+    return _with_labels(Listed(home, paths), texts, label_file)
 
 
-def _labelled(found: Listed, texts: list[list[str]], label_file: Path | None) -> Listed:
+def _with_labels(listed: Listed, texts: list[list[str]], label_file: Path | None) -> Listed:
+    """Fill in labels and classes from the label names of each sample."""
     if label_file is not None:
-        mids, found.classes = read_label_file(label_file)
+        mids, listed.classes = read_label_file(label_file)
     else:
-        mids = sorted({one for row in texts for one in row})
-        found.classes = mids or None
+        mids = sorted({label for row in texts for label in row})
+        listed.classes = mids or None
     if not mids:
-        return found
+        return listed
     number = {mid: i for i, mid in enumerate(mids)}
-    found.labels, found.multilabel = [], []
-    for sample, row in enumerate(texts):
-        missing = [one for one in row if one not in number]
-        if missing:
-            found.unknown[sample] = missing[0]
-        known = [number[one] for one in row if one in number]
-        found.multilabel.append(known)
-        found.labels.append(known[0] if len(known) == 1 else None)
-    if all(len(row) <= 1 for row in found.multilabel):
-        found.multilabel = None
-    return found
+    multilabel = [[number[label] for label in row if label in number] for row in texts]
+    listed.unknown = {
+        sample: next(label for label in row if label not in number)
+        for sample, row in enumerate(texts)
+        if not number.keys() >= set(row)
+    }
+    listed.labels = [row[0] if len(row) == 1 else None for row in multilabel]
+    listed.multilabel = multilabel if any(len(row) > 1 for row in multilabel) else None
+    return listed
 
 
 def read_label_file(path: Path) -> tuple[list[str], list[str]]:
-    """``index,mid,display_name`` -> (mids by index, names by index); names hold commas and stand in quotes."""
+    """``index,mid,display_name`` -> (mids by index, names by index); names with commas stand in quotes."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
@@ -98,12 +95,13 @@ def read_label_file(path: Path) -> tuple[list[str], list[str]]:
 
 
 def read_manifest(path: Path, root: Path | None) -> Listed | None:
-    """A fairseq manifest: first line a folder, then ``path<TAB>samples``. None: the TSV file is none."""
+    """A fairseq manifest: first line a folder, then ``path<TAB>samples``. None: the TSV file is no manifest."""
     try:
-        lines = [one for one in path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if one.strip()]
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from None
-    rows = [one.split("\t") for one in lines[1:]]
+    lines = [line for line in text.splitlines() if line.strip()]
+    rows = [line.split("\t") for line in lines[1:]]
     if not rows or "\t" in lines[0] or any(len(row) != 2 or not row[1].strip().isdecimal() for row in rows):
         return None
     home = Path(lines[0].strip()).expanduser()
@@ -117,16 +115,16 @@ def read_manifest(path: Path, root: Path | None) -> Listed | None:
 def speech_commands(folder: Path, paths: list[str], split: str) -> list[str]:
     """The paths of a Speech Commands tree that are in ``split``; folders that start with _ hold no commands."""
     lists = {name: folder / f"{name}_list.txt" for name in ("validation", "testing")}
-    if not all(one.is_file() for one in lists.values()):
+    if not all(file.is_file() for file in lists.values()):
         if split != "all":
             raise MaemmError(f"{folder} has no validation_list.txt and testing_list.txt (data.source.split); use all")
         return paths
-    paths = [one for one in paths if not one.startswith("_")]
+    paths = [path for path in paths if not path.startswith("_")]
     if split == "all":
         return paths
     named = {
-        name: {os.path.normpath(line.strip()) for line in one.read_text().splitlines()} for name, one in lists.items()
+        name: {os.path.normpath(line.strip()) for line in file.read_text().splitlines()} for name, file in lists.items()
     }
     if split != "train":
-        return [one for one in paths if one in named[split]]
-    return [one for one in paths if one not in named["validation"] | named["testing"]]
+        return [path for path in paths if path in named[split]]
+    return [path for path in paths if path not in named["validation"] | named["testing"]]

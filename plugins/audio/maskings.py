@@ -1,7 +1,7 @@
-"""Maskings by time and by frequency: whole columns and rows of the lattice of spectrogram patches.
+"""Maskings by time and by frequency: whole columns and rows of the grid of spectrogram patches.
 
 A ratio becomes a number of columns or rows (AudioMAE: ``int(64 * (1 - 0.7)) * int(8 * (1 - 0.3))`` visible), at
-least one; in ragged batches each clip keeps its share of the columns that it has. Shapes never depend on the data.
+least one; in ragged batches each clip keeps that fraction of its own columns. Shapes never depend on the data.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_fro
 
 
 class TimeFrequency(PerModalityMasking):
-    """Hide whole time columns and whole mel rows, drawn apart (AudioMAE, section 3.2: structured masking).
+    """Hide whole time columns and whole mel rows, drawn independently (AudioMAE, section 3.2: structured masking).
 
-    With ``ratio`` the count of tokens is exact: of too many survivors some are hidden, of too few some come back, at
-    random (CAV-MAE's mode "tf": ``ratio: 0.75, time: 0.525, frequency: 0.525, count: floor_hidden``).
+    With ``ratio`` the count of tokens is exact: random tokens are hidden, or shown again, until it is met
+    (CAV-MAE's mode "tf": ``ratio: 0.75, time: 0.525, frequency: 0.525, count: floor_hidden``).
 
     Options
-        time: share of the time columns that is hidden
-        frequency: share of the mel rows that is hidden
-        ratio: share of all tokens that is hidden in the end; null: what the two leave
-        count: how a ratio becomes a number
+        time: fraction of the time columns that is hidden
+        frequency: fraction of the mel rows that is hidden
+        ratio: fraction of all tokens that is hidden in the end; null: whatever the two give
+        count: how a ratio is rounded to a number of lines or tokens
     """
 
     def __init__(
@@ -38,20 +38,26 @@ class TimeFrequency(PerModalityMasking):
         ratio: float | None = None,
         count: Count = "floor_visible",
     ):
-        for one in (time, frequency, ratio or 0.0):
-            check_ratio(one)
-        self.shares, self.ratio, self.count = (time, frequency), ratio, count
+        for value in (time, frequency, ratio or 0.0):
+            check_ratio(value)
+        self.fractions, self.ratio, self.count = (time, frequency), ratio, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        valid, time_axis = _lattice(name, tokens)
+        valid, time_axis = _grid_validity(name, tokens)
         hidden, keep = torch.zeros_like(valid), 1
-        for label, fraction, axis in zip(("time", "frequency"), self.shares, (time_axis, 1 - time_axis), strict=True):
+        for label, fraction, axis in zip(
+            ("time", "frequency"), self.fractions, (time_axis, 1 - time_axis), strict=True
+        ):
             most = valid.shape[1 + axis]
-            kept = [min(n, max(1, visible_count(n, fraction, self.count))) if fraction else n for n in range(most + 1)]
+            visible = [
+                min(n, max(1, visible_count(n, fraction, self.count))) if fraction else n for n in range(most + 1)
+            ]
             if fraction:
-                lines = _hidden(rng.uniform(f"mask/{name}/{label}", most).to(valid.device), valid.any(2 - axis), kept)
+                lines = _hidden(
+                    rng.uniform(f"mask/{name}/{label}", most).to(valid.device), valid.any(2 - axis), visible
+                )
                 hidden = hidden | lines.unsqueeze(2 - axis)
-            keep *= kept[most]
+            keep *= visible[most]
         hidden = hidden.flatten(1)
         if self.ratio is None:
             return plan_from_hidden(hidden, tokens, keep, tokens.count - keep)
@@ -63,8 +69,8 @@ class Time(TimeFrequency):
     """Hide whole time columns.
 
     Options
-        ratio: share of the time columns that is hidden
-        count: how the ratio becomes a number
+        ratio: fraction of the time columns that is hidden
+        count: how the ratio is rounded to a number of columns or rows
     """
 
     def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
@@ -75,19 +81,19 @@ class Frequency(TimeFrequency):
     """Hide whole mel rows.
 
     Options
-        ratio: share of the mel rows that is hidden
-        count: how the ratio becomes a number
+        ratio: fraction of the mel rows that is hidden
+        count: how the ratio is rounded to a number of columns or rows
     """
 
     def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
         super().__init__(time=0.0, frequency=ratio, count=count)
 
 
-def _lattice(name: str, tokens: Tokens) -> tuple[Tensor, int]:
-    """(B, *grid) bool validity, and which axis of the grid is time."""
+def _grid_validity(name: str, tokens: Tokens) -> tuple[Tensor, int]:
+    """(B, *grid) bool validity, and the axis of the grid that is time."""
     if tokens.grid is None or len(tokens.grid) != 2:
         raise MaemmError(
-            f"this masking needs tokens on a lattice of time and frequency, not {tokens.grid} "
+            f"this masking needs tokens on a grid of time and frequency, not {tokens.grid} "
             f"(modalities.{name}.masking); use random"
         )
     if tokens.valid is None:
@@ -97,7 +103,7 @@ def _lattice(name: str, tokens: Tokens) -> tuple[Tensor, int]:
     return valid, int(tokens.context.get("time_axis", 0))
 
 
-def _hidden(noise: Tensor, valid: Tensor, kept: list[int]) -> Tensor:
-    """(B, n) bool: all but the ``kept[m]`` lowest of the m valid lines."""
+def _hidden(noise: Tensor, valid: Tensor, visible: list[int]) -> Tensor:
+    """(B, n) bool: all but the ``visible[m]`` lowest of the m valid lines."""
     rank = noise.masked_fill(~valid, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    return (rank >= torch.tensor(kept, device=noise.device)[valid.sum(1, keepdim=True)]) & valid
+    return (rank >= torch.tensor(visible, device=noise.device)[valid.sum(1, keepdim=True)]) & valid

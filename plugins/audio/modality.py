@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -24,11 +25,9 @@ from .load import RATES, Cut, Sound, load_wave
 from .positions import StoredTable
 from .preprocess import CONSTANTS, Constants
 
-TOO_FEW = "the batch holds {frames} frames of {hop:g} ms, a patch takes {patch} (modalities.audio.patch)"
-
 
 class SpecAugment(BaseModel):
-    """Widest bands that are hidden: mels and frames."""
+    """Largest widths of the bands that are zeroed: mels and frames."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     frequency: int = Field(48, ge=0)
@@ -39,32 +38,32 @@ class Audio(GridModality):
     """Sounds as log-mel spectrograms (B, frames, mels), the filter bank of AudioMAE and CAV-MAE.
 
     The worker reads, mixes channels and resamples; everything else is batched on the device. Clips have any length:
-    ``size`` says for how many frames position tables are made, and how much a sample takes where ``seconds`` does
-    not. Shorter clips are padded at the end: with ``pad: masked`` padded patches are neither seen nor predicted nor
-    counted, and a last patch that the clip does not fill is left out; with ``pad: seen`` all clips are padded to
-    the full length and the model sees it, as published. A silent clip is unreadable unless ``silent: keep``.
+    ``size`` is the number of frames that position tables are made for, and the length of a sample unless ``seconds``
+    is set. Shorter clips are padded at the end: with ``pad: masked`` padded patches are neither seen nor predicted
+    nor counted, and a last patch that the clip does not fill is left out; with ``pad: seen`` all clips are padded to
+    the full length and the model sees the padding, as published. A silent clip is unreadable unless ``silent: keep``.
 
     Options
         size: frames and mel bands that position tables are made for
         patch: frames and mel bands of a patch, one number or two
         stride: frames and mel bands from patch to patch; null: patches do not overlap
         order: time_major (AudioMAE): tokens, and values inside a patch, run over time first; mel_major (CAV-MAE)
-        rate: samples a second; files of another rate are resampled
-        channel: mean of all channels, or the number of one, from 0
-        seconds: the most that a sample takes of a recording; null: the frames of size
-        crop: which part of a longer recording: random (in training), head or center
+        rate: samples per second; files of another rate are resampled
+        channel: mean of all channels, or the index of one
+        seconds: longest sample; null: the frames of size
+        crop: part of a longer recording: random (in training), head or center
         pad: masked or seen
         bucket: padded lengths are multiples of this many frames; null: of a patch
-        constants: mean, std and spread of audioset, esc50, speechcommands (AudioMAE) or cavmae
+        constants: mean, std and std_scale of audioset, esc50, speechcommands (AudioMAE) or cavmae
         mean: of the log-mel; null: from constants
         std: of the log-mel; null: from constants
-        std_scale: standard deviations that become 1: 2 in AudioMAE, 1 in CAV-MAE; null: from constants
+        std_scale: std is multiplied by it: 2 in AudioMAE, 1 in CAV-MAE; null: from constants
         silent: refuse or keep clips whose samples are all equal
-        gain: augmentation: times Beta(10, 10) + 0.5
-        roll: augmentation: turn clips round by a random part of their length
+        gain: augmentation: multiply clips by Beta(10, 10) + 0.5
+        roll: augmentation: roll clips by a random fraction of their length
         mixup: augmentation: probability that a clip is mixed with its neighbour in the batch
-        spec_augment: augmentation: {frequency, time}, widest bands that are zeroed before normalising
-        noise: augmentation: strength of uniform noise after normalising (CAV-MAE 0.1)
+        spec_augment: augmentation: {frequency, time}, largest widths of the bands zeroed before normalisation
+        noise: augmentation: scale of uniform noise after normalisation (CAV-MAE 0.1)
     """
 
     axes = 2
@@ -108,7 +107,7 @@ class Audio(GridModality):
             self.grid = overlap.grid_of(self.size, self.patch, self.stride)
         self.bank = FilterBank(rate, size[1])
         self.patch_frames, self.step = patch[0], _token_axes(self.stride, mel_major)[0]  # frames from token to token
-        self.frames = size[0] if seconds is None else self.whole(self.bank.frames(round(seconds * rate)))
+        self.frames = size[0] if seconds is None else self.covered(self.bank.frames(round(seconds * rate)))
         if self.frames < patch[0]:
             raise MaemmError(
                 f"{seconds:g} s are shorter than one patch of {patch[0]} frames (modalities.audio.seconds)"
@@ -120,8 +119,8 @@ class Audio(GridModality):
         self.spec_augment = SpecAugment(**spec_augment) if isinstance(spec_augment, Mapping) else spec_augment
         self.mixup = mixup
 
-    def whole(self, frames: int) -> int:
-        """The most frames of ``frames`` that tokens cover."""
+    def covered(self, frames: int) -> int:
+        """How many of ``frames`` whole patches cover."""
         if frames < self.patch_frames:
             return 0
         return self.patch_frames + (frames - self.patch_frames) // self.step * self.step
@@ -133,8 +132,8 @@ class Audio(GridModality):
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Any]:
         """{"wave": (B, S) padded with zeros, "samples": lengths}; lengths stay on the host."""
-        waves = [one["wave"] for one in samples]
-        return {"wave": pad_sequence(waves, batch_first=True), "samples": [len(one) for one in waves]}
+        waves = [sample["wave"] for sample in samples]
+        return {"wave": pad_sequence(waves, batch_first=True), "samples": [len(wave) for wave in waves]}
 
     # ---- on the device
     def preprocess(self, raw: Mapping[str, Any], rng: Rng | None) -> Preprocessed:
@@ -142,7 +141,7 @@ class Audio(GridModality):
         wave = raw["wave"].float()
         lengths = [int(n) for n in raw["samples"]]
         samples = torch.tensor(lengths, device=wave.device)
-        wave, info = on_device.without_mean(wave, samples), {}
+        wave, info = on_device.without_mean(wave, samples), dict[str, Tensor]()
         if rng is not None:
             wave, info = self._augmented(wave, samples, rng)
         frames = [min(self.bank.frames(n), self.frames) for n in lengths]
@@ -172,15 +171,18 @@ class Audio(GridModality):
         return wave, {"mixed_with": mix.partner, "mix_share": mix.fraction}
 
     def _length(self, longest: int) -> int:
-        """Frames of a batch whose longest clip has ``longest``."""
+        """Frames of a batch, padded, whose longest clip has ``longest``."""
         if self.pad == "seen":
             return self.frames
-        length = self.whole(longest)
+        length = self.covered(longest)
         if not length:
             hop = 1000 * self.bank.hop / self.bank.rate
-            raise MaemmError(TOO_FEW.format(frames=longest, hop=hop, patch=self.patch_frames))
-        up = min(-(-length // self.bucket) * self.bucket, self.frames)
-        return max(length, self.whole(up))
+            raise MaemmError(
+                f"the batch has {longest} frames of {hop:g} ms, a patch needs {self.patch_frames} "
+                "(modalities.audio.patch); use longer clips or a smaller patch"
+            )
+        bucketed = min(-(-length // self.bucket) * self.bucket, self.frames)
+        return max(length, self.covered(bucketed))
 
     # ---- tokens
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:
@@ -191,27 +193,28 @@ class Audio(GridModality):
         if valid is not None:
             if valid.shape not in (x.shape, x.shape[:2]):
                 raise MaemmError(f"audio: valid is {tuple(valid.shape)} for x {tuple(x.shape)}; give (B, frames)")
-            valid = self._turned(valid if valid.ndim == 3 else valid[..., None].expand(x.shape))
-        tokens = self._cut(self._turned(x), valid)
-        # Maskings by time or frequency ask which axis of the lattice is time.
-        return Tokens(**{**vars(tokens), "context": {"time_axis": int(self.mel_major), "size": x.shape[1:]}})
+            valid = self._swapped(valid if valid.ndim == 3 else valid[..., None].expand(x.shape))
+        tokens = self._cut(self._swapped(x), valid)
+        # Maskings by time or frequency read which axis of the grid is time.
+        return replace(tokens, context={"time_axis": int(self.mel_major), "size": x.shape[1:]})
 
     def _cut(self, x: Tensor, valid: Tensor | None) -> Tokens:
         if self.stride == self.patch:
             return super().tokenize(Preprocessed(x[:, None], valid))
         grid = overlap.grid_of(tuple(x.shape[1:]), self.patch, self.stride)
-        seen = None if valid is None else overlap.cut(valid, self.patch, self.stride).all(-1)
-        return Tokens(overlap.cut(x, self.patch, self.stride), lattice(grid, x.device)[None], grid, seen)
+        valid = None if valid is None else overlap.cut(valid, self.patch, self.stride).all(-1)
+        return Tokens(overlap.cut(x, self.patch, self.stride), lattice(grid, x.device)[None], grid, valid)
 
-    def _turned(self, x: Tensor) -> Tensor:
+    def _swapped(self, x: Tensor) -> Tensor:
+        """Time and frequency in the order of the token axes, or back."""
         return x.transpose(1, 2) if self.mel_major else x
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
         """(R, M, P) -> (R, T, F); NaN where no token is given. Where patches overlap, their mean."""
         if self.stride == self.patch:
-            return self._turned(super().untokenize(values, tokens, index)[:, 0])
+            return self._swapped(super().untokenize(values, tokens, index)[:, 0])
         size = _token_axes(tokens.context["size"], self.mel_major)
-        return self._turned(overlap.put(values, index, tokens.count, size, self.patch, self.stride))
+        return self._swapped(overlap.put(values, index, tokens.count, size, self.patch, self.stride))
 
     def make_positions(self, kind: str, dim: int) -> nn.Module:
         if kind in ("fixed", "learned") and not self.mel_major:
@@ -231,15 +234,15 @@ class Audio(GridModality):
         draw_spectrogram(axes, scores, self.bank.hop / self.bank.rate)
 
     def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
-        """Plays input and reconstruction, made from the spectrograms alone."""
+        """Players of input and reconstruction, made from the spectrograms alone."""
         from .sound import player
 
-        return player({name: self.denormalize_input(one) for name, one in columns.items()}, self.bank)
+        return player({name: self.denormalize_input(signal) for name, signal in columns.items()}, self.bank)
 
-    # ---- what is told about data
+    # ---- facts about data
     def describe(self, raw: Sound) -> dict[str, Any]:
         """Length, rate and channels of a recording."""
-        facts = {"seconds": raw.length / raw.rate, "rate": f"{raw.rate} Hz"}
+        facts: dict[str, Any] = {"seconds": raw.length / raw.rate, "rate": f"{raw.rate} Hz"}
         return facts | ({"channels": raw.channels} if hasattr(raw, "channels") else {})
 
     def denormalize_input(self, signal: Tensor) -> Tensor:
@@ -247,7 +250,7 @@ class Audio(GridModality):
         mean, std, std_scale = self.constants
         return signal.float() * (std * std_scale) + mean
 
-    def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:
+    def by_channel(self, preprocessed: Preprocessed) -> Tensor:
         """(1, n) raw log-mel, NaN where padded."""
         x = self.denormalize_input(preprocessed.x)
         if preprocessed.valid is not None:
@@ -261,8 +264,8 @@ def _token_axes(pair: Sequence[int], mel_major: bool) -> tuple[int, int]:
     return (pair[1], pair[0]) if mel_major else (pair[0], pair[1])
 
 
-#: option -> whether a number will do, and what to give
-_NUMBERS = {
+#: option -> whether a value is allowed, and what is
+_NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rate": (lambda hertz: RATES[0] <= hertz <= RATES[1], f"{RATES[0]} to {RATES[1]} Hz"),
     "channel": (lambda number: number == "mean" or number >= 0, "mean, or the number of a channel, from 0"),
     "seconds": (lambda seconds: 0 < seconds < math.inf, "more than 0, or null"),
@@ -272,19 +275,22 @@ _NUMBERS = {
 }
 
 
-def _check(**given: Any) -> None:
-    for name, value in given.items():
-        fits, wanted = _NUMBERS[name]
-        if value is not None and not fits(value):
-            raise MaemmError(f"{name} is {value} (modalities.audio.{name}); give {wanted}")
+def _check(**options: Any) -> None:
+    for name, value in options.items():
+        allowed, description = _NUMBERS[name]
+        if value is not None and not allowed(value):
+            raise MaemmError(f"{name} is {value} (modalities.audio.{name}); give {description}")
 
 
-def _constants(known: Constants, mean: float | None, std: float | None, std_scale: float | None) -> Constants:
-    given = {"mean": mean, "std": std, "std_scale": std_scale}
-    found = known._replace(**{name: value for name, value in given.items() if value is not None})
-    if not all(map(math.isfinite, found)) or min(found.std, found.std_scale) <= 0:
+def _constants(published: Constants, mean: float | None, std: float | None, std_scale: float | None) -> Constants:
+    constants = Constants(
+        published.mean if mean is None else mean,
+        published.std if std is None else std,
+        published.std_scale if std_scale is None else std_scale,
+    )
+    if not all(map(math.isfinite, constants)) or min(constants.std, constants.std_scale) <= 0:
         raise MaemmError(
-            f"mean {found.mean}, std {found.std} and spread {found.std_scale} cannot be used (modalities.audio); give "
-            "numbers, std and spread above 0"
+            f"mean {constants.mean}, std {constants.std} and std_scale {constants.std_scale} cannot be used "
+            "(modalities.audio); give numbers, std and std_scale above 0"
         )
-    return found
+    return constants

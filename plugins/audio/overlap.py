@@ -1,4 +1,4 @@
-"""Patches that overlap: cut with a stride, and put together as the mean of what lies on top of each other."""
+"""Overlapping patches: cut with a stride, and put back together as the mean where they overlap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def grid_of(size: tuple[int, ...], patch: tuple[int, ...], stride: tuple[int, ..
     return tuple((side - length) // step + 1 for side, length, step in zip(size, patch, stride, strict=True))
 
 
-def cut(x: Tensor, patch: tuple[int, int], stride: tuple[int, int]) -> Tensor:
+def cut(x: Tensor, patch: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
     """(B, H, W) -> (B, N, patch values), both in raster order."""
     return x.unfold(1, patch[0], stride[0]).unfold(2, patch[1], stride[1]).flatten(3).flatten(1, 2)
 
@@ -24,17 +24,17 @@ def put(
     values: Tensor,
     index: Tensor | None,
     count: int,
-    size: tuple[int, int],
-    patch: tuple[int, int],
-    stride: tuple[int, int],
+    size: tuple[int, ...],
+    patch: tuple[int, ...],
+    stride: tuple[int, ...],
 ) -> Tensor:
     """(R, M, P) of the tokens ``index`` -> (R, H, W); NaN where there is no token."""
     if index is None:
         index = torch.arange(count, device=values.device).expand(values.shape[0], -1)
-    place = cut(torch.arange(size[0] * size[1], device=values.device).view(1, *size), patch, stride)[0]  # (N, P)
-    into = place[index].flatten(1)
-    known = ~values.isnan()
+    positions = cut(torch.arange(size[0] * size[1], device=values.device).view(1, *size), patch, stride)[0]  # (N, P)
+    into = positions[index].flatten(1)
+    finite = ~values.isnan()
     total, times = (values.new_zeros(values.shape[0], size[0] * size[1]) for _ in range(2))
     total.scatter_add_(1, into, values.nan_to_num().flatten(1))
-    times.scatter_add_(1, into, known.to(values.dtype).flatten(1))
+    times.scatter_add_(1, into, finite.to(values.dtype).flatten(1))
     return torch.where(times > 0, total / times, torch.nan).view(-1, *size)

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LOW, HIGH = -2.2, 2.6  # z-scores of the log-mel that are black and white; one scale, so that columns compare
-SIZE = 4.5  # points of the labels, which stand inside: pictures lie close to each other
+LOW, HIGH = -2.2, 2.6  # colour range in z-scores of the log-mel: one scale, so that pictures can be compared
+SIZE = 4.5  # of the labels in points; they are drawn inside, because pictures stand close to each other
 
 
 def draw_spectrogram(axes: Any, scores: Tensor, seconds_per_frame: float) -> None:
@@ -32,9 +32,9 @@ def draw_spectrogram(axes: Any, scores: Tensor, seconds_per_frame: float) -> Non
     edge = [withStroke(linewidth=1.2, foreground="black")]
     sides = ((axes.xaxis, seconds, (1, 2, 2.5, 5, 10), "s"), (axes.yaxis, mels, (1, 1.6, 3.2, 8, 10), "mel"))
     for axis, end, steps, unit in sides:
-        places = MaxNLocator(5, steps=steps).tick_values(0, end)
-        places = [place for place in places if 0.08 * end < place < 0.92 * end]  # corners belong to the units
-        axis.set_ticks(places, [f"{place:g}{' ' + unit if place == places[-1] else ''}" for place in places])
+        ticks = MaxNLocator(5, steps=steps).tick_values(0, end)
+        ticks = [tick for tick in ticks if 0.08 * end < tick < 0.92 * end]  # the corners stay free
+        axis.set_ticks(ticks, [f"{tick:g}{' ' + unit if tick == ticks[-1] else ''}" for tick in ticks])
         axis.set_tick_params(direction="in", length=2, width=0.5, color="white", labelsize=SIZE, labelcolor="white")
         for label in axis.get_ticklabels():
             label.set_path_effects(edge)

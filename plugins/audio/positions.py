@@ -10,16 +10,16 @@ from torch import Tensor
 from maemm.contract import Tokens
 from maemm.contract.positions import Table, resize_table, sincos
 
-_CLOSE = 1e-4  # a table that is this near to a formula was made by it
+_CLOSE = 1e-4  # a table within this distance of the sin-cos formula was made by it
 
 
 class StoredTable(Table):
     """One row per token, in the order of the tokens, for tokens whose first axis is time.
 
     AudioMAE's tables were made for 8 x 64 tokens and are used on 64 x 8: each row is unique, but it is not the code
-    of its true place. They are never made anew, because trained weights know them as they are. A shorter clip takes
-    the first rows, which keeps every token's own row; a longer one goes on with the formula that made the table,
-    or with a resized table where no formula did.
+    of its true position. They are never recomputed, because trained weights depend on them. A shorter clip uses the
+    first rows, so that every token keeps its row; a longer one continues with the formula that made the table, or
+    with a resized table where it is no sin-cos table.
     """
 
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
@@ -48,12 +48,12 @@ def rows_of(row: Tensor, period: int, dim: int) -> Tensor:
 
 
 def period_of(table: Tensor) -> int | None:
-    """The number of columns that the sin-cos table (N, D) was made for, or None where no formula made it."""
+    """The number of columns that the sin-cos table (N, D) was made for, or None if it is not one."""
     count, dim = table.shape
     if dim % 4 or count < 2:
         return None
     columns = table[:, : dim // 2]
     again = ((columns[1:] - columns[:1]).abs().amax(1) < _CLOSE).nonzero()
     period = int(again[0]) + 1 if len(again) else count
-    made = rows_of(torch.arange(count, device=table.device), period, dim)
-    return period if torch.allclose(made, table.float(), atol=_CLOSE) else None
+    expected = rows_of(torch.arange(count, device=table.device), period, dim)
+    return period if torch.allclose(expected, table.float(), atol=_CLOSE) else None

@@ -1,4 +1,4 @@
-"""What is done to a batch of sounds on the device besides the filter bank: augmentation, padding, constants."""
+"""Batched work on the device besides the filter bank: augmentation, padding, normalisation constants."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from maemm.contract.rng import Rng
 
-BETA = 10  # both parameters of the Beta distribution of gain and of mixing shares, as published
+BETA = 10  # both parameters of the Beta distribution of gains and mixing fractions, as published
 
 
 class Constants(NamedTuple):
-    """(x - mean) / (spread * std) of the log-mel of a data set."""
+    """(x - mean) / (std_scale * std) of the log-mel of a data set."""
 
     mean: float
     std: float
@@ -41,7 +41,7 @@ def without_mean(wave: Tensor, samples: Tensor) -> Tensor:
 
 
 def beta(uniform: Tensor) -> Tensor:
-    """(B, 2 * BETA - 1) uniform numbers -> (B,) from Beta(BETA, BETA): the middle one of them in order."""
+    """(B, 2 * BETA - 1) uniform numbers -> (B,) from Beta(BETA, BETA), the distribution of their median."""
     return uniform.sort(1).values[:, BETA - 1]
 
 
@@ -52,32 +52,32 @@ def gain(wave: Tensor, rng: Rng) -> Tensor:
 
 
 def roll(wave: Tensor, samples: Tensor, rng: Rng) -> Tensor:
-    """Turn each clip round by a uniform part of its own length (in AudioMAE's code the shift is always 0)."""
+    """Roll each clip by a uniform fraction of its own length (in AudioMAE's code the shift is always 0)."""
     shift = (rng.uniform("roll").to(wave.device) * samples).long()[:, None]
-    place = torch.arange(wave.shape[1], device=wave.device)
-    turned = torch.where(place < samples[:, None], (place + shift) % samples[:, None], place)
-    return wave.gather(1, turned)
+    index = torch.arange(wave.shape[1], device=wave.device)
+    rolled = torch.where(index < samples[:, None], (index + shift) % samples[:, None], index)
+    return wave.gather(1, rolled)
 
 
 class Mix(NamedTuple):
-    """With what each clip was mixed, for labels."""
+    """What each clip was mixed with, for its labels."""
 
     partner: Tensor  # (B,) int64 row of this batch
-    fraction: Tensor  # (B,) float of the clip itself; 1 where it was left alone
+    fraction: Tensor  # (B,) float weight of the clip itself; 1 where it was not mixed
 
 
 def mixup(wave: Tensor, samples: Tensor, rng: Rng, probability: float) -> tuple[Tensor, Mix]:
-    """Mix clips with their neighbours in the global batch (0 with 1, 2 with 3, ...), share ~ Beta(10, 10).
+    """Mix clips with their neighbours in the global batch (0 with 1, 2 with 3, ...), fraction ~ Beta(10, 10).
 
-    The partner is padded or cropped to the clip. Neighbours, so that micro-batches and processes of even size mix
-    what one process would; a clip whose neighbour is elsewhere stays alone.
+    The partner is padded or cropped to the clip. Neighbours, so that micro-batches and ranks of even size mix the
+    same clips as a single process would; a clip whose neighbour is on another rank is not mixed.
     """
-    row = {number: place for place, number in enumerate(rng.rows)}
-    found = [row.get(number ^ 1, place) for number, place in row.items()]
-    partner = torch.tensor(found, device=wave.device)
+    local = {number: row for row, number in enumerate(rng.rows)}  # row in the global batch -> in this one
+    partners = [local.get(number ^ 1, row) for number, row in local.items()]
+    partner = torch.tensor(partners, device=wave.device)
     uniform = rng.uniform("mixup", 2 * BETA)
     fraction = torch.where(uniform[:, 0] < probability, beta(uniform[:, 1:]), 1.0).to(wave.device)
-    fraction = torch.where(partner == torch.arange(len(found), device=wave.device), 1.0, fraction)
+    fraction = torch.where(partner == torch.arange(len(partners), device=wave.device), 1.0, fraction)
     mixed = fraction[:, None] * wave + (1 - fraction)[:, None] * wave[partner]
     return without_mean(mixed * inside(samples, wave.shape[1]), samples), Mix(partner, fraction)
 
@@ -93,15 +93,15 @@ def fit(logmel: Tensor, frames: int) -> Tensor:
 def spec_augment(logmel: Tensor, rng: Rng, frequency: int, time: int) -> Tensor:
     """Zero one band of fewer than ``frequency`` mels and one of fewer than ``time`` frames, on the raw log-mel.
 
-    Width and place are uniform (Park et al. 2019, as in torchaudio); 0 is louder than most values, as published.
+    Width and position are uniform (Park et al. 2019, as in torchaudio); 0 is louder than most values, as published.
     """
     for axis, widest in ((2, frequency), (1, time)):
         side = logmel.shape[axis]
         uniform = rng.uniform(f"spec_augment/{axis}", 2).to(logmel.device)
         width = uniform[:, 0] * min(widest, side)
         first = (uniform[:, 1] * (side - width)).long()[:, None]
-        place = torch.arange(side, device=logmel.device)
-        hidden = (place >= first) & (place < first + width.long()[:, None])
+        position = torch.arange(side, device=logmel.device)
+        hidden = (position >= first) & (position < first + width.long()[:, None])
         logmel = logmel.masked_fill(hidden.unsqueeze(3 - axis), 0.0)
     return logmel
 
@@ -109,5 +109,6 @@ def spec_augment(logmel: Tensor, rng: Rng, frequency: int, time: int) -> Tensor:
 def noise(x: Tensor, rng: Rng, strength: float) -> Tensor:
     """Add U * U' * ``strength``, U per value and U' per clip (CAV-MAE: 0.1, with every recipe)."""
     level = rng.uniform("noise/level").to(x.device)
-    each = [Rng((*rng.key, number)).uniform("noise", *x.shape[1:])[0] for number in rng.rows]  # own rows alone
+    # A key per row, so that only the rows of this rank are drawn.
+    each = [Rng((*rng.key, number)).uniform("noise", *x.shape[1:])[0] for number in rng.rows]
     return x + strength * level[:, None, None] * torch.stack(each).to(x.device)

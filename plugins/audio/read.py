@@ -1,8 +1,8 @@
-"""Sound files, read in parts: only what a sample takes is decoded.
+"""Sound files, read in parts: only what a sample needs is decoded.
 
-libsndfile (through soundfile) reads WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and more, by what a file *is*;
-other containers go through PyAV where it is installed. Values come as float32 -1 .. 1 from any number of bits. MP3 has
-no index: frame headers up to the place are read, of a file's bytes as many as stand before it (44 ms for 15 minutes).
+libsndfile (through soundfile) reads WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, AU, CAF and more, by content, not by
+name; other containers go through PyAV where it is installed. Values are float32 -1 .. 1, whatever the bit depth. MP3
+has no index: seeking reads all frame headers up to the position (44 ms for 15 minutes).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import atexit
 import os
 import stat
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -24,21 +25,21 @@ EXTENSIONS = (
     *(".w64", ".rf64", ".m4a", ".aac", ".wma", ".mka"),
 )
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".3gp")
-SLACK = 1024  # bytes that a WAV file may lack at its end: writers count their padding differently
-_STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # lengths written by programs that could not know it
+SLACK = 1024  # bytes that may be missing at the end of a WAV file: writers count their padding differently
+_STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # lengths written by programs that stream
 
 Truncated = Literal["refuse", "read"]
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A file, or a part of it, that is read when asked. It holds no open file, so it can be sent to a process."""
+    """A sound file, or a part of one, read on demand. It holds no open file, so it can be pickled."""
 
     path: bytes
     rate: int
     channels: int
     length: int  # samples
-    first: int = 0  # sample of the file at which it begins
+    first: int = 0  # sample of the file at which this recording begins
     truncated: Truncated = "refuse"
 
     @classmethod
@@ -50,7 +51,7 @@ class Recording:
         path = os.fsencode(path)
         _check_file(path, truncated)
         file = _file(path)
-        if file.rate < 1 or file.channels < 1:  # PyAV takes a broken file's kind from its name
+        if file.rate < 1 or file.channels < 1:  # PyAV may go by the name of a broken file
             raise ValueError(f"not a readable sound ({file.rate} Hz, {file.channels} channels)")
         return cls(path, file.rate, file.channels, file.length, truncated=truncated)
 
@@ -59,8 +60,8 @@ class Recording:
         return self.length / self.rate
 
     def part(self, start: float, stop: float) -> Recording:
-        """The seconds ``start`` .. ``stop`` of it."""
-        first, last = (min(max(0, round(at * self.rate)), self.length) for at in (start, stop))
+        """From second ``start`` to ``stop``."""
+        first, last = (min(max(0, round(time * self.rate)), self.length) for time in (start, stop))
         return replace(self, first=self.first + first, length=last - first)
 
     def read(self, start: int, count: int) -> np.ndarray:
@@ -77,7 +78,7 @@ class Recording:
 
 
 def _file(path: bytes) -> _SoundFile | _Container:
-    """The opened file: the last one stays open, because its header is read first and its samples right after."""
+    """The opened file. The last one stays open, because samples are read right after the header."""
     status = os.stat(path)
     return _opened(path, status.st_mtime_ns, status.st_size, os.getpid())  # forked processes share file offsets
 
@@ -95,7 +96,7 @@ def _opened(path: bytes, *state: int) -> _SoundFile | _Container:
             raise ValueError(reason) from None
 
 
-atexit.register(_opened.cache_clear)  # later, soundfile's own parts are gone, and it complains
+atexit.register(_opened.cache_clear)  # at a later exit stage soundfile can no longer close it and warns
 
 
 class _SoundFile:
@@ -123,9 +124,8 @@ class _Container:
         try:
             with av.open(self.path) as container:
                 if not container.streams.audio:
-                    kinds = ", ".join(f"{s.type} {s.codec_context.name if s.codec_context else ''}".strip()
-                                      for s in container.streams)  # fmt: skip
-                    raise ValueError(f"no sound (streams: {kinds or 'none'})")
+                    kinds = [f"{s.type} {s.codec_context.name if s.codec_context else ''}" for s in container.streams]
+                    raise ValueError(f"no sound (streams: {', '.join(map(str.strip, kinds)) or 'none'})")
                 stream = container.streams.audio[0]
                 self.rate, self.channels = stream.codec_context.sample_rate, stream.codec_context.channels
                 seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
@@ -133,7 +133,7 @@ class _Container:
             raise ValueError(f"not a readable sound ({error.strerror or error})") from None
         self.length = round(float(seconds) * self.rate)
         if not self.length:
-            self.length = sum(one.shape[1] for one in self._decoded(0))  # the container does not tell
+            self.length = sum(part.shape[1] for part in self._decoded(0))  # the container does not record it
 
     def read(self, start: int, count: int) -> np.ndarray:
         parts, have = [np.zeros((self.channels, 0), np.float32)], 0
@@ -144,7 +144,7 @@ class _Container:
                 break
         return np.concatenate(parts, 1).T[:count]
 
-    def _decoded(self, start: int) -> Any:
+    def _decoded(self, start: int) -> Iterator[np.ndarray]:
         """(channels, n) float32 from sample ``start`` on, frame by frame."""
         av = _av()
         try:
@@ -154,10 +154,10 @@ class _Container:
                     container.seek(max(0, int(start / self.rate * 1e6) - 200_000))
                 planar = av.AudioResampler(format="fltp")
                 for frame in container.decode(stream):
-                    at = round(float(frame.time or 0) * self.rate)
-                    for one in planar.resample(frame):
-                        samples = one.to_ndarray()[:, max(0, start - at) :]
-                        at += one.samples
+                    position = round(float(frame.time or 0) * self.rate)
+                    for resampled in planar.resample(frame):
+                        samples = resampled.to_ndarray()[:, max(0, start - position) :]
+                        position += resampled.samples
                         if samples.shape[1]:
                             yield samples
         except av.FFmpegError as error:
@@ -180,11 +180,11 @@ def _av() -> Any:
     return av
 
 
-# --------------------------------------------------------------------------------------- is the file whole?
+# --------------------------------------------------------------------------------------- is the file complete?
 def _check_file(path: bytes, truncated: Truncated) -> None:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not an ordinary file")  # a pipe would wait for its writer for ever
+        raise ValueError("not an ordinary file")  # opening a pipe would block
     if not status.st_size:
         raise ValueError("empty file (0 bytes)")
     if truncated == "refuse" and (reason := why_cut(path, status.st_size)):
@@ -192,7 +192,7 @@ def _check_file(path: bytes, truncated: Truncated) -> None:
 
 
 def why_cut(path: bytes, size: int) -> str | None:
-    """Why the file is known to be cut off, which libsndfile passes over in silence; None: it is not known."""
+    """Why the file is truncated, which libsndfile does not report; None: no sign of it."""
     with open(path, "rb") as file:
         head = file.read(12)
         if head[:4] == b"RIFF" and head[8:] == b"WAVE":
@@ -204,20 +204,20 @@ def why_cut(path: bytes, size: int) -> str | None:
 
 
 def _wav_cut(file: Any, size: int) -> str | None:
-    at = 12
-    while at + 8 <= size:
-        file.seek(at)
+    position = 12
+    while position + 8 <= size:
+        file.seek(position)
         kind, length = struct.unpack("<4sI", file.read(8))
         if kind == b"data":
-            missing = 0 if length in _STREAMED else at + 8 + length - size
+            missing = 0 if length in _STREAMED else position + 8 + length - size
             return f"the file is cut off: {missing} of {length} bytes of sound are missing" if missing > SLACK else None
-        at += 8 + length + length % 2
+        position += 8 + length + length % 2
     return None
 
 
 def _ogg_cut(tail: bytes) -> str | None:
-    at = tail.rfind(b"OggS")
-    page = tail[at:]
-    if at < 0 or len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
+    start = tail.rfind(b"OggS")
+    page = tail[start:]
+    if start < 0 or len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
         return "the file is cut off inside a page"
     return None if page[5] & 4 else "the file is cut off: its last page is not marked as the end"

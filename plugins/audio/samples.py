@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import wave
 from pathlib import Path
 
@@ -10,12 +9,11 @@ import numpy as np
 
 from maemm.contract import Source
 
-from .._objects.objects import COUNT, SHAPES, make_objects
+from .._objects.objects import COUNT
 from .._objects.sound import ring
-from .._objects.store import write_once
+from .._objects.store import default_root, write_objects
 from .sources import open_audio
 
-HOME = Path("runs/samples/audio")  # below the working directory, beside the runs
 RATE, SECONDS = 16000, 1.0
 VERSION = 1  # raise it whenever a sample changes: an old folder is then refused instead of mixed up
 
@@ -26,8 +24,10 @@ def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
     The label is the folder's name, and the number is the object's index, the same in every modality.
     ``.objects.json`` holds all parameters.
     """
-    what = {"kind": "audio", "version": VERSION, "count": count, "seed": seed, "rate": RATE, "seconds": SECONDS}
-    write_once(root, what, lambda folder: _fill(folder, count, seed))
+    write_objects(
+        root, "audio", VERSION, count, seed,
+        lambda path, thing: write_wav(path, ring(thing, SECONDS, RATE), RATE), ".wav", rate=RATE, seconds=SECONDS,
+    )  # fmt: skip
 
 
 def open_samples(root: str | None, list: str | None = None, *, name: str = "audio") -> Source:
@@ -38,10 +38,7 @@ def open_samples(root: str | None, list: str | None = None, *, name: str = "audi
     Options
         name: the modality that the sounds are for
     """
-    if not root and not list:
-        write(HOME)
-        root = str(HOME)
-    return open_audio(root, list, name=name)
+    return open_audio(root if root or list else default_root("audio", write), list, name=name)
 
 
 def write_wav(path: Path, sound: np.ndarray, rate: int) -> None:
@@ -51,13 +48,3 @@ def write_wav(path: Path, sound: np.ndarray, rate: int) -> None:
         file.setsampwidth(2)
         file.setframerate(rate)
         file.writeframes((sound.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
-
-
-def _fill(folder: Path, count: int, seed: int) -> None:
-    objects = make_objects(count, seed)
-    for shape in SHAPES:
-        (folder / shape).mkdir()
-    for thing in objects:
-        write_wav(folder / thing.shape / f"{thing.index:04d}.wav", ring(thing, SECONDS, RATE), RATE)
-    text = json.dumps([thing.record() for thing in objects])
-    (folder / ".objects.json").write_text(text + "\n", encoding="utf-8")

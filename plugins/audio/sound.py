@@ -1,4 +1,4 @@
-"""Spectrograms back to sound, to listen to what a model says."""
+"""Spectrograms back to sound, to listen to reconstructions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from maemm.contract.rng import seeded
 
 from .frontend import FLOOR, PREEMPHASIS, FilterBank
 
-ROUNDS = 32  # of Griffin-Lim
-MOST_SAMPLES, MOST_SECONDS = 3, 10.0  # that a page plays
+ITERATIONS = 32  # of Griffin-Lim
+MOST_SAMPLES, MOST_SECONDS = 3, 10.0  # on a page
 
 
 def to_wave(logmel: Tensor, bank: FilterBank) -> Tensor:
     """Log-mel (R, T, F) -> (R, samples) whose spectrogram is near it; NaN is silence.
 
     The mel triangles are inverted by least squares, without negative power, pre-emphasis is undone, and phases are
-    found by Griffin and Lim's rounds (1984; torchaudio). What the filter bank threw away, phases and fine detail of
-    the spectrum, is not in it: the input sounds metallic too.
+    estimated by Griffin and Lim (1984; torchaudio). The filter bank keeps neither phases nor the fine detail of the
+    spectrum, so the input sounds metallic too.
     """
     from torchaudio.functional import griffinlim
 
@@ -37,7 +37,7 @@ def to_wave(logmel: Tensor, bank: FilterBank) -> Tensor:
     power = torch.nn.functional.pad(power, (0, 1)).transpose(1, 2)
     with seeded("griffin-lim"):
         return griffinlim(
-            power, window, bank.padded, bank.hop, bank.window, power=2.0, n_iter=ROUNDS, momentum=0.99,
+            power, window, bank.padded, bank.hop, bank.window, power=2.0, n_iter=ITERATIONS, momentum=0.99,
             length=None, rand_init=True,
         )  # fmt: skip
 
@@ -48,11 +48,12 @@ def player(columns: Mapping[str, Tensor], bank: FilterBank) -> str | None:
         return None
     chosen = {name: columns[name] for name in (list(columns)[0], list(columns)[-1])}
     frames = bank.frames(round(MOST_SECONDS * bank.rate))
-    waves = {name: to_wave(one[:MOST_SAMPLES, :frames], bank) for name, one in chosen.items()}
+    waves = {name: to_wave(logmel[:MOST_SAMPLES, :frames], bank) for name, logmel in chosen.items()}
     rows = []
     for row in range(len(next(iter(waves.values())))):
-        loudest = max(float(one[row].abs().max()) for one in waves.values())
-        cells = "".join(f"<td>{_audio(one[row] / max(loudest, 1e-6) * 0.9, bank.rate)}</td>" for one in waves.values())
+        loudest = max(float(wave[row].abs().max()) for wave in waves.values())
+        peak = max(loudest, 1e-6)
+        cells = "".join(f"<td>{_audio(wave[row] / peak * 0.9, bank.rate)}</td>" for wave in waves.values())
         rows.append(f"<tr><th>{row + 1}</th>{cells}</tr>")
     heads = "".join(f"<th>{escape(' '.join(name.split()))}</th>" for name in waves)
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,12 +37,12 @@ def open_audio(
     truncated: Truncated = "refuse",
     memory: bool = False,
 ) -> Source:
-    """The source for ``data.root`` and ``data.list``; which kind it is follows from what is there.
+    """The source for ``data.root`` and ``data.list``, by what they are.
 
-    A folder is searched through; where files lie in folders of exactly one level, those are the classes. A list
+    A folder is searched recursively; where all files lie in folders of exactly one level, those are the classes. A list
     (``data.list``, or a .json, .csv, .tsv or .txt file as root) is a table of paths and labels, JSON of AST and
     CAV-MAE, or a fairseq manifest. Any other file as root is one recording. Long recordings are never read whole: a
-    sample takes a part (the modality's ``crop``), or with ``slide`` every window is a sample. Raises
+    sample is a part (the modality's ``crop``), or with ``slide`` every window is a sample. Raises
     :class:`MaemmError` where there is nothing to read.
 
     Options
@@ -50,37 +50,38 @@ def open_audio(
         extensions: endings of the files to take from a folder; null: those of sound files
         labels: label file of a JSON list (index,mid,display_name); null: the labels that occur
         split: all, or a part of a Speech Commands tree: train, validation or testing
-        slide: seconds of a window; every recording becomes one window or more; null: a recording is a sample
-        hop: seconds from window to window; null: as slide
-        truncated: refuse or read files that end before their header says
+        slide: seconds of a sliding window, each a sample; null: a recording is a sample
+        hop: seconds from window to window; null: slide
+        truncated: refuse or read files that are shorter than their header says
         memory: decode each recording once and keep it, in every worker: for small data sets and many epochs
     """
     for key, value in (("slide", slide), ("hop", hop)):
         if value is not None and value <= 0:
             raise MaemmError(f"{key} is {value:g} s (data.source.{key}); give more than 0")
-    found = _listed(root, list, endings(extensions, EXTENSIONS), labels, split)
+    listed = _listed(root, list, endings(extensions, EXTENSIONS), labels, split)
     if memory and slide is not None:
-        raise MaemmError("windows of long recordings are read when asked (data.source.slide); leave memory out")
-    clips = Clips(found, name=name, truncated=truncated, memory=memory)
+        raise MaemmError("windows of long recordings are read on demand (data.source.slide); leave memory out")
+    clips = Clips(listed, name=name, truncated=truncated, memory=memory)
     return clips if slide is None else Windows(clips, slide, hop or slide)
 
 
-def _listed(root: str | None, list: str | None, taken: tuple[str, ...], labels: str | None, split: Split) -> Listed:
+def _listed(root: str | None, list: str | None, suffixes: tuple[str, ...], labels: str | None, split: Split) -> Listed:
     if not root and not list:
         raise MaemmError("no sounds are given; set data.root to a folder or a file, or data.list to a list of paths")
-    folder = None if not root else existing(root, "data.root")
+    folder = existing(root, "data.root") if root else None
     if list:
         if folder is not None and not folder.is_dir():
             raise MaemmError(f"data.root is no folder ({root}); with data.list it is what the paths are relative to")
         return _read_list(existing(list, "data.list"), folder, labels)
+    assert folder is not None
     if folder.is_dir():
-        paths = speech_commands(folder, find_files(folder, taken), split)
+        paths = speech_commands(folder, find_files(folder, suffixes), split)
         if not paths:
-            raise MaemmError(f"no sound below the folder ({folder}); looked for files that end in {' '.join(taken)}")
+            raise MaemmError(f"no sound below the folder ({folder}); looked for files that end in {' '.join(suffixes)}")
         return Listed(folder, paths, *class_labels(paths))
     if folder.suffix.lower() in _LISTS:
         return _read_list(folder, None, labels)
-    if folder.suffix.lower() in (*taken, *VIDEO_EXTENSIONS):
+    if folder.suffix.lower() in (*suffixes, *VIDEO_EXTENSIONS):
         return Listed(folder.parent, [folder.name])
     raise MaemmError(
         f"data.root is a file of no known kind ({root}); give a sound, a folder of sounds, or a list "
@@ -105,74 +106,67 @@ class Clips(Files):
         labels = listed.labels if listed.multilabel is None else [tuple(row) for row in listed.multilabel]
         super().__init__(listed.home, listed.paths, labels, listed.classes, name=name)
         self.truncated, self._unknown = truncated, listed.unknown
-        self._kept: dict[bytes, Wave] | None = {} if memory else None
+        self._decoded: dict[bytes, Wave] | None = {} if memory else None
 
     def open(self, path: bytes, rng: Rng) -> Recording | Wave:
-        """The recording; with ``memory`` its samples, decoded when it is first asked for."""
-        if self._kept is None:
+        """The recording; with ``memory`` its samples, decoded once."""
+        if self._decoded is None:
             return Recording.open(path, self.truncated)
-        if path not in self._kept:
+        if path not in self._decoded:
             whole = Recording.open(path, self.truncated)
-            self._kept[path] = Wave(whole.read(0, whole.length), whole.rate)
-        return self._kept[path]
+            self._decoded[path] = Wave(whole.read(0, whole.length), whole.rate)
+        return self._decoded[path]
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": None if self._kept is None else {}}  # each process decodes its own
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_decoded": None if self._decoded is None else {}}  # each process decodes its own
 
     def read(self, index: int, rng: Rng) -> Sample:
         self.check_label(index)
         return super().read(index, rng)
 
     def check_label(self, index: int) -> None:
-        """Raises ValueError where the list names a label that the label file does not know."""
+        """Raises ValueError where a label of the sample is not in the label file."""
         if index in self._unknown:
             raise ValueError(f"its label {self._unknown[index]!r} is not in the label file (data.source.labels)")
-
-    def labels_of(self, index: int) -> list[int]:
-        """All labels of a sample, of those that have several too."""
-        label = self.label(index)
-        return [] if label is None else [*label] if isinstance(label, tuple) else [label]
 
 
 class Windows(Source):
     """Windows of ``seconds`` every ``hop`` of the recordings of ``clips``; the last one of each ends at its end.
 
-    Opening reads all headers. A recording that cannot be opened is one window, which is unreadable when its turn comes.
+    Opening reads all headers. A recording that cannot be opened counts as one window, which is then unreadable.
     """
 
     def __init__(self, clips: Clips, seconds: float, hop: float):
         self.clips, self.seconds, self.hop = clips, seconds, hop
         self.classes, self.multilabel = clips.classes, clips.multilabel
-        counts = [self._count(self._length(index)) for index in range(len(clips))]
+        counts = [self._count(index) for index in range(len(clips))]
         self._ends = np.cumsum(counts, dtype=np.int64)
 
-    def _length(self, index: int) -> float:
-        """Seconds of a recording; 0 where it cannot be opened."""
+    def _count(self, clip: int) -> int:
+        """Windows of a recording."""
         try:
-            return self._open(index).seconds
-        except Exception:  # whatever a broken file does; it is told when the window is read
-            return 0.0
+            length = self._open(clip).seconds
+        except Exception:  # of any kind: the reason is reported when the window is read
+            return 1
+        return 1 + max(0, int(np.ceil((length - self.seconds) / self.hop - 1e-9)))
 
     def _open(self, clip: int) -> Recording:
         return Recording.open(os.path.join(self.clips.folder, self.clips.path(clip)), self.clips.truncated)
 
-    def _count(self, length: float) -> int:
-        return 1 + max(0, int(np.ceil((length - self.seconds) / self.hop - 1e-9)))
-
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def place(self, index: int) -> tuple[int, float]:
+    def position(self, index: int) -> tuple[int, float]:
         """(number of the recording, second at which the window starts)."""
         clip = int(np.searchsorted(self._ends, index, side="right"))
         return clip, (index - (int(self._ends[clip - 1]) if clip else 0)) * self.hop
 
     def name(self, index: int) -> str:
-        clip, start = self.place(index)
+        clip, start = self.position(index)
         return f"{self.clips.name(clip)}@{start:g}s"
 
     def read(self, index: int, rng: Rng) -> Sample:
-        clip, start = self.place(index)
+        clip, start = self.position(index)
         self.clips.check_label(clip)
         whole = self._open(clip)
         start = max(0.0, min(start, whole.seconds - self.seconds))
@@ -180,7 +174,7 @@ class Windows(Source):
         return Sample({self.clips.modality: part}, self.name(index), self.clips.label(clip))
 
     def label(self, index: int) -> Label | None:
-        return self.clips.label(self.place(index)[0])
+        return self.clips.label(self.position(index)[0])
 
     def fingerprint(self) -> str:
         return fingerprint("windows", self.clips.fingerprint(), self.seconds, self.hop, self._ends)

@@ -12,20 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maemm.contract import Decoder, Latents, Modality, ModalityInput
+from maemm.contract import Decoder, Latents, Modality, ModalityInput, Plan
 from maemm.contract.errors import MaemmError
 from maemm.model.blocks import check_width, init_linear
 
 LOWEST_TAU, LEAST_NORM = 0.01, 1e-6
-ACROSS = -100.0  # added between tokens that only the cyclic shift made neighbours, as published
-NOWHERE = -1e4  # added where there is no token
+ACROSS = -100.0  # added between tokens that are neighbours only through the cyclic shift, as published
+BIAS_DROPOUT = 0.1  # in the MLP of the position bias, as published
+NOWHERE = -1e4  # added for padding
 
 
 class Window(Decoder):
-    """Fill the lattice with mask tokens, put visible ones in place, attend in windows (AudioMAE, section 3.1).
+    """Mask tokens and visible tokens on their lattice, attention in windows (AudioMAE, section 3.1).
 
-    Prefix tokens have no place on a lattice and are dropped. Takes any lattice of two axes: it is padded to whole
-    windows, and what is padding is not attended to. Several modalities are decoded each by itself.
+    Prefix tokens have no position on the lattice and are dropped. Any lattice of two axes is padded to whole windows;
+    padding is not attended to. Several modalities are decoded each by itself.
 
     Options
         dim: width
@@ -36,7 +37,6 @@ class Window(Decoder):
         mlp_ratio: hidden width of the MLP over the width
         eps: of the layer norms
         bias_hidden: hidden width of the MLP that makes the relative bias
-        bias_dropout: in that MLP
     """
 
     def __init__(
@@ -53,7 +53,6 @@ class Window(Decoder):
         mlp_ratio: float = 4.0,
         eps: float = 1e-6,
         bias_hidden: int = 384,
-        bias_dropout: float = 0.1,
     ):
         super().__init__()
         check_width(dim, heads, "decoder")
@@ -66,7 +65,7 @@ class Window(Decoder):
         self.project = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.blocks = nn.ModuleList(
-            WindowBlock(dim, heads, window, shift if number % 2 else (0, 0), mlp_ratio, eps, bias_hidden, bias_dropout)
+            WindowBlock(dim, heads, window, shift if number % 2 else (0, 0), mlp_ratio, eps, bias_hidden)
             for number in range(depth)
         )
         self.norm = nn.LayerNorm(dim, eps=eps)
@@ -76,54 +75,55 @@ class Window(Decoder):
     def forward(
         self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
     ) -> dict[str, Tensor]:
-        return {name: self._one(name, latents, one, modalities[name]) for name, one in inputs.items()}
+        return {name: self._decode(name, latents, x, modalities[name]) for name, x in inputs.items()}
 
-    def _one(self, name: str, latents: Latents, one: ModalityInput, modality: Modality) -> Tensor:
-        grid, every = one.tokens.grid, one.tokens.everything()
+    def _decode(self, name: str, latents: Latents, inputs: ModalityInput, modality: Modality) -> Tensor:
+        tokens, plan = inputs.tokens, inputs.plan
+        grid, index = tokens.grid, tokens.everything()
         if grid is None or len(grid) != 2:
             raise MaemmError(f"the window decoder needs tokens on a lattice of two axes, {name!r} has {grid}")
-        seen = self.project(latents.tokens[name])
-        x = self._filled(seen, one, every.shape[1])
-        x = x + modality.position(one.tokens, every, "decoder").to(x.dtype)
-        valid = one.tokens.valid
-        if valid is not None and one.tokens.rows is not None:
-            valid = valid[one.tokens.rows]
+        x = self._filled(self.project(latents.tokens[name]), plan, index.shape[1])
+        x = x + modality.position(tokens, index, "decoder").to(x.dtype)
+        valid = tokens.valid
+        if valid is not None and tokens.rows is not None:
+            valid = valid[tokens.rows]
         x, lattice = x.unflatten(1, grid), Lattice(grid, self.window, valid, x)
         x = lattice.pad(x)
         for block in self.blocks:
             x = block(x, lattice)
         x = x[:, : grid[0], : grid[1]].flatten(1, 2)
-        predicted = x.gather(1, one.plan.predict[..., None].expand(-1, -1, self.dim))
+        predicted = x.gather(1, plan.predict[..., None].expand(-1, -1, self.dim))
         return self.heads[name](self.norm(predicted))
 
-    def _filled(self, seen: Tensor, one: ModalityInput, count: int) -> Tensor:
-        """(R, N, D): visible tokens in their places, mask tokens elsewhere."""
-        place = one.plan.visible
-        if one.plan.visible_valid is not None:  # padding goes behind the last token and is cut off
-            place = place.masked_fill(~one.plan.visible_valid, count)
-        x = self.mask_token.to(seen.dtype).expand(seen.shape[0], count + 1, -1)
-        return x.scatter(1, place[..., None].expand_as(seen), seen)[:, :count]
+    def _filled(self, visible: Tensor, plan: Plan, count: int) -> Tensor:
+        """(R, V, D) -> (R, N, D): visible tokens at their positions, mask tokens elsewhere."""
+        position = plan.visible
+        if plan.visible_valid is not None:  # padding goes behind the last token and is cut off
+            position = position.masked_fill(~plan.visible_valid, count)
+        x = self.mask_token.to(visible.dtype).expand(visible.shape[0], count + 1, -1)
+        return x.scatter(1, position[..., None].expand_as(visible), visible)[:, :count]
 
 
 class Lattice:
-    """A lattice padded to whole windows: what each block's attention adds where tokens may not see each other."""
+    """A lattice padded to whole windows, and the attention masks between tokens that may not see each other."""
 
-    def __init__(self, grid: tuple[int, int], window: tuple[int, int], valid: Tensor | None, like: Tensor):
+    def __init__(self, grid: tuple[int, ...], window: tuple[int, ...], valid: Tensor | None, like: Tensor):
         self.window = window
         self.padding = tuple(-side % length for side, length in zip(grid, window, strict=True))
-        self.size = tuple(side + more for side, more in zip(grid, self.padding, strict=True))
-        self.like, self.real = like, None
+        self.size = tuple(side + extra for side, extra in zip(grid, self.padding, strict=True))
+        self.like = like
+        self.real: Tensor | None = None  # (R or 1, *size, 1) float, 0 for padding; None: no padding
         if valid is not None or any(self.padding):
             real = torch.ones(1, *grid, device=like.device) if valid is None else valid.float().unflatten(1, grid)
             self.real = F.pad(real, (0, self.padding[1], 0, self.padding[0]))[..., None]
-        self._added: dict[tuple[int, int], Tensor | None] = {}
+        self._added: dict[tuple[int, ...], Tensor | None] = {}
 
     def pad(self, x: Tensor) -> Tensor:
         """(R, *grid, D) -> (R, *size, D)."""
         return F.pad(x, (0, 0, 0, self.padding[1], 0, self.padding[0])) if any(self.padding) else x
 
     def windows(self, x: Tensor) -> Tensor:
-        """(R, *size, D) -> (R, windows, tokens of one, D)."""
+        """(R, *size, D) -> (R, windows, L, D), L tokens per window."""
         (rows, columns), (high, wide) = self.size, self.window
         x = x.reshape(x.shape[0], rows // high, high, columns // wide, wide, x.shape[-1])
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
@@ -134,18 +134,18 @@ class Lattice:
         x = x.reshape(x.shape[0], rows // high, columns // wide, high, wide, x.shape[-1])
         return x.transpose(2, 3).reshape(x.shape[0], rows, columns, x.shape[-1])
 
-    def added(self, shift: tuple[int, int]) -> Tensor | None:
-        """(R or 1, windows, 1, tokens, tokens) to add to the attention of shifted windows; None: nothing."""
+    def added(self, shift: tuple[int, ...]) -> Tensor | None:
+        """(R or 1, windows, 1, L or 1, L) to add to the attention logits of shifted windows; None: nothing."""
         if shift not in self._added:
             parts = [self._wrap(shift)] if any(shift) else []
             if self.real is not None:
-                real = self.windows(turned(self.real, shift))[..., 0]
+                real = self.windows(rolled(self.real, shift))[..., 0]
                 parts.append((1 - real)[:, :, None, None, :] * NOWHERE)
-            self._added[shift] = sum(parts).to(self.like.dtype) if parts else None
+            self._added[shift] = sum(parts[1:], parts[0]).to(self.like.dtype) if parts else None
         return self._added[shift]
 
-    def _wrap(self, shift: tuple[int, int]) -> Tensor:
-        """Tokens that came round an edge stand beside those of the other edge, which are no neighbours."""
+    def _wrap(self, shift: tuple[int, ...]) -> Tensor:
+        """Mask between tokens of opposite edges, which the cyclic shift puts side by side."""
         rows, columns = (
             torch.arange(side, device=self.like.device) >= side - step if step else torch.zeros(side).bool()
             for side, step in zip(self.size, shift, strict=True)
@@ -155,8 +155,8 @@ class Lattice:
         return (region[..., :, None] != region[..., None, :]).float()[:, :, None] * ACROSS
 
 
-def turned(x: Tensor, shift: tuple[int, int]) -> Tensor:
-    """(R, *size, D) moved back by ``shift``, what falls off the edge coming in at the other."""
+def rolled(x: Tensor, shift: tuple[int, ...]) -> Tensor:
+    """(R, *size, D) rolled back by ``shift``."""
     return x.roll((-shift[0], -shift[1]), dims=(1, 2)) if any(shift) else x
 
 
@@ -167,34 +167,33 @@ class WindowBlock(nn.Module):
         self,
         dim: int,
         heads: int,
-        window: tuple[int, int],
-        shift: tuple[int, int],
+        window: tuple[int, ...],
+        shift: tuple[int, ...],
         mlp_ratio: float,
         eps: float,
         bias_hidden: int,
-        bias_dropout: float,
     ):
         super().__init__()
         self.shift = shift
-        self.attn = WindowAttention(dim, heads, window, bias_hidden, bias_dropout)
+        self.attn = WindowAttention(dim, heads, window, bias_hidden)
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio), dim, nn.GELU())
 
     def forward(self, x: Tensor, lattice: Lattice) -> Tensor:
-        inside = self.attn(lattice.windows(turned(x, self.shift)), lattice.added(self.shift))
-        x = x + self.norm1(turned(lattice.whole(inside), (-self.shift[0], -self.shift[1])))
+        inside = self.attn(lattice.windows(rolled(x, self.shift)), lattice.added(self.shift))
+        x = x + self.norm1(rolled(lattice.whole(inside), (-self.shift[0], -self.shift[1])))
         return x + self.norm2(self.mlp(x))
 
 
 class WindowAttention(nn.Module):
-    """Scaled cosine attention inside windows, with a bias by relative place."""
+    """Scaled cosine attention inside windows, with a bias by relative position."""
 
-    def __init__(self, dim: int, heads: int, window: tuple[int, int], bias_hidden: int, bias_dropout: float):
+    def __init__(self, dim: int, heads: int, window: tuple[int, ...], bias_hidden: int):
         super().__init__()
         self.heads, self.window = heads, window
         self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.tau = nn.Parameter(torch.ones(heads))
-        self.meta_mlp = Mlp(2, bias_hidden, heads, nn.ReLU(), bias_dropout)
+        self.meta_mlp = Mlp(2, bias_hidden, heads, nn.ReLU(), BIAS_DROPOUT)
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(R, windows, L, D) -> the same; ``added`` (R or 1, windows, 1, L, L) to the logits."""
@@ -208,16 +207,16 @@ class WindowAttention(nn.Module):
         return self.proj(mixed.transpose(-2, -3).flatten(-2))
 
     def bias(self) -> Tensor:
-        """(heads, L, L): the MLP of sign(d) log(1 + |d|), d = place of the query minus place of the key."""
+        """(heads, L, L): the MLP of sign(d) log(1 + |d|), d = position of the query minus that of the key."""
         like = self.tau
         sides = [torch.arange(side, device=like.device, dtype=like.dtype) for side in self.window]
-        place = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, 1)
-        offset = place[:, None] - place[None]
+        position = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, 1)
+        offset = position[:, None] - position[None]
         return self.meta_mlp(offset.sign() * offset.abs().log1p()).movedim(-1, 0)
 
 
 class Mlp(nn.Module):
-    """Linear, activation, linear; dropout behind both."""
+    """Linear, activation, linear; dropout after each linear layer."""
 
     def __init__(self, width: int, hidden: int, out: int, activation: nn.Module, dropout: float = 0.0):
         super().__init__()

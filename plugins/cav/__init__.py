@@ -1,11 +1,11 @@
-"""Pictures with sound: CAV-MAE's weights, lists and classifier. What its model is made of are parts of the core."""
+"""Images with sound: weights, lists and classifier of CAV-MAE, whose model is built of parts of the core."""
 
 from maemm.registry import Plugin
 
 plugin = Plugin(
     name="cav",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="images with sound: CAV-MAE",
     sources={"frames": "sources:open_frames", "clips": "sources:open_clips", "movies": "movies:open_movies"},
     heads={"cav": "heads:StreamHead"},

@@ -1,4 +1,4 @@
-"""The classifier of fine-tuned CAV-MAE: one layer, asked in five ways."""
+"""The classifier of fine-tuned CAV-MAE: one layer on five kinds of features."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from torch import Tensor, nn
 
 from maemm.contract import Head, ModalityInput
 from maemm.contract.errors import MaemmError
-from maemm.model.encoders.streams import Streams, Tower
+from maemm.model.encoders.streams import Streams
+from maemm.model.model import Model
 from maemm.model.pooling import mean_of_tokens
 
-#: modality -> what the published code calls answers from it alone
+#: modality -> the published name of predictions from it alone
 MODES = {"audio": "audioonly", "image": "videoonly"}
 
 
 class StreamHead(Head):
     """Mean of the tokens of a pass, norm, linear (CAV-MAE, fine-tuning code).
 
-    ``multimodal`` is the joint pass. ``audioonly`` and ``videoonly`` are the own streams. ``missingaudioonly`` and
-    ``missingvideoonly`` are for samples without the other modality: the mean of the own stream and of the joint
-    blocks with their shared norms.
+    ``multimodal`` is the joint pass, ``audioonly`` and ``videoonly`` are the single streams. ``missingaudioonly`` and
+    ``missingvideoonly`` are for samples without the other modality: the mean of the single stream and of the pass
+    through the joint blocks with their shared norms.
 
     Options
         classes: outputs
@@ -33,27 +34,26 @@ class StreamHead(Head):
         self.norm = nn.LayerNorm(encoder_dim, eps=eps)
         self.linear = nn.Linear(encoder_dim, classes)
 
-    def features(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """{way of asking: (B, D)}, as many as the modalities of the batch allow."""
+    def features(self, model: Model, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """{mode: (B, D)} of all modes that the modalities of the batch allow."""
         encoder = model.encoder
         if not isinstance(encoder, Streams):
             raise MaemmError(f"head cav needs encoder streams, not {type(encoder).__name__} (encoder.type)")
         inputs = model.everything(batch)
-        towers = {name: encoder.tower(name, one, model.modalities[name]) for name, one in inputs.items()}
-        found = {}
+        towers = {name: encoder.tower(name, x, model.modalities[name]) for name, x in inputs.items()}
+        features: dict[str, Tensor] = {}
         for name, mode in MODES.items():
             if name in towers:
-                own = _mean(encoder.join([towers[name]], name), [inputs[name]])
+                single = _mean(encoder.join([towers[name]], name), [inputs[name]])
                 shared = _mean(encoder.join([towers[name]]), [inputs[name]])
-                found |= {mode: own, f"missing{mode}": (own + shared) / 2}
+                features |= {mode: single, f"missing{mode}": (single + shared) / 2}
         if len(towers) > 1:
-            ordered: list[Tower] = list(towers.values())
-            found = {"multimodal": _mean(encoder.join(ordered), list(inputs.values())), **found}
-        return found
+            features = {"multimodal": _mean(encoder.join([*towers.values()]), [*inputs.values()]), **features}
+        return features
 
-    def forward(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def forward(self, model: Model, batch: dict[str, Any]) -> dict[str, Tensor]:
         return {mode: self.linear(self.norm(pooled)) for mode, pooled in self.features(model, batch).items()}
 
 
 def _mean(tokens: Tensor, inputs: list[ModalityInput]) -> Tensor:
-    return mean_of_tokens(tokens, [one.plan for one in inputs])
+    return mean_of_tokens(tokens, [x.plan for x in inputs])

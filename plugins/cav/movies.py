@@ -1,10 +1,10 @@
-"""Pictures and sound of video files: one pass over the file gives both, aligned in time."""
+"""Frames and sound of video files, decoded in one pass and aligned in time."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,15 @@ from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
 
 from ..audio.read import VIDEO_EXTENSIONS
-from .decode import Clip, Look, decode, seconds_of
+from .decode import Clip, Look, decode, last_step, seconds_of
 
-_MARGIN = 0.05  # seconds of sound behind the last picture: a filter bank's last window reaches beyond it
+_MARGIN = 0.05  # seconds of sound after the last frame, for the last window of a filter bank
 
 
 # --------------------------------------------------------------------------------------------------- the source
 @dataclass(frozen=True)
 class Names:
-    """Which modality gets what; None: nobody."""
+    """Names of the modalities, None where one is not read. The text is part of fingerprints."""
 
     image: str | None
     video: str | None
@@ -36,7 +36,7 @@ class Names:
 
 
 class Movies(Files):
-    """A video file per sample, of which a stretch of time is taken."""
+    """A video file per sample, of which an interval of time is read."""
 
     def __init__(
         self,
@@ -51,34 +51,30 @@ class Movies(Files):
         cache: Path | None,
     ):
         home, paths, labels, classes = listed
-        super().__init__(home, paths, labels, classes, name=names.video or names.image or names.audio)
+        super().__init__(home, paths, labels, classes, name=names.video or names.image or names.audio or "")
         self.names, self.look, self.seconds, self.fps, self.at, self.cache = names, look, seconds, fps, at, cache
         self.tta_views = tta_views
 
     def open(self, path: bytes, rng: Rng) -> dict[str, Any]:
-        """{modality: what its ``load`` takes}; a modality is missing where the file has no such track."""
+        """{modality: what its ``load`` expects}; without the modalities that the file has no track for."""
         at = float(rng.uniform("frame")[0]) if self.at is None else self.at
         return self._opened(os.fsdecode(path), float(rng.uniform("time")[0]), at)
 
-    def _opened(self, file: str, place: float, at: float) -> dict[str, Any]:
-        """``place`` in [0, 1): where the stretch begins; ``at``: its picture."""
+    def _opened(self, file: str, position: float, at: float) -> dict[str, Any]:
+        """``position`` in [0, 1): of the interval in the file; ``at``: of the image in the interval."""
         if self.cache is not None:
             clip = _cached(self.cache, file, self.look)
-            length = clip.times[-1] + _step(clip.times) if clip.times is not None else len(clip.sound) / clip.rate
-            start = place * max(0.0, length - (self.seconds or length))
+            start = position * max(0.0, clip.length - (self.seconds or clip.length))
         elif self.seconds is None:
             clip, start = decode(file, self.look), 0.0
         else:
-            start = place * max(0.0, seconds_of(file) - self.seconds)
+            start = position * max(0.0, seconds_of(file) - self.seconds)
             clip = decode(file, self.look, start, start + self.seconds + _MARGIN)
-        return self._cut(clip, start, at)
-
-    def _cut(self, clip: Clip, start: float, at: float) -> dict[str, Any]:
         raw: dict[str, Any] = {}
         stop = start + self.seconds if self.seconds else float("inf")
-        if clip.times is not None:
+        if clip.times is not None and clip.pictures is not None:
             shown = self._shown(clip.times, start)
-            start = max(float(clip.times[shown[0]]), 0.0)  # sound begins with the first picture
+            start = max(float(clip.times[shown[0]]), 0.0)  # sound begins with the first frame
             stop = start + self.seconds if self.seconds else float("inf")
             if self.names.video:
                 raw[self.names.video] = clip.pictures[shown]
@@ -88,34 +84,29 @@ class Movies(Files):
             end = clip.begin + len(clip.sound) / clip.rate
             raw[self.names.audio] = clip.heard(start, min(stop + _MARGIN, end))
         if not raw:
-            raise ValueError("has neither picture nor sound of what is asked for")
+            raise ValueError("has no track for any of these modalities")
         return raw
 
     def _shown(self, times: np.ndarray, start: float) -> np.ndarray:
-        """Numbers of the pictures of the stretch that begins at ``start``; the last one is repeated at the end."""
+        """Indices of the frames of the interval that begins at ``start``; the last one is repeated at the end."""
         first = max(int(np.searchsorted(times, start + 1e-6, side="right")) - 1, 0)
-        stop = times[first] + self.seconds if self.seconds else times[-1] + _step(times)
+        stop = times[first] + self.seconds if self.seconds else times[-1] + last_step(times)
         if self.fps is None:
             return np.arange(first, max(int(np.searchsorted(times, stop - 1e-6)), first + 1))
-        wanted = times[first] + np.arange(max(1, round((stop - times[first]) * self.fps))) / self.fps
-        return np.clip(np.searchsorted(times, wanted + 1e-6, side="right") - 1, first, len(times) - 1)
+        moments = times[first] + np.arange(max(1, round((stop - times[first]) * self.fps))) / self.fps
+        return np.clip(np.searchsorted(times, moments + 1e-6, side="right") - 1, first, len(times) - 1)
 
     def read(self, index: int, rng: Rng) -> Sample:
         raw = self.open(os.path.join(self.folder, self.path(index)), rng)
         return Sample(raw, self.name(index), self.label(index))
 
     def tta_view(self, index: int, number: int) -> Sample:
-        """The middle of the file, and the middle of one of ``tta_views`` equal parts of it as the picture."""
+        """The interval in the middle of the file; the image is the middle of part ``number`` of ``tta_views`` of it."""
         file = os.fsdecode(os.path.join(self.folder, self.path(index)))
         return Sample(self._opened(file, 0.5, (number + 0.5) / self.tta_views), self.name(index), self.label(index))
 
     def fingerprint(self) -> str:
         return fingerprint("movies", super().fingerprint(), self.names, self.look, self.seconds, self.fps, self.at)
-
-
-def _step(times: np.ndarray) -> float:
-    """Seconds for which the last picture is shown: as long as the one before."""
-    return float(times[-1] - times[-2]) if len(times) > 1 else 0.0
 
 
 def open_movies(
@@ -134,79 +125,75 @@ def open_movies(
     cache: str | None = None,
     extensions: Sequence[str] | None = None,
 ) -> Source:
-    """Videos with their sound, of a folder or a list of paths: pictures, clips and sound of the same moments.
+    """Videos with their sound, of a folder or a list of paths: images, clips and sound of the same moments.
 
-    What a file lacks, its sample lacks (``data.missing``). Raises :class:`MaemmError` where there is nothing to read.
+    A file without a track gives a sample without that modality (``data.missing``). Raises :class:`MaemmError` where
+    there is nothing to read.
 
     Options
-        image: name of the modality that gets one picture of each stretch; null: none
-        video: name of the modality that gets all its pictures, a whole number of them; null: none
+        image: name of the modality that gets one frame of each interval; null: none
+        video: name of the modality that gets all frames of the interval; null: none
         audio: name of the modality of the sounds; null: none
-        seconds: length of the stretch that is taken of each file, at random, drawn anew in every epoch; null: all
-        fps: pictures a second of clips, by their time stamps; null: those of the file
-        at: which picture of the stretch, as a share of it (0.5: the middle); null: a random one
-        tta_views: pictures of each file, evenly spread, over which evaluation takes a mean (maemm retrieve --views)
-        box: top, left, height and width in pixels of the part of each picture that is taken; null: all
-        shrink: blocks of this many pixels become one
-        cache: folder that keeps what has been decoded, for short files that are read often; null: decode each time
-        extensions: endings of the files to take from a folder; null: those of all known kinds
+        seconds: length of the interval that is read of each file, a random one in every epoch; null: all
+        fps: frames per second of clips, by their time stamps; null: those of the file
+        at: which frame of the interval, as a fraction of it (0.5: the middle); null: a random one
+        tta_views: evenly spaced frames of each file that evaluation averages over (maemm retrieve --views)
+        box: top, left, height and width in pixels of the part of each frame that is used; null: all
+        shrink: factor by which frames are made smaller, by averaging
+        cache: folder for decoded files, for short files that are read often; null: decode each time
+        extensions: endings of the files to read from a folder; null: those of all known kinds
     """
     for key, value in (("seconds", seconds), ("fps", fps), ("shrink", shrink), ("views", tta_views)):
         if value is not None and value <= 0:
             raise MaemmError(f"{key} is {value:g} (data.source.{key}); give more than 0")
     if at is not None and not 0 <= at <= 1:
-        raise MaemmError(f"at is {at:g} (data.source.at); give a share from 0 to 1, or null for a random picture")
+        raise MaemmError(f"at is {at:g} (data.source.at); give a fraction from 0 to 1, or null for a random frame")
     if box is not None and (len(box) != 4 or min(box) < 0 or min(box[2:]) < 1):
         raise MaemmError(f"box is {[*box]} (data.source.box); give top, left, height and width in pixels")
-    wanted = [one for one in (image, video, audio) if one]
-    if not wanted or len(set(wanted)) < len(wanted):
+    names = [name for name in (image, video, audio) if name]
+    if not names or len(set(names)) < len(names):
         raise MaemmError("a video gives one modality or more, each another name (data.source.image, video, audio)")
-    look = Look(None if box is None else tuple(box), shrink)
-    kept = None if cache is None else Path(cache).expanduser()
+    look = Look(None if box is None else (box[0], box[1], box[2], box[3]), shrink)
+    folder = None if cache is None else Path(cache).expanduser()
     listed = _listed(root, list, endings(extensions, VIDEO_EXTENSIONS))
     return Movies(
-        listed, Names(image, video, audio), look, seconds=seconds, fps=fps, at=at, tta_views=tta_views, cache=kept
+        listed, Names(image, video, audio), look, seconds=seconds, fps=fps, at=at, tta_views=tta_views, cache=folder
     )
 
 
-def _listed(root: str | None, list: str | None, taken: tuple[str, ...]) -> tuple[Path, list[str], Any, Any]:
+def _listed(root: str | None, list: str | None, suffixes: tuple[str, ...]) -> tuple[Path, list[str], Any, Any]:
     if not root and not list:
         raise MaemmError("no videos are given; set data.root to a folder or a video, or data.list to a list of paths")
-    folder = None if not root else existing(root, "data.root")
+    folder = existing(root, "data.root") if root else None
     if list:
-        return read_list(existing(list, "data.list"), folder, taken)
+        return read_list(existing(list, "data.list"), folder, suffixes)
+    assert folder is not None
     if not folder.is_dir():
         return folder.parent, [folder.name], None, None
-    paths = find_files(folder, taken)
+    paths = find_files(folder, suffixes)
     if not paths:
-        raise MaemmError(f"no video below the folder ({folder}); looked for files that end in {' '.join(taken)}")
-    return (folder, paths, *class_labels(paths))
+        raise MaemmError(f"no video below the folder ({folder}); looked for files that end in {' '.join(suffixes)}")
+    labels, classes = class_labels(paths)
+    return folder, paths, labels, classes
 
 
 # ---------------------------------------------------------------------------------------------------- the cache
 def _cached(folder: Path, path: str, look: Look) -> Clip:
-    """The whole file, decoded once; a file that changes is decoded anew."""
+    """The whole file, decoded once; a file that has changed is decoded again."""
     status = os.stat(path)
     key = f"{os.path.abspath(path)}\x1f{status.st_size}\x1f{status.st_mtime_ns}\x1f{look}".encode(
         "utf-8", "surrogateescape"
     )
-    place = folder / f"{hashlib.blake2b(key, digest_size=12).hexdigest()}.safetensors"
+    target = folder / f"{hashlib.blake2b(key, digest_size=12).hexdigest()}.safetensors"
     try:
-        values = load_file(place)
+        values = load_file(target)
         rate, begin = values.pop("clock")
         return Clip(**values, rate=int(rate), begin=float(begin))
     except (OSError, SafetensorError, KeyError, TypeError):
-        pass  # not there yet, or not whole: decode
+        pass  # not there yet, or incomplete: decode
     clip = decode(path, look)
     folder.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".{place.name}.{os.getpid()}")
-    save_file(dict(_arrays(clip)), beside)
-    os.replace(beside, place)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    save_file(clip.arrays(), temporary)
+    os.replace(temporary, target)
     return clip
-
-
-def _arrays(clip: Clip) -> Iterator[tuple[str, np.ndarray]]:
-    for name in ("times", "pictures", "sound"):
-        if getattr(clip, name) is not None:
-            yield name, np.ascontiguousarray(getattr(clip, name))
-    yield "clock", np.array([clip.rate, clip.begin])

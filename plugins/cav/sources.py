@@ -1,4 +1,4 @@
-"""Pictures with their sound: JSON lists with stores of frames (CAV-MAE), and frames taken from videos directly."""
+"""Images with their sound: JSON lists with stored frames (CAV-MAE), and frames decoded from videos."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.files import existing, fingerprint
 
+from .._images.load import read_image
 from ..audio.manifests import read_json
 from ..audio.sources import Clips
-from ..image.load import read_image
 from ..video.sources import open_videos
 
 
 class FramesOfVideos(Source):
-    """One frame of each video: a random one, drawn anew each time, or the one at a share of its length."""
+    """One frame of each video: at the fraction ``at`` of its length, or with None a random one in every epoch."""
 
     def __init__(self, videos: Source, name: str, at: float | None):
         self.videos, self.modality, self.at, self.classes = videos, name, at, videos.classes
@@ -37,9 +35,9 @@ class FramesOfVideos(Source):
         sample = self.videos.read(index, rng)
         (video,) = sample.raw.values()
         if not len(video):
-            raise ValueError("has no pictures")
-        at = float(rng.uniform("frame")[0]) if self.at is None else self.at
-        (frame,) = video.frames_at([min(int(at * len(video)), len(video) - 1)])
+            raise ValueError("has no frames")
+        fraction = float(rng.uniform("frame")[0]) if self.at is None else self.at
+        (frame,) = video.frames_at([min(int(fraction * len(video)), len(video) - 1)])
         return Sample({self.modality: frame}, sample.id, sample.label)
 
     def fingerprint(self) -> str:
@@ -54,25 +52,27 @@ def open_frames(
     at: float | None = None,
     videos: dict[str, Any] | None = None,
 ) -> Source:
-    """Frames of videos as pictures; ``data.root`` and ``data.list`` as the source of videos takes them.
+    """Frames of videos as images; ``data.root`` and ``data.list`` are those of the source of videos.
 
     Options
-        name: the modality that the pictures are for
-        at: which frame, as a share of the video (0.5: the middle); null: a random one, drawn anew in every epoch
+        name: the modality that the images are for
+        at: which frame, as a fraction of the video (0.5: the middle); null: a random one in every epoch
         videos: options of the source of videos
     """
     if at is not None and not 0 <= at <= 1:
-        raise MaemmError(f"at is {at:g} (data.source.at); give a share from 0 to 1, or null for a random frame")
+        raise MaemmError(f"at is {at:g} (data.source.at); give a fraction from 0 to 1, or null for a random frame")
     return FramesOfVideos(open_videos(root, list, **(videos or {})), name, at)
 
 
 class Clipped(Source):
     """A sound and one of its stored frames: ``FOLDER/frame_3/ID.jpg``."""
 
-    def __init__(self, sounds: Clips, stores: list[tuple[str, str]], frames: int, frame: int | None, names: dict):
+    def __init__(
+        self, sounds: Clips, stores: list[tuple[str, str]], frames: int, frame: int | None, names: dict[str, str]
+    ):
         self.sounds, self.stores, self.frames, self.frame, self.names = sounds, stores, frames, frame, names
         self.classes, self.multilabel = sounds.classes, sounds.multilabel
-        self.tta_views = frames if frame is None else 1  # a classifier is asked about every frame with the same sound
+        self.tta_views = frames if frame is None else 1  # a classifier averages over all frames with the same sound
 
     def __len__(self) -> int:
         return len(self.sounds)
@@ -88,20 +88,20 @@ class Clipped(Source):
         return self._sample(index, number if self.frame is None else self.frame, Rng(("view", index)))
 
     def _sample(self, index: int, number: int, rng: Rng) -> Sample:
-        heard = self.sounds.read(index, rng)
+        sound = self.sounds.read(index, rng)
         folder, video = self.stores[index]
         path = os.path.join(folder, f"frame_{number}", f"{video}.jpg")
         try:
-            seen: np.ndarray = read_image(os.fsencode(path), 255)
+            image = read_image(os.fsencode(path), 255)
         except (OSError, ValueError) as error:
             raise ValueError(f"its frame {number} cannot be read: {error}") from error
-        raw = {self.names["audio"]: heard.raw[self.sounds.modality], self.names["image"]: seen}
-        return Sample(raw, video, heard.label)
+        raw = {self.names["audio"]: sound.raw[self.sounds.modality], self.names["image"]: image}
+        return Sample(raw, video, sound.label)
 
     def label(self, index: int) -> Label | None:
         return self.sounds.label(index)
 
-    def files(self) -> Iterator[str | bytes | os.PathLike]:
+    def files(self) -> Iterator[str | bytes | os.PathLike[str]]:
         yield from self.sounds.files()
         for folder, video in self.stores:
             for number in range(self.frames):
@@ -123,28 +123,29 @@ def open_clips(
 ) -> Source:
     """CAV-MAE's lists: ``{"data": [{"video_id", "wav", "video_path", "labels"}, ...]}`` with stored frames.
 
-    Relative paths are relative to ``data.root``, or to the list. A frame that is missing makes the sample unreadable,
-    it is never replaced by another one or by grey. Raises :class:`MaemmError` for lists that are none.
+    Relative paths are relative to ``data.root``, or to the list. A missing frame makes the sample unreadable; it
+    is not replaced by another frame. Raises :class:`MaemmError` for a file that is no such list.
 
     Options
-        frames: how many frames each clip has in the store
-        frame: the one that is taken (5: the middle of ten); null: a random one, drawn anew in every epoch
+        frames: stored frames of each clip
+        frame: the one to read (5: the middle of ten); null: a random one in every epoch
         labels: label file (index,mid,display_name); null: the labels that occur
         audio: name of the modality of the sounds
-        image: name of the modality of the pictures
+        image: name of the modality of the images
     """
     if not list:
         raise MaemmError("no clips are given; set data.list to a JSON list of wav, video_path and video_id")
     if frames < 1 or (frame is not None and not 0 <= frame < frames):
         raise MaemmError(f"there is no frame {frame} of {frames} (data.source.frame); give 0 to {frames - 1}")
     file = existing(list, "data.list")
-    home = None if not root else existing(root, "data.root")
-    found = read_json(file, home, None if labels is None else existing(labels, "data.source.labels"))
-    return Clipped(Clips(found, name=audio), _stores(file, found.home), frames, frame, {"audio": audio, "image": image})
+    home = existing(root, "data.root") if root else None
+    listed = read_json(file, home, None if labels is None else existing(labels, "data.source.labels"))
+    sounds, stores = Clips(listed, name=audio), _stores(file, listed.home)
+    return Clipped(sounds, stores, frames, frame, {"audio": audio, "image": image})
 
 
 def _stores(file: Path, home: Path) -> list[tuple[str, str]]:
-    """(folder of the store, id) of each entry."""
+    """(folder of the frames, video id) of each entry."""
     content = json.loads(file.read_text(encoding="utf-8"))
     rows = content["data"] if isinstance(content, dict) else content
     stores = []

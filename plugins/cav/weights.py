@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from maemm.contract import CheckpointFormat
@@ -15,20 +14,22 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.patches import conv_to_linear, linear_to_conv
 from maemm.weights.layout import blocks_of, depth_of, rename, require
 
-LETTERS = {"a": "audio", "v": "image"}
-#: every published block carries the norms of all passes; those of trunks and decoder blocks are never used
+from .._layouts.mae import normalize_of
+
+LETTERS = {"a": "audio", "v": "image"}  # suffix of published names -> modality
+#: every published block has the norms of all passes; in trunks and decoder blocks they are unused
 UNUSED = re.compile(r"(blocks_[av]|decoder_blocks)\.\d+\.norm[12]_[av]\.")
 VECTOR = re.compile(r"(decoder_)?modality_[av]")
 EPS = 1e-5
-MELS = 128  # the published code takes no other
+MELS = 128  # fixed in the published code
 NEEDED = ("modality_a", "modality_v", "patch_embed_a.proj.weight", "blocks_u.0.norm1_a.weight", "norm_a.weight")
 
 
 class CAVMAE(CheckpointFormat):
     """Layout of the published CAV-MAE files.
 
-    Audio tokens run along time first (``order: mel_major``), tables are stored, single streams do not chain over
-    several joint blocks in pre-training, as published; feature extraction always chains.
+    Audio tokens are in the order ``mel_major``, position tables are stored, and in pre-training single streams do not
+    chain over several joint blocks, as published; feature extraction always chains.
     """
 
     name = "cavmae"
@@ -50,7 +51,7 @@ class CAVMAE(CheckpointFormat):
         require(state, NEEDED, self.name)
         extras = {key: value for key, value in state.items() if UNUSED.match(key)}
         ours = self._ours({key: value for key, value in state.items() if key not in extras})
-        normalize = {None: None, True: "patch", False: "none"}[norm_pix]
+        normalize = normalize_of(norm_pix)
         tuned = "mlp_head.1.weight" in state
         recipe: dict[str, Any] = {
             "modalities": {name: self._modality(state, letter, tuned) for letter, name in LETTERS.items()},
@@ -60,8 +61,8 @@ class CAVMAE(CheckpointFormat):
                 "streams": list(LETTERS.values()), "chain_streams": False,
             },
         }  # fmt: skip
-        for one in recipe["modalities"].values():
-            one |= {"normalize": normalize, "masking": {"type": "random", "ratio": mask_ratio}}
+        for modality in recipe["modalities"].values():
+            modality |= {"normalize": normalize, "masking": {"type": "random", "ratio": mask_ratio}}
         if tuned:
             recipe["head"] = {"type": "cav", "classes": state["mlp_head.1.weight"].shape[0], "eps": EPS}
         if "decoder_embed.weight" in state:
@@ -90,21 +91,21 @@ class CAVMAE(CheckpointFormat):
         return {"type": "image", "size": size, "patch": patch, "channels": channels, "position": position}
 
     def _ours(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        table, found = _names(depth_of(state, "blocks_u.")), {}
+        names, ours = _names(depth_of(state, "blocks_u.")), {}
         for key, value in state.items():
             if re.fullmatch(r"patch_embed_.\.proj\.weight", key):
                 value = conv_to_linear(value)
-            found[rename(key, table)] = value.flatten() if VECTOR.fullmatch(key) else value
-        return found
+            ours[rename(key, names)] = value.flatten() if VECTOR.fullmatch(key) else value
+        return ours
 
-    def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+    def write(self, model: Any, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         if not hasattr(model.encoder, "joint") or set(model.modalities) != set(LETTERS.values()):
             raise MaemmError("layout 'cavmae' takes encoder streams over audio and image, nothing else")
         back = {ours: published for published, ours in _names(len(model.encoder.joint)).items()}
         state = {rename(key, back): value for key, value in model.state_dict().items()}
         for letter, name in LETTERS.items():
-            kernel, one = f"patch_embed_{letter}.proj.weight", model.modalities[name]
-            state[kernel] = linear_to_conv(state[kernel], one.channels, one.patch)
+            kernel, modality = f"patch_embed_{letter}.proj.weight", model.modalities[name]
+            state[kernel] = linear_to_conv(state[kernel], modality.channels, modality.patch)
             for key in (f"modality_{letter}", f"decoder_modality_{letter}"):
                 if key in state:
                     state[key] = state[key][None, None]
@@ -112,13 +113,13 @@ class CAVMAE(CheckpointFormat):
 
 
 def _names(joint: int) -> dict[str, str]:
-    """Published prefix -> ours, the special before the general."""
-    found = {}
+    """{published prefix: ours} of a model with ``joint`` joint blocks."""
+    names: dict[str, str] = {}
     for letter, name in LETTERS.items():
-        found |= {
+        names |= {
             f"blocks_u.{i}.norm{n}_{letter}.": f"encoder.own.{name}.{i}.norm{n}." for i in range(joint) for n in (1, 2)
         }
-        found |= {
+        names |= {
             f"blocks_{letter}.": f"encoder.trunks.{name}.",
             f"norm_{letter}.": f"encoder.own_norm.{name}.",
             f"modality_{letter}": f"encoder.vectors.{name}",
@@ -128,7 +129,7 @@ def _names(joint: int) -> dict[str, str]:
             f"decoder_pos_embed_{letter}": f"modalities.{name}.decoder.positions.values",
             f"decoder_pred_{letter}.": f"decoder.heads.{name}.",
         }
-    return found | {
+    return names | {
         "blocks_u.": "encoder.joint.",
         "norm.": "encoder.norm.",
         "decoder_embed.": "decoder.project.",

@@ -5,7 +5,7 @@ from maemm.registry import Plugin
 plugin = Plugin(
     name="image",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="images: MAE, Pixio",
     modalities={"image": "modality:Image"},
     sources={"image": "sources:open_images", "image_samples": "samples:open_samples"},

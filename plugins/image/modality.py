@@ -1,4 +1,4 @@
-"""The image modality: crops in the worker, flips and normalisation on the device, patches from the grid modality."""
+"""The image modality: crops in the worker, flips and normalisation on the device, patches of the grid modality."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.contract.rng import Rng
 
+from .._augment.randaugment import RandAugment
 from . import preprocess as on_device
 from .preprocess import Box
-from .randaugment import RandAugment
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
@@ -29,7 +29,7 @@ class RandomCrop(BaseModel):
     """A random box, resized to the model's size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area
+    scale: tuple[float, float] = (0.2, 1.0)  # fraction of the image's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
 
 
@@ -37,27 +37,27 @@ MAE_CROP = RandomCrop()  # the published pre-training recipe
 
 
 class Image(GridModality):
-    """Pictures (B, channels, height, width) of any number of channels.
+    """Images (B, channels, height, width) with any number of channels.
 
     In training a sample is cropped and resized (antialiased, on uint8) in the worker; flip and normalisation are
-    batched on the device. In evaluation, ``load`` and ``preprocess`` with ``rng=None``, the picture is resized and
-    cropped in the centre, as the published evaluation does; a picture that has the model's size already is left as
-    it is. Grey pictures fill any number of channels; RGB becomes grey (BT.601) for one channel; another number of
-    channels than the model's is an error. 16-bit and float pictures are handled in float32.
+    batched on the device. In evaluation, ``load`` and ``preprocess`` with ``rng=None``, the image is resized and
+    center-cropped, as in the published evaluation; an image of the model's size is not resized. Grey images are
+    repeated over the model's channels; RGB becomes grey (BT.601) for a model of one channel; any other mismatch of
+    channels is an error. 16-bit and float images are processed in float32.
 
     Options
-        size: height and width of the picture that the model sees, one number or two
+        size: height and width of the image that the model sees, one number or two
         patch: height and width of a patch, one number or two
-        channels: channels of the picture
-        crop: {scale, ratio}: a random box (share of the area, width / height) resized to size; center: as in
-            evaluation; null: the whole picture resized, whatever its shape
-        flip: mirror half of the pictures
-        randaugment: policy in timm's words, such as rand-m9-mstd0.5-inc1 (MAE's fine-tuning), for 8-bit RGB; null: none
+        channels: channels of the image
+        crop: {scale, ratio}: a random box (fraction of the area, width / height) resized to size; center: as in
+            evaluation; null: the whole image resized, whatever its aspect ratio
+        flip: mirror half of the images
+        randaugment: a timm policy, such as rand-m9-mstd0.5-inc1 (MAE's fine-tuning), for 8-bit RGB; null: none
         mean: subtracted from pixels of 0 .. 1, a number per channel; null: ImageNet's for 3 channels, else 0.5
         std: then divided by, a number per channel; null: ImageNet's for 3 channels, else 0.5
         interpolation: bicubic or bilinear
-        device_crop: crop batches on the device instead of pictures in the worker; all must have one size then
-        center: share of the short side that a centre crop keeps; null: 0.875 up to size 224, else 1
+        device_crop: crop batches on the device instead of images in the worker; all files must have the same size
+        center: fraction of the short side that a center crop keeps; null: 0.875 up to size 224, else 1
     """
 
     axes = 2
@@ -86,7 +86,7 @@ class Image(GridModality):
         self.crop = _checked_crop(RandomCrop(**crop) if isinstance(crop, Mapping) else crop)
         self.center = _checked_center(center, self.size)
         self.flip, self.interpolation, self.device_crop = flip, interpolation, device_crop
-        self.scaled = mean is not None or std is not None  # the user knows the range of the pixels
+        self.scaled = mean is not None or std is not None  # then pixels may have any range
         imagenet = channels == 3
         self.mean = _per_channel(mean, IMAGENET_MEAN if imagenet else (0.5,) * channels, channels, "mean")
         self.std = _per_channel(std, IMAGENET_STD if imagenet else (0.5,) * channels, channels, "std")
@@ -104,7 +104,7 @@ class Image(GridModality):
     def load(self, raw: np.ndarray, rng: Rng | None) -> dict[str, Tensor]:
         """(H, W, C) uint8, uint16 or float -> {"x": (channels, *size)} uint8, or float32 0 .. 1.
 
-        With ``device_crop`` the picture keeps its size. ``rng=None``: the crop of the evaluation.
+        With ``device_crop`` the image keeps its size. ``rng=None``: the crop of the evaluation.
         """
         self._check_range(raw)
         if self.device_crop:
@@ -118,21 +118,21 @@ class Image(GridModality):
         elif self.crop is None:
             x = self._resized(_tensor(raw), self.size)
         else:
-            whole, (top, left) = self._around_center(height, width)
-            x = self._resized(_tensor(raw), whole)[:, top : top + self.size[0], left : left + self.size[1]]
+            resized, (top, left) = self._center_crop(height, width)
+            x = self._resized(_tensor(raw), resized)[:, top : top + self.size[0], left : left + self.size[1]]
         x = self._with_channels(x)
         return {"x": x if rng is None or self.randaugment is None else self.randaugment.on_tensor(x, rng)}
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack; where 8-bit pictures meet deeper ones, all become float."""
-        shapes = {tuple(one["x"].shape) for one in samples}
+        """Stack; in a batch of 8-bit and deeper images all become float."""
+        shapes = {tuple(sample["x"].shape) for sample in samples}
         if len(shapes) > 1:
             sizes = ", ".join(sorted(f"{h} x {w}" for _, h, w in shapes)[:3])
             raise MaemmError(
-                f"pictures differ in size ({sizes}, ...; modalities.image.device_crop); set device_crop to false"
+                f"images differ in size ({sizes}, ...; modalities.image.device_crop); set device_crop to false"
             )
-        if len({one["x"].dtype for one in samples}) > 1:
-            samples = [{"x": on_device.as_float(one["x"])} for one in samples]
+        if len({sample["x"].dtype for sample in samples}) > 1:
+            samples = [{"x": on_device.as_float(sample["x"])} for sample in samples]
         return default_collate(samples)
 
     # ---- on the device
@@ -140,40 +140,40 @@ class Image(GridModality):
         """{"x": (B, C, H, W)} -> float32, cropped if ``device_crop``, flipped, minus mean, divided by std."""
         x = raw["x"]
         if self.device_crop:
-            cut = self._cropped(on_device.as_float(x), rng)
-            x = cut if self.scaled and x.dtype != torch.uint8 else cut.clamp(0, 1)  # bicubic kernels overshoot
+            cropped = self._cropped(on_device.as_float(x), rng)
+            x = cropped if self.scaled and x.dtype != torch.uint8 else cropped.clamp(0, 1)  # bicubic kernels overshoot
         if self.flip and rng is not None:
             x = on_device.flip(x, rng.uniform("flip"))
-        mean, std = self._statistics_of_data(x.device)
+        mean, std = self._mean_and_std(x.device)
         return Preprocessed((on_device.as_float(x) - mean) / std)
 
     def _cropped(self, x: Tensor, rng: Rng | None) -> Tensor:
-        """A crop of a batch (B, C, H, W) float, which makes what :meth:`load` would have made of each picture."""
+        """Crop a batch (B, C, H, W) float as :meth:`load` would have cropped each image."""
         height, width = x.shape[-2:]
         if rng is not None and isinstance(self.crop, RandomCrop):
             uniform = rng.uniform("crop", on_device.DRAWS).tolist()
-            boxes = torch.tensor([self._random_box(one, height, width) for one in uniform])
+            boxes = torch.tensor([self._random_box(row, height, width) for row in uniform])
             return on_device.crop_resize(x, boxes, self.size, self.interpolation)
         if (height, width) == self.size:
             return x
-        whole, (top, left) = (self.size, (0, 0)) if self.crop is None else self._around_center(height, width)
+        resized, (top, left) = (self.size, (0, 0)) if self.crop is None else self._center_crop(height, width)
         boxes = torch.tensor([[0, 0, height, width]]).expand(len(x), -1)
-        x = on_device.crop_resize(x, boxes, whole, self.interpolation)
+        x = on_device.crop_resize(x, boxes, resized, self.interpolation)
         return x[..., top : top + self.size[0], left : left + self.size[1]]
 
     # ---- pictures and statistics
     def describe(self, raw: np.ndarray) -> dict[str, Any]:
-        """Height and width in pixels, channels, type of the numbers."""
+        """Height and width in pixels, channels, data type."""
         height, width, channels = raw.shape
         return {"height": height, "width": width, "channels": channels, "type": str(raw.dtype)}
 
     def denormalize_input(self, signal: Tensor) -> Tensor:
         """(..., C, H, W) as the model sees it -> pixels 0 .. 1; NaN stays."""
-        mean, std = self._statistics_of_data(signal.device)
+        mean, std = self._mean_and_std(signal.device)
         return signal.float() * std + mean
 
     def plot(self, axes: Any, signal: Tensor) -> None:
-        """One picture (C, H, W) in its own colours: RGB of the first three channels, or grey of the first."""
+        """One image (C, H, W): RGB of the first three channels, or grey of the first; NaN is grey."""
         pixels = self.denormalize_input(signal.detach()).cpu()
         pixels = pixels[: 3 if len(pixels) >= 3 else 1]
         hidden = pixels.isnan().any(0)
@@ -181,21 +181,22 @@ class Image(GridModality):
         axes.set_axis_off()
         axes.imshow(torch.where(hidden, 0.6, pixels).permute(1, 2, 0).numpy(), interpolation="nearest")
 
-    # ---- pieces
+    # ---- helpers
     def _random_box(self, uniform: Sequence[float], height: int, width: int) -> Box:
+        assert isinstance(self.crop, RandomCrop)
         return on_device.random_box(uniform, height, width, self.crop.scale, self.crop.ratio)
 
-    def _around_center(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    def _center_crop(self, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Size to resize to, and top and left of the model's size in it."""
-        # int, as torchvision's Resize(256) truncates the longer side; what is added undoes rounding of quotients.
+        # int, as torchvision's Resize(256) truncates the longer side; the epsilon undoes rounding of quotients.
         cover = [int(side / self.center + 1e-6) for side in self.size]
         factor = max(cover[0] / height, cover[1] / width)
-        whole = tuple(
+        resized = tuple(
             max(want, int(have * factor + 1e-6)) for have, want in zip((height, width), self.size, strict=True)
         )
-        return whole, tuple(round((have - want) / 2) for have, want in zip(whole, self.size, strict=True))
+        return resized, tuple(round((have - want) / 2) for have, want in zip(resized, self.size, strict=True))
 
-    def _resized(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def _resized(self, x: Tensor, size: tuple[int, ...]) -> Tensor:
         if tuple(x.shape[1:]) == size:
             return x
         out = interpolate(x[None], size, mode=self.interpolation, antialias=True)[0]
@@ -213,18 +214,20 @@ class Image(GridModality):
         raise ValueError(f"has {have} channels, the model takes {self.channels} (modalities.image.channels)")
 
     def _check_range(self, raw: np.ndarray) -> None:
-        """Floats are taken as they are; without a given mean and std they must be 0 .. 1."""
+        """Float images are not rescaled: unless mean and std are given they must be 0 .. 1."""
         if raw.dtype.kind == "f" and not self.scaled and (raw.min() < -0.01 or raw.max() > 1.01):
             raise ValueError(
                 f"float pixels from {raw.min():.4g} to {raw.max():.4g} are not 0 to 1; "
                 "set mean and std of the modality, or store uint8 or uint16"
             )
 
-    def _statistics_of_data(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and std (C, 1, 1); no buffers, so that they are neither stored with the weights nor lost on ``meta``."""
         cache = self.__dict__.setdefault("_on_device", {})
         if device not in cache:
-            cache[device] = tuple(torch.tensor(one, device=device)[:, None, None] for one in (self.mean, self.std))
+            cache[device] = tuple(
+                torch.tensor(values, device=device)[:, None, None] for values in (self.mean, self.std)
+            )
         return cache[device]
 
 
@@ -241,9 +244,9 @@ def _tensor(raw: np.ndarray) -> Tensor:
 
 
 def _per_channel(
-    given: Sequence[float] | None, default: Sequence[float], channels: int, name: str
+    option: Sequence[float] | None, default: Sequence[float], channels: int, name: str
 ) -> tuple[float, ...]:
-    values = tuple(float(one) for one in (default if given is None else given))
+    values = tuple(float(value) for value in (default if option is None else option))
     if len(values) != channels:
         raise MaemmError(
             f"{name} has {len(values)} numbers for {channels} channels (modalities.image.{name}); give {channels}"
@@ -266,5 +269,5 @@ def _checked_center(center: float | None, size: Sequence[int]) -> float:
     if center is None:
         return 0.875 if max(size) <= 224 else 1.0
     if not 0 < center <= 1:
-        raise MaemmError(f"center is {center} (modalities.image.center); give a share above 0, up to 1")
+        raise MaemmError(f"center is {center} (modalities.image.center); give a fraction above 0, up to 1")
     return center

@@ -1,4 +1,4 @@
-"""What is done to a batch of images on the device, and the crop boxes that worker and device share."""
+"""Batched work on the device, and the crop boxes that worker and device share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 TRIES = 10  # of a random box, as in torchvision
-DRAWS = 4 * TRIES  # uniform numbers that one box takes
+DRAWS = 4 * TRIES  # uniform numbers for one box
 
 
 def random_box(
@@ -19,9 +19,9 @@ def random_box(
 ) -> Box:
     """The rule of torchvision's RandomResizedCrop, from ``DRAWS`` uniform numbers in [0, 1).
 
-    Ten times an area (uniform in ``scale``, share of the image) and an aspect ratio width / height (log-uniform in
-    ``ratio``) are drawn; the first box that fits is placed uniformly. If none fits: the largest box in the centre
-    whose aspect ratio lies in the range.
+    Up to ten times an area (uniform in ``scale``, fraction of the image) and an aspect ratio width / height
+    (log-uniform in ``ratio``) are drawn; the first box that fits is placed uniformly. If none fits: the largest box
+    in the centre whose aspect ratio is in the range.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
     for i in range(0, DRAWS, 4):
@@ -39,21 +39,21 @@ def random_box(
 
 
 def as_float(x: Tensor) -> Tensor:
-    """uint8 0 .. 255 -> float32 0 .. 1; floats stay."""
+    """uint8 0 .. 255 -> float32 0 .. 1; other types are only converted to float32."""
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
 
 
 def flip(x: Tensor, uniform: Tensor) -> Tensor:
-    """Mirror the images (B, C, H, W) whose number in ``uniform`` (B,) is below one half."""
-    coins = (uniform < 0.5).to(x.device, non_blocking=True)
-    return torch.where(coins[:, None, None, None], x.flip(-1), x)
+    """Mirror the images (B, C, H, W) whose number in ``uniform`` (B,) is below 0.5."""
+    mirrored = (uniform < 0.5).to(x.device, non_blocking=True)
+    return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
 
 def crop_resize(x: Tensor, boxes: Tensor, size: Sequence[int], kernel: str) -> Tensor:
-    """Cut ``boxes`` (B, 4) out of the images (B, C, H, W) float and resize them to ``size``, antialiased.
+    """Crop ``boxes`` (B, 4) out of the images (B, C, H, W) float and resize them to ``size``, antialiased.
 
     Each axis is one batched matrix product. The matrices hold the kernels that Pillow and torch use with
-    ``antialias=True`` (cubic with a = -0.5, or a triangle, as wide as the shrinking asks for), so the result equals
+    ``antialias=True`` (cubic with a = -0.5, or a triangle, widened by the scale when shrinking), so the result equals
     cropping and resizing each image by itself.
     """
     boxes = boxes.to(x.device, non_blocking=True).float()
@@ -64,7 +64,7 @@ def crop_resize(x: Tensor, boxes: Tensor, size: Sequence[int], kernel: str) -> T
 
 
 def _resize_matrix(start: Tensor, length: Tensor, have: int, want: int, kernel: str) -> Tensor:
-    """(B, want, have) float32: weights with which ``have`` pixels make ``want`` ones of [start, start + length)."""
+    """(B, want, have) float32: weights that resample [start, start + length) of ``have`` pixels to ``want``."""
     start, length = start[:, None, None], length[:, None, None]
     pixel = torch.arange(have, device=start.device)
     step = length / want

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from maemm.contract import Source
 
-from .._objects.objects import COUNT, SHAPES, make_objects
+from .._objects.objects import COUNT
 from .._objects.render import render
-from .._objects.store import write_once
+from .._objects.store import default_root, write_objects
 from .sources import open_images
 
-HOME = Path("runs/samples/image")  # below the working directory, beside the runs
 PIXELS = 64
 VERSION = 1  # raise it whenever a pixel changes: an old folder is then refused instead of mixed up
 
@@ -23,29 +21,18 @@ def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
     The label is the folder's name, and the number is the object's index, the same in every modality.
     ``.objects.json`` holds all parameters. Byte for byte the same on one platform.
     """
-    what = {"kind": "image", "version": VERSION, "count": count, "seed": seed, "pixels": PIXELS}
-    write_once(root, what, lambda folder: _fill(folder, count, seed))
+    write_objects(
+        root, "image", VERSION, count, seed,
+        lambda path, thing: render(thing, PIXELS).save(path), ".png", pixels=PIXELS,
+    )  # fmt: skip
 
 
 def open_samples(root: str | None, list: str | None = None, *, name: str = "image") -> Source:
     """The source of recipes that work without data: without ``data.root`` the sample set, written on first use.
 
-    With ``data.root`` or ``data.list`` it is the ordinary image source. Raises :class:`MaemmError`.
+    With ``data.root`` or ``data.list`` it is the ordinary source of images. Raises :class:`MaemmError`.
 
     Options
         name: the modality that the images are for
     """
-    if not root and not list:
-        write(HOME)
-        root = str(HOME)
-    return open_images(root, list, name=name)
-
-
-def _fill(folder: Path, count: int, seed: int) -> None:
-    objects = make_objects(count, seed)
-    for shape in SHAPES:
-        (folder / shape).mkdir()
-    for thing in objects:
-        render(thing, PIXELS).save(folder / thing.shape / f"{thing.index:04d}.png")
-    text = json.dumps([thing.record() for thing in objects])
-    (folder / ".objects.json").write_text(text + "\n", encoding="utf-8")
+    return open_images(root if root or list else default_root("image", write), list, name=name)

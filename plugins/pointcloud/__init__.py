@@ -5,7 +5,7 @@ from maemm.registry import Plugin
 plugin = Plugin(
     name="pointcloud",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="point clouds: Point-MAE, PCP-MAE",
     modalities={"pointcloud": "modality:PointCloud"},
     sources={"pointcloud": "sources:open_pointclouds", "pointcloud_samples": "samples:open_samples"},
@@ -16,7 +16,7 @@ plugin = Plugin(
     demo="pointcloud/point_mae_tiny_cpu",
     files={"pointcloud/point_mae": ".xyz .pts .asc .ply .pcd .off .obj .stl .las .laz .h5 .hdf5"},
     deviations={
-        "head_answers[point_parts]": "it answers for each point, (B, N, classes)",
-        "hidden_tokens_do_not_leak[pcp]": "centres are predicted from the points of hidden groups, as published",
+        "head_answers[point_parts]": "it predicts a class for each point, (B, N, classes)",
+        "hidden_tokens_do_not_leak[pcp]": "it predicts centres from the points of hidden groups, as published",
     },
 )

@@ -11,31 +11,31 @@ Kind = Literal["cdl1", "cdl2"]
 
 
 def chamfer(a: Tensor, b: Tensor, kind: Kind = "cdl2") -> Tensor:
-    """Sets (..., P, 3) and (..., Q, 3) -> (...): how far each point is from the nearest one of the other set.
+    """Chamfer distance of sets (..., P, 3) and (..., Q, 3) -> (...): of each point to the nearest one of the other set.
 
     With d the squared distance, ``cdl2`` is mean_a d + mean_b d, ``cdl1`` (mean_a sqrt d + mean_b sqrt d) / 2, as in
-    Point-MAE (section 3.3 and published code). Float32 or float64, also under autocast. The gradient goes to the
-    nearest point, the first among equals. Where points coincide, cdl1 has no gradient; it is taken as 0, and not as
-    NaN as in the published code.
+    Point-MAE (section 3.3 and published code). In float32 or float64, even under autocast. The gradient flows to the
+    nearest point, of several to the first. Where points coincide, cdl1 is not differentiable; its gradient is 0 there,
+    not NaN as in the published code.
     """
     with torch.autocast(a.device.type, enabled=False):
-        a, b = (one if one.dtype == torch.float64 else one.float() for one in (a, b))
+        a, b = (x if x.dtype == torch.float64 else x.float() for x in (a, b))
         to_b, to_a = _nearest(a.detach(), b.detach())
-        ways = [_squares(a - _take(b, to_b)), _squares(b - _take(a, to_a))]
+        from_a, from_b = _squares(a - _gather(b, to_b)), _squares(b - _gather(a, to_a))
         if kind == "cdl2":
-            return ways[0].mean(-1) + ways[1].mean(-1)
-        return (_root(ways[0]).mean(-1) + _root(ways[1]).mean(-1)) / 2
+            return from_a.mean(-1) + from_b.mean(-1)
+        return (_root(from_a).mean(-1) + _root(from_b).mean(-1)) / 2
 
 
 def _nearest(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the nearest point of ``b`` for each of ``a`` (..., P), and the other way round (..., Q)."""
+    """Index of the nearest point of ``b`` for each of ``a`` (..., P), and vice versa (..., Q)."""
     distance = torch.zeros((), dtype=a.dtype, device=a.device)
     for axis in range(3):
         distance = distance + (a[..., :, None, axis] - b[..., None, :, axis]).square_()
     return distance.argmin(-1), distance.argmin(-2)
 
 
-def _take(points: Tensor, index: Tensor) -> Tensor:
+def _gather(points: Tensor, index: Tensor) -> Tensor:
     return points.gather(-2, index[..., None].expand(*index.shape, 3))
 
 

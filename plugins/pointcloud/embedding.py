@@ -1,4 +1,4 @@
-"""The embedding of point groups: a small PointNet that costs only what is needed (Point-MAE, section 3.1)."""
+"""The embedding of point groups: a small PointNet (Point-MAE, section 3.1), without redundant computation."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from maemm.contract import Tokens, gather_tokens
 from maemm.model.batchnorm import BatchNorm
 
 Stats = Literal["all", "visible"]
-WIDTH = 512  # of the published code, whatever the width of the model
+WIDTH = 512  # in the published code, for any width of the model
 
 
 class MiniPointNet(nn.Module):
-    """Groups (B, G, K, C) -> (B, G, D): shared layers on each point, maximum, again with that maximum beside, maximum.
+    """Groups (B, G, K, C) -> (B, G, D): an MLP on points, max, an MLP on [max | point], max.
 
-    The published layer 512 -> 512 on the concatenation [maximum | point] is two matmuls here: one per group, one
-    per point. With ``stats: all`` training runs all groups as far as the second batch normalisation, which thus
-    counts hidden groups as published, and the last layer on the groups asked for.
+    The published layer on the concatenation [max | point] is two matmuls here: one per group, one per point. In
+    training with ``stats: all``, all groups pass up to the second batch normalisation, whose statistics thus include
+    hidden groups as published; only the groups of ``index`` pass the last layer.
     """
 
     def __init__(self, channels: int, dim: int, stats: Stats = "all", width: int = WIDTH):
@@ -38,7 +38,7 @@ class MiniPointNet(nn.Module):
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
         """The groups ``index`` (R, V) of ``tokens``, whose values are (B, G, K, C) -> (R, V, D)."""
         if self.training and self.stats == "all":
-            groups, valid, keep = tokens.values, tokens.valid, _flat(tokens, index)
+            groups, valid, keep = tokens.values, tokens.valid, _flat_index(tokens, index)
         else:
             groups, valid, keep = tokens.gather(index), self._counted(tokens, index), None
         mixed = self._mix(groups.flatten(0, 1), None if valid is None else valid.flatten(), keep)
@@ -52,14 +52,14 @@ class MiniPointNet(nn.Module):
         return self.mix_norm(mixed, valid, keep).relu_()
 
     def _counted(self, tokens: Tokens, index: Tensor) -> Tensor | None:
-        """(R, V): False for padding, which repeats a token; its batch statistics count once."""
+        """(R, V) bool, for batch statistics: False for padding, which repeats a token."""
         if tokens.valid is None or not self.training:
             return None
-        again = nn.functional.pad(index[:, 1:] == index[:, :-1], (1, 0))
-        return gather_tokens(tokens.valid, index, tokens.rows) & ~again
+        repeated = nn.functional.pad(index[:, 1:] == index[:, :-1], (1, 0))
+        return gather_tokens(tokens.valid, index, tokens.rows) & ~repeated
 
 
-def _flat(tokens: Tokens, index: Tensor) -> Tensor:
-    """(R, V) -> (R V,) place in the groups of all samples, one behind the other."""
+def _flat_index(tokens: Tokens, index: Tensor) -> Tensor:
+    """(R, V) -> (R V,) index into the groups of all samples, flattened."""
     rows = torch.arange(tokens.batch, device=index.device) if tokens.rows is None else tokens.rows
     return (rows[:, None] * tokens.count + index).flatten()

@@ -1,4 +1,4 @@
-"""The encoder of PCP-MAE: it predicts where hidden groups are, and the decoder is given no more than that."""
+"""The encoder of PCP-MAE: it predicts the centres of hidden groups, and the decoder sees only the predictions."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from maemm.contract import Latents, Modality, ModalityInput, Term
+from maemm.contract import Latents, Modality, ModalityInput, Plan, Term, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.model.encoders.vit import ViT
+
+from .modality import PointCloud
 
 TERM = "centers"
 
 
 class PCP(ViT):
-    """Visible groups as in the plain encoder, and hidden ones beside them (Zhang et al. 2024, section 3.3).
+    """A ViT on visible and hidden groups (Zhang et al. 2024, section 3.3).
 
-    One sequence [visible, hidden] through the same blocks, in which visible groups see each other only and hidden
-    ones see all; the published code runs the same as two streams. A hidden group brings its points but not its
-    centre: one learned token stands for all hidden positions. From its latent the code of the centre is predicted
-    (published: the sin-cos code, ``position: sincos``; else the centre itself), with a squared error as the term
-    "centers"; the prediction, without gradient, is the decoder's position.
+    One sequence [visible, hidden] passes the blocks; visible groups attend to each other only, hidden ones to all (the
+    published code computes the same in two streams). Hidden groups have their points but not their centres: one learned
+    position replaces all of theirs. Their latents predict the code of the centre (its sin-cos code for ``position:
+    sincos``, as published, else the centre itself), with a squared error as the term "centers"; the prediction, without
+    gradient, is the decoder's position.
 
     Options
         dim: width
@@ -31,7 +33,7 @@ class PCP(ViT):
         qkv_bias: bias of queries, keys and values
         eps: of the layer norms
         drop_path: rate of the last block, growing linearly from 0
-        center_weight: of the term "centers" in the loss
+        center_weight: weight of the term "centers" in the loss
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class PCP(ViT):
         center_weight: float = 0.1,
     ):
         if len(names) != 1:
-            raise MaemmError(f"encoder pcp takes one modality, got {', '.join(names)} (encoder.type); choose vit")
+            raise MaemmError(f"encoder pcp accepts one modality, got {', '.join(names)} (encoder.type); use vit")
         super().__init__(
             names, dim=dim, depth=depth, heads=heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, prefix=0,
             position_every_block=True, drop_path=drop_path, init="normal",
@@ -65,31 +67,29 @@ class PCP(ViT):
         layers: Iterable[int] = (),
         norm: bool = True,
     ) -> Latents:
-        name, one = next(iter(inputs.items()))
-        modality = modalities[name]
-        if not hasattr(modality, "code"):
-            raise MaemmError(f"encoder pcp predicts centres, which {name!r} has not (encoder.type); choose vit")
-        visible, hidden = one.plan.visible, one.plan.predict
-        seen = visible.shape[1]
-        x = modality.embed(one.tokens, torch.cat([visible, hidden], 1))
-        at_visible = modality.position(one.tokens, visible, "encoder").to(x.dtype)
-        at_hidden = self.hidden_position.to(x.dtype).expand(len(x), hidden.shape[1], -1)
-        position, mask = torch.cat([at_visible, at_hidden], 1), self._mask(one)
-        wanted, kept = set(layers), {}
-        for number, block in enumerate(self.blocks):
+        name, modality_input = next(iter(inputs.items()))
+        modality, tokens, plan = modalities[name], modality_input.tokens, modality_input.plan
+        if not isinstance(modality, PointCloud):
+            raise MaemmError(f"encoder pcp predicts centres, which {name!r} does not have (encoder.type); use vit")
+        seen = plan.visible.shape[1]
+        x = modality.embed(tokens, torch.cat([plan.visible, plan.predict], 1))
+        visible_position = modality.position(tokens, plan.visible, "encoder").to(x.dtype)
+        hidden_position = self.hidden_position.to(x.dtype).expand(len(x), plan.predict.shape[1], -1)
+        position, mask = torch.cat([visible_position, hidden_position], 1), self._mask(plan)
+        requested, outputs = set(layers), {}
+        for layer, block in enumerate(self.blocks):
             x = block(x + position, attn_mask=mask)
-            if number in wanted:
-                kept[number] = {name: x[:, :seen]}
+            if layer in requested:
+                outputs[layer] = {name: x[:, :seen]}
         normed = self.norm(x)
         code = self.centers(normed[:, seen:])[..., : modality.code_dim]
-        latents = Latents({name: (normed if norm else x)[:, :seen]}, layers=kept)
-        latents.positions[name] = modality.place(code.detach(), "decoder")
-        latents.terms[TERM] = self._term(modality, one, code)
+        latents = Latents({name: (normed if norm else x)[:, :seen]}, layers=outputs)
+        latents.positions[name] = modality.position_of(code.detach(), "decoder")
+        latents.terms[TERM] = self._term(modality, tokens, plan, code)
         return latents
 
-    def _mask(self, one: ModalityInput) -> Tensor | None:
-        """(1 or R, 1, L, L) bool, True where a query (rows) may see a key."""
-        plan = one.plan
+    def _mask(self, plan: Plan) -> Tensor | None:
+        """(1 or R, 1, L, L) bool, True where a query (rows) may attend to a key (columns)."""
         seen, hidden = plan.visible.shape[1], plan.predict.shape[1]
         if not hidden and plan.visible_valid is None:
             return None
@@ -101,15 +101,18 @@ class PCP(ViT):
                 mask = mask & keys[:, None, None]
         return mask
 
-    def _term(self, modality: Modality, one: ModalityInput, code: Tensor) -> Term:
+    def _term(self, modality: PointCloud, tokens: Tokens, plan: Plan, code: Tensor) -> Term:
+        assert plan.counted is not None
         with torch.autocast(code.device.type, enabled=False):
-            target = modality.code(one.tokens, one.plan.predict).float()
+            target = modality.code(tokens, plan.predict).float()
             error = (code.float() - target).square().mean(-1)
-            return Term((error * one.plan.counted).sum(), one.plan.counted.sum(), self.center_weight)
+            return Term((error * plan.counted).sum(), plan.counted.sum(), self.center_weight)
 
     def counts(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
-        return {TERM: next(iter(inputs.values())).plan.counted.sum()}
+        counted = next(iter(inputs.values())).plan.counted
+        assert counted is not None
+        return {TERM: counted.sum()}
 
     def layer_of(self, name: str) -> int:
-        """As in the plain encoder; the hidden position is an embedding."""
+        """As for ViT; the hidden position counts as an embedding."""
         return 0 if name == "hidden_position" else super().layer_of(name)

@@ -1,4 +1,4 @@
-"""Farthest point sampling as one Triton kernel: a program per cloud, no launch per chosen point."""
+"""Farthest point sampling as one Triton kernel: one program per cloud, no kernel launch per chosen point."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def _farthest(planes, nearest, first, index, gap, total, count, BLOCK: tl.conste
             new = tl.minimum(old, (dx * dx + dy * dy) + dz * dz)
             tl.store(nearest + at, new, mask=inside)
             far, where = tl.max(new, 0, return_indices=True, return_indices_tie_break_left=True)
-            better = far > best  # an equal distance further on does not win: the lowest index does
+            better = far > best  # strictly: the lowest index wins ties
             last = tl.where(better, (start + where).to(tl.int64), last)
             best = tl.where(better, far, best)
         tl.store(index + number, last)
         tl.store(gap + number, best)
-        tl.debug_barrier()  # what has been stored in nearest is read in the next round
+        tl.debug_barrier()  # nearest is read in the next iteration
 
 
 def sample(planes: Tensor, nearest: Tensor, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """``planes`` (B, 3, N) contiguous, ``nearest`` (B, N), which is overwritten, ``first`` (B,) -> index, gap."""
+    """``planes`` (B, 3, N) contiguous, ``nearest`` (B, N), overwritten, ``first`` (B,) -> index, gap (B, count)."""
     batch, _, total = planes.shape
     index = torch.empty(batch, count, dtype=torch.long, device=planes.device)
     gap = torch.empty(batch, count, dtype=torch.float32, device=planes.device)
@@ -54,6 +54,6 @@ def sample(planes: Tensor, nearest: Tensor, first: Tensor, count: int) -> tuple[
         _farthest[(batch,)](
             planes, nearest, first, index, gap, total, count,
             BLOCK=block, num_warps=max(1, min(16, block // 128)),
-            enable_fp_fusion=False,  # a fused multiply-add would round otherwise than every other device
+            enable_fp_fusion=False,  # fused multiply-adds round differently from other devices
         )  # fmt: skip
     return index, gap

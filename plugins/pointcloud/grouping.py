@@ -1,12 +1,13 @@
 """Groups of points: farthest point sampling and nearest neighbours, batched, exact and the same on every device.
 
 Distances are float32 sums (x + y) + z of squared differences. The expanded form |a|^2 + |b|^2 - 2ab is faster, but
-it reorders points that are nearly as far and gives up to 1e-6 where the distance is 0.
+it reorders points at nearly equal distances, and is up to 1e-6 where the distance is 0.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ from torch import Tensor
 from maemm.contract import gather_tokens
 from maemm.contract.errors import MaemmError
 
-ORIGIN = 1e-3  # squared radius around the origin in which the published CUDA kernel never picks a point
-_AT_ONCE = 2**25  # distances in memory at a time when neighbours are looked for
+ORIGIN = 1e-3  # squared radius around the origin within which the published CUDA kernel never picks a point
+_AT_ONCE = 2**25  # distances in memory at a time in neighbours()
 
 
 def farthest_points(
@@ -23,18 +24,18 @@ def farthest_points(
 ) -> tuple[Tensor, Tensor]:
     """Farthest point sampling (Eldar et al. 1997; PointNet++, section 3.2): (B, N, 3) -> index, gap, both (B, count).
 
-    Starts at each row's first valid point and always takes the valid point farthest from all taken before; the
-    lowest index wins ties. ``gap`` is the squared distance to the nearest one taken before, inf for the first;
-    0 or less says that no new place was left, and the point is a repetition. ``skip_origin``: points within
-    0.0316 of the origin are never picked, except as the first (the kernel behind Point-MAE's published weights).
-    Without gradient, in float32, also under autocast. Raises :class:`MaemmError` where there is no point at all.
+    Starts at each row's first valid point and repeatedly picks the valid point farthest from those picked before; the
+    lowest index wins ties. ``gap`` is the squared distance to the nearest one picked before, inf for the first; 0 or
+    less means that no distinct point was left, and the point is a repetition. ``skip_origin``: points within 0.0316 of
+    the origin are never picked, except as the first (as in the kernel of Point-MAE's published weights). Without
+    gradient, in float32 even under autocast. Raises :class:`MaemmError` for clouds without points.
     """
     if not xyz.shape[1]:
-        raise MaemmError(f"no points to choose {count} from (pointcloud); give clouds of one point or more")
+        raise MaemmError(f"no points to choose {count} from (pointcloud); give clouds of at least one point")
     with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
-        planes = xyz[..., :3].detach().float().transpose(1, 2).contiguous()  # (B, 3, N): whole vectors per axis
+        planes = xyz[..., :3].detach().float().transpose(1, 2).contiguous()  # (B, 3, N): contiguous per axis
         if valid is not None:
-            planes = torch.where(valid[:, None], planes, 0.0)  # padding may be anything, NaN too
+            planes = torch.where(valid[:, None], planes, 0.0)  # padding may be anything, even NaN
         nearest = _candidates(planes, valid, skip_origin)
         first = torch.zeros_like(planes[:, 0, 0], dtype=torch.long) if valid is None else valid.byte().argmax(1)
         kernel = _kernel() if planes.is_cuda else None
@@ -42,7 +43,7 @@ def farthest_points(
 
 
 def _candidates(planes: Tensor, valid: Tensor | None, skip_origin: bool) -> Tensor:
-    """(B, N) distance to what has been taken, before anything has: inf, and -1 for what may never be."""
+    """(B, N) initial distances to the picked points: inf, and -1 for points that may not be picked."""
     nearest = torch.full_like(planes[:, 0], math.inf)
     if skip_origin:
         nearest = torch.where(_squares(planes) > ORIGIN, nearest, -1.0)
@@ -55,7 +56,7 @@ def _squares(planes: Tensor) -> Tensor:
 
 
 def _sample(planes: Tensor, nearest: Tensor, first: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The loop of :func:`farthest_points` in plain torch; overwrites ``nearest``."""
+    """The loop of :func:`farthest_points` in PyTorch; overwrites ``nearest``."""
     index, gap = [first], [torch.full_like(nearest[:, 0], math.inf)]
     for _ in range(count - 1):
         last = planes.gather(2, index[-1][:, None, None].expand(-1, 3, 1))
@@ -66,8 +67,8 @@ def _sample(planes: Tensor, nearest: Tensor, first: Tensor, count: int) -> tuple
     return torch.stack(index, 1), torch.stack(gap, 1)
 
 
-def _kernel():
-    """The Triton kernel, where Triton is installed."""
+def _kernel() -> Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
+    """The Triton kernel, if Triton is installed."""
     try:
         from .fps_triton import sample
     except ImportError:
@@ -78,23 +79,22 @@ def _kernel():
 def neighbours(xyz: Tensor, centers: Tensor, count: int, valid: Tensor | None = None) -> Tensor:
     """The ``count`` nearest points of each centre: (B, N, 3), (B, G, 3) -> (B, G, count) int64.
 
-    Ascending distance, the lowest index first among equals; a centre that is a point of the cloud is among its own.
-    Where a cloud has fewer valid points, the nearest one stands in for those that are missing. Raises
-    :class:`MaemmError` where N is less than ``count``.
+    By ascending distance, then index; a centre that is a point of the cloud is its own neighbour. In a cloud with fewer
+    valid points, the nearest one is repeated. Raises :class:`MaemmError` if N is less than ``count``.
     """
     total = xyz.shape[1]
     if total < count:
         raise MaemmError(
             f"a cloud of {total} points is too small for groups of {count} (modalities.pointcloud.group_size); "
-            "lower group_size, or leave such clouds out"
+            "lower group_size, or remove such clouds"
         )
     with torch.no_grad(), torch.autocast(xyz.device.type, enabled=False):
         planes = xyz[..., :3].detach().float().transpose(1, 2).contiguous()
-        places = centers[..., :3].detach().float()
-        # In an exported graph the batch is not a number yet: all centres at once.
-        step = len(places[0]) if torch.compiler.is_exporting() else max(1, _AT_ONCE // max(1, xyz.shape[0] * total))
-        found = [_nearest(planes, part, count, valid) for part in places.split(step, 1)]
-        return torch.cat(found, 1) if found else places.new_zeros(*places.shape[:2], count, dtype=torch.long)
+        centers = centers[..., :3].detach().float()
+        # In an exported graph the batch size is symbolic: all centres at once.
+        step = len(centers[0]) if torch.compiler.is_exporting() else max(1, _AT_ONCE // max(1, xyz.shape[0] * total))
+        indices = [_nearest(planes, part, count, valid) for part in centers.split(step, 1)]
+        return torch.cat(indices, 1) if indices else centers.new_zeros(*centers.shape[:2], count, dtype=torch.long)
 
 
 def _nearest(planes: Tensor, centers: Tensor, count: int, valid: Tensor | None) -> Tensor:
@@ -103,13 +103,12 @@ def _nearest(planes: Tensor, centers: Tensor, count: int, valid: Tensor | None) 
         distance = distance + (planes[:, None, axis] - centers[..., axis, None]).square_()
     if valid is not None:
         distance = torch.where(valid[:, None], distance, math.inf)
-    if (
-        torch.compiler.is_exporting() and valid is None
-    ):  # ONNX has no view of a float's bits; its TopK breaks ties alike
+    if torch.compiler.is_exporting() and valid is None:
+        # ONNX cannot view the bits of a float; its TopK breaks ties in the same way.
         return distance.topk(count, largest=False, sorted=True).indices
-    # The bits of a float that is not negative sort like the float; below them the index decides between equals.
-    places = torch.arange(distance.shape[-1], device=distance.device)
-    key = (distance.view(torch.int32).long() << 32) | places
+    # The bits of a non-negative float sort like the float; the index in the lower bits breaks ties.
+    indices = torch.arange(distance.shape[-1], device=distance.device)
+    key = (distance.view(torch.int32).long() << 32) | indices
     key = key.topk(count, largest=False, sorted=True).values
     index = key & 0xFFFFFFFF
     if valid is None:

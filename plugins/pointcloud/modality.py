@@ -24,30 +24,30 @@ from .preprocess import POINT_MAE, Augment, Normalization
 class PointCloud(Modality):
     """Clouds (B, N, 3 + features): x y z, then further numbers of each point.
 
-    A token is a group: a centre, chosen by farthest point sampling, and its nearest points relative to it, each
-    (group_size, 3 + features). Groups overlap, and several may share points. Grouping, target and loss look at
-    x y z alone; features enter the embedding. Clouds of different sizes stand in one batch through ``valid``; one of
-    fewer places than ``groups`` gets as many groups as it has places, one of fewer than ``group_size`` is refused.
+    A token is a group: a centre, chosen by farthest point sampling, and its ``group_size`` nearest points relative to
+    it, (group_size, 3 + features). Groups may overlap. Grouping, target and loss use x y z only; features enter the
+    embedding. Clouds of different sizes are batched with ``valid``. A cloud with fewer distinct points than ``groups``
+    has as many groups as distinct points; one with fewer than ``group_size`` is refused.
 
     Options
         groups: tokens of a cloud
         group_size: points of a group
-        points: points kept of a cloud, at random; null: all
-        features: further columns of each point, behind x y z
-        normals: the first three features are normals, which augmentation turns along
+        points: points of a cloud that are used, a random choice; null: all
+        features: columns of each point after x y z
+        normals: the first three features are normals, which augmentation rotates too
         normalize_cloud: unit_sphere, unit_cube, center or none
         augment: random changes in training (scale, per_axis, shift, rotate, jitter, jitter_clip, dropout); null: none
         loss: Chamfer distance of a group: cdl2, squared, or cdl1
-        width: of the widest layer in the embedding of a group, a multiple of 4; it takes most of a step's time
-        stats: groups that batch statistics of the embedding count in training: all, as published, or visible,
-            which is faster and changes what is learned
-        position: mlp: of the centre, one for the encoder and one for the decoder (Point-MAE); sincos: of the
+        width: width of the group embedding's widest layer, a multiple of 4; most of a step's time is spent there
+        stats: groups in the embedding's batch statistics in training: all, as published, or visible, which is faster
+            but changes the result
+        position: mlp: an MLP of the centre, one for the encoder and one for the decoder (Point-MAE); sincos: of the
             centre's sin-cos code, shared by both (PCP-MAE)
-        votes: how many times a classifier is asked about a cloud, each time about other points of it, augmented as in
-            training (Point-MAE: 10); its answers are averaged
-        up: axis that points up, for pictures alone
+        votes: views of a cloud over which a classifier averages its predictions, each of other points of it and
+            augmented as in training (Point-MAE: 10)
+        up: the upward axis, for pictures only
         skip_origin: never choose centres within 0.0316 of the origin, as the published code
-        per_micro_batch: let batch statistics be those of micro-batches
+        per_micro_batch: compute batch statistics per micro-batch
     """
 
     def __init__(
@@ -86,33 +86,31 @@ class PointCloud(Modality):
     # ---- in the worker
     def load(self, raw: np.ndarray, rng: Rng | None) -> dict[str, Tensor]:
         """(N, 3 + more) numbers -> {"x": (n, 3 + features)}; see :func:`.preprocess.load_cloud`."""
-        x = clouds.load_cloud(
-            raw, rng, points=self.points, features=self.features, normalize=self.normalize_cloud
-        )["x"]  # fmt: skip
+        x = clouds.load_cloud(raw, rng, points=self.points, features=self.features, normalize=self.normalize_cloud)["x"]
         need = max(self.groups, self.group_size)
-        places = np.unique(x[: 8 * need, :3].numpy(), axis=0, return_index=True)[1]
-        if len(places) < need:
-            places = np.unique(x[:, :3].numpy(), axis=0, return_index=True)[1]
-        if len(places) < self.group_size:
+        distinct = np.unique(x[: 8 * need, :3].numpy(), axis=0, return_index=True)[1]  # usually enough, and fast
+        if len(distinct) < need:
+            distinct = np.unique(x[:, :3].numpy(), axis=0, return_index=True)[1]
+        if len(distinct) < self.group_size:
             raise ValueError(
-                f"{len(places)} different points, a group takes {self.group_size} (modalities.pointcloud.group_size)"
+                f"{len(distinct)} distinct points, a group needs {self.group_size} (modalities.pointcloud.group_size)"
             )
-        # Otherwise one place would be the centre of several groups, and a hidden group could be seen.
-        return {"x": x if len(places) >= self.groups else x[np.sort(places)]}
+        # With duplicates, one point could be the centre of a visible and a hidden group.
+        return {"x": x if len(distinct) >= self.groups else x[np.sort(distinct)]}
 
     def load_tta_views(self, raw: np.ndarray) -> list[dict[str, Tensor]]:
-        """``votes`` clouds; one: as it is."""
+        """``votes`` clouds, augmented; a single one is not augmented."""
         if self.tta_views == 1:
             return [self.load(raw, None)]
-        found = []
+        views = []
         for vote in range(self.tta_views):
             rng = Rng(("vote", vote))
             x, valid = clouds.augment(self.load(raw, rng)["x"][None], None, rng, self.augment, self.normals)
-            found.append({"x": x[0] if valid is None else x[valid]})
-        return found
+            views.append({"x": x[0] if valid is None else x[valid]})
+        return views
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack; clouds of different lengths are padded, with "valid" (B, N)."""
+        """{"x": (B, N, 3 + features)}; if clouds differ in length, padded, with "valid" (B, N)."""
         return clouds.collate_clouds(samples)
 
     # ---- on the device
@@ -130,10 +128,10 @@ class PointCloud(Modality):
         values = torch.cat([values[..., :3] - centers[:, :, None], values[..., 3:]], -1)
         if valid is None:
             return Tokens(values, centers)
-        fresh = (gap > 0) & valid.any(1, keepdim=True)  # where places run out, the rest is no token
-        return Tokens(
-            values.masked_fill(~fresh[..., None, None], 0.0), centers.masked_fill(~fresh[..., None], 0.0), valid=fresh
-        )
+        # Beyond the distinct points of a cloud, centres repeat: those groups are padding.
+        distinct = (gap > 0) & valid.any(1, keepdim=True)
+        values = values.masked_fill(~distinct[..., None, None], 0.0)
+        return Tokens(values, centers.masked_fill(~distinct[..., None], 0.0), valid=distinct)
 
     def _checked(self, preprocessed: Preprocessed) -> tuple[Tensor, Tensor | None]:
         x, valid, columns = preprocessed.x, preprocessed.valid, 3 + self.features
@@ -141,7 +139,7 @@ class PointCloud(Modality):
             raise MaemmError(f"PointCloud expects (B, N, {columns}), got {tuple(x.shape)} (modalities.pointcloud)")
         if valid is not None and valid.shape != x.shape[:2]:
             raise MaemmError(
-                f"PointCloud expects valid {tuple(x.shape[:2])}, a bool per point, got {tuple(valid.shape)}"
+                f"PointCloud expects valid {tuple(x.shape[:2])}, one bool per point, got {tuple(valid.shape)}"
             )
         if valid is None and x.shape[1] < self.groups:
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
@@ -152,36 +150,36 @@ class PointCloud(Modality):
         self.embedding = MiniPointNet(3 + self.features, encoder_dim, self.stats, self.width)
         self.code_dim, hidden = (encoder_dim, encoder_dim) if self.position_kind == "sincos" else (3, 128)
         self.positions = _mlp(self.code_dim, hidden, encoder_dim)
-        for layer in self.positions[::2]:  # published initialisation; the decoder's is torch's own
+        for layer in (self.positions[0], self.positions[2]):  # published initialisation; the decoder's is torch's own
+            assert isinstance(layer, nn.Linear)
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
         if decoder_dim is None:
             return
         self.decoder = nn.Module()
         if self.position_kind == "mlp" or decoder_dim != encoder_dim:
-            self.decoder.positions = _mlp(
-                self.code_dim, 128 if self.position_kind == "mlp" else decoder_dim, decoder_dim
-            )
+            hidden = 128 if self.position_kind == "mlp" else decoder_dim
+            self.decoder.positions = _mlp(self.code_dim, hidden, decoder_dim)
 
     def output_dim(self) -> int:
         return 3 * self.group_size
 
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """(R, V, D). In training with ``stats: all`` hidden groups count in the batch statistics, once a cloud."""
+        """(R, V, D). In training with ``stats: all``, batch statistics include hidden groups, once per cloud."""
         return self.embedding(tokens, index)
 
     def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
-        return self.place(self.code(tokens, index), role)
+        return self.position_of(self.code(tokens, index), role)
 
     def code(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """What a position is made of: the centres (R, V, 3), or their sin-cos codes (R, V, D), x first."""
+        """The input of :meth:`position_of`: centres (R, V, 3), or their sin-cos codes (R, V, D), x first."""
         centers = tokens.gather_coords(index)
         if self.position_kind == "mlp":
             return centers
         return sincos(centers.flip(-1), self.code_dim).to(centers.dtype)
 
-    def place(self, code: Tensor, role: str) -> Tensor:
-        """Codes -> position embeddings of the role."""
+    def position_of(self, code: Tensor, role: str) -> Tensor:
+        """Codes (R, V, 3 or D) -> position embeddings of the role (R, V, D)."""
         own = self.decoder if role == "decoder" else None
         return getattr(own, "positions", self.positions)(code)
 
@@ -192,7 +190,7 @@ class PointCloud(Modality):
 
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
         """Chamfer distance of each group, (R, M)."""
-        a, b = (one.float().unflatten(-1, (self.group_size, 3)) for one in (pred, target))
+        a, b = (x.float().unflatten(-1, (self.group_size, 3)) for x in (pred, target))
         return chamfer(a, b, self.loss_kind)
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
@@ -201,12 +199,12 @@ class PointCloud(Modality):
         return nn.functional.pad(points, (0, self.features), value=float("nan"))
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
-        """Groups (R, M, K, 3 + features) -> all their points in place (R, M K, 3 + features), overlaps twice."""
+        """Groups (R, M, K, 3 + features) -> their points (R, M K, 3 + features); those in two groups occur twice."""
         index = tokens.everything() if index is None else index
         centers = tokens.gather_coords(index)[:, :, None].to(values.dtype)
         return torch.cat([values[..., :3] + centers, values[..., 3:]], -1).flatten(1, 2)
 
-    # ---- pictures and tests
+    # ---- pictures, facts and examples
     def plot(self, axes: Any, signal: Tensor) -> None:
         """One cloud (P, 3 + features) seen from the front and above; points that are NaN are left out."""
         from .pictures import plot
@@ -214,28 +212,28 @@ class PointCloud(Modality):
         plot(axes, signal, self.up)
 
     def interactive(self, columns: Mapping[str, Tensor]) -> str | None:
-        """Clouds to turn with the mouse or a finger."""
+        """Clouds that rotate with the mouse or a finger."""
         from .view import interactive
 
         return interactive(columns, self.up)
 
     def by_channel(self, preprocessed: Preprocessed) -> None:
-        """Clouds are normalised one by one: there are no statistics of the data to set."""
+        """None: each cloud is normalised separately, and there are no data statistics to set."""
         return None
 
     def describe(self, raw: np.ndarray) -> dict[str, Any]:
-        """Points, columns, and the longest side of the bounding box in the unit of the file."""
+        """Points, columns, and the longest side of the bounding box in the file's unit."""
         points, columns = raw.shape
         box = np.asarray(raw[:, :3], np.float64)
         extent = float(np.ptp(box, axis=0).max()) if points else 0.0
         return {"points": points, "columns": columns, "extent": extent, "type": str(raw.dtype)}
 
     def sample_shape(self) -> tuple[int, ...] | None:
-        """(points, 3 + features); None where clouds of any size are kept whole."""
+        """(points, 3 + features); None if all points of a cloud are used."""
         return None if self.points is None else (self.points, 3 + self.features)
 
     def example(self, batch: int, rng: Rng) -> Preprocessed:
-        """Points on ellipsoids, half as many again as groups or points of a group, whichever is more."""
+        """Points on ellipsoids, 1.5 times as many as groups or as points of a group, whichever is more."""
         count = max(self.groups, self.group_size) * 3 // 2
         uniform = rng.uniform("example", batch, count, 3 + self.features)[0] * 2 - 1
         radii = rng.uniform("radii", batch, 1, 3)[0] + 0.5
@@ -250,12 +248,12 @@ def _mlp(code: int, hidden: int, dim: int) -> nn.Sequential:
 def _check_sizes(groups: int, group_size: int, points: int | None, features: int, normals: bool) -> None:
     if groups < 1 or group_size < 1:
         raise MaemmError(
-            f"groups {groups} and group_size {group_size} must be at least 1 (modalities.pointcloud); give larger ones"
+            f"groups {groups} and group_size {group_size} must be at least 1 (modalities.pointcloud); increase them"
         )
     if points is not None and points < max(groups, group_size):
         raise MaemmError(
-            f"points {points} is less than {max(groups, group_size)}, the larger one of groups and group_size "
-            "(modalities.pointcloud.points); raise it"
+            f"points {points} is less than {max(groups, group_size)}, the larger of groups and group_size "
+            "(modalities.pointcloud.points); increase it"
         )
     if features < (3 if normals else 0):
         least = "3 or more, for normals" if normals else "0 or more"

@@ -1,4 +1,4 @@
-"""How point clouds look: a view from the front, a little from the right and above, far points small and pale."""
+"""Pictures of point clouds, seen from the front, slightly right and above; far points are small and pale."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 TURN, TILT = math.radians(-32), math.radians(22)  # of the view: about the upward axis, then towards the viewer
 _DISTANCE = 4.0  # of the eye, in radii
-_FAR = 0.62  # share of the paper's white in the farthest points
+_FAR = 0.62  # fraction of white in the colour of the farthest points
 
 
 def plot(axes: Any, signal: Tensor, up: str = "y") -> None:
-    """One cloud (P, 3 + F) on a matplotlib ``Axes``; rows with NaN are left out. Colour tells the height."""
+    """Draw one cloud (P, 3 + F) on a matplotlib ``Axes``, coloured by height; rows with NaN are left out."""
     points = upright(signal.detach().float().cpu().numpy()[:, :3], up)
-    dot = _dot(axes, len(points))  # hidden ones counted too, so that all pictures of a cloud have equal dots
+    dot = _dot(axes, len(points))  # with hidden points, so that all pictures of a cloud have equal dots
     points = points[np.isfinite(points).all(1)]
     axes.set_axis_off()
     axes.set_aspect("equal")
@@ -34,30 +34,31 @@ def plot(axes: Any, signal: Tensor, up: str = "y") -> None:
 
 
 def _dot(axes: Any, count: int) -> float:
-    """Diameter of a point in typographic points: smaller where there are more, in proportion to the picture."""
+    """Diameter of a dot in typographic points: proportional to the picture, smaller for more points."""
     side = min(axes.get_window_extent().width, axes.get_window_extent().height) * 72 / axes.figure.dpi
     return 0.021 * side * (1000 / max(count, 300)) ** 0.3
 
 
 def upright(points: np.ndarray, up: str) -> np.ndarray:
-    """(P, 3) with the axis that points up as the second."""
+    """(P, 3) with the upward axis second."""
     return points if up == "y" else points[:, [1, 2, 0]]
 
 
-def fitted(points: np.ndarray, like: np.ndarray | None = None) -> np.ndarray:
-    """Points as they are, if those of ``like`` (or they) are normalised; else moved and scaled as ``like`` needs it.
+def fitted(points: np.ndarray, reference: np.ndarray | None = None) -> np.ndarray:
+    """Move and scale points (P, 3) so that those of ``reference`` (default: they) fill the unit sphere.
 
-    Normalised: nine of ten lie within 1.3 of the origin, so that a few wild predictions shrink nothing.
+    Unchanged if the reference is normalised: nine of ten points within 1.3 of the origin, so that a few outliers among
+    the predictions change nothing.
     """
-    like = points if like is None or not len(like) else like
-    if np.quantile(np.linalg.norm(like, axis=1), 0.9) <= 1.3:
+    reference = points if reference is None or not len(reference) else reference
+    if np.quantile(np.linalg.norm(reference, axis=1), 0.9) <= 1.3:
         return points
-    low, high = like.min(0), like.max(0)
+    low, high = reference.min(0), reference.max(0)
     return (points - (low + high) / 2) / max(float(np.linalg.norm(high - low)) / 2, 1e-30)
 
 
 def seen_from(points: np.ndarray, turn: float, tilt: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(P, 3), y up -> what is to the right, up and towards the viewer."""
+    """(P, 3), y up -> coordinates to the right, upwards and towards the viewer, (P,) each."""
     x, y, z = points.T
     c, s = math.cos(turn), math.sin(turn)
     x, z = c * x + s * z, c * z - s * x
@@ -66,7 +67,7 @@ def seen_from(points: np.ndarray, turn: float, tilt: float) -> tuple[np.ndarray,
 
 
 def _colours(height: np.ndarray, depth: np.ndarray) -> np.ndarray:
-    """(P, 3) RGB: by height from violet over blue to green, mixed with white by distance."""
+    """(P, 3) RGB: viridis by height, mixed with white by distance."""
     from matplotlib import colormaps
 
     colour = colormaps["viridis"](np.clip(0.45 + 0.42 * height, 0.02, 0.85))[:, :3]

@@ -1,7 +1,6 @@
-"""What is done to point clouds: choosing and normalising one in the worker, augmenting a batch on the device.
+"""Preprocessing of point clouds: choose points and normalise in the worker, augment batches on the device.
 
-The modality delegates to four functions: ``load_cloud`` (worker), ``collate_clouds``, ``augment`` (device) and
-``check_options``. A cloud is (N, 3 + F): x y z, then F features of each point, which are left as they are.
+A cloud is (N, 3 + F): x y z, then F features of each point, which stay unchanged.
 """
 
 from __future__ import annotations
@@ -21,40 +20,40 @@ from maemm.contract.rng import Rng, derive
 Normalization = Literal["unit_sphere", "unit_cube", "center", "none"]
 
 _COARSE = 2.0**-24 * 1000  # float32 keeps less than a thousandth of the extent where extent / distance is below this
-_MOST_COLUMNS = 64  # more are points in a row: an array that lies on its side
+_MOST_COLUMNS = 64  # more columns are probably points: a transposed array
 
 
 class Augment(BaseModel):
-    """Random changes of the coordinates in training, in this order; features stay, normals turn along."""
+    """Random changes of the coordinates in training, in this order; of the features, only normals change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     scale: tuple[float, float] | None = (2 / 3, 3 / 2)  # factor, uniform; null: none
-    per_axis: bool = True  # an own factor for each axis
+    per_axis: bool = True  # a separate factor for each axis
     shift: float = 0.2  # up to this far along each axis, uniform
     rotate: Literal["x", "y", "z", "so3"] | None = None  # by any angle about an axis, or any rotation
     jitter: float = 0.0  # standard deviation of noise on each coordinate
-    jitter_clip: float = 0.05  # noise is at most this large
-    dropout: float = 0.0  # a cloud loses up to this share of its points, uniform
+    jitter_clip: float = 0.05  # bound of the noise
+    dropout: float = 0.0  # a cloud loses up to this fraction of its points, uniform
 
 
 POINT_MAE = Augment()  # Point-MAE pre-training: scale and shift after normalisation, no rotation
 
 
 def check_options(points: int | None, augment: Augment | None, name: str = "pointcloud") -> None:
-    """Raise :class:`MaemmError` for numbers that make no sense; ``name`` is the modality's, for the message."""
+    """Raise :class:`MaemmError` for invalid numbers; ``name`` of the modality, for the message."""
     if points is not None and points < 2:
         raise MaemmError(f"points is {points} (modalities.{name}.points); give 2 or more, or null for all")
     if augment is None:
         return
-    wrong = None
+    problem = None
     if augment.scale is not None and not 0 < augment.scale[0] <= augment.scale[1] < math.inf:
-        wrong = f"scale is {list(augment.scale)}", "0 < low <= high"
+        problem = f"scale is {list(augment.scale)}", "0 < low <= high"
     elif not (0 <= augment.shift < math.inf and 0 <= augment.jitter < math.inf and 0 <= augment.jitter_clip < math.inf):
-        wrong = "shift, jitter or jitter_clip is negative or not finite", "0 or more"
+        problem = "shift, jitter or jitter_clip is negative or not finite", "0 or more"
     elif not 0 <= augment.dropout < 1:
-        wrong = f"dropout is {augment.dropout}", "0 to below 1"
-    if wrong:
-        raise MaemmError(f"augment.{wrong[0]} (modalities.{name}.augment); give {wrong[1]}")
+        problem = f"dropout is {augment.dropout}", "0 to below 1"
+    if problem:
+        raise MaemmError(f"augment.{problem[0]} (modalities.{name}.augment); give {problem[1]}")
 
 
 # --------------------------------------------------------------------------------------- in the worker, one cloud
@@ -66,11 +65,11 @@ def load_cloud(
     features: int = 0,
     normalize: Normalization = "unit_sphere",
 ) -> dict[str, Tensor]:
-    """(N, 3 + more) numbers -> {"x": (n, 3 + features) float32}, n = min(N, points), all of them if ``points`` is null.
+    """(N, 3 + more) numbers -> {"x": (n, 3 + features) float32}, n = min(N, points), or N if ``points`` is None.
 
-    The points are the beginning of a random permutation (Point-MAE's code; not farthest points), of a fixed one for
-    ``rng=None``; then they are normalised, in float64. Columns behind 3 + ``features`` are left out. Raises
-    ValueError for what cannot be learned from: too few columns, no points, not-finite numbers, all points equal.
+    The points are a random choice (as in Point-MAE's code; not farthest points), a fixed one for ``rng=None``; then
+    they are normalised, in float64. Columns after 3 + ``features`` are dropped. Raises ValueError for unusable clouds:
+    too few columns, no points, numbers that are not finite, all points equal.
     """
     cloud = checked(raw, 3 + features)
     if points is not None and len(cloud) > points:
@@ -86,7 +85,7 @@ def load_cloud(
 
 
 def checked(raw: np.ndarray, columns: int = 3) -> np.ndarray:
-    """The cloud as it is, if it is one of at least ``columns`` columns. Raises ValueError."""
+    """The array, unchanged. Raises ValueError unless it is a cloud with at least ``columns`` columns."""
     if raw.ndim != 2:
         raise ValueError(f"a point cloud has 2 dimensions (points, columns), this array has shape {raw.shape}")
     if raw.dtype.kind not in "fiu":
@@ -95,21 +94,21 @@ def checked(raw: np.ndarray, columns: int = 3) -> np.ndarray:
         need = "x y z" if columns == 3 else f"x y z and {columns - 3} features"
         raise ValueError(f"{raw.shape[1]} columns, {columns} are needed ({need})")
     if raw.shape[1] > _MOST_COLUMNS:
-        raise ValueError(f"{raw.shape[1]} columns; store (points, columns), {_MOST_COLUMNS} columns at most")
+        raise ValueError(f"{raw.shape[1]} columns; store (points, columns), at most {_MOST_COLUMNS} columns")
     if len(raw) < 2:
         raise ValueError("no points" if not len(raw) else "a single point")
-    broken = int((~np.isfinite(raw[:, :columns])).any(1).sum()) if raw.dtype.kind == "f" else 0
-    if broken:
-        raise ValueError(f"{broken} of {len(raw)} points are not finite numbers (NaN or infinity)")
+    nonfinite = int((~np.isfinite(raw[:, :columns])).any(1).sum()) if raw.dtype.kind == "f" else 0
+    if nonfinite:
+        raise ValueError(f"{nonfinite} of {len(raw)} points are not finite numbers (NaN or infinity)")
     return raw
 
 
-def normalized(xyz: np.ndarray, how: Normalization) -> np.ndarray:
+def normalized(xyz: np.ndarray, normalize: Normalization) -> np.ndarray:
     """(n, 3) float64 -> float64.
 
     ``unit_sphere``: minus the mean, divided by the largest distance from it. ``unit_cube``: minus the middle of the
-    bounding box, divided by half of its longest side. ``center``: minus the mean. ``none``: as it is. Raises
-    ValueError where nothing is left of the shape.
+    bounding box, divided by half of its longest side. ``center``: minus the mean. ``none``: unchanged. Raises
+    ValueError if the shape would be lost in float32.
     """
     with np.errstate(over="ignore"):
         extent = float(np.ptp(xyz, axis=0).max())
@@ -117,9 +116,9 @@ def normalized(xyz: np.ndarray, how: Normalization) -> np.ndarray:
         raise ValueError(f"all {len(xyz)} points are equal")
     if not extent < 1e30:
         raise ValueError(f"coordinates reach over {extent:.3g}, too large for float32")
-    if extent < 1e-30 and how in ("center", "none"):
+    if extent < 1e-30 and normalize in ("center", "none"):
         raise ValueError(f"coordinates reach over {extent:.3g} only, too small for float32; set normalize_cloud")
-    if how == "none":
+    if normalize == "none":
         if extent < np.abs(xyz).max() * _COARSE:
             raise ValueError(
                 f"coordinates up to {np.abs(xyz).max():.4g} over an extent of {extent:.3g} lose their shape in "
@@ -127,20 +126,20 @@ def normalized(xyz: np.ndarray, how: Normalization) -> np.ndarray:
             )
         return xyz
     first = xyz[0]
-    xyz = xyz - first  # a sum of large coordinates would round
-    if how == "unit_cube":
+    xyz = xyz - first  # the mean of large coordinates would be inexact
+    if normalize == "unit_cube":
         return (xyz - (xyz.max(0) + xyz.min(0)) / 2) * (2 / extent)
     xyz = xyz - xyz.mean(0)
-    if how == "center":
+    if normalize == "center":
         return xyz
-    xyz = xyz / extent  # squares of very small numbers would vanish
+    xyz = xyz / extent  # squares of very small numbers would underflow
     return xyz / np.sqrt(np.square(xyz).sum(1).max())
 
 
 def collate_clouds(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Clouds (n, C) -> {"x": (B, N, C)}, and "valid" (B, N) bool if they differ in length: padding is zero, behind."""
-    clouds = [one["x"] for one in samples]
-    counts = torch.tensor([len(one) for one in clouds])
+    """Clouds (n, C) -> {"x": (B, N, C)}; if they differ in length, padded with zeros, and "valid" (B, N) bool."""
+    clouds = [sample["x"] for sample in samples]
+    counts = torch.tensor([len(cloud) for cloud in clouds])
     if int(counts.min()) == int(counts.max()):
         return {"x": torch.stack(clouds)}
     x = torch.nn.utils.rnn.pad_sequence(clouds, batch_first=True)
@@ -149,17 +148,17 @@ def collate_clouds(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 # ------------------------------------------------------------------------------------------- on the device, batched
 def augment(
-    x: Tensor, valid: Tensor | None, rng: Rng | None, how: Augment | Mapping[str, Any] | None, normals: bool = False
+    x: Tensor, valid: Tensor | None, rng: Rng | None, options: Augment | Mapping[str, Any] | None, normals: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """A batch (B, N, 3 + F) float32 and its validity (B, N) or None -> the same, changed at random.
+    """A batch (B, N, 3 + F) float32 and its ``valid`` (B, N) or None -> the same, augmented.
 
-    ``rng=None`` or ``how=None`` change nothing. ``normals``: the first three features are normals, which turn with
-    the surface and keep length 1. Dropped points become invalid and zero; a cloud keeps two points at least.
+    ``rng=None`` or ``options=None``: unchanged. ``normals``: the first three features are normals, which rotate with
+    the surface and keep length 1. Dropped points become invalid and zero; a cloud keeps at least two points.
     """
-    if rng is None or how is None:
+    if rng is None or options is None:
         return x, valid
-    how = Augment(**how) if isinstance(how, Mapping) else how
-    linear, shift = _affine(rng, how, len(x))
+    options = Augment(**options) if isinstance(options, Mapping) else options
+    linear, shift = _affine(rng, options, len(x))
     with torch.autocast(x.device.type, enabled=False):
         linear, shift = linear.to(x.device), shift.to(x.device)
         xyz = x[..., :3] @ linear.transpose(-1, -2) + shift
@@ -168,40 +167,40 @@ def augment(
             turned = rest[..., :3] @ torch.linalg.inv(linear)  # the inverse transposed, for row vectors
             turned = torch.nn.functional.normalize(turned, dim=-1)
             rest = torch.cat([turned, rest[..., 3:]], -1)
-    if how.jitter:
-        xyz = xyz + _noise(rng, how, x.shape[1]).to(x.device)
+    if options.jitter:
+        xyz = xyz + _noise(rng, options, x.shape[1]).to(x.device)
     x = torch.cat([xyz, rest], -1)
-    if how.dropout:
-        valid = _kept(rng, how.dropout, x.shape[:2], x.device, valid)
+    if options.dropout:
+        valid = _drop_points(rng, options.dropout, x, valid)
     if valid is not None:
         x = x * valid[..., None]  # padding was shifted too
     return x, valid
 
 
-def _affine(rng: Rng, how: Augment, rows: int) -> tuple[Tensor, Tensor]:
-    """(B, 3, 3) and (B, 1, 3) on the CPU: scaled, shifted, then turned, as PCP-MAE does it."""
+def _affine(rng: Rng, options: Augment, rows: int) -> tuple[Tensor, Tensor]:
+    """(B, 3, 3) and (B, 1, 3) on the CPU: scale, shift, then rotation, as in PCP-MAE."""
     scale = torch.ones(rows, 3)
-    if how.scale is not None:
-        low, high = how.scale
-        scale = low + (high - low) * rng.uniform("scale", 3 if how.per_axis else 1).expand(-1, 3)
-    shift = (2 * rng.uniform("shift", 3) - 1) * how.shift if how.shift else torch.zeros(rows, 3)
-    turn = torch.eye(3).expand(rows, 3, 3)
-    if how.rotate == "so3":
-        turn = any_rotation(rng.uniform("rotate", 3))
-    elif how.rotate is not None:
-        turn = axis_rotation(rng.uniform("rotate"), how.rotate)
-    return turn * scale[:, None], (turn @ shift[..., None]).transpose(-1, -2)
+    if options.scale is not None:
+        low, high = options.scale
+        scale = low + (high - low) * rng.uniform("scale", 3 if options.per_axis else 1).expand(-1, 3)
+    shift = (2 * rng.uniform("shift", 3) - 1) * options.shift if options.shift else torch.zeros(rows, 3)
+    rotation = torch.eye(3).expand(rows, 3, 3)
+    if options.rotate == "so3":
+        rotation = any_rotation(rng.uniform("rotate", 3))
+    elif options.rotate is not None:
+        rotation = axis_rotation(rng.uniform("rotate"), options.rotate)
+    return rotation * scale[:, None], (rotation @ shift[..., None]).transpose(-1, -2)
 
 
 def axis_rotation(uniform: Tensor, axis: str) -> Tensor:
-    """(B,) in [0, 1) -> (B, 3, 3): by that share of a full turn about x, y or z."""
+    """(B,) in [0, 1) -> (B, 3, 3): rotations by that fraction of a full turn about x, y or z."""
     angle = 2 * math.pi * uniform
     sin, cos = angle.sin(), angle.cos()
     at = "xyz".index(axis)
     a, b = (at + 1) % 3, (at + 2) % 3
-    turn = torch.eye(3).repeat(len(uniform), 1, 1)
-    turn[:, a, a], turn[:, a, b], turn[:, b, a], turn[:, b, b] = cos, -sin, sin, cos
-    return turn
+    rotation = torch.eye(3).repeat(len(uniform), 1, 1)
+    rotation[:, a, a], rotation[:, a, b], rotation[:, b, a], rotation[:, b, b] = cos, -sin, sin, cos
+    return rotation
 
 
 def any_rotation(uniform: Tensor) -> Tensor:
@@ -216,18 +215,17 @@ def any_rotation(uniform: Tensor) -> Tensor:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def _noise(rng: Rng, how: Augment, count: int) -> Tensor:
-    """(B, N, 3) normal noise from uniform numbers, cut off at ``jitter_clip``."""
-    uniform = rng.uniform("jitter", count, 3).clamp(min=2.0**-25)
-    return (math.sqrt(2) * torch.erfinv(2 * uniform - 1) * how.jitter).clamp(-how.jitter_clip, how.jitter_clip)
+def _noise(rng: Rng, options: Augment, count: int) -> Tensor:
+    """(B, N, 3) normal noise, from uniform numbers by the inverse of the normal CDF, clipped at ``jitter_clip``."""
+    uniform, clip = rng.uniform("jitter", count, 3).clamp(min=2.0**-25), options.jitter_clip
+    return (math.sqrt(2) * torch.erfinv(2 * uniform - 1) * options.jitter).clamp(-clip, clip)
 
 
-def _kept(rng: Rng, most: float, shape: torch.Size, device: torch.device, valid: Tensor | None) -> Tensor:
-    """(B, N) bool: each cloud loses a share of its points that is uniform in 0 .. ``most``."""
-    fraction = rng.uniform("dropout", 1) * most
-    each = rng.uniform("dropped", shape[1]).to(device)
+def _drop_points(rng: Rng, dropout: float, x: Tensor, valid: Tensor | None) -> Tensor:
+    """(B, N) bool: ``valid`` without a fraction of the points of each cloud that is uniform in 0 .. ``dropout``."""
+    fraction = rng.uniform("dropout", 1) * dropout
+    noise = rng.uniform("dropped", x.shape[1]).to(x.device)
     if valid is not None:
-        each = each.masked_fill(~valid, -1.0)
-    kept = each >= fraction.to(device)
-    best = each.topk(2, dim=1).indices  # two points are the least that is a cloud
-    return kept.scatter(1, best, True)
+        noise = noise.masked_fill(~valid, -1.0)
+    remaining = noise >= fraction.to(x.device)
+    return remaining.scatter(1, noise.topk(2, dim=1).indices, True)  # a cloud needs two points

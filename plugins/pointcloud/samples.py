@@ -1,4 +1,4 @@
-"""The point cloud sample set: surfaces of the procedural objects as ordinary PLY files in one folder per shape."""
+"""The point cloud sample set: surfaces of procedural objects as PLY files in one folder per shape."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sources import open_pointclouds
 
 HOME = Path("runs/samples/pointcloud")  # below the working directory, beside the runs
 POINTS = 1024
-VERSION = 1  # raise it whenever a point changes: an old folder is then refused instead of mixed up
+VERSION = 1  # increase it whenever a point changes, so that an old folder is refused
 
 _VERTEX = np.dtype([("xyz", "<f4", 3), ("rgb", "u1", 3)])
 _HEADER = (
@@ -30,17 +30,18 @@ _HEADER = (
 def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
     """Write ``count`` clouds of 1,024 coloured points as ``root/SHAPE/0007.ply``; a second call does nothing.
 
-    Each object stands as it does in its picture: y is up, the floor is y = 0. The label is the folder's name, and the
-    number is the object's index, the same in every modality. ``.objects.json`` holds all parameters.
+    Objects are posed as in their pictures; y is up and the floor is y = 0. The label is the folder's name; the number
+    is the object's index, the same in every modality. ``.objects.json`` holds all parameters.
     """
-    what = {"kind": "pointcloud", "version": VERSION, "count": count, "seed": seed, "points": POINTS}
-    write_once(root, what, lambda folder: _fill(folder, count, seed))
+    description = {"kind": "pointcloud", "version": VERSION, "count": count, "seed": seed, "points": POINTS}
+    write_once(root, description, lambda folder: _fill(folder, count, seed))
 
 
 def open_samples(root: str | None, list: str | None = None, *, name: str = "pointcloud") -> Source:
-    """The source of recipes that work without data: without ``data.root`` the sample set, written on first use.
+    """For recipes that run without data: the sample set, written on first use.
 
-    With ``data.root`` or ``data.list`` it is the ordinary source of point clouds. Raises :class:`MaemmError`.
+    With ``data.root`` or ``data.list`` it is the ordinary source of point clouds. Raises :class:`MaemmError` as that
+    does.
 
     Options
         name: the modality that the clouds are for
@@ -52,11 +53,11 @@ def open_samples(root: str | None, list: str | None = None, *, name: str = "poin
 
 
 def surface(thing: Object, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Points on an object's surface (1024, 3) in room units at time 0, and their colours (1024, 3) in 0 .. 1."""
+    """Points on an object's surface (1024, 3) in scene units at time 0, and their colours (1024, 3) in 0 .. 1."""
     points, face = on_surface(thing.shape, POINTS, np.random.default_rng([seed, thing.index, 3]))
     position, rotation = thing.at(0.0)
     points = thing.size * points @ rotation_matrix(*rotation).T
-    points[:, 1] -= points[:, 1].min()  # it stands on the floor
+    points[:, 1] -= points[:, 1].min()  # onto the floor
     shade = pattern(thing.material, mesh(thing.shape).surface[face])
     return points + np.asarray(position), shade[:, None] * np.asarray(COLOURS[thing.colour])
 

@@ -1,4 +1,4 @@
-"""Files that hold many clouds: arrays (n, N, C) in .npy, .npz and HDF5 files, with labels, names and splits."""
+"""Files with many clouds: arrays (n, N, C) in .npy, .npz and HDF5 files, with labels, names and splits."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.files import fingerprint, printable_name, whole_labels
 
-from .readers.arrays import load, one_cloud, point_key
+from .readers.arrays import load, point_key, single_cloud
 from .readers.pick import Reading
 
 LABEL_KEYS = ("labels", "label", "y", "targets")
@@ -23,7 +23,7 @@ CLASS_KEYS = ("classes", "class_names", "label_names", "shape_names")
 
 
 class Stack(ABC):
-    """One file with n clouds of N points. Light enough to travel to workers: what is open stays behind."""
+    """One file with n clouds of N points. Pickles without what it has opened, so that workers receive it cheaply."""
 
     labels: np.ndarray | None = None  # (n,) int64
     classes: list[str] | None = None
@@ -68,19 +68,21 @@ class Arrays(Stack):
                 self._describe(archive)
 
     def _describe(self, archive: Any) -> None:
+        """Read labels, classes, names and splits of a .npz file of many clouds."""
+
         def first(keys: Sequence[str]) -> np.ndarray | None:
             return next((archive[key] for key in keys if key in archive.files), None)
 
-        count = len(self._data) if self._data.ndim else 0
         if self._data.ndim != 3:
             return
+        count = len(self._data)
         self.labels = whole_labels(first(LABEL_KEYS), count, self.path)
         classes, self.names, self.split = first(CLASS_KEYS), first(("names",)), first(("split",))
-        self.classes = None if classes is None else [str(one) for one in classes.reshape(-1)]
+        self.classes = None if classes is None else [str(name) for name in classes.reshape(-1)]
         for key in ("names", "split"):
             texts = getattr(self, key)
             if texts is not None and texts.shape != (count,):
-                raise MaemmError(f"{key} has shape {texts.shape} for {count} clouds ({self.path}); store one each")
+                raise MaemmError(f"{key} has shape {texts.shape} for {count} clouds ({self.path}); store one per cloud")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -99,22 +101,22 @@ class HDF5(Stack):
     def __init__(self, path: Path):
         super().__init__(path)
         file, data = self._opened()
-        label = next((file[key][()] for key in LABEL_KEYS if key in file), None)
+        labels = next((file[key][()] for key in LABEL_KEYS if key in file), None)
         self._shape = tuple(data.shape)
-        self.labels = None if len(self._shape) < 3 else whole_labels(label, self._shape[0], path)
+        self.labels = None if len(self._shape) < 3 else whole_labels(labels, self._shape[0], path)
         names = path.parent / "shape_names.txt"  # beside the files of ModelNet40
         if self.labels is not None and names.is_file():
             self.classes = names.read_text(encoding="utf-8", errors="replace").split()
 
     def _opened(self) -> tuple[Any, Any]:
-        """(file, dataset). An open file must not be shared with a forked process."""
-        kept = self.__dict__.get("_data")
-        if kept is None or kept[0] != os.getpid():
+        """(file, dataset), opened anew in a forked process, which must not share an open file."""
+        opened = self.__dict__.get("_data")
+        if opened is None or opened[0] != os.getpid():
             from .readers import hdf5
 
             file = hdf5.open_file(os.fspath(self.path))
-            kept = self._data = (os.getpid(), file, hdf5.points_of(file))
-        return kept[1:]
+            opened = self._data = (os.getpid(), file, hdf5.points_of(file))
+        return opened[1:]
 
     def shape(self) -> tuple[int, ...]:
         return self._shape
@@ -124,28 +126,29 @@ class HDF5(Stack):
 
 
 class Stacks(Source):
-    """The clouds of one or more stacks, one after the other; of those with a split, only the part asked for."""
+    """The clouds of one or more stacks, one after another; with ``split``, only those of that split."""
 
-    def __init__(self, stacks: Sequence[Stack], how: Reading, name: str, split: str | None = None):
-        self.stacks, self.how, self.modality = list(stacks), how, name
-        counts = [one.shape()[0] for one in self.stacks]
+    def __init__(self, stacks: Sequence[Stack], options: Reading, name: str, split: str | None = None):
+        self.stacks, self.options, self.modality = list(stacks), options, name
+        counts = [stack.shape()[0] for stack in self.stacks]
         self._at = np.concatenate([np.stack([np.full(n, i), np.arange(n)], 1) for i, n in enumerate(counts)])
         if split is not None:
-            self._at = self._at[np.concatenate([self._part(one, split) for one in self.stacks])]
-        named = [one.classes for one in self.stacks if one.classes]
-        self.classes = named[0] if named and all(one == named[0] for one in named) else None
-        most = max((int(one.max()) for one in self._all_labels() if len(one)), default=-1)
+            self._at = self._at[np.concatenate([self._in_split(stack, split) for stack in self.stacks])]
+        classes = [stack.classes for stack in self.stacks if stack.classes]
+        self.classes = classes[0] if classes and all(names == classes[0] for names in classes) else None
+        most = max((int(labels.max()) for labels in self._all_labels() if len(labels)), default=-1)
         if self.classes and most >= len(self.classes):
             raise MaemmError(f"label {most} has no name ({self.stacks[0].path}: {len(self.classes)} classes); add it")
 
-    def _part(self, stack: Stack, split: str) -> np.ndarray:
+    def _in_split(self, stack: Stack, split: str) -> np.ndarray:
+        """(n,) bool."""
         if stack.split is None:
             raise MaemmError(f"the file has no array 'split' ({stack.path}; data.source.split); leave split out")
-        part = stack.split.astype(str) == split
-        if not part.any():
-            known = ", ".join(sorted(set(stack.split.astype(str))))
-            raise MaemmError(f"no cloud is in split {split!r} ({stack.path}; data.source.split); there are {known}")
-        return part
+        names = stack.split.astype(str)
+        if split not in names:
+            splits = ", ".join(sorted(set(names)))
+            raise MaemmError(f"no cloud is in split {split!r} ({stack.path}; data.source.split); there are {splits}")
+        return names == split
 
     def __len__(self) -> int:
         return len(self._at)
@@ -156,7 +159,7 @@ class Stacks(Source):
 
     def read(self, index: int, rng: Rng) -> Sample:
         stack, row = self._where(index)
-        cloud = self.how.finite(one_cloud(stack.cloud(row), self.how))
+        cloud = self.options.drop_nonfinite(single_cloud(stack.cloud(row), self.options))
         label = None if stack.labels is None else int(stack.labels[row])
         return Sample({self.modality: cloud}, stack.name(row), None if label is None or label < 0 else label)
 
@@ -165,19 +168,21 @@ class Stacks(Source):
         return self.stacks[int(stack)], int(row)
 
     def files(self) -> Iterable[Path]:
-        return [one.path for one in self.stacks]
+        return [stack.path for stack in self.stacks]
 
     def fingerprint(self) -> str:
-        """Shapes, labels, the rows in use and some of the points."""
-        some = [np.ascontiguousarray(stack.cloud(row)) for stack in self.stacks for row in _few(stack.shape()[0])]
-        return fingerprint("clouds", *(one.shape() for one in self.stacks), self._at, *some, *self._all_labels())
+        """Of the shapes, labels, the rows in use and the points of up to three clouds per file."""
+        counts = [stack.shape()[0] for stack in self.stacks]
+        probes = [
+            np.ascontiguousarray(stack.cloud(row))
+            for stack, count in zip(self.stacks, counts, strict=True)
+            for row in sorted({0, count // 2, count - 1})
+        ]
+        shapes = [stack.shape() for stack in self.stacks]
+        return fingerprint("clouds", *shapes, self._at, *probes, *self._all_labels())
 
     def _all_labels(self) -> list[np.ndarray]:
-        return [one.labels for one in self.stacks if one.labels is not None]
-
-
-def _few(count: int) -> list[int]:
-    return sorted({0, count // 2, count - 1})
+        return [stack.labels for stack in self.stacks if stack.labels is not None]
 
 
 def open_stack(path: Path) -> Stack | None:
@@ -186,9 +191,9 @@ def open_stack(path: Path) -> Stack | None:
         stack = HDF5(path) if path.suffix.lower() in (".h5", ".hdf5") else Arrays(path)
     except MaemmError:
         raise
-    except Exception as error:  # h5py, zipfile and zlib have many
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise MaemmError(f"cannot read the clouds ({path}: {why}); give another file") from error
+    except Exception as error:  # h5py, zipfile and zlib raise many types
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise MaemmError(f"cannot read the clouds ({path}: {reason}); give another file") from error
     shape = stack.shape()
     if len(shape) == 2:
         return None

@@ -1,6 +1,6 @@
-"""Point clouds to turn with the mouse or a finger: a piece of HTML with its own small script, without network.
+"""An interactive 3D viewer of point clouds: HTML with its own small script, without network access.
 
-Input, visible part and reconstruction of a sample turn together. Points travel as 16-bit numbers in base64.
+Input, visible part and reconstruction of a sample rotate together. Points are stored as 16-bit numbers in base64.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from torch import Tensor
 
 from .pictures import TILT, TURN, fitted, upright
 
-_SCALE = 2**14  # of a 16-bit number; coordinates within 2 of the origin
+_SCALE = 2**14  # of the 16-bit numbers; coordinates are within -2 .. 2
 
 
 def interactive(columns: Mapping[str, Tensor], up: str = "y") -> str | None:
-    """A viewer of the clouds in ``columns``: caption -> (R, P, 3 + F), of which the first are the input, the second
-    what is visible, the last the reconstruction. None where there is no reconstruction."""
+    """HTML of a viewer. ``columns``: caption -> (R, P, 3 + F): first the input, then the visible part, last the
+    reconstruction. None if there is no reconstruction."""
     if len(columns) < 3:
         return None
     signals = list(columns.values())
-    chosen = [one.float().numpy() for one in (signals[0], signals[1], signals[-1])]
-    clouds = [_packed(*(one[row] for one in chosen), up) for row in range(len(chosen[0]))]
+    whole, visible, predicted = (signal.float().numpy() for signal in (signals[0], signals[1], signals[-1]))
+    clouds = [_packed(*rows, up) for rows in zip(whole, visible, predicted, strict=True)]
     captions = [escape(" ".join(list(columns)[at].split())) for at in (0, 1, -1)]
     captions[-1] += ': <b class="seen">seen</b> and <b class="guess">predicted</b>'
-    canvases = "".join(f"<div><canvas></canvas><p>{one}</p></div>" for one in captions)
+    canvases = "".join(f"<div><canvas></canvas><p>{caption}</p></div>" for caption in captions)
     buttons = "".join(f'<button type="button">{row + 1}</button>' for row in range(len(clouds)))
     data = json.dumps(clouds, separators=(",", ":"))
     script = _SCRIPT.replace("TURN", f"{TURN:.3f}").replace("TILT", f"{TILT:.3f}").replace("SCALE", str(_SCALE))
@@ -39,21 +39,21 @@ def interactive(columns: Mapping[str, Tensor], up: str = "y") -> str | None:
     )
 
 
-def _packed(given: np.ndarray, seen: np.ndarray, made: np.ndarray, up: str) -> list[str]:
-    """[visible points, hidden points, predicted points], each once, although groups overlap."""
-    hidden = np.isnan(seen[:, :3]).any(1)
-    guess = hidden & np.isfinite(made[:, :3]).all(1)
-    real = np.isfinite(given[:, :3]).all(1)
-    parts = [given[real & ~hidden, :3], given[real & hidden, :3], made[guess, :3]]
+def _packed(whole: np.ndarray, visible: np.ndarray, predicted: np.ndarray, up: str) -> list[str]:
+    """Base64 of [visible points, hidden points, predicted points] of one sample (P, 3 + F), without duplicates."""
+    is_hidden = np.isnan(visible[:, :3]).any(1)
+    is_predicted = is_hidden & np.isfinite(predicted[:, :3]).all(1)
+    is_real = np.isfinite(whole[:, :3]).all(1)
+    parts = [whole[is_real & ~is_hidden, :3], whole[is_real & is_hidden, :3], predicted[is_predicted, :3]]
     points = np.concatenate(parts)
     if len(points):
-        points = fitted(upright(points, up), upright(given[real, :3], up))
-    # Rounded before they are compared: a point in two groups is stored relative to two centres.
-    whole = np.clip(np.rint(points * _SCALE), -(2**15), 2**15 - 1).astype("<i2")
-    visible, others, made = np.split(whole, np.cumsum([len(part) for part in parts[:2]]))
-    known = {point.tobytes() for point in visible}  # a hidden group's point in a visible one is visible
-    others = others[np.array([point.tobytes() not in known for point in others], bool)]
-    parts = [np.unique(visible, axis=0), np.unique(others, axis=0), made]
+        points = fitted(upright(points, up), upright(whole[is_real, :3], up))
+    # Rounded before comparing: a point of two groups is stored relative to two centres.
+    rounded = np.clip(np.rint(points * _SCALE), -(2**15), 2**15 - 1).astype("<i2")
+    seen, hidden, guessed = np.split(rounded, np.cumsum([len(part) for part in parts[:2]]))
+    seen_points = {point.tobytes() for point in seen}  # a point of a hidden and a visible group is visible
+    hidden = hidden[np.array([point.tobytes() not in seen_points for point in hidden], bool)]
+    parts = [np.unique(seen, axis=0), np.unique(hidden, axis=0), guessed]
     return [base64.b64encode(part.tobytes()).decode() for part in parts]
 
 

@@ -5,7 +5,7 @@ from maemm.registry import Plugin
 plugin = Plugin(
     name="signal",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="signals of several channels: ECG, EEG, motion, vibration",
     modalities={"signal": "modality:Signal"},
     sources={"signal": "sources:open_signals", "signal_samples": "samples:open_samples"},

@@ -1,4 +1,4 @@
-"""Channels by name: which rows of a recording the model knows, and where they stand among the tokens."""
+"""Channels by name: which rows of a recording are channels of the model, and their positions among the tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from maemm.contract.positions import make_position
 
 
 def plain(name: str) -> str:
-    """A channel's name as it is compared: without case, blanks at the ends and dots behind ("Fp1." is "fp1")."""
+    """A channel's name for comparison: casefolded, without outer blanks and trailing dots ("Fp1." is "fp1")."""
     return name.strip().rstrip(".").casefold()
 
 
@@ -23,28 +23,28 @@ def checked_names(channels: int | Sequence[str]) -> tuple[str, ...]:
     names = tuple(str(i) for i in range(channels)) if isinstance(channels, int) else tuple(channels)
     if not names:
         raise MaemmError("a signal needs a channel (modalities.signal.channels); give a number or a list of names")
-    known: dict[str, str] = {}
+    seen: dict[str, str] = {}
     for name in names:
         key = plain(name).replace(".", "_")  # parameter names have no dots
-        if not key or key in known:
-            other = f" and {known[key]!r}" if key in known else ""
+        if not key or key in seen:
+            other = f" and {seen[key]!r}" if key in seen else ""
             raise MaemmError(
                 f"channel {name!r}{other} cannot be told apart (modalities.signal.channels); give each its own name"
             )
-        known[key] = name
+        seen[key] = name
     return names
 
 
-def places(have: Sequence[str], wanted: Sequence[str]) -> list[tuple[int, int]]:
-    """(row in the recording, row in the model) of every channel that both know, by name."""
-    at = {plain(name): i for i, name in reversed(list(enumerate(have)))}  # of equal names the first
-    return [(at[plain(name)], i) for i, name in enumerate(wanted) if plain(name) in at]
+def matching_rows(recording: Sequence[str], model: Sequence[str]) -> list[tuple[int, int]]:
+    """(row in the recording, row in the model) of each channel that both have, by name."""
+    row = {plain(name): i for i, name in reversed(list(enumerate(recording)))}  # of equal names the first
+    return [(row[plain(name)], i) for i, name in enumerate(model) if plain(name) in row]
 
 
 class ChannelTime(nn.Module):
     """Position of a token of one channel: that of its time, plus a learned vector of its channel.
 
-    The vectors are parameters under the channels' names, so that weights of one set of channels fit another.
+    The vectors are parameters under the channels' names, so that weights of one set of channels load into another.
     """
 
     def __init__(self, kind: str, dim: int, names: Sequence[str], steps: int):
@@ -56,6 +56,7 @@ class ChannelTime(nn.Module):
 
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
         """(R, V) -> (R, V, D) of tokens on the lattice (channels, steps)."""
+        assert tokens.grid is not None
         steps = tokens.grid[1]
         line = replace(tokens, coords=tokens.coords[:, :steps, 1:], grid=(steps,))
         vectors = torch.stack([self.channels[key] for key in self._keys])

@@ -1,4 +1,4 @@
-"""Formats that take an extra package: EDF and BDF through pyedflib, WFDB through wfdb."""
+"""Formats that need an extra package: EDF and BDF through pyedflib, WFDB through wfdb."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import numpy as np
 
 from maemm.contract.errors import MaemmError
 
-from .recordings import Header, equal, told_apart
+from .recordings import Header, uniform_header, unique_names
 
 
 def need(package: str) -> ModuleType:
     """Import an optional package. Raises :class:`MaemmError` that says how to install it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of their own dependencies
+            warnings.simplefilter("ignore")  # from their dependencies
             return importlib.import_module(package)
     except ImportError as error:
         raise MaemmError(
@@ -31,21 +31,21 @@ def need(package: str) -> ModuleType:
 
 
 class EDF:
-    """EDF, EDF+ and BDF in physical units, read by stretches; annotations are left out. Rates differ by channel."""
+    """EDF, EDF+ and BDF in physical units, read in parts; annotations are left out. Rates may differ by channel."""
 
     def header(self, path: Path) -> Header:
         with closing(self._opened(path)) as file:
-            rates = tuple(float(one) for one in file.getSampleFrequencies())
-            lengths = tuple(int(one) for one in file.getNSamples())
-            return Header(told_apart(file.getSignalLabels()), rates, lengths)
+            rates = tuple(map(float, file.getSampleFrequencies()))
+            lengths = tuple(map(int, file.getNSamples()))
+            return Header(unique_names(file.getSignalLabels()), rates, lengths)
 
     def read(self, path: Path, rows: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         with closing(self._opened(path)) as file:
-            found = [file.readSignal(row, start, stop - start) for row, (start, stop) in zip(rows, spans, strict=True)]
-        for x, (start, stop) in zip(found, spans, strict=True):
+            parts = [file.readSignal(row, start, stop - start) for row, (start, stop) in zip(rows, spans, strict=True)]
+        for x, (start, stop) in zip(parts, spans, strict=True):
             if len(x) != stop - start:
                 raise ValueError(f"the file ends before sample {stop:,}")
-        return found
+        return parts
 
     def _opened(self, path: Path) -> Any:
         pyedflib = need("pyedflib")
@@ -54,23 +54,23 @@ class EDF:
         try:
             return pyedflib.EdfReader(os.fspath(path))
         except OSError as error:
-            # Its text names the path, which messages say anyway.
+            # Its text repeats the path, which messages name anyway.
             raise ValueError(str(error).replace(os.fspath(path), "").strip(" :") or "not a readable EDF file") from None
 
 
 class WFDB:
-    """WFDB records (PhysioNet) in physical units by their ``.hea`` file, read by stretches."""
+    """WFDB records (PhysioNet) in physical units by their ``.hea`` file, read in parts."""
 
     def header(self, path: Path) -> Header:
         head = self._called("rdheader", path)
         if not head.n_sig or not head.sig_len:
             raise ValueError("the header names no channels, or no length")
         folder = os.path.dirname(os.path.abspath(path))
-        lacking = [one for one in set(head.file_name or ()) if not os.path.exists(os.path.join(folder, one))]
-        if lacking:
-            raise ValueError(f"{min(lacking)} is missing, which holds its samples")
+        missing = [name for name in set(head.file_name or ()) if not os.path.exists(os.path.join(folder, name))]
+        if missing:
+            raise ValueError(f"{min(missing)} is missing, which holds its samples")
         names = head.sig_name or [str(i) for i in range(head.n_sig)]
-        return equal(names, float(head.fs), head.n_sig, int(head.sig_len))
+        return uniform_header(names, float(head.fs), head.n_sig, int(head.sig_len))
 
     def read(self, path: Path, rows: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
@@ -89,6 +89,7 @@ class WFDB:
         except (MemoryError, MaemmError):
             raise
         except Exception as error:  # IndexError, KeyError, TypeError and others for broken headers
-            missing = isinstance(error, FileNotFoundError) and error.filename
-            why = f"{os.path.basename(error.filename)} is missing" if missing else " ".join(str(error).split())
-            raise ValueError(f"not a readable record ({why or type(error).__name__})") from None
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, FileNotFoundError) and error.filename:
+                reason = f"{os.path.basename(error.filename)} is missing"
+            raise ValueError(f"not a readable record ({reason})") from None

@@ -1,4 +1,4 @@
-"""Recordings in files as a source: whole, or by windows of which only the asked for part is read."""
+"""Recordings in files as a source: whole, or cut into windows, each read by itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,20 +19,20 @@ from maemm.data import files
 from maemm.data.files import fingerprint, printable_name
 from maemm.data.lists import Labels
 
-from .channels import plain
-from .recordings import MOST_VALUES, Header, Reader
+from .channels import matching_rows
+from .recordings import MOST_VALUES, Reader
 from .resample import length_after, ratio, resampled, source_span
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What is taken of a recording."""
+    """What is read of a recording. Its text is part of fingerprints, so names and defaults stay as they are."""
 
     channels: tuple[tuple[str, str], ...] | None = None  # (name in the file, name for the model)
     window: int | None = None
     stride: int | None = None
-    rate: float | None = None  # of the samples that come out
-    recorded_rate: float | None = None  # of files that do not say theirs
+    rate: float | None = None  # to resample to; None: as recorded
+    recorded_rate: float | None = None  # of files that do not record theirs
 
     def __post_init__(self) -> None:
         for key in ("rate", "recorded_rate"):
@@ -41,38 +41,56 @@ class Taken:
                 raise MaemmError(f"{key} is {value} (data.source.{key}); give samples per second, above 0")
 
     def rows(self, names: Sequence[str] | None, count: int) -> tuple[list[int], tuple[str, ...] | None]:
-        """Rows of a file with channels of these names -> those to take, and their names. Raises ValueError."""
+        """The rows to read of a file of ``count`` channels with these names, and their names. Raises ValueError."""
         if self.channels is None:
             return list(range(count)), None if names is None else tuple(names)
         if names is None:
             if len(self.channels) != count:
                 raise ValueError(f"has {count} channels without names, data.source.channels gives {len(self.channels)}")
             return list(range(count)), tuple(new for _, new in self.channels)
-        at = {plain(name): i for i, name in reversed(list(enumerate(names)))}
-        found = [(at[plain(old)], new) for old, new in self.channels if plain(old) in at]
-        if not found:
+        old, new = zip(*self.channels, strict=True)
+        rows = matching_rows(names, old)
+        if not rows:
             shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
             raise ValueError(f"has none of the channels of data.source.channels, only {shown}")
-        return [row for row, _ in found], tuple(new for _, new in found)
+        return [row for row, _ in rows], tuple(new[i] for _, i in rows)
 
     def ratios(self, rates: Sequence[float | None]) -> list[Fraction]:
-        """By how much the rate of each row changes. Raises ValueError where rates are unknown or differ."""
+        """New rate over old, of each row. Raises ValueError where rates are unknown or differ."""
         rates = [self.recorded_rate if rate is None else rate for rate in rates]
         if self.rate is None:
             if len(set(rates)) > 1:
-                shown = ", ".join(f"{one:g}" for one in sorted(set(rates)))
+                shown = ", ".join(f"{rate:g}" for rate in sorted({rate for rate in rates if rate is not None}))
                 raise ValueError(f"channels have different rates ({shown} per second); set data.source.rate")
             return [Fraction(1)] * len(rates)
-        if None in rates:
-            raise ValueError("does not say its rate; set data.source.recorded_rate, or data.source.rate to null")
-        return [ratio(rate, self.rate) for rate in rates]
+        ratios = []
+        for rate in rates:
+            if rate is None:
+                raise ValueError("does not say its rate; set data.source.recorded_rate, or data.source.rate to null")
+            ratios.append(ratio(rate, self.rate))
+        return ratios
+
+
+class _Opened(NamedTuple):
+    """A recording whose header has been read; one value per row."""
+
+    reader: Reader
+    rows: list[int]
+    names: tuple[str, ...] | None
+    ratios: list[Fraction]  # new rate over old
+    lengths: list[int]  # as recorded
+
+    @property
+    def length(self) -> int:
+        """Resampled length of the shortest row."""
+        return min(length_after(length, by) for length, by in zip(self.lengths, self.ratios, strict=True))
 
 
 class Recordings(files.Files):
-    """Files of one recording each. With a window, a sample is one window of a file.
+    """Files of one recording each. With ``taken.window`` a sample is one window of a file.
 
     Then the headers of all files are read when the source is opened. A file whose header cannot be read counts as one
-    sample, which is unreadable.
+    window, which is then unreadable.
     """
 
     def __init__(
@@ -88,79 +106,82 @@ class Recordings(files.Files):
     ):
         super().__init__(folder, paths, labels, classes, name=name)
         self.taken, self.readers = taken, dict(readers)
-        self._last: np.ndarray | None = None  # end of each file's windows
+        self._window_ends: np.ndarray | None = None  # of each file; None: a sample is a file
         if taken.window is not None:
-            self._last = np.cumsum([self._windows(one) for one in range(len(self._ends))])
+            self._window_ends = np.cumsum([self._window_count(file) for file in range(len(self._ends))])
 
     def __len__(self) -> int:
-        return len(self._ends) if self._last is None else int(self._last[-1])
+        return len(self._ends) if self._window_ends is None else int(self._window_ends[-1])
 
     def name(self, index: int) -> str:
         """The path below the folder, with the first sample of the window behind an @."""
-        file, number = self._place(index)
+        file, start = self._position(index)
         text = printable_name(self.path(file))
-        return text if number is None else f"{text}@{number * self.taken.stride}"
+        return text if start is None else f"{text}@{start}"
 
     def read(self, index: int, rng: Rng) -> Sample:
-        file, number = self._place(index)
-        return Sample({self.modality: self._taken(self._where(file), number)}, self.name(index), self.label(file))
+        file, start = self._position(index)
+        return Sample({self.modality: self._read(self._file(file), start)}, self.name(index), self.label(file))
 
     def open(self, path: bytes, rng: Rng) -> dict[str, Any]:
         """A whole recording."""
-        return self._taken(Path(os.fsdecode(path)), None)
+        return self._read(Path(os.fsdecode(path)), None)
 
     def fingerprint(self) -> str:
         """Paths, labels, windows and what is taken."""
-        return fingerprint("recordings", super().fingerprint(), self.taken, self._last)
+        return fingerprint("recordings", super().fingerprint(), self.taken, self._window_ends)
 
-    # ---- pieces
-    def _place(self, index: int) -> tuple[int, int | None]:
-        """(file, window)."""
-        if self._last is None:
+    # ---- helpers
+    def _position(self, index: int) -> tuple[int, int | None]:
+        """(file, first sample of the window in it)."""
+        if self._window_ends is None:
             return index, None
-        file = int(np.searchsorted(self._last, index, side="right"))
-        return file, index - int(self._last[file - 1] if file else 0)
+        assert self.taken.stride is not None
+        file = int(np.searchsorted(self._window_ends, index, side="right"))
+        return file, (index - int(self._window_ends[file - 1] if file else 0)) * self.taken.stride
 
-    def _windows(self, file: int) -> int:
+    def _window_count(self, file: int) -> int:
         """Whole windows of a file; one where it is shorter, or cannot be opened."""
+        assert self.taken.window is not None and self.taken.stride is not None
         try:
-            head, rows, _, by = self._opened(self._where(file))
+            opened = self._open(self._file(file))
         except (MemoryError, MaemmError):
             raise
-        except Exception:  # its reason comes when it is read, and is counted there
+        except Exception:  # the reason is reported when the window is read
             return 1
-        length = min(length_after(head.lengths[row], one) for row, one in zip(rows, by, strict=True))
-        return max(0, length - self.taken.window) // self.taken.stride + 1
+        return max(0, opened.length - self.taken.window) // self.taken.stride + 1
 
-    def _where(self, file: int) -> Path:
+    def _file(self, file: int) -> Path:
         return Path(os.fsdecode(self.folder)) / os.fsdecode(self.path(file))
 
-    def _opened(self, path: Path) -> tuple[Header, list[int], tuple[str, ...] | None, list[Fraction]]:
+    def _open(self, path: Path) -> _Opened:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("not an ordinary file")  # a pipe would wait for its writer for ever
-        head = self._reader(path).header(path)
-        rows, names = self.taken.rows(head.names, len(head.lengths))
-        return head, rows, names, self.taken.ratios([head.rates[row] for row in rows])
-
-    def _reader(self, path: Path) -> Reader:
-        found = self.readers.get(path.suffix.lower())
-        if found is None:
+            raise ValueError("not an ordinary file")  # opening a pipe would block
+        reader = self.readers.get(path.suffix.lower())
+        if reader is None:
             raise ValueError(f"a file of no known kind ({path.suffix or 'no ending'})")
-        return found
+        header = reader.header(path)
+        rows, names = self.taken.rows(header.names, len(header.lengths))
+        ratios = self.taken.ratios([header.rates[row] for row in rows])
+        return _Opened(reader, rows, names, ratios, [header.lengths[row] for row in rows])
 
-    def _taken(self, path: Path, number: int | None) -> dict[str, Any]:
-        """{"x": (C, L) float32, "channels": names or None}."""
-        head, rows, names, by = self._opened(path)
-        length = min(length_after(head.lengths[row], one) for row, one in zip(rows, by, strict=True))
-        start, stop = 0, length
-        if number is not None:
-            start = number * self.taken.stride
-            stop = min(length, start + self.taken.window)
-        spans = [source_span(start, stop, one, head.lengths[row]) for row, one in zip(rows, by, strict=True)]
+    def _read(self, path: Path, start: int | None) -> dict[str, Any]:
+        """A window, or with None a whole recording: {"x": (C, L) float32, "channels": names or None}."""
+        opened = self._open(path)
+        stop = opened.length
+        if start is None:
+            start = 0
+        else:
+            assert self.taken.window is not None
+            stop = min(stop, start + self.taken.window)
+        spans = [source_span(start, stop, by, n) for by, n in zip(opened.ratios, opened.lengths, strict=True)]
         if (values := sum(last - first for first, last, _ in spans)) > MOST_VALUES:
             raise ValueError(f"{values:,} values are too many for one sample; set data.source.window")
-        found = self._reader(path).read(path, rows, [(first, last) for first, last, _ in spans])
-        parts = [resampled(x, one, span[2], stop - start) for x, one, span in zip(found, by, spans, strict=True)]
+        stored = opened.reader.read(path, opened.rows, [(first, last) for first, last, _ in spans])
+        parts = [
+            resampled(x, by, skip, stop - start)
+            for x, by, (_, _, skip) in zip(stored, opened.ratios, spans, strict=True)
+        ]
         if len({len(part) for part in parts}) > 1:
             raise ValueError(f"channels have different lengths ({', '.join(str(len(part)) for part in parts)})")
-        return {"x": np.stack(parts).astype(np.float32), "channels": names}
+        return {"x": np.stack(parts).astype(np.float32), "channels": opened.names}

@@ -1,8 +1,8 @@
-"""Maskings of signals: stretches of time, whole channels, both, and random tokens of each channel.
+"""Maskings of signals: spans of time, whole channels, both, and random tokens of each channel.
 
-The ratio counts time steps, channels, or tokens of a channel, and each sample has exact counts of those. A sample of
-a ragged batch keeps its share of what it has, and one step or channel at least: a recording of a single channel has
-nothing to predict under the channel masking.
+The ratio is one of time steps, channels, or tokens of a channel, and counts are exact for each sample. In a ragged
+batch it applies to the valid ones of each sample, of which at least one step or channel stays visible: a recording
+with a single channel has nothing to predict under the channel masking.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, vis
 
 
 class TimeBlock(PerModalityMasking):
-    """Hide the same stretches of time in all channels.
+    """Hide the same spans of time in all channels.
 
-    With ``span: 1`` single time steps, chosen at random (MaeFE's masked time autoencoder).
+    ``span: 1``: single time steps at random (MaeFE's masked time autoencoder).
 
     Options
-        ratio: share of the time steps that is hidden
-        span: time steps (patches) of a stretch; null: all hidden ones in one stretch
-        count: how the ratio becomes a number
+        ratio: fraction of the time steps that is hidden
+        span: time steps (patches) of a span; null: all hidden steps in one span
+        count: how the ratio is rounded to a number
     """
 
     def __init__(self, *, ratio: float = 0.5, span: int | None = None, count: Count = "floor_visible"):
@@ -37,7 +37,7 @@ class TimeBlock(PerModalityMasking):
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         channels, steps = _lattice(tokens)
         valid = _valid(tokens, channels, steps)
-        keep = _kept(steps, self.ratio, self.count)
+        keep = _visible_counts(steps, self.ratio, self.count)
         hidden = _hidden_steps(name, valid.any(1), keep, self.span, rng)
         hidden = hidden[:, None].expand(-1, channels, -1).flatten(1)
         return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
@@ -47,8 +47,8 @@ class Channel(PerModalityMasking):
     """Hide whole channels (MaeFE's masked lead autoencoder).
 
     Options
-        ratio: share of the channels that is hidden
-        count: how the ratio becomes a number
+        ratio: fraction of the channels that is hidden
+        count: how the ratio is rounded to a number
     """
 
     def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
@@ -56,21 +56,21 @@ class Channel(PerModalityMasking):
         self.ratio, self.count = ratio, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        channels, steps = _multilabel(name, tokens)
-        keep = _kept(channels, self.ratio, self.count)
+        channels, steps = _several_channels(name, tokens)
+        keep = _visible_counts(channels, self.ratio, self.count)
         hidden = _hidden_channels(name, _valid(tokens, channels, steps).any(2), keep, rng)
         hidden = hidden[..., None].expand(-1, -1, steps).flatten(1)
         return plan_from_hidden(hidden, tokens, steps * keep[channels], steps * (channels - keep[channels]))
 
 
 class ChannelTime(PerModalityMasking):
-    """Hide whole channels, and stretches of time in the others (MaeFE's masked lead and time autoencoder).
+    """Hide whole channels, and spans of time in the others (MaeFE's masked lead and time autoencoder).
 
     Options
-        ratio: share of the time steps that is hidden in the other channels
-        channels: share of the channels that is hidden as a whole
-        span: time steps (patches) of a stretch; null: all hidden ones in one stretch
-        count: how a ratio becomes a number
+        ratio: fraction of the time steps that is hidden in the other channels
+        channels: fraction of the channels that is hidden as a whole
+        span: time steps (patches) of a span; null: all hidden steps in one span
+        count: how a ratio is rounded to a number
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class ChannelTime(PerModalityMasking):
         self.ratio, self.channels, self.span, self.count = ratio, channels, span, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        channels, steps = _multilabel(name, tokens)
+        channels, steps = _several_channels(name, tokens)
         valid = _valid(tokens, channels, steps)
-        keep_channels = _kept(channels, self.channels, self.count)
-        keep_steps = _kept(steps, self.ratio, self.count)
+        keep_channels = _visible_counts(channels, self.channels, self.count)
+        keep_steps = _visible_counts(steps, self.ratio, self.count)
         rows = _hidden_channels(name, valid.any(2), keep_channels, rng)
         columns = _hidden_steps(name, valid.any(1), keep_steps, self.span, rng)
         seen = keep_channels[channels] * keep_steps[steps]
@@ -94,11 +94,11 @@ class ChannelTime(PerModalityMasking):
 
 
 class PerChannel(PerModalityMasking):
-    """Keep the same number of random tokens in every channel, drawn for each one apart (ST-MEM).
+    """Keep the same number of random tokens in every channel, drawn independently (ST-MEM).
 
     Options
-        ratio: share of each channel's tokens that is hidden
-        count: how the ratio becomes a number
+        ratio: fraction of each channel's tokens that is hidden
+        count: how the ratio is rounded to a number
     """
 
     def __init__(self, *, ratio: float = 0.75, count: Count = "floor_visible"):
@@ -108,25 +108,26 @@ class PerChannel(PerModalityMasking):
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         channels, steps = _lattice(tokens)
         valid = _valid(tokens, channels, steps)
-        keep = _kept(steps, self.ratio, self.count)
+        keep = _visible_counts(steps, self.ratio, self.count)
         noise = rng.uniform(f"mask/{name}", channels, steps).to(valid.device)
         hidden = _hidden(noise, valid, keep).flatten(1)
         return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
 
 
-# --------------------------------------------------------------------------------------------------- pieces
+# ------------------------------------------------------------------------------------------------- helpers
 def _lattice(tokens: Tokens) -> tuple[int, int]:
-    """(channels, time steps); tokens over all channels are one row."""
+    """(channels, time steps); tokens of all channels together count as one channel."""
     if tokens.grid is None or len(tokens.grid) > 2:
         raise MaemmError(f"this masking needs tokens of channels and time, not a grid {tokens.grid}; use random")
-    return (1, *tokens.grid)[-2:]
+    channels, steps = (1, *tokens.grid)[-2:]
+    return channels, steps
 
 
-def _multilabel(name: str, tokens: Tokens) -> tuple[int, int]:
+def _several_channels(name: str, tokens: Tokens) -> tuple[int, int]:
     channels, steps = _lattice(tokens)
     if channels < 2:
         raise MaemmError(
-            f"there is no channel to hide: tokens are in one row (modalities.{name}.masking); "
+            f"there is no channel to hide: the tokens have one channel (modalities.{name}.masking); "
             "use time_block, or tokens: channel_time with several channels"
         )
     return channels, steps
@@ -145,16 +146,16 @@ def _valid(tokens: Tokens, channels: int, steps: int) -> Tensor:
     return tokens.valid.unflatten(1, (channels, steps))
 
 
-def _kept(most: int, ratio: float, count: Count) -> list[int]:
-    """How many of 0 .. ``most`` stay visible: one at least."""
+def _visible_counts(most: int, ratio: float, count: Count) -> list[int]:
+    """How many of n = 0 .. ``most`` stay visible; at least one for n > 0."""
     return [min(n, max(1, visible_count(n, ratio, count))) for n in range(most + 1)]
 
 
 def _hidden(noise: Tensor, valid: Tensor, keep: list[int]) -> Tensor:
     """Along the last axis all but the ``keep[n]`` lowest of the n valid ones: bool."""
     rank = noise.masked_fill(~valid, math.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
-    kept = torch.tensor(keep, device=noise.device)[valid.sum(-1, keepdim=True)]
-    return (rank >= kept) & valid
+    visible = torch.tensor(keep, device=noise.device)[valid.sum(-1, keepdim=True)]
+    return (rank >= visible) & valid
 
 
 def _hidden_channels(name: str, valid: Tensor, keep: list[int], rng: Rng) -> Tensor:
@@ -164,10 +165,10 @@ def _hidden_channels(name: str, valid: Tensor, keep: list[int], rng: Rng) -> Ten
 
 
 def _hidden_steps(name: str, valid: Tensor, keep: list[int], span: int | None, rng: Rng) -> Tensor:
-    """(B, steps) bool: stretches of ``span`` steps, the last one shorter, at random places among the valid steps.
+    """(B, steps) bool: spans of ``span`` steps, the last one shorter, at random positions among the valid steps.
 
-    With n steps of which h are hidden, each stretch goes between two of the n - h visible ones, or to an end; several
-    may go to the same place. So no place is tried twice and the count is exact.
+    With n steps of which h are hidden, each span is inserted between two of the n - h visible ones, or at an end;
+    several may be inserted at the same position. So no rejection is needed and the count is exact.
     """
     steps, device = valid.shape[1], valid.device
     have = valid.sum(1, keepdim=True)
@@ -176,7 +177,7 @@ def _hidden_steps(name: str, valid: Tensor, keep: list[int], span: int | None, r
     most = max(n - keep[n] for n in range(steps + 1))
     span = span or max(most, 1)
     number = torch.arange(-(-most // span), device=device)
-    lengths = (hide - number * span).clamp(0, span)  # (B, stretches), 0 where a sample has fewer
+    lengths = (hide - number * span).clamp(0, span)  # (B, spans), 0 where a sample has fewer
     slots = (rng.uniform(f"mask/{name}/time", len(number)).to(device) * (seen + 1)).long().clamp(max=steps)
     slots, order = slots.sort(dim=1, stable=True)
     lengths = lengths.gather(1, order)
@@ -185,5 +186,5 @@ def _hidden_steps(name: str, valid: Tensor, keep: list[int], span: int | None, r
     edges.scatter_add_(1, starts.clamp(max=steps), (lengths > 0).long())
     edges.scatter_add_(1, (starts + lengths).clamp(max=steps), -(lengths > 0).long())
     by_rank = edges.cumsum(1)[:, :steps] > 0
-    rank = (valid.cumsum(1) - 1).clamp(min=0)  # the how-manieth valid step
+    rank = (valid.cumsum(1) - 1).clamp(min=0)  # of each step among the valid ones
     return by_rank.gather(1, rank) & valid

@@ -1,4 +1,4 @@
-"""Channels as traces."""
+"""Pictures of signals: a trace per channel."""
 
 from __future__ import annotations
 
@@ -10,35 +10,34 @@ import torch
 from torch import Tensor
 
 _INK, _HIDDEN = "#14507a", "#d9d4cb"
-_MOST = 16  # channels that a small picture can show
+_MOST = 16  # channels in a picture
 
 
 def traces(axes: Any, signal: Tensor, names: Sequence[str] | None = None) -> None:
-    """Draw (C, L) on matplotlib axes, the first channel on top, NaN as shaded stretches.
+    """Draw (C, L) on matplotlib axes, the first channel on top, NaN as shaded spans.
 
-    Each trace stands around its median; all have one scale, a power of two that most of the values fit, so that
-    input, visible part and reconstruction of one sample mostly have the same one. Of many channels an even choice is
-    drawn.
+    Each trace is centred on its median; all share one scale, a power of two that most values fit, so that input,
+    visible part and reconstruction of a sample mostly have the same scale. Of many channels an even selection is drawn.
     """
     signal = signal.detach().float().cpu()
     chosen = torch.linspace(0, len(signal) - 1, min(_MOST, len(signal))).round().long()
     signal = signal[chosen]
     signal = signal - signal.nanmedian(-1, keepdim=True).values.nan_to_num(0.0)
-    known = signal[signal.isfinite()].abs()
-    reach = float(known.quantile(0.99)) if 0 < known.numel() < 10_000_000 else 1.0
-    half = 2.0 ** math.ceil(math.log2(max(reach, 1e-6)))
+    finite = signal[signal.isfinite()].abs()
+    largest = float(finite.quantile(0.99)) if 0 < finite.numel() < 10_000_000 else 1.0
+    half = 2.0 ** math.ceil(math.log2(max(largest, 1e-6)))
     axes.set_facecolor("white")
     axes.set_xlim(0, signal.shape[1])
     axes.set_ylim(-(len(signal) - 0.5) * 2 * half, half)
     for row, trace in enumerate(signal):
-        _one(axes, trace, -row * 2 * half, half)
+        _trace(axes, trace, -row * 2 * half, half)
         if names is not None and len(signal) > 1:
             axes.text(
                 0.01 * signal.shape[1], (0.55 - 2 * row) * half, names[int(chosen[row])], fontsize=3.6, color="0.35"
             )
 
 
-def _one(axes: Any, trace: Tensor, base: float, half: float) -> None:
+def _trace(axes: Any, trace: Tensor, base: float, half: float) -> None:
     missing = trace.isnan()
     edges = torch.diff(missing.int(), prepend=torch.zeros(1), append=torch.zeros(1)).nonzero()[:, 0].tolist()
     spans = [(start, stop - start) for start, stop in zip(edges[::2], edges[1::2], strict=True)]

@@ -1,7 +1,7 @@
-"""Recordings: files of channels over time, read whole or by stretches. What can be read without extra packages.
+"""Recordings: files of channels over time, read whole or in parts, as far as no extra package is needed.
 
-A reader is a module-level object with ``header(path)`` and ``read(path, rows, spans)``; files are opened in each call,
-so that nothing open travels to a worker. Whatever is wrong with a file is a ValueError or OSError with the reason.
+A reader has ``header(path)`` and ``read(path, rows, spans)``. Files are opened in each call, so that a reader can be
+pickled to workers. A broken file raises ValueError or OSError with the reason.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from __future__ import annotations
 import csv
 import math
 import os
-import zipfile
-import zlib
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 
-MOST_VALUES = 2**28  # of one stretch; more is a mistake, or wants data.source.window
-KEPT = 2**26  # bytes of tables that are kept
+from maemm.data.arrays import array_key, open_array_file
+
+MOST_VALUES = 2**28  # in one sample; more is a mistake, or needs data.source.window
+CACHE_BYTES = 2**26  # of tables in memory
 _TIME = ("time", "t", "timestamp", "seconds", "time_s", "time (s)", "sec")
 _SIGNALS = ("x", "signal", "signals", "data")
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says about its channels before any sample is read."""
+    """What a file records about its channels, known before any sample is read."""
 
     names: tuple[str, ...] | None  # None: the format has none
     rates: tuple[float | None, ...]  # samples per second of each channel; None: unknown
@@ -41,7 +41,7 @@ class Header:
             raise ValueError("no samples")
         for rate in self.rates:
             if rate is not None and not (math.isfinite(rate) and 0 < rate < 1e9):
-                raise ValueError(f"a rate of {rate:g} samples per second cannot be")
+                raise ValueError(f"a rate of {rate:g} samples per second is impossible")
 
 
 class Reader(Protocol):
@@ -50,29 +50,29 @@ class Reader(Protocol):
     def header(self, path: Path) -> Header: ...
 
     def read(self, path: Path, rows: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        """One array (stop - start,) for each of ``rows``, of its own span."""
+        """One array (stop - start,) for each of ``rows``, each with its span (start, stop)."""
         ...
 
 
-def equal(names: Sequence[str] | None, rate: float | None, channels: int, length: int) -> Header:
-    """The header of a file whose channels all have one rate and length."""
-    return Header(None if names is None else told_apart(names), (rate,) * channels, (length,) * channels)
+def uniform_header(names: Sequence[str] | None, rate: float | None, channels: int, length: int) -> Header:
+    """The header of a file whose channels share one rate and length."""
+    return Header(None if names is None else unique_names(names), (rate,) * channels, (length,) * channels)
 
 
-def told_apart(names: Sequence[str]) -> tuple[str, ...]:
-    """Channel names without blanks around them; of equal ones the later get "#2", "#3"."""
-    seen: dict[str, int] = {}
-    found = []
-    for name in (one.strip() for one in names):
-        seen[name] = seen.get(name, 0) + 1
-        found.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
-    return tuple(found)
+def unique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Channel names, stripped; repeated ones get "#2", "#3"."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for name in map(str.strip, names):
+        seen[name] += 1
+        unique.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
+    return tuple(unique)
 
 
 # --------------------------------------------------------------------------------------------------- arrays
 class Arrays:
-    """``.npy``: (L,) or channels and time, mapped, so that only what is asked for is read. ``.npz``: the same under
-    "x", "signal", "signals" or "data" (or as the only array), with "channels" (names) and "rate", read whole.
+    """``.npy``: (L,) or channels and time, mapped, so that only the requested part is read. ``.npz``: the same as "x",
+    "signal", "signals" or "data" (or as the only array), with "channels" (names) and "rate", read whole.
 
     ``time_first``: order of the two axes; None: time is the longer one.
     """
@@ -84,21 +84,18 @@ class Arrays:
         x, names, rate = self._open(path)
         if names is not None and len(names) != len(x):
             raise ValueError(f"{len(names)} channel names for {len(x)} channels")
-        return equal(names, rate, *x.shape)
+        return uniform_header(names, rate, *x.shape)
 
     def read(self, path: Path, rows: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         x = self._open(path)[0]
         return [np.array(x[row, start:stop]) for row, (start, stop) in zip(rows, spans, strict=True)]
 
     def _open(self, path: Path) -> tuple[np.ndarray, tuple[str, ...] | None, float | None]:
-        names = rate = None
-        with load_numbers(path) as stored:
+        with open_array_file(path) as stored:
             if isinstance(stored, np.ndarray):
                 return self._rows(stored), None, None
-            x = self._rows(stored[_signal_key(stored.files)])
-            names = names_in(stored)
-            rate = next((float(stored[key]) for key in ("rate", "fs") if key in stored.files), None)
-        return x, names, rate
+            x = self._rows(stored[array_key(stored, _SIGNALS, ignore=())])
+            return x, names_in(stored), rate_in(stored)
 
     def _rows(self, x: np.ndarray) -> np.ndarray:
         """(C, L)."""
@@ -111,99 +108,83 @@ class Arrays:
         return x.T if time_is_first(x.shape, self.time_first) else x
 
 
-@contextmanager
-def load_numbers(path: Path) -> Iterator[np.ndarray | np.lib.npyio.NpzFile]:
-    """The mapped array of a .npy file, or an open .npz archive. Nothing is unpickled. Raises ValueError or OSError."""
-    with open(path, "rb") as file:
-        head = file.read(6)
-        if not head:
-            raise ValueError("empty file (0 bytes)")
-        if head == b"\x93NUMPY":
-            yield np.load(path, mmap_mode="r", allow_pickle=False)
-            return
-        if head[:2] != b"PK":
-            raise ValueError(f"not an array file (starts with {head!r})")
-        file.seek(0)
-        try:
-            with np.load(file, allow_pickle=False) as archive:
-                yield archive
-        except (zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"the archive is cut off or damaged ({error})") from None
+def time_is_first(shape: tuple[int, ...], option: bool | None) -> bool:
+    """Whether the first of the last two axes is time: ``option``, or if that is None, whether it is the longer one."""
+    return shape[-2] > shape[-1] if option is None else option
 
 
-def time_is_first(shape: tuple[int, ...], given: bool | None) -> bool:
-    """Of the last two axes, is the first one time? The longer one is, unless ``given`` says so."""
-    return shape[-2] > shape[-1] if given is None else given
+def names_in(archive: NpzFile) -> tuple[str, ...] | None:
+    """Channel names in a .npz file, called "channels" or "names"."""
+    names = next((archive[key] for key in ("channels", "names") if key in archive.files), None)
+    return None if names is None or names.ndim != 1 else tuple(str(name) for name in names)
 
 
-def names_in(archive: np.lib.npyio.NpzFile) -> tuple[str, ...] | None:
-    """Channel names in a .npz file, under "channels" or "names"."""
-    found = next((archive[key] for key in ("channels", "names") if key in archive.files), None)
-    return None if found is None or found.ndim != 1 else tuple(str(one) for one in found)
-
-
-def _signal_key(keys: Sequence[str]) -> str:
-    found = next((key for key in _SIGNALS if key in keys), None)
-    if found is None and len(keys) != 1:
-        raise ValueError(f"cannot tell which array holds the signal ({', '.join(keys) or 'none'}): call it x")
-    return found or keys[0]
+def rate_in(archive: NpzFile) -> float | None:
+    """Samples per second in a .npz file, called "rate" or "fs"."""
+    return next((float(archive[key]) for key in ("rate", "fs") if key in archive.files), None)
 
 
 # ------------------------------------------------------------------------------------------------------ text
 class Table:
-    """``.csv`` and ``.tsv``: a column per channel, whose names are in the first line; empty cells are NaN.
+    """``.csv`` and ``.tsv``: a column per channel, with names in the first line; empty cells are NaN.
 
-    A column called time, t, timestamp or seconds gives the rate. Text cannot be read by stretches: the whole file is
-    read, once as long as ``KEPT`` bytes of numbers hold all files in turn.
+    A column called time, t, timestamp or seconds gives the rate. Text cannot be read in parts: the whole file is
+    read, once as long as all files fit into ``CACHE_BYTES``.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[str, int, int], tuple] = OrderedDict()  # the last one read stands at the end
+        self._cache: OrderedDict[tuple[str, int, int], _Content] = OrderedDict()  # the most recently used last
         self._bytes = 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_kept": OrderedDict(), "_bytes": 0}  # workers fill their own
+        return {"_cache": OrderedDict(), "_bytes": 0}  # workers fill their own
 
     def header(self, path: Path) -> Header:
         names, x, rate = self._whole(path)
-        return equal(names, rate, *x.shape)
+        return uniform_header(names, rate, *x.shape)
 
     def read(self, path: Path, rows: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         x = self._whole(path)[1]
         return [x[row, start:stop] for row, (start, stop) in zip(rows, spans, strict=True)]
 
-    def _whole(self, path: Path) -> tuple[tuple[str, ...] | None, np.ndarray, float | None]:
+    def _whole(self, path: Path) -> _Content:
         status = path.stat()
         if not status.st_size:
             raise ValueError("empty file (0 bytes)")
         key = os.fspath(path), status.st_mtime_ns, status.st_size  # a rewritten file is another one
-        if key in self._kept:
-            self._kept.move_to_end(key)
+        if key in self._cache:
+            self._cache.move_to_end(key)
         else:
-            self._kept[key] = _table(path)
-            self._bytes += self._kept[key][1].nbytes
-        while len(self._kept) > 1 and self._bytes > KEPT:
-            self._bytes -= self._kept.popitem(last=False)[1][1].nbytes
-        return self._kept[key]
+            self._cache[key] = _table(path)
+            self._bytes += self._cache[key][1].nbytes
+        while len(self._cache) > 1 and self._bytes > CACHE_BYTES:
+            self._bytes -= self._cache.popitem(last=False)[1][1].nbytes
+        return self._cache[key]
 
 
-def _table(path: Path) -> tuple[tuple[str, ...] | None, np.ndarray, float | None]:
-    """(names, (C, L) float64, rate)."""
+_Content = tuple[tuple[str, ...] | None, np.ndarray, float | None]  # names, (C, L) float64, rate
+
+
+def _table(path: Path) -> _Content:
     with open(path, encoding="utf-8-sig", newline="") as file:
         first = file.readline()
         if "\0" in first:
             raise ValueError("no text")
-        separator = next((one for one in ("\t", ";", ",") if one in first), ",")
+        separator = next((character for character in "\t;," if character in first), ",")
         cells = next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
         named = not all(_is_number(cell) for cell in cells)
         if not named:
             file.seek(0)
         x = _numbers(file, separator, len(cells))
-    names = told_apart(cells) if named else None
+    names = unique_names(cells) if named else None
     if names is None or not any(name.casefold() in _TIME for name in names):
         return names, x.T, None
-    at = next(i for i, name in enumerate(names) if name.casefold() in _TIME)
-    return names[:at] + names[at + 1 :], np.delete(x.T, at, 0), _rate(x[:, at])
+    column = next(i for i, name in enumerate(names) if name.casefold() in _TIME)
+    return names[:column] + names[column + 1 :], np.delete(x.T, column, 0), _rate(x[:, column])
+
+
+def _cell(text: str) -> float:
+    return float(text) if text.strip() else math.nan
 
 
 def _is_number(text: str) -> bool:
@@ -214,22 +195,18 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _numbers(file: object, separator: str, columns: int) -> np.ndarray:
-    """(L, C) of the lines that are left."""
-    lines = [line for line in file if line.strip()]  # type: ignore[attr-defined]
+def _numbers(file: Iterable[str], separator: str, columns: int) -> np.ndarray:
+    """(L, C) of the remaining lines."""
+    lines = [line for line in file if line.strip()]
     if not lines:
         raise ValueError("no samples below the header")
     try:
         x = np.loadtxt(lines, delimiter=separator, ndmin=2, comments=None)
-    except ValueError:  # perhaps for empty cells, which the slower way takes
+    except ValueError:  # perhaps because of empty cells, which only the slower converter handles
         x = np.loadtxt(lines, delimiter=separator, ndmin=2, comments=None, converters=_cell, encoding="utf-8")
     if x.shape[1] != columns:
         raise ValueError(f"{x.shape[1]} columns below a header of {columns}")
     return x
-
-
-def _cell(text: str) -> float:
-    return float(text) if text.strip() else math.nan
 
 
 def _rate(time: np.ndarray) -> float:
@@ -245,11 +222,11 @@ def _rate(time: np.ndarray) -> float:
 
 # ----------------------------------------------------------------------------------------------------- sound
 class Sound:
-    """WAV and its like, through libsndfile, read by stretches; full scale is 1. Channels have no names."""
+    """WAV, FLAC and other sound files, through libsndfile, read in parts; full scale is 1. Channels have no names."""
 
     def header(self, path: Path) -> Header:
         with self._opened(path) as file:
-            return equal(None, float(file.samplerate), file.channels, file.frames)
+            return uniform_header(None, float(file.samplerate), file.channels, file.frames)
 
     def read(self, path: Path, rows: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
@@ -263,7 +240,7 @@ class Sound:
             raise ValueError(f"the file ends after {first + len(x):,} samples")
         return [x[start - first : stop - first, row] for row, (start, stop) in zip(rows, spans, strict=True)]
 
-    def _opened(self, path: Path):
+    def _opened(self, path: Path) -> Any:
         import soundfile
 
         with open(path, "rb") as file:
@@ -271,7 +248,7 @@ class Sound:
         if not head:
             raise ValueError("empty file (0 bytes)")
         promised = int.from_bytes(head[4:8], "little") + 8
-        # libsndfile reads what there is without a word. Streams leave the size at 0 or at its largest.
+        # libsndfile silently reads what there is. Streaming writers leave the size at 0 or at its maximum.
         if head[:4] == b"RIFF" and 8 < promised < 0xFFFFFFF0 and promised > path.stat().st_size + 1:
             raise ValueError(f"truncated: the header promises {promised:,} bytes, there are {path.stat().st_size:,}")
         try:

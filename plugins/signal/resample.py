@@ -1,4 +1,4 @@
-"""From one rate to another, by stretches that fit together."""
+"""Resampling of parts of a recording, which equal the parts of the resampled recording."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _WIDTH = 6  # zero crossings of the filter, torchaudio's default
 
 def ratio(old: float, new: float) -> Fraction:
     """``new / old`` as a fraction of small numbers. Raises :class:`MaemmError` where there is none."""
-    found = Fraction(new / old).limit_denominator(2000)
-    if not found or found.numerator > 20_000 or abs(float(found) * old / new - 1) > 1e-4:
+    fraction = Fraction(new / old).limit_denominator(2000)
+    if not fraction or fraction.numerator > 20_000 or abs(float(fraction) * old / new - 1) > 1e-4:
         raise MaemmError(f"cannot resample from {old:g} to {new:g} per second (data.source.rate); choose a nearer rate")
-    return found
+    return fraction
 
 
 def length_after(length: int, by: Fraction) -> int:
-    """Samples that ``length`` samples become."""
+    """Number of samples that ``length`` samples are resampled to."""
     return max(1, int(length * by))
 
 
 def source_span(start: int, stop: int, by: Fraction, length: int) -> tuple[int, int, int]:
-    """What must be read to make the samples ``start`` .. ``stop`` - 1: (from, to, samples to leave out in front).
+    """What to read for the resampled samples ``start`` .. ``stop`` - 1: (from, to, resampled samples to skip).
 
-    Stretches begin where both rates meet and are as much wider as the filter is, so that they equal what a resampling
-    of the whole recording gives.
+    The part begins where the sample times of both rates coincide and is wider by the filter's length, so that the
+    result equals that of resampling the whole recording.
     """
     if by == 1:
         return start, min(stop, length), 0

@@ -9,13 +9,12 @@ import numpy as np
 
 from maemm.contract import Source
 
-from .._objects.objects import COUNT, SHAPES, Object, make_objects
-from .._objects.store import write_once
+from .._objects.objects import COUNT, Object
+from .._objects.store import default_root, write_objects
 from .sources import open_signals
 
-HOME = Path("runs/samples/signal")  # below the working directory, beside the runs
 RATE, LENGTH = 50, 128  # samples per second, samples
-SLOWER = 400  # the object sways so many times slower than it sounds
+SLOWER = 400  # the vibration is this many times slower than the sound
 VERSION = 1  # raise it whenever a number changes: an old folder is then refused instead of mixed up
 
 
@@ -24,39 +23,39 @@ def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
 
     The label is the folder's name, and the number is the object's index, the same in every modality.
     """
-    what = {"kind": "signal", "version": VERSION, "count": count, "seed": seed, "length": LENGTH, "rate": RATE}
-    write_once(root, what, lambda folder: _fill(folder, count, seed))
+    write_objects(
+        root, "signal", VERSION, count, seed,
+        lambda path, thing: _write_csv(path, vibration(thing, seed)), ".csv",
+        parameters=False, length=LENGTH, rate=RATE,
+    )  # fmt: skip
 
 
 def open_samples(root: str | None, list: str | None = None, *, name: str = "signal") -> Source:
     """The source of recipes that work without data: without ``data.root`` the sample set, written on first use.
 
-    With ``data.root`` or ``data.list`` it is the ordinary signal source. Raises :class:`MaemmError`.
+    With ``data.root`` or ``data.list`` it is the ordinary source of signals. Raises :class:`MaemmError`.
 
     Options
         name: the modality that the signals are for
     """
-    if not root and not list:
-        write(HOME)
-        root = str(HOME)
-    return open_signals(root, list, name=name)
+    return open_signals(root if root or list else default_root("signal", write), list, name=name)
 
 
 def vibration(thing: Object, seed: int = 0) -> np.ndarray:
     """(3, LENGTH) float64: knocks at even times, each a tone with overtones that dies away; some noise.
 
-    The overtones follow from the shape, the tone and the time between knocks from the size; the side that the object
-    is turned to shares the movement out over the axes.
+    The overtones follow from the shape, the tone and the time between knocks from the size; the rotation sets how much
+    of the movement each axis gets.
     """
     rng = np.random.default_rng([seed, thing.index, 1])
     time = np.arange(LENGTH) / RATE
-    every = 1.0 + thing.size
-    first = -every * rng.random()
+    period = 1.0 + thing.size
+    first = -period * rng.random()
     tone = thing.pitch / SLOWER
     turn, tilt, _ = thing.rotation
     axes = np.array([abs(math.cos(turn)), abs(math.sin(turn)), math.sin(tilt) + 0.5]) + 0.1
     signal = 0.02 * rng.standard_normal((3, LENGTH))
-    for knock in np.arange(first, LENGTH / RATE, every):
+    for knock in np.arange(first, LENGTH / RATE, period):
         after = np.maximum(time - knock, 0)
         ringing = (time >= knock) * np.exp(-after / thing.decay)
         for k, strength in enumerate((1.0, *thing.harmonics[:2]), start=1):
@@ -66,11 +65,7 @@ def vibration(thing: Object, seed: int = 0) -> np.ndarray:
     return signal
 
 
-def _fill(folder: Path, count: int, seed: int) -> None:
-    for shape in SHAPES:
-        (folder / shape).mkdir()
-    time = np.arange(LENGTH) / RATE
-    for thing in make_objects(count, seed):
-        table = np.column_stack([time, vibration(thing, seed).T])
-        path = folder / thing.shape / f"{thing.index:04d}.csv"
-        np.savetxt(path, table, fmt="%.4f", delimiter=",", header="time,x,y,z", comments="")
+def _write_csv(path: Path, signal: np.ndarray) -> None:
+    """(3, LENGTH) as a table of seconds, x, y and z."""
+    table = np.column_stack([np.arange(LENGTH) / RATE, signal.T])
+    np.savetxt(path, table, fmt="%.4f", delimiter=",", header="time,x,y,z", comments="")

@@ -5,7 +5,7 @@ from maemm.registry import Plugin
 plugin = Plugin(
     name="video",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="videos: VideoMAE, VideoMAE v2, MAE-ST, OmniMAE",
     modalities={"video": "modality:Video"},
     sources={

@@ -1,4 +1,4 @@
-"""Boxes that are cut out of a clip, one box for all its frames: (top, left, height, width) in pixels."""
+"""Crop boxes (top, left, height, width) in pixels, one for all frames of a clip."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pydantic import BaseModel, ConfigDict
 Box = tuple[int, int, int, int]
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side, in VideoMAE's multi-scale crop
-_NEAR = 3  # pixels: a side this close to the wanted one becomes it
-#: places of a box in quarters of the free space (left, top): corners and centre, then the eight between
-_PLACES = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
+_NEAR = 3  # pixels: a side this close to the model's becomes equal to it
+#: positions of a box in quarters of the free space (left, top): corners and centre, then the eight between
+_POSITIONS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
 _TRIES = 10  # of a random box, as in torchvision
-RANDOM_DRAWS = 4 * _TRIES  # uniform numbers that a random box takes
-MULTISCALE_DRAWS = 2
+RANDOM_DRAWS = 4 * _TRIES  # uniform numbers that random_box uses
+MULTISCALE_DRAWS = 2  # and multiscale_box
 
 
 class RandomCrop(BaseModel):
     """A random box, resized to the model's size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    scale: tuple[float, float] = (0.5, 1.0)  # share of the frame's area
+    scale: tuple[float, float] = (0.5, 1.0)  # fraction of the frame's area
     ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
 
 
 def multiscale_box(uniform: Sequence[float], height: int, width: int, size: tuple[int, int]) -> Box:
-    """The multi-scale crop of VideoMAE (from TSN) of two uniform numbers in [0, 1).
+    """The multi-scale crop of VideoMAE (from TSN), from ``MULTISCALE_DRAWS`` uniform numbers in [0, 1).
 
-    Height and width are ``SCALES`` of the short side, at most one step apart; one of 13 fixed places.
+    Height and width are ``SCALES`` of the short side, at most one step apart, at one of 13 fixed positions.
     """
     sides = [int(min(height, width) * scale) for scale in SCALES]
     highs = [size[0] if abs(side - size[0]) < _NEAR else side for side in sides]
@@ -37,12 +37,12 @@ def multiscale_box(uniform: Sequence[float], height: int, width: int, size: tupl
     pairs = [(h, w) for i, h in enumerate(highs) for j, w in enumerate(wides) if abs(i - j) <= 1]
     high, wide = pairs[int(uniform[0] * len(pairs))]
     high, wide = max(1, min(high, height)), max(1, min(wide, width))
-    left, top = _PLACES[int(uniform[1] * len(_PLACES))]
+    left, top = _POSITIONS[int(uniform[1] * len(_POSITIONS))]
     return top * ((height - high) // 4), left * ((width - wide) // 4), high, wide
 
 
 def random_box(uniform: Sequence[float], height: int, width: int, crop: RandomCrop) -> Box:
-    """The rule of torchvision's RandomResizedCrop, of ``RANDOM_DRAWS`` uniform numbers in [0, 1)."""
+    """torchvision's RandomResizedCrop, from ``RANDOM_DRAWS`` uniform numbers in [0, 1)."""
     low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
     for i in range(0, RANDOM_DRAWS, 4):
         area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * uniform[i])
@@ -50,30 +50,30 @@ def random_box(uniform: Sequence[float], height: int, width: int, crop: RandomCr
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(uniform[i + 2] * (height - h + 1)), int(uniform[i + 3] * (width - w + 1)), h, w
-    # None fits: the largest box in the centre whose aspect ratio lies in the range.
+    # No try fits: the largest centred box whose aspect ratio is in the range.
     w = min(width, max(1, round(height * crop.ratio[1])))
     h = min(height, max(1, round(width / crop.ratio[0])))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
 def center_box(height: int, width: int, size: tuple[int, int]) -> Box:
-    """The largest box in the centre with the shape of ``size``: the short side resized, the long one cut."""
+    """The largest centred box with the aspect ratio of ``size``."""
     factor = min(height / size[0], width / size[1])
     h, w = (max(1, min(have, round(want * factor))) for want, have in zip(size, (height, width), strict=True))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
 def region_box(height: int, width: int, region: Sequence[float]) -> Box:
-    """The pixels of a part of the frame that is given as shares: top, left, height, width; at least one pixel."""
+    """The box of a ``region`` in fractions of the frame: top, left, height, width; at least one pixel."""
     top, left = (min(int(region[i] * side + 0.5), side - 1) for i, side in enumerate((height, width)))
     high, wide = (int(region[i + 2] * side + 0.5) for i, side in enumerate((height, width)))
     return top, left, max(1, min(high, height - top)), max(1, min(wide, width - left))
 
 
 def view_boxes(height: int, width: int, size: tuple[int, int], crops: int) -> list[Box]:
-    """``crops`` boxes with the shape of ``size`` along the longer side, from one end to the other (VideoMAE's test)."""
+    """``crops`` boxes with the aspect ratio of ``size`` along the longer side, end to end (VideoMAE's test)."""
     top, left, high, wide = center_box(height, width, size)
     if crops == 1:
         return [(top, left, high, wide)]
-    shares = [number / (crops - 1) for number in range(crops)]
-    return [(int(fraction * (height - high)), int(fraction * (width - wide)), high, wide) for fraction in shares]
+    fractions = [number / (crops - 1) for number in range(crops)]
+    return [(int(fraction * (height - high)), int(fraction * (width - wide)), high, wide) for fraction in fractions]

@@ -1,7 +1,7 @@
-"""List files of video data sets as they are in use: rows of a path and up to three numbers.
+"""Common list files of video data sets: a path and up to two numbers per line.
 
 ``path label`` (VideoMAE, MAE-ST), ``path start frames`` (VideoMAE v2, pre-training), ``path frames label`` (VideoMAE
-v2, fine-tuning on frames; MMAction2), and the splits of UCF101 and HMDB51. Tables with a header are read by the core.
+v2, fine-tuning on frames; MMAction2), and the splits of UCF101 and HMDB51. ``maemm.data.lists`` reads tables.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COLUMNS = {*PATH_COLUMNS, "video", "video_path", "clip"}
 
 @dataclass
 class Listed:
-    """What a list names."""
+    """The videos of a list or folder."""
 
     home: Path  # what the paths are relative to
     paths: list[str]
@@ -37,9 +37,9 @@ class Listed:
 
 
 def read_videos(path: Path, root: Path | None, delimiter: str | None, columns: Columns | None) -> Listed:
-    """A list file. ``delimiter`` between path and numbers; None: a tab, a comma or blanks. Raises :class:`MaemmError`.
+    """Read a list file. ``delimiter`` between path and numbers; None: tab, comma or blanks. Raises :class:`MaemmError`.
 
-    Paths may hold blanks where they end like a video, stand in quotes or are set off by another delimiter. With
+    Paths may contain blanks if they end like a video, are quoted or are followed by another delimiter. With
     ``classInd.txt`` beside the list (UCF101), the folder of a path is its class.
     """
     lines = _lines(path)
@@ -54,48 +54,50 @@ def read_videos(path: Path, root: Path | None, delimiter: str | None, columns: C
         rows = rows[1:]
     if not rows:
         raise MaemmError(f"the list names no video ({path}); write one path a line")
-    width = {len(numbers) for _, numbers in rows}
-    if len(width) > 1:
-        few, many = min(rows, key=lambda r: len(r[1])), max(rows, key=lambda r: len(r[1]))
+    widths = {len(values) for _, values in rows}
+    if len(widths) > 1:
+        few, many = min(rows, key=lambda row: len(row[1])), max(rows, key=lambda row: len(row[1]))
         raise MaemmError(
-            f"lines of the list have {min(width)} to {max(width)} values behind the path ({path}: {few[0]!r}, "
+            f"lines of the list have {min(widths)} to {max(widths)} values after the path ({path}: {few[0]!r}, "
             f"{many[0]!r}); quote paths with blanks, or set data.source.delimiter"
         )
     paths = [name for name, _ in rows]
-    labels, classes, parts = _values(path, [numbers for _, numbers in rows], columns)
+    labels, classes, parts = _interpret(path, [values for _, values in rows], columns)
     return Listed(_home(path, root, paths), paths, labels, classes, parts)
 
 
 def hmdb51(folder: Path, root: Path | None, split: int, part: str) -> Listed:
-    """A folder of ``CLASS_test_splitN.txt``: lines ``name.avi 0|1|2``, 1 for training, 2 for testing."""
+    """Read a folder of ``CLASS_test_splitN.txt``: lines ``name.avi 0|1|2``, 1 for training, 2 for testing."""
     ending = f"_test_split{split}.txt"
-    files = sorted(one for one in folder.iterdir() if one.name.endswith(ending))
+    files = sorted(path for path in folder.iterdir() if path.name.endswith(ending))
     if not files:
         raise MaemmError(f"the folder holds no *{ending} ({folder}); set data.source.split to 1, 2 or 3")
     if root is None:
         raise MaemmError("the splits of HMDB51 do not say where the videos are; set data.root to their folder")
-    classes = [one.name.removesuffix(ending) for one in files]
-    wanted = {"train": "1", "test": "2"}[part]
-    found = Listed(root, [], [], classes)
-    for number, file in enumerate(files):
+    classes = [file.name.removesuffix(ending) for file in files]
+    part_mark = {"train": "1", "test": "2"}[part]
+    paths: list[str] = []
+    labels: Labels = []
+    for label, file in enumerate(files):
         for line in _lines(file):
             name, _, mark = line.strip().rpartition(" ")
-            if mark == wanted:
-                found.paths.append(os.path.join(classes[number], name.strip()))
-                found.labels.append(number)
-    if not found.paths:
-        raise MaemmError(f"no line of split {split} is marked {wanted} ({folder}); are these HMDB51's splits?")
-    return found
+            if mark == part_mark:
+                paths.append(os.path.join(classes[label], name.strip()))
+                labels.append(label)
+    if not paths:
+        raise MaemmError(
+            f"no line of split {split} is marked {part_mark} ({folder}); check that it holds HMDB51's splits"
+        )
+    return Listed(root, paths, labels, classes)
 
 
-# ------------------------------------------------------------------------------------------------------- pieces
 def _lines(path: Path) -> list[str]:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from error
     if b"\0" in data:
-        raise MaemmError(f"the list is no text ({path}); give a .txt or .csv file of paths")
+        raise MaemmError(f"the list is not text ({path}); give a .txt or .csv file of paths")
     lines = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf")).splitlines()
     lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not lines:
@@ -104,7 +106,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _is_table(path: Path, line: str) -> bool:
-    """Cells between commas or tabs, perhaps with a header; VideoMAE's own .csv files have blanks."""
+    """Whether cells are separated as the ending says; VideoMAE's own .csv files have blanks between them."""
     separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
     if separator is None or separator not in line:
         return False
@@ -118,12 +120,12 @@ def _is_table(path: Path, line: str) -> bool:
 
 
 def _is_header(name: str, values: list[str]) -> bool:
-    """Names of columns; a folder of frames may have such a name, too, but has numbers behind it."""
-    return name.lower() in _COLUMNS and not any(one.lstrip("-").isdecimal() for one in values)
+    """Whether a row names the columns; a folder of frames may have such a name, but numbers follow it."""
+    return name.lower() in _COLUMNS and not any(value.lstrip("-").isdecimal() for value in values)
 
 
 def _row(path: Path, line: str, delimiter: str | None) -> tuple[str, list[str]]:
-    """One line -> (path, what stands behind it)."""
+    """One line -> (path, the values after it)."""
     line = line.strip()
     if line[0] in "\"'" and (end := line.find(line[0], 1)) > 0:
         return line[1:end], line[end + 1 :].replace(delimiter or ",", " ").split()
@@ -131,7 +133,7 @@ def _row(path: Path, line: str, delimiter: str | None) -> tuple[str, list[str]]:
         name, *rest = (cell.strip() for cell in line.split(delimiter))
         if not name:
             raise MaemmError(f"a line of the list has no path ({path}: {line}); add it or drop the line")
-        return name, [one for one in rest if one]
+        return name, [cell for cell in rest if cell]
     ending = _ENDING.match(line)
     if ending:
         return ending[1], (ending[2] or "").replace(",", " ").split()
@@ -142,26 +144,26 @@ def _row(path: Path, line: str, delimiter: str | None) -> tuple[str, list[str]]:
 _ENDING = re.compile(rf"(.*(?:{'|'.join(re.escape(e) for e in EXTENSIONS)}))(?:[\s,]+(.*))?$", re.IGNORECASE)
 
 
-def _values(
+def _interpret(
     path: Path, rows: list[list[str]], columns: Columns | None
 ) -> tuple[Labels | None, list[str] | None, list[Part]]:
-    """Labels, classes and parts from what stands behind the paths."""
+    """(labels, classes, parts) from the values after the paths."""
     width = len(rows[0])
     if columns is None:
-        columns = "path label" if width < 2 else _guessed(path, rows)
+        columns = "path label" if width < 2 else _guess_columns(path, rows)
     if columns == "path label":
         if width == 0:
             return None, None, []
         return *_labels(path, [row[0] for row in rows]), []
     if width < 2:
-        raise MaemmError(f"lines of the list have {width} values behind the path ({path}); 'columns' asks for two")
+        raise MaemmError(f"lines of the list have {width} values after the path ({path}); {columns!r} needs two")
     numbers = _numbers(path, rows)
     if columns == "path start frames":
         return None, None, [(start, count) for start, count in numbers]
     return [label for _, label in numbers], None, [(0, count) for count, _ in numbers]
 
 
-def _guessed(path: Path, rows: list[list[str]]) -> Columns:
+def _guess_columns(path: Path, rows: list[list[str]]) -> Columns:
     """Two numbers: a start is 0 or 1 (VideoMAE v2, pre-training), a number of frames is more."""
     numbers = _numbers(path, rows)
     if all(start in (0, 1) for start, _ in numbers):
@@ -169,7 +171,7 @@ def _guessed(path: Path, rows: list[list[str]]) -> Columns:
     if all(count > 1 and label >= 0 for count, label in numbers):
         return "path frames label"
     raise MaemmError(
-        f"it is not clear what the numbers of the list mean ({path}); "
+        f"the meaning of the numbers in the list is not clear ({path}); "
         "set data.source.columns to 'path start frames' or 'path frames label'"
     )
 
@@ -178,7 +180,7 @@ def _numbers(path: Path, rows: list[list[str]]) -> list[tuple[int, int]]:
     try:
         return [(whole_number(row[0], path), whole_number(row[1], path)) for row in rows]
     except ValueError as error:
-        raise MaemmError(f"a line of the list has no numbers behind the path ({path}: {error}); fix it") from None
+        raise MaemmError(f"a line of the list has no numbers after the path ({path}: {error}); fix it") from None
 
 
 def _labels(path: Path, texts: list[str]) -> tuple[Labels, list[str] | None]:
@@ -192,29 +194,29 @@ def _labels(path: Path, texts: list[str]) -> tuple[Labels, list[str] | None]:
 
 
 def _ucf101(path: Path, lines: list[str], root: Path | None, index: Path) -> Listed:
-    """``Class/v_Class_g01_c01.avi 1``: 1-based labels that the class index names; lists for testing have none."""
+    """Lines ``Class/v_Class_g01_c01.avi 1``; test lists have no number. ``index``: classInd.txt, classes from 1."""
     pairs = [line.split() for line in _lines(index)]
     if any(len(pair) != 2 or not pair[0].isdecimal() for pair in pairs):
-        raise MaemmError(f"this is no class index ({index}); its lines are '1 ApplyEyeMakeup'")
+        raise MaemmError(f"this is not a class index ({index}); write lines like '1 ApplyEyeMakeup'")
     classes = [name for _, name in sorted(pairs, key=lambda pair: int(pair[0]))]
     number = {name: i for i, name in enumerate(classes)}
     paths = [line.strip().rpartition(" ")[0] if line.strip()[-1].isdecimal() else line.strip() for line in lines]
-    unknown = next((one for one in paths if os.path.dirname(one) not in number), None)
+    unknown = next((name for name in paths if os.path.dirname(name) not in number), None)
     if unknown is not None:
-        raise MaemmError(f"the list names a class that classInd.txt does not know ({path}: {unknown}); fix the list")
-    return Listed(_home(path, root, paths), paths, [number[os.path.dirname(one)] for one in paths], classes)
+        raise MaemmError(f"a class of the list is not in classInd.txt ({path}: {unknown}); fix the list")
+    return Listed(_home(path, root, paths), paths, [number[os.path.dirname(name)] for name in paths], classes)
 
 
 def _home(path: Path, root: Path | None, paths: list[str]) -> Path:
-    """The root where the first path is found there, or where it is not found beside the list."""
+    """What the paths are relative to: the list's folder if the first path exists there but not below the root."""
     if root is None:
         return path.parent
-    there = os.path.lexists(standing_for(os.fsencode(root / paths[0])))
-    return root if there or not (path.parent / paths[0]).exists() else path.parent
+    in_root = os.path.lexists(replacement_of(os.fsencode(root / paths[0])))
+    return root if in_root or not (path.parent / paths[0]).exists() else path.parent
 
 
-def standing_for(path: bytes) -> bytes:
-    """The path, or what stands for it: a missing ``a.avi`` may be packed as ``a.mp4``, or as a folder ``a`` of frames.
+def replacement_of(path: bytes) -> bytes:
+    """The path or, if it is missing, its packed form: ``a.mp4`` or a folder ``a`` of frames for ``a.avi``.
 
     A name without an ending gets ``.mp4``, as in VideoMAE's reader.
     """
@@ -222,4 +224,4 @@ def standing_for(path: bytes) -> bytes:
         return path
     stem, ending = os.path.splitext(path)
     others = (stem + b".mp4", stem) if ending else (path + b".mp4",)
-    return next((one for one in others if os.path.exists(one)), path if ending else path + b".mp4")
+    return next((other for other in others if os.path.exists(other)), path if ending else path + b".mp4")

@@ -1,4 +1,4 @@
-"""Maskings of clips: tubes, whole frames, and which of the hidden tokens are decoded."""
+"""Maskings of clips: tubes, whole frames, and VideoMAE v2's choice of the tokens that are decoded."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .running_cell import running_cell
 
 
 class _OnClips(PerModalityMasking):
-    """Choose the visible tokens on the lattice (slots, area); the rest is hidden and predicted, wholly or in part.
+    """Base class: subclasses choose the visible tokens of the grid (slots, area); the others are hidden.
 
     Options
-        ratio: share of the tokens that is hidden
-        count: how the ratio becomes a number
-        decode: share of all tokens that the decoder predicts, in running cells: 0.25, 0.5 or 0.75 (VideoMAE v2);
-            null: every hidden token
-        decode_visible: running cells also decode visible tokens from mask tokens, without counting them, as
-            published; false: hidden ones alone
+        ratio: fraction of the tokens that is hidden
+        count: how the ratio becomes a number of tokens
+        decode: fraction of all tokens that the decoder predicts, in running cells: 0.25, 0.5 or 0.75 (VideoMAE v2);
+            null: all hidden tokens
+        decode_visible: running cells also decode visible tokens, from mask tokens and without counting them in the
+            loss, as published; false: hidden ones only
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class _OnClips(PerModalityMasking):
 
     @abstractmethod
     def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
-        """(R, V) int64 flat numbers of the visible tokens, ascending."""
+        """(R, V) int64 flat indices of the visible tokens, ascending."""
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         if tokens.grid is None or len(tokens.grid) != 3 or tokens.valid is not None:
             raise MaemmError(
-                f"this masking needs whole clips on a grid of time, height and width (modalities.{name}.masking); "
+                f"this masking needs whole clips on a grid of time, height, width (modalities.{name}.masking); "
                 "use random for other signals"
             )
         slots, area = tokens.grid[0], tokens.grid[1] * tokens.grid[2]
@@ -55,59 +55,54 @@ class _OnClips(PerModalityMasking):
         visible = self.visible(name, slots, area, rng, device)
         hidden = torch.ones(len(visible), tokens.count, dtype=torch.bool, device=device).scatter_(1, visible, False)
         if self.decode is None:
-            return Plan(visible, _numbers(hidden, tokens.count - visible.shape[1]))
+            return Plan(visible, _indices(hidden, tokens.count - visible.shape[1]))
         start = (rng.uniform(f"mask/{name}/cell") * 4).long().to(device)
         decoded = ~running_cell(tokens.grid, 1 - self.decode, start, f"modalities.{name}.masking")
         if self.decode_visible:
-            return Plan(visible, _numbers(decoded, round(self.decode * tokens.count)))
+            return Plan(visible, _indices(decoded, round(self.decode * tokens.count)))
         return _ragged(visible, decoded & hidden)
 
 
 class Tube(_OnClips):
-    """The same places are hidden in every time slot, so that nothing can be copied from another frame (VideoMAE).
+    """Hide the same positions in every time slot, so that nothing can be copied from another frame (VideoMAE).
 
-    The ratio is taken of one slot: of 196 places, 0.9 hides 176.
+    The ratio applies to one slot: of 196 positions, 0.9 hides 176.
     """
 
-    def __init__(self, **rest):
-        super().__init__(**rest)
-
     def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
-        place = _kept(rng.uniform(f"mask/{name}", area).to(device), visible_count(area, self.ratio, self.count))
-        return (place[:, None] + torch.arange(slots, device=device)[:, None] * area).flatten(1)
+        count = visible_count(area, self.ratio, self.count)
+        position = _smallest(rng.uniform(f"mask/{name}", area).to(device), count)
+        return (position[:, None] + torch.arange(slots, device=device)[:, None] * area).flatten(1)
 
 
 class Frame(_OnClips):
-    """Whole time slots are hidden (MAE-ST, "time-only"). The ratio is taken of the slots."""
-
-    def __init__(self, **rest):
-        super().__init__(**rest)
+    """Hide whole time slots (MAE-ST, "time-only"). The ratio applies to the slots."""
 
     def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
-        keep = visible_count(slots, self.ratio, self.count)
-        if keep == 0:
+        count = visible_count(slots, self.ratio, self.count)
+        if count == 0:
             raise MaemmError(
                 f"ratio {self.ratio} leaves none of {slots} slots visible (modalities.{name}.masking); lower it"
             )
-        slot = _kept(rng.uniform(f"mask/{name}", slots).to(device), keep)
+        slot = _smallest(rng.uniform(f"mask/{name}", slots).to(device), count)
         return (slot[..., None] * area + torch.arange(area, device=device)).flatten(1)
 
 
-def _kept(noise: Tensor, count: int) -> Tensor:
-    """(R, n) noise -> (R, count) places with the least, ascending."""
+def _smallest(noise: Tensor, count: int) -> Tensor:
+    """(R, n) -> (R, count) int64: the indices of the smallest values, ascending."""
     return noise.argsort(stable=True, dim=1)[:, :count].sort(1).values
 
 
-def _numbers(chosen: Tensor, count: int) -> Tensor:
-    """(R, N) bool with ``count`` chosen in every row -> (R, count) int64, ascending."""
-    place = torch.arange(chosen.shape[1], device=chosen.device)
-    return torch.where(chosen, place, chosen.shape[1]).sort(1).values[:, :count]
+def _indices(chosen: Tensor, count: int) -> Tensor:
+    """(R, N) bool with ``count`` True in every row -> (R, count) int64, ascending."""
+    index = torch.arange(chosen.shape[1], device=chosen.device)
+    return torch.where(chosen, index, chosen.shape[1]).sort(1).values[:, :count]
 
 
 def _ragged(visible: Tensor, chosen: Tensor) -> Plan:
-    """A plan whose rows may predict different numbers of tokens: shorter rows repeat their last one."""
+    """A plan whose rows may predict different numbers of tokens: shorter rows repeat their last token."""
     count = chosen.sum(1, keepdim=True)
-    index = _numbers(chosen, int(count.max()))
+    index = _indices(chosen, int(count.max()))
     valid = torch.arange(index.shape[1], device=index.device) < count
     last = index.gather(1, (count - 1).clamp(min=0)).clamp(max=chosen.shape[1] - 1)
     return Plan(visible, torch.where(valid, index, last), predict_valid=None if bool(valid.all()) else valid)

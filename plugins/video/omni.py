@@ -1,8 +1,9 @@
-"""One model for pictures and videos that never meet in one sequence (OmniMAE, arXiv 2206.08356)."""
+"""One model for pictures and videos, never in the same sequence (OmniMAE, arXiv 2206.08356)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,10 +15,10 @@ from maemm.model.encoders.vit import ViT
 
 
 class Apart(ViT):
-    """A plain ViT through which each modality goes by itself; nothing tells the modalities apart."""
+    """A plain ViT that encodes each modality separately, without an embedding of the modality."""
 
-    def __init__(self, names: list[str], **rest):
-        super().__init__(names[:1], **rest)
+    def __init__(self, names: list[str], **options: Any):
+        super().__init__(names[:1], **options)
 
     def forward(
         self,
@@ -27,29 +28,28 @@ class Apart(ViT):
         layers: Iterable[int] = (),
         norm: bool = True,
     ) -> Latents:
-        whole, layers = Latents({}), tuple(layers)
-        for name, one in inputs.items():
-            part = super().forward({name: one}, modalities, layers=layers, norm=norm)
-            whole.tokens |= part.tokens
-            whole.prefix |= part.prefix
-            for layer, tokens in part.layers.items():
-                whole.layers.setdefault(layer, {}).update(tokens)
-        return whole
+        merged, layers = Latents({}), tuple(layers)
+        for name, modality_input in inputs.items():
+            latents = super().forward({name: modality_input}, modalities, layers=layers, norm=norm)
+            merged.tokens |= latents.tokens
+            merged.prefix |= latents.prefix
+            for layer, tokens in latents.layers.items():
+                merged.layers.setdefault(layer, {}).update(tokens)
+        return merged
 
 
 class ProjectLast(Full):
     """Mask tokens and positions have the encoder's width and are added before the projection (OmniMAE).
 
-    Modalities are decoded one by one, with the same blocks and, where they predict equally many values, one head.
+    Modalities are decoded one by one with the same blocks; those with equal ``output_dim`` share a head.
     """
 
-    def __init__(self, outputs: dict[str, int], encoder_dim: int, prefix_count: int, **rest):
-        options = {"prefix": "none", **rest}
-        super().__init__(outputs, encoder_dim, prefix_count, **options)
+    def __init__(self, outputs: dict[str, int], encoder_dim: int, prefix_count: int, **options: Any):
+        super().__init__(outputs, encoder_dim, prefix_count, **{"prefix": "none", **options})
         self.mask_token = nn.Parameter(torch.randn(1, 1, encoder_dim) * 0.02)
         self.heads = nn.ModuleDict({str(size): nn.Linear(self.dim, size) for size in sorted(set(outputs.values()))})
         self.heads.apply(init_linear)
-        self.dim = encoder_dim  # the width in which the modalities' positions come
+        self.dim = encoder_dim  # width of the modalities' decoder positions
         self._outputs = dict(outputs)
         if hasattr(self, "vectors"):
             del self.vectors
@@ -57,18 +57,18 @@ class ProjectLast(Full):
     def forward(
         self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
     ) -> dict[str, torch.Tensor]:
-        return {name: self._one(name, latents, one, modalities[name]) for name, one in inputs.items()}
-
-    def _one(self, name: str, latents: Latents, one: ModalityInput, modality: Modality) -> torch.Tensor:
-        plan, seen = one.plan, latents.tokens[name]
-        hidden = self.mask_token.to(seen.dtype).expand(seen.shape[0], plan.predict.shape[1], -1)
-        places = [
-            modality.position(one.tokens, index, "decoder").to(seen.dtype) for index in (plan.visible, plan.predict)
-        ]
-        parts = [part + place for part, place in zip((seen, hidden), places, strict=True)]
-        lengths = [part.shape[1] for part in parts]
-        mask = key_mask([plan.visible_valid, plan.predict_valid], lengths, seen.shape[0], seen.device)
-        x = self.project(torch.cat(parts, 1))
-        for block in self.blocks:
-            x = block(x, attn_mask=mask)
-        return self.heads[str(self._outputs[name])](self.norm(x[:, lengths[0] :]))
+        predictions = {}
+        for name, modality_input in inputs.items():
+            plan, visible = modality_input.plan, latents.tokens[name]
+            hidden = self.mask_token.to(visible.dtype).expand(visible.shape[0], plan.predict.shape[1], -1)
+            parts = [
+                x + modalities[name].position(modality_input.tokens, index, "decoder").to(x.dtype)
+                for x, index in ((visible, plan.visible), (hidden, plan.predict))
+            ]
+            lengths = [part.shape[1] for part in parts]
+            mask = key_mask([plan.visible_valid, plan.predict_valid], lengths, visible.shape[0], visible.device)
+            x = self.project(torch.cat(parts, 1))
+            for block in self.blocks:
+                x = block(x, attn_mask=mask)
+            predictions[name] = self.heads[str(self._outputs[name])](self.norm(x[:, lengths[0] :]))
+        return predictions

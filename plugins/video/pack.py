@@ -1,4 +1,4 @@
-"""Videos in a form that decodes fast: small, as frames that need no others, or few."""
+"""Pack videos so that they decode fast: small, and as frames that depend on few others or none."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from .decoding.watchdog import Decoder
 from .lists import EXTENSIONS
 
 _BLOCK = 64  # frames decoded at a time
-_TICKS = 90_000  # of the packed file's clock in a second
+_TICKS = 90_000  # of the packed file's clock, per second
 _QUALITY = {"video": 21, "frames": 90}
-_BEST = {"video": (0, 51), "frames": (1, 100)}  # ranges of CRF and of JPEG's quality
+_RANGE = {"video": (0, 51), "frames": (1, 100)}  # of CRF and of JPEG's quality
 
 
 class Videos(Packer):
-    """Videos rewritten small and quick to decode. Lists of the originals' names work on the packed folder.
+    """Rewrite videos to be small and fast to decode. Lists of the original names work on the packed folder.
 
     Options
-        kind: video: H.264 in mp4 without B-frames; frames: a folder of JPEG pictures for each video, the fastest, in
-            many files; both keep when frames are shown
-        side: pixels of the short side; smaller videos are not enlarged; null: as it is
-        group: of kind video: frames from one key frame to the next; 1: every frame is one, the fastest
-        every: of the frames, one in so many is kept, so that a recipe's stride becomes stride / every
-        quality: of kind video H.264's CRF (0 .. 51, less is better), of kind frames JPEG's (1 .. 100); null: 21 and 90
-        backend: what decodes: av, decord or torchcodec
-        seconds: how long decoding 64 frames may take; then the video is unreadable; null: no limit
+        kind: video: H.264 in mp4 without B-frames; frames: a folder of JPEG files for each video, the fastest to read;
+            both keep the time stamps
+        side: pixels of the short side; smaller videos are not enlarged; null: unchanged
+        group: for kind video: frames from one key frame to the next; 1: only key frames, the fastest
+        every: keep every so many-th frame; divide a recipe's stride by it
+        quality: H.264's CRF for kind video (0 .. 51, lower is better), JPEG's for frames (1 .. 100); null: 21 and 90
+        backend: decoder: av, decord or torchcodec
+        seconds: time limit for decoding 64 frames, beyond which the video is unreadable; null: no limit
     """
 
     extensions = EXTENSIONS
@@ -61,7 +61,7 @@ class Videos(Packer):
             if value is not None and (value < least or not value):
                 raise MaemmError(f"{name} is {value}; give {max(least, 1)} or more ({name}=...)")
         check_backend(backend)
-        low, high = _BEST[kind]
+        low, high = _RANGE[kind]
         self.quality = _QUALITY[kind] if quality is None else quality
         if not low <= self.quality <= high:
             raise MaemmError(f"quality is {quality} (quality=); give {low} to {high} for kind={kind}")
@@ -69,7 +69,7 @@ class Videos(Packer):
         self.decoder = Decoder(backend, seconds)
 
     def about(self) -> dict[str, Any]:
-        """The options that shape the files."""
+        """The options that determine the content of the files."""
         group = {"group": self.group} if self.kind == "video" else {}
         return {"kind": self.kind, "side": self.side, **group, "every": self.every, "quality": self.quality}
 
@@ -78,7 +78,7 @@ class Videos(Packer):
         return os.path.splitext(path)[0] + (".mp4" if self.kind == "video" else "")
 
     def write(self, path: Path, new: Path) -> None:
-        """One video. Raises ValueError or OSError where it cannot be read to its end."""
+        """Pack one video. Raises ValueError or OSError if it cannot be read to its end."""
         video = VideoFile(str(path), self.decoder)
         frames, times = self._frames(video), video.times[:: self.every]
         if self.kind == "frames":
@@ -87,14 +87,14 @@ class Videos(Packer):
             _write_video(new, frames, times, self.group, self.quality)
 
     def _frames(self, video: VideoFile) -> Iterator[np.ndarray]:
-        """(H, W, 3) frames in the size they are packed in."""
+        """The frames (H, W, 3) uint8 to pack, resized."""
         index = list(range(0, len(video), self.every))
         for start in range(0, len(index), _BLOCK):
             for frame in video.frames_at(index[start : start + _BLOCK]):
-                yield self._shrunk(frame)
+                yield self._resized(frame)
 
-    def _shrunk(self, frame: np.ndarray) -> np.ndarray:
-        """The short side to ``side``; for kind video, both sides even."""
+    def _resized(self, frame: np.ndarray) -> np.ndarray:
+        """The short side becomes ``side``; for kind video, both sides even."""
         from PIL import Image
 
         height, width = frame.shape[:2]
@@ -109,11 +109,11 @@ class Videos(Packer):
 
 
 def _write_video(path: Path, frames: Iterator[np.ndarray], times: np.ndarray, group: int, quality: int) -> None:
-    """``times``: the seconds at which frames appear, which the file keeps."""
+    """``times``: the seconds at which frames appear, stored as time stamps."""
     import av
 
     stamps = np.maximum.accumulate(np.round((times - times[0]) * _TICKS).astype(np.int64) - np.arange(len(times)))
-    stamps += np.arange(len(times))  # ascending, whatever the rounding
+    stamps += np.arange(len(times))  # strictly ascending despite rounding
     rate = (len(times) - 1) / max(times[-1] - times[0], 1e-3) if len(times) > 1 else 25
 
     options = {"crf": str(quality), "g": str(group), "bf": "0", "threads": "1", "preset": "veryfast",
@@ -128,14 +128,15 @@ def _write_video(path: Path, frames: Iterator[np.ndarray], times: np.ndarray, gr
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             frame.pts, frame.time_base = stamp, Fraction(1, _TICKS)
             container.mux(stream.encode(frame))
+        assert stream is not None  # a video has a frame
         container.mux(stream.encode())
 
 
 def _write_frames(path: Path, frames: Iterator[np.ndarray], times: np.ndarray, quality: int) -> None:
-    """Pictures, and the seconds at which they appear."""
+    """A folder of JPEG files, and the seconds at which they appear."""
     from PIL import Image
 
     path.mkdir()
     np.save(path / TIMES, times)
-    for number, frame in enumerate(frames):
-        Image.fromarray(frame).save(path / f"{number:06d}.jpg", quality=quality)
+    for index, frame in enumerate(frames):
+        Image.fromarray(frame).save(path / f"{index:06d}.jpg", quality=quality)

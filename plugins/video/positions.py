@@ -1,6 +1,8 @@
-"""Positions of clips that the core does not have: one long sinusoid, a table of time plus one of space."""
+"""Position embeddings of clips: a sinusoid over the flat token index, a table of time plus one of space."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from maemm.contract.positions import Table, resize_table
 def flat_sincos(count: int, dim: int) -> Tensor:
     """(count, dim) float32: angle n / 10000^(2 floor(j/2) / dim), sine in even columns, cosine in odd ones (VideoMAE).
 
-    Computed in float64: in float32 the angles of long clips are off by 1e-4.
+    Computed in float64: in float32 the angles of long clips have errors of 1e-4.
     """
     pair = torch.arange(dim, dtype=torch.float64) // 2
     angle = torch.arange(count, dtype=torch.float64)[:, None] / 10000 ** (2 * pair / dim)
@@ -21,9 +23,9 @@ def flat_sincos(count: int, dim: int) -> Tensor:
 
 
 class FlatSinCos(nn.Module):
-    """The sinusoid of :func:`flat_sincos` over the flat token number, no state.
+    """The sinusoid of :func:`flat_sincos` over the flat token index; no state.
 
-    A shorter clip uses the first rows of a longer one's, but another height or width moves every token to other rows.
+    A shorter clip has the first positions of a longer one, but another height or width changes those of all tokens.
     """
 
     def __init__(self, dim: int):
@@ -35,17 +37,17 @@ class FlatSinCos(nn.Module):
         """(R, V) -> (R, V, D)."""
         rows = self._cache.get(index.device)
         if rows is None or len(rows) < tokens.count:
-            with torch.device("cpu"):  # also where a model is built on another default device
+            with torch.device("cpu"):  # whatever the default device
                 rows = flat_sincos(tokens.count, self.dim)
             rows = self._cache[index.device] = rows.to(index.device)
         return rows[index]
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
 
 
 class ClipTable(Table):
-    """One stored table for all tokens of a clip. A still picture has one slot and takes the rows of the first."""
+    """One stored table for all tokens of a clip. A still picture has one slot and uses the first slot's rows."""
 
     def table(self, grid: tuple[int, ...]) -> Tensor:
         if grid[0] != 1 or self.grid[0] == 1:
@@ -55,9 +57,9 @@ class ClipTable(Table):
 
 
 class Separable(nn.Module):
-    """A learned table of time slots plus one of places in the frame (MAE-ST).
+    """A learned table of time slots plus one of positions in the frame (MAE-ST).
 
-    Other sizes get them resized: linear in time, bicubic in space; a still picture takes the first slot.
+    They are resized for other sizes: linear in time, bicubic in space; a still picture uses the first slot.
     """
 
     def __init__(self, dim: int, grid: tuple[int, ...]):
@@ -69,7 +71,7 @@ class Separable(nn.Module):
         nn.init.trunc_normal_(self.spatial, std=0.02)
 
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """(R, V) -> (R, V, D). Needs tokens on a grid."""
+        """(R, V) -> (R, V, D). Raises :class:`MaemmError` unless the tokens are on a grid."""
         if tokens.grid is None:
             raise MaemmError("separable positions need tokens on a grid; use position: sincos")
         slots, *space = tokens.grid

@@ -1,4 +1,4 @@
-"""Boxes of clips resized to one size, in one go on the device."""
+"""Resize cropped clips of different sizes to one size, batched on the device."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn.functional import interpolate
 
 
 def resize_clips(x: Tensor, sides: Sequence[tuple[int, int]], size: tuple[int, int]) -> Tensor:
-    """uint8 clips (B, T, H, W, C), filled up to ``sides`` (h, w) each -> float32 (B, C, T, *size), 0 .. 1.
+    """uint8 clips (B, T, H, W, C), of which ``sides`` (h, w) are in use -> float32 (B, C, T, *size) in 0 .. 1.
 
-    Bilinear with the widened triangle that Pillow uses when it shrinks. On a GPU each axis is one batched matrix
-    product in float32; on a CPU torch resizes uint8, clip by clip, and rounds as Pillow does.
+    Bilinear with antialiasing, as Pillow. On a GPU each axis is one batched matrix product in float32; on a CPU torch
+    resizes uint8, clip by clip, and rounds as Pillow does.
     """
     if all(tuple(side) == tuple(size) for side in sides):
         return _float(x.permute(0, 4, 1, 2, 3))
@@ -33,7 +33,7 @@ def _on_cpu(x: Tensor) -> bool:
 
 
 def shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """One uint8 clip (T, H, W, C) -> (T, *size, C) uint8: for workers, where frames are far larger than needed."""
+    """One uint8 clip (T, H, W, C) -> (T, *size, C) uint8: for workers, if frames are far larger than needed."""
     return _resized(x, size).permute(1, 2, 3, 0).contiguous()
 
 
@@ -49,11 +49,11 @@ def _float(x: Tensor) -> Tensor:
     return x.float().contiguous() / 255
 
 
-def _matrix(length: Tensor, have: int, want: int) -> Tensor:
-    """(B, want, have): weights with which the first ``length`` (B,) of ``have`` pixels make ``want`` ones."""
+def _matrix(length: Tensor, old: int, new: int) -> Tensor:
+    """(B, new, old): the weights that resize the first ``length`` (B,) of ``old`` pixels to ``new``."""
     length = length[:, None, None]
-    pixel = torch.arange(have, device=length.device)
-    step = length / want
-    centre = (torch.arange(want, device=length.device)[:, None] + 0.5) * step
+    pixel = torch.arange(old, device=length.device)
+    step = length / new
+    centre = (torch.arange(new, device=length.device)[:, None] + 0.5) * step
     weights = (1 - ((pixel + 0.5 - centre) / step.clamp(min=1)).abs()).clamp(min=0) * (pixel < length)
     return weights / weights.sum(-1, keepdim=True)

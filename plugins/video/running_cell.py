@@ -1,4 +1,4 @@
-"""Running cells: which tokens the decoder of VideoMAE v2 leaves out (arXiv 2303.16727, section 3.2)."""
+"""Running cells: the tokens that the decoder of VideoMAE v2 skips (arXiv 2303.16727, section 3.2)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from maemm.contract.errors import MaemmError
 
-_CELL = 4  # places of a cell of 2 x 2
+_CELL = 4  # tokens of a cell, 2 x 2
 
 
 def running_cell(grid: tuple[int, ...], ratio: float, start: Tensor, where: str = "masking") -> Tensor:
     """(R, slots * height * width) bool, True: not decoded. ``start`` (R,) int64 in 0..3 shifts each row's pattern.
 
-    Cells of 2 x 2 tile the frame; ``ratio`` of their places is left out, and the pattern moves on by one place in
-    raster order per slot, so that over four slots every place is decoded equally often. Raises :class:`MaemmError`
-    for odd sides.
+    Cells of 2 x 2 tile the frame; a fraction ``ratio`` of each is skipped, and the pattern moves by one token in raster
+    order per slot, so that over four slots each position is decoded equally often. Raises :class:`MaemmError` for odd
+    sides.
     """
     slots, height, width = grid
     if height % 2 or width % 2:

@@ -1,4 +1,4 @@
-"""The video sample set: the procedural objects turn and move, in small mp4 files in one folder per shape."""
+"""The video sample set: procedural objects that turn and move, as small mp4 files in one folder per shape."""
 
 from __future__ import annotations
 
@@ -18,23 +18,30 @@ from .sources import open_videos
 HOME = Path("runs/samples/video")  # below the working directory, beside the runs
 COUNT = 120
 PIXELS, FRAMES, RATE = 48, 16, 10
-VERSION = 1  # raise it whenever a pixel changes: an old folder is then refused instead of mixed up
+VERSION = 1  # increase it whenever a pixel changes, so that an old folder is refused
 
 
 def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
-    """Write ``count`` clips (16 frames of 48 x 48 at 10 a second) as ``root/SHAPE/0007.mp4``, once.
+    """Write ``count`` clips (16 frames of 48 x 48 at 10 fps) as ``root/SHAPE/0007.mp4``; a second call does nothing.
 
-    The label is the folder's name, and the number is the object's index, the same in every modality; the first frame
-    is the object's picture. ``.objects.json`` holds all parameters.
+    The label is the folder's name; the number is the object's index, the same in every modality, and the first frame is
+    its picture in the image sample set. ``.objects.json`` holds all parameters.
     """
-    what = {"kind": "video", "version": VERSION, "count": count, "seed": seed, "pixels": PIXELS, "frames": FRAMES}
-    write_once(root, what, lambda folder: _fill(folder, count, seed))
+    description = {
+        "kind": "video",
+        "version": VERSION,
+        "count": count,
+        "seed": seed,
+        "pixels": PIXELS,
+        "frames": FRAMES,
+    }
+    write_once(root, description, lambda folder: _fill(folder, count, seed))
 
 
 def open_samples(root: str | None, list: str | None = None, *, name: str = "video") -> Source:
-    """The source of recipes that work without data: without ``data.root`` the sample set, written on first use.
+    """For recipes that run without data: the sample set, written on first use.
 
-    With ``data.root`` or ``data.list`` it is the ordinary video source. Raises :class:`MaemmError`.
+    With ``data.root`` or ``data.list`` it is the ordinary video source. Raises :class:`MaemmError` as that does.
 
     Options
         name: the modality that the videos are for
@@ -48,7 +55,7 @@ def open_samples(root: str | None, list: str | None = None, *, name: str = "vide
 def write_video(
     path: Path, frames: np.ndarray, rate: int = RATE, *, group: int = 12, quality: int = 18, preset: str = "veryfast"
 ) -> None:
-    """(T, H, W, 3) uint8 -> an H.264 mp4 file without B-frames, a key frame every ``group`` frames."""
+    """Write (T, H, W, 3) uint8 as H.264 in mp4, without B-frames, with a key frame every ``group`` frames."""
     import av
 
     options = {"crf": str(quality), "g": str(group), "bf": "0", "threads": "1", "preset": preset}
@@ -71,5 +78,5 @@ def _fill(folder: Path, count: int, seed: int) -> None:
 
 
 def frames_of(thing: Object, frames: int = FRAMES, rate: int = RATE, pixels: int = PIXELS) -> np.ndarray:
-    """(frames, pixels, pixels, 3) uint8 of an object from time 0 on."""
+    """(frames, pixels, pixels, 3) uint8: an object from time 0 on."""
     return np.stack([np.asarray(render(thing, pixels, number / rate)) for number in range(frames)])

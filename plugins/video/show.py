@@ -1,4 +1,4 @@
-"""Clips as pictures for people: contact sheets and animations."""
+"""Clips as pictures: contact sheets and animations."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 _FRAMES, _COLUMNS = 8, 4
-LARGEST = 700_000  # bytes of an animation; base64 makes it a third longer
-_WIDE, _WIDEST = 640, 960  # pixels: small clips are enlarged towards the first, none beyond the second
-_LASTS_MS = 2500  # how long a clip lasts, about
+LARGEST = 700_000  # bytes of an animation, before base64
+_WIDE, _WIDEST = 640, 960  # pixels: narrower sheets are enlarged by whole factors, wider ones shrunk
+_DURATION_MS = 2500  # of an animation, roughly
 _STYLE = (
     ".clips{max-width:960px}.clips img{width:100%;image-rendering:pixelated}"
     ".clips div{display:grid;grid-template-columns:repeat(var(--n),1fr);gap:4px;font-size:12px}"
@@ -22,8 +22,8 @@ _STYLE = (
 
 
 def contact_sheet(pixels: Tensor) -> Tensor:
-    """(C, T, H, W) of 0 .. 1, NaN where hidden -> (h, w, 3): up to eight frames in rows of four, hidden ones grey."""
-    frames = _coloured(pixels)
+    """(C, T, H, W) in 0 .. 1, NaN where hidden -> (h, w, 3): up to eight frames in rows of four, hidden pixels grey."""
+    frames = _as_rgb(pixels)
     frames = frames[torch.linspace(0, len(frames) - 1, min(_FRAMES, len(frames))).round().long()]
     columns = min(_COLUMNS, len(frames))
     gap = max(1, frames.shape[1] // 32)
@@ -34,7 +34,7 @@ def contact_sheet(pixels: Tensor) -> Tensor:
     return torch.cat(rows)[:-gap, :-gap]
 
 
-def _coloured(pixels: Tensor) -> Tensor:
+def _as_rgb(pixels: Tensor) -> Tensor:
     """(C, T, H, W) -> (T, H, W, 3), grey where a pixel is NaN."""
     pixels = pixels[: 3 if len(pixels) >= 3 else 1]
     hidden = pixels.isnan().any(0)
@@ -43,30 +43,31 @@ def _coloured(pixels: Tensor) -> Tensor:
 
 
 def animation(columns: Mapping[str, Tensor]) -> str | None:
-    """A piece of HTML: caption -> clips (R, C, T, H, W) of 0 .. 1, NaN where hidden, all moving in one WebP picture.
+    """HTML of one animated WebP; ``columns``: caption -> clips (R, C, T, H, W) in 0 .. 1, NaN where hidden.
 
-    None where nothing moves, that is, for still pictures.
+    None for still pictures.
     """
-    if not columns or max(one.shape[2] for one in columns.values()) < 2:
+    if not columns or max(clips.shape[2] for clips in columns.values()) < 2:
         return None
     data = base64.b64encode(webp(list(columns.values()))).decode()
-    captions = "".join(f"<span>{escape(' '.join(one.split()))}</span>" for one in columns)
+    captions = [" ".join(caption.split()) for caption in columns]
+    spans = "".join(f"<span>{escape(caption)}</span>" for caption in captions)
     return (
-        f'<div class="clips"><style>{_STYLE}</style><div style="--n:{len(columns)}">{captions}</div>'
-        f'<img alt="clips: {escape(", ".join(" ".join(one.split()) for one in columns), quote=True)}" '
+        f'<div class="clips"><style>{_STYLE}</style><div style="--n:{len(columns)}">{spans}</div>'
+        f'<img alt="clips: {escape(", ".join(captions), quote=True)}" '
         f'src="data:image/webp;base64,{data}"></div>'
     )
 
 
 def webp(columns: Sequence[Tensor]) -> bytes:
-    """Clips (R, C, T, H, W) as one animated picture: a column each, samples below each other; below ``LARGEST``."""
-    frames = max(one.shape[2] for one in columns)
-    sheets = [torch.stack([_moving(clip, frames) for clip in one]) for one in columns]  # (R, T, H, W, 3)
+    """Clips (R, C, T, H, W) as one animated WebP of at most ``LARGEST`` bytes: a column each, one row per sample."""
+    frames = max(clips.shape[2] for clips in columns)
+    sheets = [torch.stack([_extended(clip, frames) for clip in clips]) for clips in columns]  # (R, T, H, W, 3)
     gap = max(1, sheets[0].shape[2] // 32)
-    sheets = [torch.nn.functional.pad(one, (0, 0, 0, gap, 0, gap), value=1.0) for one in sheets]
+    sheets = [torch.nn.functional.pad(sheet, (0, 0, 0, gap, 0, gap), value=1.0) for sheet in sheets]
     rows = torch.cat(sheets, 3)  # side by side
-    sheet = torch.cat(list(rows), 1)[:, :-gap, :-gap]
-    pictures = [Image.fromarray(one) for one in (sheet * 255).round().byte().numpy()]
+    whole = torch.cat(list(rows), 1)[:, :-gap, :-gap]
+    pictures = [Image.fromarray(frame) for frame in (whole * 255).round().byte().numpy()]
     width = min(_WIDEST, pictures[0].width * max(1, _WIDE // pictures[0].width))
     for quality in (85, 60, 40, 20):
         data = _encoded(pictures, width, quality)
@@ -80,9 +81,9 @@ def webp(columns: Sequence[Tensor]) -> bytes:
 
 def _encoded(pictures: list[Image.Image], width: int, quality: int) -> bytes:
     size = width, max(1, round(pictures[0].height * width / pictures[0].width))
-    how = Image.Resampling.NEAREST if width >= pictures[0].width else Image.Resampling.BOX
-    scaled = [one.resize(size, how) for one in pictures]
-    pause = min(200, max(40, _LASTS_MS // len(scaled)))
+    resampling = Image.Resampling.NEAREST if width >= pictures[0].width else Image.Resampling.BOX
+    scaled = [picture.resize(size, resampling) for picture in pictures]
+    pause = min(200, max(40, _DURATION_MS // len(scaled)))
     file = io.BytesIO()
     scaled[0].save(
         file, "WEBP", save_all=True, append_images=scaled[1:], duration=pause, loop=0, quality=quality, method=2
@@ -90,7 +91,7 @@ def _encoded(pictures: list[Image.Image], width: int, quality: int) -> bytes:
     return file.getvalue()
 
 
-def _moving(clip: Tensor, frames: int) -> Tensor:
-    """(C, T, H, W) -> (frames, H, W, 3); a shorter clip stays at its last frame."""
-    coloured = _coloured(clip)
-    return coloured[torch.arange(frames).clamp(max=len(coloured) - 1)]
+def _extended(clip: Tensor, frames: int) -> Tensor:
+    """(C, T, H, W) -> (frames, H, W, 3); a shorter clip repeats its last frame."""
+    rgb = _as_rgb(clip)
+    return rgb[torch.arange(frames).clamp(max=len(rgb) - 1)]

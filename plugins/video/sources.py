@@ -1,4 +1,4 @@
-"""Sources of videos: files and folders of frames, of a folder or a list."""
+"""Sources of videos: video files and folders of frames, from a folder or a list."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from maemm import registry
 from maemm.contract import Sample, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
@@ -20,7 +21,7 @@ from .decoding import FrameFolder, Video, VideoFile
 from .decoding.backends import check_backend
 from .decoding.video import IMAGES
 from .decoding.watchdog import Decoder
-from .lists import EXTENSIONS, Columns, Listed, hmdb51, read_videos, standing_for
+from .lists import EXTENSIONS, Columns, Listed, hmdb51, read_videos, replacement_of
 
 _LISTS = (".txt", ".csv", ".tsv")
 
@@ -42,55 +43,58 @@ def open_videos(
 ) -> Source:
     """The source for ``data.root`` and ``data.list``; which kind it is follows from what is there.
 
-    A folder is searched through for videos, and where there are none, for folders of frames; where they lie in
-    folders of exactly one level, those are the classes. A list names paths and labels, or which frames to take; a
-    folder as list holds HMDB51's splits. Raises :class:`MaemmError` where there is nothing to read.
+    A folder is searched for videos or, if it has none, for folders of frames; if they are in subfolders of exactly one
+    level, those are the classes. A list names paths and labels, or which frames to use; a folder as ``list`` holds
+    HMDB51's splits. Raises :class:`MaemmError` if there is nothing to read.
 
     Options
         name: the modality that the videos are for
-        backend: what decodes: av, decord or torchcodec
-        seconds: how long opening a file may take, and each decoding of frames from it; then the decoder is killed and
-            the file is unreadable; null: no watchdog, decode in the worker itself
-        partial: take what can be read of files that end too early; false: they are unreadable
-        frame_rate: frames a second of folders of frames, unless they were packed with their times
-        extensions: endings of the files to take from a folder; null: those of all known kinds
-        delimiter: between path and numbers of a list; null: a tab, a comma or blanks
-        columns: what stands behind the path; null: a label, or for two numbers what they look like
-        split: which of HMDB51's splits
-        part: which part of HMDB51's split
+        backend: decoder: av, decord or torchcodec
+        seconds: time limit for opening a file and for each decoding of frames; a decoder that exceeds it is killed and
+            the file is unreadable; null: no limit, decode in the worker itself
+        partial: read what there is of files that end too early; false: they are unreadable
+        frame_rate: frames per second of folders of frames, unless they were packed with their times
+        extensions: endings of the files to use from a folder; null: those of all known formats
+        delimiter: between the path and the numbers in a list; null: a tab, a comma or blanks
+        columns: meaning of the columns of a list; null: a label, or for two numbers what they look like
+        split: number of HMDB51's split
+        part: part of HMDB51's split
     """
     if not root and not list:
         raise MaemmError("no videos are given; set data.root to a folder or a video, or data.list to a list of paths")
     if seconds is not None and seconds <= 0 or frame_rate <= 0:
         raise MaemmError("seconds and frame_rate must be above 0 (data.source)")
     check_backend(backend)
-    folder = None if not root else existing(root, "data.root")
+    path = existing(root, "data.root") if root else None
     if list:
-        if folder is not None and not folder.is_dir():
-            raise MaemmError(f"data.root is no folder ({root}); with data.list it is what the paths are relative to")
-        where = existing(list, "data.list")
-        splits = where.is_dir()
-        found = hmdb51(where, folder, split, part) if splits else read_videos(where, folder, delimiter, columns)
-    elif folder.is_dir():
-        found = _found(folder, endings(extensions, EXTENSIONS))
-    elif folder.suffix.lower() in _LISTS:
-        found = read_videos(folder, None, delimiter, columns)
+        if path is not None and not path.is_dir():
+            raise MaemmError(f"data.root is not a folder ({root}); with data.list it is what the paths are relative to")
+        list_path = existing(list, "data.list")
+        if list_path.is_dir():
+            listed = hmdb51(list_path, path, split, part)
+        else:
+            listed = read_videos(list_path, path, delimiter, columns)
     else:
-        found = Listed(folder.parent, [folder.name])
-    return Videos(found, Decoder(backend, seconds, partial), name=name, frame_rate=frame_rate)
+        assert path is not None
+        if path.is_dir():
+            listed = _search(path, endings(extensions, EXTENSIONS))
+        elif path.suffix.lower() in _LISTS:
+            listed = read_videos(path, None, delimiter, columns)
+        else:
+            listed = Listed(path.parent, [path.name])
+    return Videos(listed, Decoder(backend, seconds, partial), name=name, frame_rate=frame_rate)
 
 
-def _found(folder: Path, taken: tuple[str, ...]) -> Listed:
+def _search(folder: Path, suffixes: tuple[str, ...]) -> Listed:
     """Videos below a folder, or folders of frames below it, or the folder itself if it holds frames."""
-    paths = find_files(folder, taken)
+    paths = find_files(folder, suffixes)
     if not paths:
-        frames = find_files(folder, IMAGES)
-        paths = sorted({os.path.dirname(one) for one in frames})
+        paths = sorted({os.path.dirname(path) for path in find_files(folder, IMAGES)})
         if paths == [""]:
             return Listed(folder.resolve().parent, [folder.resolve().name])
     if not paths:
         raise MaemmError(
-            f"no video below the folder ({folder}); looked for files that end in {' '.join(taken)}, and for folders "
+            f"no video below the folder ({folder}); looked for files that end in {' '.join(suffixes)}, and for folders "
             f"of {' '.join(IMAGES)}"
         )
     return Listed(folder, paths, *class_labels(paths))
@@ -99,35 +103,35 @@ def _found(folder: Path, taken: tuple[str, ...]) -> Listed:
 class Videos(files.Files):
     """A video per sample: a file, a folder of frames, or a part of one."""
 
-    def __init__(self, found: Listed, decoder: Decoder, *, name: str = "video", frame_rate: float = 25.0):
-        super().__init__(found.home, found.paths, found.labels, found.classes, name=name)
+    def __init__(self, listed: Listed, decoder: Decoder, *, name: str = "video", frame_rate: float = 25.0):
+        super().__init__(listed.home, listed.paths, listed.labels, listed.classes, name=name)
         self.decoder, self.frame_rate = decoder, frame_rate
-        self._parts = np.array(found.parts, np.int64).reshape(-1, 2)
+        self._parts = np.array(listed.parts, np.int64).reshape(-1, 2)
 
     def open(self, path: bytes, rng: Rng, part: tuple[int, int] = (0, -1)) -> Video:
-        """The video at ``path``; its frames are decoded when the modality asks for them."""
-        path = standing_for(path)
+        """The video at ``path``; its frames are decoded when the modality reads them."""
+        path = replacement_of(path)
         if os.path.isdir(path):
             return FrameFolder(path, rng, part, self.frame_rate)
         return VideoFile(path, self.decoder, rng, part)
 
     def read(self, index: int, rng: Rng) -> Sample:
-        part = tuple(self._parts[index].tolist()) if len(self._parts) else (0, -1)
-        video = self.open(os.path.join(self.folder, self.path(index)), rng, part)
+        first, count = self._parts[index].tolist() if len(self._parts) else (0, -1)
+        video = self.open(os.path.join(self.folder, self.path(index)), rng, (first, count))
         return Sample({self.modality: video}, self.name(index), self.label(index))
 
     def files(self) -> Iterator[bytes]:
-        return (standing_for(path) for path in super().files())
+        return (replacement_of(path) for path in super().files())
 
     def fingerprint(self) -> str:
-        """The paths below the folder, the labels and the parts; moving the folder changes nothing."""
+        """Of the paths below the folder, the labels and the parts; moving the folder does not change it."""
         return fingerprint("videos", super().fingerprint(), self._parts)
 
 
 class Mixed(Source):
-    """A video and a picture per sample, for models of both (OmniMAE): one pass goes over the videos.
+    """A video and a random picture per sample, for models of both (OmniMAE); an epoch is one pass over the videos.
 
-    The picture is drawn anew each time. A sample whose video or picture cannot be read is unreadable.
+    A sample whose video or picture cannot be read is unreadable.
     """
 
     def __init__(self, videos: Source, images: Source, name: str = "image"):
@@ -157,14 +161,12 @@ def open_mixed(
 ) -> Mixed:
     """Videos of ``data.root`` and ``data.list``, each with a picture of another folder.
 
-    Raises :class:`MaemmError` where either is missing.
+    Raises :class:`MaemmError` if either is missing.
 
     Options
-        images: folder, list or array of pictures, as the image plugin reads them; must be given
+        images: folder, list or array of pictures, as the image plugin reads them; required
         videos: options of the source of videos
     """
-    from maemm import registry
-
     clips = open_videos(root, list, **(videos or {}))
     if images is None:
         raise MaemmError("no pictures are given (data.source.images); set it to a folder, a list or an array")

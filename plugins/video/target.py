@@ -1,4 +1,4 @@
-"""What the tokens of a clip are compared with: published rules of VideoMAE, OmniMAE and MAE-ST."""
+"""Targets of clips: the normalisation of VideoMAE, OmniMAE and MAE-ST, and MAE-ST's choice of frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maemm.contract.errors import MaemmError
 
 @dataclass(frozen=True)
 class Normaliser:
-    """(y - mean) / spread of the values of a token, all together or each colour by itself; unbiased variance.
+    """(x - mean) / std of the values of a token, over all of them or per colour; unbiased variance.
 
     ``eps_on``: "std": sqrt(var) + eps (VideoMAE); "var": sqrt(var + eps) (MAE, MAE-ST, OmniMAE).
     """
@@ -28,9 +28,9 @@ class Normaliser:
         mean, std = self._statistics(grouped)
         return ((grouped - mean) / std).flatten(-2)
 
-    def undo(self, values: Tensor, of: Tensor) -> Tensor:
-        """The inverse, with the statistics of the token values ``of``."""
-        mean, std = self._statistics(of.unflatten(-1, (-1, self.colours)))
+    def undo(self, values: Tensor, reference: Tensor) -> Tensor:
+        """The inverse, with the statistics of the token values ``reference``; both (..., P)."""
+        mean, std = self._statistics(reference.unflatten(-1, (-1, self.colours)))
         return (values.unflatten(-1, (-1, self.colours)) * std + mean).flatten(-2)
 
     def _statistics(self, grouped: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,27 +42,27 @@ class Normaliser:
 class FrameChoice:
     """The frames of a clip that are predicted: ``count`` of ``frames``, evenly spaced (MAE-ST's ``pred_t_dim``).
 
-    Frame i of the choice is floor(i (frames - 1) / (count - 1)), and always lies in its own slot of ``tubelet``
-    frames, of which ``per_slot`` are predicted.
+    Predicted frame i is frame floor(i (frames - 1) / (count - 1)); of each slot of ``tubelet`` frames, ``per_slot`` are
+    predicted.
     """
 
     def __init__(self, frames: int, tubelet: int, count: int):
         if count < 1 or tubelet * count % frames or count > frames:
-            fitting = [str(n) for n in range(1, frames + 1) if tubelet * n % frames == 0]
+            valid = [str(n) for n in range(1, frames + 1) if tubelet * n % frames == 0]
             raise MaemmError(
-                f"{count} of {frames} frames cannot be predicted with {tubelet} frames a token "
-                f"(predict_frames); use {' or '.join(fitting)}"
+                f"{count} of {frames} frames cannot be predicted with {tubelet} frames per token "
+                f"(predict_frames); use {' or '.join(valid)}"
             )
         self.tubelet, self.per_slot = tubelet, tubelet * count // frames
 
     def select(self, values: Tensor, slot: Tensor, slots: int) -> Tensor:
-        """(R, M, P) values of tokens in the time ``slot`` (R, M) -> (R, M, O) of their predicted frames."""
+        """(R, M, P) values of tokens in the time slots ``slot`` (R, M) -> (R, M, O), of their predicted frames."""
         frames = values.unflatten(-1, (self.tubelet, -1))
         index = self._offsets(slots, values.device)[slot]
         return frames.gather(-2, index[..., None].expand(*index.shape, frames.shape[-1])).flatten(-2)
 
-    def put(self, values: Tensor, slot: Tensor, slots: int) -> Tensor:
-        """The way back, (R, M, O) -> (R, M, P): frames that are not predicted show the nearest that is."""
+    def expand(self, values: Tensor, slot: Tensor, slots: int) -> Tensor:
+        """(R, M, O) -> (R, M, P): frames that are not predicted repeat the nearest predicted one."""
         frames = values.unflatten(-1, (self.per_slot, -1))
         offsets = self._offsets(slots, values.device).float()
         distance = (offsets[:, None] - torch.arange(self.tubelet, device=values.device)[:, None]).abs()
@@ -77,5 +77,5 @@ class FrameChoice:
 
 
 def per_colour(values: Tensor, numbers: Sequence[float]) -> Tensor:
-    """One number per colour, shaped to values (..., P) whose last axis runs colour fastest."""
+    """One number per colour -> (P,), to broadcast with values (..., P), colour fastest."""
     return values.new_tensor(numbers).repeat(values.shape[-1] // len(numbers))

@@ -9,7 +9,7 @@ import pytest
 TOY = {
     "__init__.py": """
         from maemm.registry import Plugin
-        plugin = Plugin(name="toy", version="1", contract=1, modalities={"toy": "parts:Toy", "other": "parts:Toy"},
+        plugin = Plugin(name="toy", version="1", contract=2, modalities={"toy": "parts:Toy", "other": "parts:Toy"},
                         sources={"toy": "parts:open_toy"}, targets={"hog": "parts:Toy"})
     """,
     "parts.py": """

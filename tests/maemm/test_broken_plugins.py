@@ -61,7 +61,7 @@ def broken(make_plugin, tmp_path, monkeypatch, capsys):
         np.save(f"data/{index}.npy", np.random.default_rng(index).random((1, 8, 8), np.float32))
     Path("r.yaml").write_text(RECIPE)
 
-    def run(code: str, *argv: str, manifest: str = MANIFEST.format(contract=1), status: int = 2) -> str:
+    def run(code: str, *argv: str, manifest: str = MANIFEST.format(contract=2), status: int = 2) -> str:
         make_plugin("toy", **{"__init__.py": manifest, "parts.py": code})
         assert main(["pretrain", "r.yaml", *argv]) == status
         error = capsys.readouterr().err
@@ -93,14 +93,14 @@ def test_a_manifest_that_cannot_be_imported(broken):
 
 
 def test_two_plugins_with_one_name(broken, make_plugin):
-    make_plugin("toy", above="elsewhere", **{"__init__.py": MANIFEST.format(contract=1), "parts.py": parts()})
+    make_plugin("toy", above="elsewhere", **{"__init__.py": MANIFEST.format(contract=2), "parts.py": parts()})
     error = broken(parts())
     assert "modality 'toy' is missing since its plugin" in error and "two plugins are called 'toy' (folder: " in error
 
 
 def test_an_old_contract(broken):
     error = broken(parts(), manifest=MANIFEST.format(contract=0))
-    assert "is broken: plugin 'toy' is made for contract 0, this maemm has 1 at modalities.toy" in error
+    assert "is broken: plugin 'toy' is made for contract 0, this maemm has 2 at modalities.toy" in error
     assert "; install matching versions" in error
 
 
@@ -166,9 +166,9 @@ def test_wrong_shapes_and_values(broken, kind):
 
 def test_missing_methods(broken):
     error = broken(parts("def tokenize(self, prepared):\n    return None", base="Modality", init=""))
-    assert "plugin 'toy' (Toy) lacks connect(): Make the parameters; called once by ``build``" in error
-    assert "embed(): Embed only the tokens ``index`` (R, V) -> (R, V, D)." in error
-    assert "target(): What the tokens ``index`` are compared with: (R, M, O) float32." in error
+    assert "plugin 'toy' (Toy) lacks connect(): Create the parameters; called once by ``maemm.build``" in error
+    assert "embed(): Embed the tokens ``index`` (R, V), and only those -> (R, V, D)." in error
+    assert "target(): What predictions of the tokens ``index`` (R, M) are compared with: (R, M, O) float32." in error
     assert "tokenize()" not in error and "(modalities.toy: toy); add it to the class" in error
 
 

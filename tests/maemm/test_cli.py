@@ -24,7 +24,7 @@ train: {epochs: 1}
 TOY = {
     "__init__.py": """
         from maemm.registry import Plugin
-        plugin = Plugin(name="toy", version="1", contract=1, modalities={"toy": "parts:Toy"})
+        plugin = Plugin(name="toy", version="1", contract=2, modalities={"toy": "parts:Toy"})
     """,
     "parts.py": "class Toy:\n    def __init__(self, *, size: int = 8): pass\n",
 }
@@ -103,12 +103,12 @@ def test_version(capsys):
         (["plugins", "shw", "core"], "unknown action 'shw'; did you mean 'show'?"),
         (["plugins", "show"], "show needs a name; known: core"),
         (["plugins", "show", "vitt"], "unknown plugin or part 'vitt'; did you mean 'vit'?"),
-        (["plugins", "a=1"], "plugins takes no 'a=1'"),
+        (["plugins", "a=1"], "plugins does not accept 'a=1'"),
         (["config"], "too few words"),
         (["config", "lss"], "unknown action 'lss'; did you mean 'ls'?"),
-        (["config", "ls", "x"], "ls takes no recipe"),
-        (["config", "cat"], "cat takes a recipe"),
-        (["config", "cat", "x", "a=1"], "cat takes no 'a=1'"),
+        (["config", "ls", "x"], "ls needs no recipe"),
+        (["config", "cat"], "cat needs a recipe"),
+        (["config", "cat", "x", "a=1"], "cat does not accept 'a=1'"),
         (["demo", "x"], "one word too many: 'x'"),
         (["demo", "outt=x"], "unknown key 'outt'; did you mean 'out'?"),
     ],
@@ -139,8 +139,8 @@ def test_reconstruct_checks_numbers_and_passes_the_rest(capsys):
 
     asked = []
 
-    def reconstruct(what, data, out, *, count: int = 8, seed: int = 0, **known):
-        asked.append((what, data, out, count, seed, known))
+    def reconstruct(weights, data, out, *, count: int = 8, seed: int = 0, **settings):
+        asked.append((weights, data, out, count, seed, settings))
         return types.SimpleNamespace(path=Path(out), shown=["a"], skipped=[])
 
     with pytest.MonkeyPatch.context() as patch:

@@ -34,8 +34,8 @@ BAD_YAML = {
     "nul": ("a: \0", "not valid YAML"),
     "deep": ("[" * 2000, "nested too deeply"),
     "deep mapping": ("".join(" " * i + "a:\n" for i in range(200)), "nested too deeply"),
-    "key": ("1: 2\n", "'1' is no key (bad.yaml, line 1)"),
-    "dotted": ("train.epochs: 2\n", "'train.epochs' is no key"),
+    "key": ("1: 2\n", "'1' is not a key (bad.yaml, line 1)"),
+    "dotted": ("train.epochs: 2\n", "'train.epochs' is not a key"),
     "documents": ("a: 1\n---\nb: 2\n", "not valid YAML"),
     "huge": ("a: 1\n" * 300_000, "is larger than 1000 kB"),
 }
@@ -64,7 +64,7 @@ def test_unreadable_files(capsys):
         "empty": "empty holds no recipe.yaml",
         "folder.yaml": "folder.yaml holds no recipe.yaml",
         "none.yaml": "no file none.yaml",
-        "notes.txt": "notes.txt is no recipe; recipes end in .yaml",
+        "notes.txt": "notes.txt is not a recipe; recipes end in .yaml",
         "weights.pth": "weights.pth holds weights, not a recipe",
         "tiny": "unknown recipe 'tiny'; did you mean 'toy/tiny'?",
         "toy/tinny": "unknown recipe 'toy/tinny'; did you mean 'toy/tiny'?",
@@ -131,11 +131,11 @@ BROKEN = {
     "no encoder": (("encoder: {type: vit, dim: 32}\n", ""), "r.yaml has no encoder; add encoder: {type: NAME}"),
     "same_as nowhere": (
         ("encoder:", "  b: {same_as: toi}\nencoder:"),
-        "modalities.b.same_as is 'toi', which is no modality of this recipe (r.yaml, line 3); did you mean 'toy'?",
+        "modalities.b.same_as is 'toi', which is not a modality of this recipe (r.yaml, line 3); did you mean 'toy'?",
     ),
     "same_as itself": (
         ("encoder:", "  b: {same_as: b}\nencoder:"),
-        "modalities.b.same_as is 'b', which is no modality",
+        "modalities.b.same_as is 'b', which is not a modality",
     ),
     "same_as chain": (("encoder:", "  b: {same_as: toy}\n  c: {same_as: b}\nencoder:"), "which itself shares another"),
     "beside same_as": (
@@ -169,7 +169,7 @@ BROKEN = {
         ("data:", "_base_: child.yaml\ndata:"),
         "child.yaml, the _base_ of r.yaml, has a _base_ of its own",
     ),
-    "base list": (("data:", "_base_: [a, b]\ndata:"), "_base_ must be the name of one recipe, got ['a', 'b']"),
+    "base list": (("data:", "_base_: [a, b]\ndata:"), "_base_ must be the name of a recipe, got ['a', 'b']"),
 }
 
 
@@ -210,7 +210,7 @@ def test_all_mistakes_at_once(capsys):
         (["train.epochs=[1"], "not valid YAML: "),
         (["train.epochs.x=1"], "train.epochs must be int | null, got {x: 1} (override)"),
         (["train.epoch=1"], "unknown key 'train.epoch' (override); did you mean 'train.epochs'?"),
-        (["_base_=toy/tiny"], "_base_ can only stand in a file (override)"),
+        (["_base_=toy/tiny"], "_base_ is only allowed in a file (override)"),
         (["train.epochs=1", "extra"], "one word too many"),
     ],
 )
@@ -226,9 +226,9 @@ def test_broken_overrides(words, message, capsys):
         (3, None, "not int"),
         ({"modalities": {"toy": object()}}, None, "modalities.toy is a object"),
         ({1: 2}, None, "the key 1"),
-        ("toy/tiny", {"train..epochs": 1}, "'train..epochs' is no key"),
+        ("toy/tiny", {"train..epochs": 1}, "'train..epochs' is not a key"),
         ("toy/tiny", ["train.epochs"], "has no value"),
-        ("toy/tiny", {3: 1}, "3 is no key"),
+        ("toy/tiny", {3: 1}, "3 is not a key"),
         ({"modalities": {"toy": {}}, "encoder": "vit", "train": {"epochs": 1}}, None, "the recipe has no out"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.contract.rng import Rng
-from maemm.data.arrays import open_arrays
+from maemm.data.arrays import array_key, open_array_file, open_arrays
 
 DRAW = Rng(("test",))
 
@@ -132,10 +132,50 @@ def test_a_grid_takes_a_part_of_longer_signals():
 
 @pytest.mark.parametrize("shape", [(3, 4, 4), (4, 4), (2, 3, 4), (2, 4, 4, 1)])
 def test_a_grid_refuses_other_shapes(shape):
-    with pytest.raises(ValueError, match="the model takes \\(2, 4, 4\\) or longer sides"):
+    with pytest.raises(ValueError, match="the model expects \\(2, 4, 4\\) or longer sides"):
         GridModality(size=(4, 4), patch=2, channels=2).load(np.zeros(shape), None)
 
 
 def test_a_grid_refuses_what_is_not_finite():
     with pytest.raises(ValueError, match="NaN or infinity"):
         GridModality(size=(2, 2), patch=2).load(np.full((1, 2, 2), np.nan), None)
+
+
+def test_an_array_file_is_mapped_or_an_archive(tmp_path):
+    np.save(tmp_path / "a.npy", np.arange(4))
+    with (tmp_path / "b.data").open("wb") as file:
+        np.savez_compressed(file, points=np.arange(3), y=np.zeros(1))
+    with open_array_file(tmp_path / "a.npy") as stored:
+        assert isinstance(stored, np.memmap) and stored.tolist() == [0, 1, 2, 3]
+    with open_array_file(tmp_path / "a.npy", mmap=False) as stored:
+        assert not isinstance(stored, np.memmap)
+    with open_array_file(tmp_path / "b.data") as stored:  # what counts is the content, not the ending
+        assert array_key(stored) == array_key(stored, ("xyz", "points")) == "points"
+        with pytest.raises(ValueError, match="cannot tell which array is meant of points, y: call it x"):
+            array_key(stored, ignore=())
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"hello world", "not an array file .starts with b'hello '"),
+        (b"PK\x03\x04 and no more", "the archive is cut off or damaged"),
+        (b"\x93NUMPY", "."),
+    ],
+)
+def test_a_damaged_array_file_is_a_value_error_in_one_line(tmp_path, content, reason):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=reason) as caught, open_array_file(tmp_path / "a.npy"):
+        pass
+    assert "\n" not in str(caught.value)
+
+
+def test_what_breaks_while_an_archive_is_read_is_a_value_error_too(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([{}]), z=np.zeros(1000))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[-1500] ^= 1  # within z
+    (tmp_path / "a.npz").write_bytes(data)
+    for key, reason in (("x", "Python objects, which may run code"), ("z", "damaged"), ("none", "none")):
+        with pytest.raises(ValueError, match=reason), open_array_file(tmp_path / "a.npz") as stored:
+            stored[key]

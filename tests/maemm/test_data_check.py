@@ -17,8 +17,9 @@ from maemm.contract.grid import GridModality
 from maemm.data.single_pass import each
 from maemm.tasks._shared.channel_statistics import ChannelStatistics, moments
 from maemm.tasks._shared.sample_facts import Looker, element_valid, not_finite, shapes
-from maemm.tasks.data.findings import Findings, listed, number, numbers, ranged
-from maemm.tasks.data.scan import State, look_at, run
+from maemm.tasks.data.findings import Findings, counts_text, range_text, yaml_list
+from maemm.tasks.data.scan import ScanState, complete, scan_rows
+from maemm.ui.text import number
 
 
 def values_of(index):
@@ -73,7 +74,7 @@ def fail(error):
 
 
 def rows_of(source, **options):
-    return [row for rows in look_at(source, modalities(), **options) for row in rows]
+    return [row for rows in scan_rows(source, modalities(), **options) for row in rows]
 
 
 # ------------------------------------------------------------------------------------------------ statistics
@@ -189,8 +190,8 @@ HEADER = {"data": "d", "samples": 20, "recipe": 1}
 
 def checked(path, source=None, header=HEADER, **options):
     said = []
-    state = State(path, header)
-    run(source or Grids(), modalities(), state, say=said.append, **options)
+    state = ScanState(path, header)
+    complete(state, source or Grids(), modalities(), echo=said.append, **options)
     return list(state.rows()), said
 
 
@@ -203,7 +204,7 @@ def test_a_check_goes_on_behind_its_last_whole_line(tmp_path, left):
     reads = []
     again, said = checked(tmp_path / "b.part", on_progress=lambda done, total: reads.append(done))
     assert again == whole and (tmp_path / "b.part").read_bytes() == data
-    assert len(said) == 1 and "going on behind" in said[0] and reads[-1] == 20
+    assert len(said) == 1 and "resuming after" in said[0] and reads[-1] == 20
 
 
 def test_another_check_begins_anew_and_a_complete_one_reads_nothing(tmp_path):
@@ -213,7 +214,7 @@ def test_another_check_begins_anew_and_a_complete_one_reads_nothing(tmp_path):
     rows, said = checked(path, broken)
     assert not any("bad" in row and "must not" in row["bad"] for row in rows)
     rows, said = checked(path, broken, {**HEADER, "recipe": 2})
-    assert "beginning anew" in said[0] and all("bad" in row for row in rows)
+    assert "starting again" in said[0] and all("bad" in row for row in rows)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"\x00\x00\n{}", b"[]\n", b"no json\n{}\n"])
@@ -223,16 +224,16 @@ def test_what_is_no_state_is_replaced(tmp_path, content):
 
 
 def test_two_writers_are_noticed_and_a_place_without_rights_too(tmp_path):
-    state = State(tmp_path / "a.part", HEADER)
-    other = State(tmp_path / "a.part", HEADER)
+    state = ScanState(tmp_path / "a.part", HEADER)
+    other = ScanState(tmp_path / "a.part", HEADER)
     other.add([{"id": "x", "bad": "y"}])
     with pytest.raises(MaemmError, match="two checks wrote to one file"):
-        run(Grids(), modalities(), state, say=print)
+        complete(state, Grids(), modalities(), echo=print)
     (tmp_path / "file").write_text("")
-    with pytest.raises(MaemmError, match="cannot write what was seen .* choose another place with -o"):
-        State(tmp_path / "file" / "a.part", HEADER)
+    with pytest.raises(MaemmError, match="cannot write the state of the check .* choose another folder with -o"):
+        ScanState(tmp_path / "file" / "a.part", HEADER)
     with pytest.raises(MaemmError, match="there are no samples"):
-        run(Grids(0), modalities(), state, say=print)
+        complete(state, Grids(0), modalities(), echo=print)
 
 
 # ------------------------------------------------------------------------------------------------ findings
@@ -243,7 +244,7 @@ def test_samples_with_several_labels(tmp_path):
             return replace(sample, label=(0, 1) if index == 2 else () if index == 3 else (index % 2,))
 
     source = Tagged(6)
-    found = Findings.of(rows_of(source), source.classes)
+    found = Findings.from_rows(rows_of(source), source.classes)
     assert found.broken == 0 and found.labels == {"even": 3, "odd": 3}
     found.write_csv(lambda: rows_of(source), tmp_path / "a.csv")
     assert "ok,grid-2,even;odd," in (tmp_path / "a.csv").read_text()
@@ -252,7 +253,7 @@ def test_samples_with_several_labels(tmp_path):
 def test_findings_sum_up(tmp_path):
     source = Grids(trouble={k: fail(OSError(f"cut at byte {k}")) for k in (1, 3)} | {5: fail(ValueError("empty"))})
     rows = rows_of(source)
-    found = Findings.of(rows, source.classes)
+    found = Findings.from_rows(rows, source.classes)
     assert (found.samples, found.broken, found.same, found.other_label) == (20, 4, {9: 8}, 1)
     assert found.first_bad == ("grid-1", "OSError: cut at byte 1")
     assert found.reasons["OSError: cut at byte 1"] == 2 and found.labels == {"even": 10, "odd": 6}
@@ -277,9 +278,9 @@ def test_findings_sum_up(tmp_path):
 
 
 def test_figures_in_words():
-    assert ranged({231: 1, 480: 5, 6000: 2, 1: 1, 2: 1}) == "1..6,000, median 480"
-    assert ranged({3: 1950, 1: 50}) == "3 (1,950), 1 (50)" and listed({"a": 2}) == "a"
-    assert listed({str(k): 1 for k in range(9)}, 2) == "0 (1), 1 (1) and 7 more"
+    assert range_text({231: 1, 480: 5, 6000: 2, 1: 1, 2: 1}) == "1..6,000, median 480"
+    assert range_text({3: 1950, 1: 50}) == "3 (1,950), 1 (50)" and counts_text({"a": 2}) == "a"
+    assert counts_text({str(k): 1 for k in range(9)}, 2) == "0 (1), 1 (1) and 7 more"
     assert [number(one) for one in (1.5, 2.0, 10**6, math.nan, "x", True)] == [
         "1.5",
         "2",
@@ -288,7 +289,7 @@ def test_figures_in_words():
         "x",
         "True",
     ]
-    assert numbers([0.4913, -12.34567, 1e-5]) == "[0.4913, -12.3457, 1e-05]"
+    assert yaml_list([0.4913, -12.34567, 1e-5]) == "[0.4913, -12.3457, 1e-05]"
 
 
 # ------------------------------------------------------------------------------------------------ once

@@ -62,11 +62,11 @@ def test_repeats_share_a_sample_and_stay_in_one_micro_batch():
         ((100, 256), {}, "train.batch 256 is larger than the 100 samples"),
         ((0, 8), {}, "no samples"),
         ((100, 0), {}, "train.batch is 0"),
-        ((100, 8), {"world": 3}, "train.batch 8 cannot be shared out evenly over 3 processes; use 6 or 9"),
+        ((100, 8), {"world": 3}, "train.batch 8 cannot be divided evenly among 3 ranks; use 6 or 9"),
         ((100, 8), {"micro_batch": 3}, "train.micro_batch 3; use one of its divisors, such as 2"),
         ((100, 8), {"micro_batch": 0}, "train.micro_batch is 0"),
         ((100, 8), {"aug_repeats": 3}, "use 6 or 9"),
-        ((100, 8), {"aug_repeats": 4, "micro_batch": 2}, "train.micro_batch 2 cannot be shared out evenly"),
+        ((100, 8), {"aug_repeats": 4, "micro_batch": 2}, "train.micro_batch 2 cannot be divided evenly"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(arguments, options, says):

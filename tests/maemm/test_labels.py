@@ -8,7 +8,7 @@ from maemm.contract import Sample, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.arrays import open_arrays
-from maemm.data.labels import Labelled, LabelTable, known, multi_hot, stack
+from maemm.data.labels import Labelled, LabelTable, labelled, multi_hot, stack
 from maemm.data.lists import class_labels, read_list, strays
 from maemm.data.order import ShuffledBatches, drawn
 from maemm.data.shots import Shots, balancing, labels_of
@@ -36,7 +36,7 @@ def test_labels_of_a_batch():
     assert stack([1, None, 0]).tolist() == [1, -1, 0]
     multilabel = stack([(2, 0), None, (), 1])
     assert multilabel.tolist() == [[2, 0], [-2, -2], [-1, -1], [1, -1]]
-    assert known(multilabel).tolist() == [True, False, True, True]  # an empty list says: none of the classes
+    assert labelled(multilabel).tolist() == [True, False, True, True]  # an empty list says: none of the classes
     assert multi_hot(multilabel, 3).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert multi_hot(torch.tensor([1, 0]), 2).tolist() == [[0, 1], [1, 0]]
 
@@ -85,7 +85,7 @@ def test_an_array_of_zeros_and_ones_holds_several(tmp_path):
     assert source.multilabel and [source.label(i) for i in range(3)] == [(0, 2), (), (1,)]
     assert source.read(0, Rng((0,))).label == (0, 2) and (labels_of(source) == y).all()
     np.savez(tmp_path / "x.npz", x=np.ones((3, 2, 4), np.float32), y=y + 1)
-    with pytest.raises(MaemmError, match=r"labels have shape \(3, 3\).*store one whole number for each"):
+    with pytest.raises(MaemmError, match=r"labels have shape \(3, 3\).*store one whole number per sample"):
         open_arrays(str(tmp_path / "x.npz"), None, "x")
 
 
@@ -104,7 +104,8 @@ def test_labels_of_a_source():
     assert labels_of(Given([1, None, "broken", 0])).tolist() == [1, -1, -1, 0]
     multilabel = labels_of(Given([(0,), None, (), (1, 0)], ["a", "b", "c"]))
     assert multilabel.tolist() == [[1, 0, 0], [-1, -1, -1], [0, 0, 0], [1, 1, 0]]
-    assert labels_of(Subset(Given([3, 2, 1]), [2, 0])).tolist() == [1, 3]
+    subset = Subset(Given([3, 2, 1]), [2, 0])
+    assert labels_of(subset).tolist() == [1, 3] and subset.tta_view(1, 0).label == 3
 
 
 def test_shots_of_several_labels():
@@ -141,14 +142,16 @@ def test_epochs_of_another_length():
 
 
 # ------------------------------------------------------------------------------------------------------- ranking
-def test_average_precision_is_that_of_scikit_learn():
-    from sklearn.metrics import average_precision_score
-
-    drawn_ = np.random.default_rng(0)
-    truth = (drawn_.random((50, 4)) < 0.3).astype(np.int8)
-    scores = np.round(drawn_.random((50, 4)), 1)  # many are equal
-    expected = [average_precision_score(truth[:, i], scores[:, i]) for i in range(4)]
-    assert average_precision(scores, truth) == pytest.approx(expected)
+def test_average_precision_is_the_mean_of_the_precision_at_each_positive():
+    generator = np.random.default_rng(0)
+    truth = (generator.random((50, 4)) < 0.3).astype(np.int8)
+    scores = np.round(generator.random((50, 4)), 1).astype(np.float32)  # many are equal: they stand together
+    # Precision among all scores that are at least as high.
+    expected = [np.mean([truth[scores[:, i] >= at, i].mean() for at in scores[truth[:, i] == 1, i]]) for i in range(4)]
+    assert average_precision(scores, truth) == pytest.approx(expected, abs=1e-12)
     truth[:, 2] = 0
     assert np.isnan(average_precision(scores, truth)[2])
     assert mean_average_precision(scores, truth) == pytest.approx(np.mean([expected[i] for i in (0, 1, 3)]))
+    assert np.isnan(mean_average_precision(scores, truth * 0))
+    # A model that diverged has an average precision all the same: NaN is the lowest score.
+    assert average_precision(np.array([[np.nan], [0.2], [np.inf]]), np.array([[1], [0], [1]])) == pytest.approx(5 / 6)

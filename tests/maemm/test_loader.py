@@ -290,7 +290,7 @@ def test_what_cannot_travel_is_an_error():
         def collate(self, samples):
             return lambda: None
 
-    with pytest.raises(MaemmError, match=r"cannot be handed over .*; try data.workers=0"):
+    with pytest.raises(MaemmError, match=r"cannot be sent to the main process .*; try data.workers=0"):
         next(Loader(Numbers(), {"number": Odd()}, ShuffledBatches(40, 8, 1), seed=1, workers=1).batches(0, 1))
 
 

@@ -37,7 +37,7 @@ MIX = {
 
 def order(rank=0, world=1, **rest):
     made = recipe(**rest)
-    return make_order(made, open_source(made), DistContext(rank=rank, world=world))
+    return make_order(made, open_source(made), DistContext(rank=rank, world_size=world))
 
 
 def requests(one, step):
@@ -47,13 +47,13 @@ def requests(one, step):
 def test_an_epoch_passes_over_each_set_as_often_as_it_says():
     one = order()
     assert one.steps == [5, 4, 6] and one.steps_per_epoch == 15 and one.samples == 80
-    turns = Counter(one.turn(step)[0] for step in range(15))
+    turns = Counter(one.set_of(step)[0] for step in range(15))
     assert turns == {0: 5, 1: 4, 2: 6}
     read = Counter(request.index for step in range(15) for request in requests(one, step))
     assert [read[i] for i in range(40)] == [1] * 40  # one pass
     assert [read[i] for i in range(40, 56)] == [2] * 16  # two passes
     assert [read[i] for i in range(56, 80)] == [2] * 24  # one pass with two rows each
-    assert [one.turn(step)[0] for step in range(15)] != [one.turn(step)[0] for step in range(15, 30)]
+    assert [one.set_of(step)[0] for step in range(15)] != [one.set_of(step)[0] for step in range(15, 30)]
 
 
 def test_a_step_takes_one_set_and_follows_from_its_number_alone():
@@ -63,7 +63,7 @@ def test_a_step_takes_one_set_and_follows_from_its_number_alone():
         assert requests(again, step) == steps[step]
     source = open_source(recipe())
     for step in steps:
-        assert len({source.place(request.index)[0] for request in step}) == 1 and len(step) == 8
+        assert len({source.locate(request.index)[0] for request in step}) == 1 and len(step) == 8
     other = order(train__seed=1)
     assert [requests(other, step) for step in range(15)] != steps[:15]
 
@@ -81,7 +81,7 @@ def test_passes_need_not_be_whole():
     sets["b"] = Part(sets["a"].source, ("toy",), 0.01)
     turns = MixtureBatches(Mixture(sets), [ShuffledBatches(40, 8, 0), ShuffledBatches(40, 8, 1)], 0)
     assert turns.steps == [2, 1]  # every set has a turn
-    first = [turns.turn(step) for step in range(30)]
+    first = [turns.set_of(step) for step in range(30)]
     for number, count in ((0, 20), (1, 10)):
         assert [before for one, before in first if one == number] == list(range(count))  # goes on from turn to turn
 
@@ -89,7 +89,7 @@ def test_passes_need_not_be_whole():
 # ------------------------------------------------------------------------------------------------- the source
 def test_samples_keep_their_set():
     source = open_source(recipe())
-    assert len(source) == 80 and source.place(55) == ("two", 15) and source.place(56) == ("both", 0)
+    assert len(source) == 80 and source.locate(55) == ("two", 15) and source.locate(56) == ("both", 0)
     assert source.name(41) == "two/toy-1" and source.read(41, Rng((0,))).id == "two/toy-1"
     assert [*source.read(0, Rng((0,))).raw] == ["toy"] and [*source.read(79, Rng((0,))).raw] == ["toy", "other"]
     assert [names for _, names in parts_of(source)] == [("toy",), ("other",), ("toy", "other")]
@@ -113,7 +113,7 @@ def test_samples_of_several_sets_do_not_meet():
     from maemm.data.single_pass import each
 
     made = recipe()
-    with pytest.raises(MaemmError, match="several data sets do not meet in one batch"):
+    with pytest.raises(MaemmError, match="several data sets cannot be in one batch"):
         list(each(open_source(made), build_modalities(made), batch=64))
     assert len(open_set(made, "two")) == 16
     with pytest.raises(MaemmError, match="no data set 'three' .*one, two, both"):

@@ -93,7 +93,7 @@ def test_its_recipe_trains_and_goes_on_with_ordinary_commands(weather, capsys):
     assert (
         main(["pretrain", "weather/tiny", "maps", *RUN, "out=run", "data.max_bad_fraction=0.1", "train.epochs=3"]) == 0
     )
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "resuming from step 4" in capsys.readouterr().out
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert set(rows[0]["terms"]) == {"reconstruct.weather", "uniformity"}

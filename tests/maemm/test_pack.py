@@ -134,9 +134,9 @@ def test_killed_and_resumed(home, workers, folders, end):
 
 def test_folders_of_other_things_are_refused(home):
     pack(home / "raw", home / "out", Doubled())
-    with pytest.raises(MaemmError, match=r"another kind \(folders: False -> True\)"):
+    with pytest.raises(MaemmError, match=r"other settings \(folders: False -> True\)"):
         pack(home / "raw", home / "out", Doubled(folders=True))
-    with pytest.raises(MaemmError, match=r"another kind \(source: "):
+    with pytest.raises(MaemmError, match=r"other settings \(source: "):
         pack(home / "raw" / "b", home / "out", Doubled())
     with pytest.raises(MaemmError, match="holds other files"):
         pack(home / "raw", home, Doubled())
@@ -179,7 +179,7 @@ def _full(_):
 def known(monkeypatch):
     """The packer as a part of a plugin for text files."""
     here = registry.Plugin(
-        name="texts", version="1", contract=1, packs={"doubled": "x:Doubled"}, files={"texts/r": ".txt"}
+        name="texts", version="1", contract=2, packs={"doubled": "x:Doubled"}, files={"texts/r": ".txt"}
     )
     found = [registry.DiscoveredPlugin("texts", "texts", "here", here)]
     monkeypatch.setattr(registry, "all", lambda: found)
@@ -203,7 +203,7 @@ def test_the_verb(home, known, capsys):
         ([], "too few words; write: maemm data pack DATA OUT"),
         (["{raw}", "{out}", "folder=true"], "pack.folder"),
         (["{raw}", "{out}", "pause=fast"], "pack.pause"),
-        (["{raw}", "{out}", "--recipe", "x"], "pack asks no recipe"),
+        (["{raw}", "{out}", "--recipe", "x"], "pack has no recipe"),
         (["{raw}/nothing", "{out}"], "cannot be opened"),
         (["{out}", "{out}2"], "no recipe is known"),
     ],

@@ -64,7 +64,7 @@ def constants(tree: ast.Module) -> list[ast.Constant]:
 
 def named(text: str) -> set[str]:
     """Modalities that a text names: as a whole, as a dotted or slashed piece, or as a word; MIME types do not count."""
-    text = re.sub(r"\bimage/(png|svg\+xml|jpeg)\b", "", text)
+    text = re.sub(r"\bimage/(png|webp|svg\+xml|jpeg)\b", "", text)
     words = set(re.findall(r"[A-Za-z]+", text))
     # "signal" is also a plain word in messages.
     return words & (MODALITIES - {"signal"}) | ({"signal"} & {text})

@@ -16,7 +16,7 @@ from maemm.registry import Plugin
 
 MANIFEST = """
     from maemm.registry import Plugin
-    plugin = Plugin(name="{name}", version="0.3", contract=1, summary="a toy", encoders={{"{part}": "parts:Part"}})
+    plugin = Plugin(name="{name}", version="0.3", contract=2, summary="a toy", encoders={{"{part}": "parts:Part"}})
 """
 PART = """
     class Part:
@@ -83,7 +83,7 @@ BROKEN = {
     "no manifest": ("x = 1", "no manifest"),
     "other contract": (
         "from maemm import Plugin\nplugin = Plugin(name='toy', version='1', contract=99)",
-        "made for contract 99, this maemm has 1",
+        "made for contract 99, this maemm has 2",
     ),
 }
 
@@ -174,7 +174,7 @@ def test_unknown_names_get_the_nearest():
 )
 def test_a_manifest_is_checked_when_it_is_made(fields, message):
     with pytest.raises(MaemmError, match=message):
-        Plugin(**({"name": "toy", "version": "1", "contract": 1} | fields))
+        Plugin(**({"name": "toy", "version": "1", "contract": 2} | fields))
 
 
 def test_installed_plugins_are_found_by_entry_point(tmp_path, monkeypatch):

@@ -1,11 +1,16 @@
 """Pictures, curves and the page: what a person looks at."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from maemm import MaemmError, Plan, Preprocessed, Rng
 from maemm.contract import Tokens
@@ -16,8 +21,9 @@ from maemm.model.masking.random import Random
 from maemm.model.model import Model
 from maemm.tasks._shared.run_files import read_run
 from maemm.tasks._shared.run_page import write_page
-from maemm.ui.charts import Line, chart, ticks
-from maemm.ui.pictures import INPUT, NEAREST, OUTRIGHT, TRUE, _lend, _put, make_rows, save_pictures
+from maemm.ui.charts import Line, chart, charts, ticks
+from maemm.ui.page import embedded
+from maemm.ui.pictures import INPUT, NEAREST, OUTRIGHT, TRUE, _put, _with_nearest, make_rows, save_pictures
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -41,7 +47,7 @@ def test_columns_show_what_their_captions_say():
     rows = make_rows(model, batch(), seed=3, count=2)["toy"]
     captions = list(rows.columns)
     assert captions == [INPUT, "visible to the encoder (25 %)", TRUE, NEAREST] and model.training
-    assert "true mean and spread" in TRUE  # said plainly
+    assert "true mean and std" in TRUE  # said plainly
     given, seen, own, lent = rows.columns.values()
     assert torch.equal(given, batch()["toy"][:2])
     hidden = seen.isnan()
@@ -82,7 +88,7 @@ def test_several_plans_of_a_sample_and_padding():
     assert put[0, 0].tolist() == [0, 1] and put[0, 2].tolist() == [2, 3] and put[0, 1].isnan().all()
     assert put[1, 1].tolist() == [6, 7] and put[1, 0].isnan().all() and put[1, 2].isnan().all()
     tokens = Tokens(torch.arange(4.0).reshape(1, 4, 1), torch.tensor([[[0.0], [1.0], [5.0], [6.0]]]))
-    lent = _lend(tokens, Plan(torch.tensor([[0, 3]]), torch.tensor([[1, 2]])))
+    lent = _with_nearest(tokens, Plan(torch.tensor([[0, 3]]), torch.tensor([[1, 2]])))
     assert lent.values.flatten().tolist() == [0, 0, 3, 3]
 
 
@@ -135,6 +141,20 @@ def test_a_gap_splits_a_line_and_a_lonely_point_is_a_dot():
     )
     assert made.count('<path class="line main"') == 1 and made.count("<circle") == 1
     assert "nan" not in made and "inf" not in made
+
+
+def test_names_along_x_and_error_bars():
+    line = Line("a", [0, 1, 2], [0.2, float("nan"), 0.6], "main dashed", [0.1, 0.1, 0.0])
+    made = chart([line], x_label="x", y_label="y", width=400, height=200, x_names=["1", "<5", "50%"])
+    assert made.count('<path class="bar main dashed"') == 1 and made.count("<circle") == 2
+    assert ">&lt;5<" in made and ">50%<" in made
+
+
+def test_a_legend_names_lines_that_have_a_label():
+    lines = [Line("<a>", [1, 2], [1, 2]), Line("", [1, 2], [2, 1])]
+    made = charts(lines, x_label="x", y_label="y", width=400, height=200)
+    assert made.count("&lt;a&gt;</span>") == 1 and made.count("<span>") == 1 and made.count('role="img"') == 2
+    assert "legend" not in charts(lines[1:], x_label="x", y_label="y", width=400, height=200)
 
 
 def test_long_lines_are_thinned_and_keep_their_ends():
@@ -237,6 +257,17 @@ def test_resumed_steps_count_once_and_broken_lines_are_reported(tmp_path):
 def test_what_is_no_picture_is_not_embedded(tmp_path):
     text = check(write_page(make_run(tmp_path / "run", picture=b"<script>alert(1)</script>")))
     assert "Not shown: step-000030.png" in text
+
+
+def test_pictures_are_embedded_small():
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    whole, narrow = embedded(file.getvalue()), embedded(file.getvalue(), width=48)
+    assert whole.startswith("data:image/webp;base64,") and len(narrow) < len(whole) < len(file.getvalue())
+    assert Image.open(io.BytesIO(base64.b64decode(narrow.partition(",")[2]))).size == (48, 32)
+    assert embedded(PNG + b"broken").startswith("data:image/png;base64,")
+    assert embedded(b"<svg>") == embedded(Path("missing.png")) == embedded(PNG + bytes(2**24)) == ""
 
 
 def test_hostile_names_stay_text(tmp_path):

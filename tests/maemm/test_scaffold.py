@@ -62,7 +62,7 @@ def test_it_trains_draws_and_goes_on(made, name, capsys):
     assert main([*command, "train.epochs=1"]) == 0
     assert json.loads(Path("run/bad_samples.jsonl").read_text())["id"].endswith("broken.npy")
     assert main([*command, "train.epochs=2"]) == 0
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4] and all(np.isfinite(row["loss"]) for row in rows)
     assert Path("run/report.html").is_file() and len(list(Path("run/pictures").glob("*.png"))) == 2
@@ -101,11 +101,11 @@ def install(package: Path, home: Path) -> str:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["Sonar"], "'Sonar' is no name for a plugin; use small letters"),
-        (["so-nar"], "is no name for a plugin"),
-        (["7up"], "is no name for a plugin"),
-        (["../sonar"], "is no name for a plugin"),
-        (["sonar_"], "is no name for a plugin"),
+        (["Sonar"], "'Sonar' is not valid; use lower-case letters"),
+        (["so-nar"], "is not valid; use lower-case"),
+        (["7up"], "is not valid; use lower-case"),
+        (["../sonar"], "is not valid; use lower-case"),
+        (["sonar_"], "is not valid; use lower-case"),
         (["class"], "'class' is a reserved word"),
         (["match"], "'match' is a reserved word"),
         (["core"], "'core' is a reserved word"),
@@ -121,7 +121,7 @@ def install(package: Path, home: Path) -> str:
         (["sonar", "--into", "closed"], "cannot write closed/maemm-sonar (Permission denied)"),
         (["taken"], "maemm-taken exists; choose another name or another --into"),
         (["dangling"], "maemm-dangling exists"),
-        (["sonar", "x=1"], "plugins takes no 'x=1'"),
+        (["sonar", "x=1"], "plugins does not accept 'x=1'"),
         ([], "new needs a name"),
     ],
 )

@@ -13,12 +13,13 @@ from maemm.config.guess import guess
 from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.registry import Plugin
+from maemm.tasks.show.page import page
 from maemm.tasks.show.run import _every_second, show
-from maemm.tasks.show.shown import figures, padding
+from maemm.tasks.show.shown import padding, statistics
 
 MANIFEST = """
     from maemm.registry import Plugin
-    plugin = Plugin(name="{name}", version="1", contract=1, modalities={{"{name}": "parts:Grid"}},
+    plugin = Plugin(name="{name}", version="1", contract=2, modalities={{"{name}": "parts:Grid"}},
                     sources={{"{name}": "parts:open_files"}}, files={{"{name}/tiny": "{endings}"}})
 """
 PARTS = """
@@ -125,7 +126,7 @@ def test_no_recipe_fits(data, tmp_path):
 @pytest.mark.parametrize("files", ["x", {"a/b": 3}, {"a/b": "jpg"}, {"a/b": ".JPG"}, {3: ".a"}])
 def test_manifests_with_malformed_files(files):
     with pytest.raises(MaemmError, match="files must be a dict"):
-        Plugin(name="toy", version="1", contract=1, files=files)
+        Plugin(name="toy", version="1", contract=2, files=files)
 
 
 def test_recipes_of_manifests_exist():
@@ -156,11 +157,19 @@ def test_a_page_with_everything(data, tmp_path):
     assert html.count('<img alt="') == 4 * 9 and "2.num" in html and "label long" in html and "padding 75 %" in html
     assert "(chosen by .num)" in html and "31.2 %" in html and "maemm data check" in html
     assert not re.search(r"url\(|@import|http|<script", html)
-    image = re.search(r'src="data:image/png;base64,([^"]+)"', html).group(1)
-    assert base64.b64decode(image).startswith(b"\x89PNG")
+    image = re.search(r'src="data:image/webp;base64,([^"]+)"', html).group(1)
+    assert base64.b64decode(image).startswith(b"RIFF")
     assert list(made.path.parent.iterdir()) == [made.path]
     one, two = (show(data / "1.num", tmp_path / name, augment=True) for name in ("one.html", "two.html"))
     assert one.path.read_text() == two.path.read_text()
+
+
+def test_samples_of_several_labels(data, tmp_path):
+    shown = show(data, tmp_path / "x.html", count=9)
+    shown.labels = [(0, 1), (), 1, 7]
+    page(shown)
+    html = shown.path.read_text()
+    assert all(f"label {text}" in html for text in ("short + long,", "none,", "long,", "7,"))
 
 
 def test_seed_and_overrides_change_the_plan(data, tmp_path, monkeypatch):
@@ -248,9 +257,9 @@ def test_every_second_token_is_a_chessboard():
     assert _every_second(board).tolist() == [[True, False, False, True]]
 
 
-def test_figures_of_odd_tensors():
-    assert figures(torch.zeros(2, 0)) == {"shape": "2 x 0", "type": "float32", "range": "no values"}
-    assert figures(torch.tensor([1, 3], dtype=torch.uint8))["range"] == "1 .. 3"
-    odd = figures(torch.tensor([1.0, float("nan"), 3.0, float("inf")]), torch.tensor([True, True, True, False]))
+def test_statistics_of_odd_tensors():
+    assert statistics(torch.zeros(2, 0)) == {"shape": "2 x 0", "type": "float32", "range": "no values"}
+    assert statistics(torch.tensor([1, 3], dtype=torch.uint8))["range"] == "1 .. 3"
+    odd = statistics(torch.tensor([1.0, float("nan"), 3.0, float("inf")]), torch.tensor([True, True, True, False]))
     assert (odd["mean"], odd["std"], odd["not finite"]) == ("2", "1", "1")
     assert padding(Preprocessed(torch.zeros(2, 3))) == 0

@@ -92,7 +92,7 @@ def test_no_streams_and_no_trunks_is_one_transformer():
     "encoder, what",
     [
         ({"streams": ["three"]}, "stream 'three' is not made of"),
-        ({"streams": ["one+one"]}, "join different ones"),
+        ({"streams": ["one+one"]}, "join different modalities"),
         ({"joint_depth": 0}, "joint blocks"),
         ({"heads": 3}, "multiple of 3 heads"),
     ],

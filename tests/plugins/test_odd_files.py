@@ -32,7 +32,7 @@ REFUSED = {
     "p_ragged.csv": "line 6",
     "p_truncated.pcd": "2,000 bytes",
     "p_truncated.ply": "1,500 bytes",
-    "p_two_points.xyz": "2 different points",
+    "p_two_points.xyz": "2 distinct points",
     "p_zero_bytes.xyz": "empty file (0 bytes)",
     "a_cut.wav": "cut off",
     "a_empty.wav": "no samples",
@@ -87,7 +87,7 @@ def test_one_file_of_each_kind_is_drawn(name, odd, tmp_path):
     assert guess(odd / name)[0].startswith(f"{plugin}/")
     shown = show(odd / name, tmp_path / "x.html", recipe=RECIPES[name[0]], augment=True)
     html = shown.path.read_text()
-    assert html.count("data:image/png;base64,") == 9 and name in html
+    assert html.count("data:image/webp;base64,") == 9 and name in html
 
 
 def test_a_folder_of_all_kinds_fits_several_recipes(odd):

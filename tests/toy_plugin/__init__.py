@@ -5,7 +5,7 @@ from maemm.registry import Plugin
 plugin = Plugin(
     name="toy",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="tiny made-up grids for tests",
     modalities={"toy": "parts:Toy"},
     sources={"toy": "parts:open_toys"},

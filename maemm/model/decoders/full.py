@@ -1,4 +1,4 @@
-"""The plain decoder: full attention over prefix, visible and mask tokens."""
+"""The plain decoder: full self-attention over prefix, visible and mask tokens."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from maemm.model.blocks import check_width, init_linear, key_mask, make_blocks, 
 class Full(Decoder):
     """Project latents, append one mask token per predicted token, add positions, run blocks (MAE, section 3).
 
-    Tokens are a set: they stay in the order [prefix, visible, mask tokens], positions are gathered by index, and
-    the last norm and the heads run on predicted tokens only.
+    Tokens stay in the order [prefix, visible, mask tokens] (attention does not depend on their order), positions are
+    gathered by index, and the last norm and the heads run on predicted tokens only.
 
     Options
         dim: width
@@ -25,14 +25,15 @@ class Full(Decoder):
         mlp_ratio: hidden width of the MLP over the width
         qkv_bias: bias of queries, keys and values
         eps: of the layer norms
-        norm_eps: of the last norm; null: like eps (transformers' VideoMAE differs)
-        prefix: from_encoder: the encoder's class tokens, projected; own: learned ones; none
+        norm_eps: of the last norm; null: the same as eps (transformers' VideoMAE differs)
+        prefix: class tokens: from_encoder: those of the encoder, projected; own: learned ones; none
         prefix_position: position of the class tokens: none, fixed (stored, not trained) or learned
         project: linear, linear without bias ("no_bias"), or none where the widths are equal
         position_every_block: add positions before every block instead of once (Point-MAE)
         drop_path: rate of the last block, growing linearly from 0
-        head_scale: of the heads' first weights, times Xavier's. Where targets are small, predictions must begin small:
-            first gradients a thousand times the later ones stay in Adam's memory and leave the encoder unmoved
+        head_scale: factor of the heads' initial weights (Xavier). Small targets need small initial predictions:
+            otherwise the first gradients are a thousand times the later ones, stay in Adam's moments, and the encoder
+            hardly learns
     """
 
     def __init__(
@@ -64,11 +65,12 @@ class Full(Decoder):
             dim, depth, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, drop_path=drop_path
         )
         self.norm = nn.LayerNorm(dim, eps=eps if norm_eps is None else norm_eps)
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
+        linears = {name: nn.Linear(dim, size) for name, size in outputs.items()}
+        self.heads = nn.ModuleDict(linears)
         self.heads.apply(init_linear)
         with torch.no_grad():
-            for head in self.heads.values():
-                head.weight.mul_(head_scale)
+            for linear in linears.values():
+                linear.weight.mul_(head_scale)
         self.project.apply(init_linear)
         self.prefix, self.prefix_position = None, None
         count = 0 if prefix == "none" else prefix_count or int(prefix == "own")
@@ -77,25 +79,26 @@ class Full(Decoder):
         if count:
             register_position(self, prefix_position, count, dim)
         if len(outputs) > 1:
-            self.vectors = nn.ParameterDict({n: nn.Parameter(torch.randn(dim) * 0.02) for n in outputs})
+            self.vectors = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in outputs})
 
     def forward(
         self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
     ) -> dict[str, Tensor]:
-        parts, places, valid = self._prefix(latents)
-        for name, one in inputs.items():
-            seen = self.project(latents.tokens[name])
-            hidden = self.mask_token.to(seen.dtype).expand(seen.shape[0], one.plan.predict.shape[1], -1)
-            at_hidden = latents.positions.get(name)
-            if at_hidden is None:
-                at_hidden = modalities[name].position(one.tokens, one.plan.predict, "decoder")
+        parts, positions, valid = self._prefix(latents)
+        for name, modality_input in inputs.items():
+            tokens, plan = modality_input.tokens, modality_input.plan
+            visible = self.project(latents.tokens[name])
+            masked = self.mask_token.to(visible.dtype).expand(visible.shape[0], plan.predict.shape[1], -1)
+            masked_position = latents.positions.get(name)
+            if masked_position is None:
+                masked_position = modalities[name].position(tokens, plan.predict, "decoder")
             vector = self.vectors[name] if hasattr(self, "vectors") else 0
-            parts += [seen + vector, hidden + vector]
-            at_seen = modalities[name].position(one.tokens, one.plan.visible, "decoder")
-            places += [at_seen.expand_as(seen), at_hidden.expand_as(hidden)]
-            valid += [one.plan.visible_valid, one.plan.predict_valid]
+            parts += [visible + vector, masked + vector]
+            visible_position = modalities[name].position(tokens, plan.visible, "decoder")
+            positions += [visible_position.expand_as(visible), masked_position.expand_as(masked)]
+            valid += [plan.visible_valid, plan.predict_valid]
         lengths = [part.shape[1] for part in parts]
-        x, position = torch.cat(parts, 1), torch.cat([p.to(parts[0].dtype) for p in places], 1)
+        x, position = torch.cat(parts, 1), torch.cat([part.to(parts[0].dtype) for part in positions], 1)
         mask = key_mask(valid, lengths, x.shape[0], x.device)
         x = x if self.position_every_block else x + position
         for block in self.blocks:
@@ -104,12 +107,13 @@ class Full(Decoder):
         return {name: self.heads[name](self.norm(part)) for name, part in zip(inputs, predicted, strict=True)}
 
     def _prefix(self, latents: Latents) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+        """([class tokens], [their positions], [validity]), empty lists without class tokens."""
         if self.prefix_kind == "none" or (self.prefix is None and not latents.prefix):
             return [], [], []
         rows = next(iter(latents.tokens.values())).shape[0]
         if self.prefix is not None:
-            first = self.prefix.expand(rows, -1, -1)
+            prefix = self.prefix.expand(rows, -1, -1)
         else:
-            first = torch.cat([self.project(part) for part in latents.prefix.values()], 1)
-        place = torch.zeros_like(first) if self.prefix_position is None else self.prefix_position.expand_as(first)
-        return [first], [place], [None]
+            prefix = torch.cat([self.project(part) for part in latents.prefix.values()], 1)
+        position = torch.zeros_like(prefix) if self.prefix_position is None else self.prefix_position.expand_as(prefix)
+        return [prefix], [position], [None]

@@ -1,10 +1,11 @@
-"""Trunks per modality, then joint blocks that several streams pass through (CAV-MAE, section 2.3)."""
+"""A trunk per modality, then joint blocks that several streams pass through (CAV-MAE, section 2.3)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,21 +17,21 @@ from maemm.model.blocks import check_width, key_mask, make_blocks
 
 @dataclass(frozen=True)
 class Tower:
-    """What a trunk made of one modality, or of several side by side."""
+    """The output of the trunk of one modality."""
 
     x: Tensor  # (R, V, D)
     valid: Tensor | None  # (R, V) bool
 
 
 class Streams(Encoder):
-    """A trunk of blocks for each modality, and joint blocks over all of them together.
+    """A trunk of blocks for each modality, and joint blocks over all modalities together.
 
-    A stream is one pass through the joint blocks: the joint one, of all modalities side by side, whose tokens the
-    decoder gets, and those declared in ``streams``, which have layer norms of their own in every joint block and at
-    the end. Where nothing is predicted (feature extraction) a modality's tokens are those of its own stream, if it
-    is declared, and the joint stream is there under the names of its modalities: ``audio+image``.
+    A stream is one pass through the joint blocks: the joint stream, of all modalities side by side, whose tokens the
+    decoder gets, and the declared ones in ``streams``, which have their own layer norms in every joint block and at the
+    end. Where nothing is predicted (feature extraction) the tokens of a modality are those of its own stream, if that
+    is declared, and the joint stream is named after its modalities: ``audio+image``.
 
-    Without trunks and streams this is one ViT over all modalities without class tokens (as MultiMAE).
+    Without trunks and streams this is one ViT over all modalities without class tokens, like MultiMAE.
 
     Options
         dim: width
@@ -41,10 +42,15 @@ class Streams(Encoder):
         qkv_bias: bias of queries, keys and values
         eps: of the layer norms
         drop_path: rate of the last block, growing linearly from 0 over trunk and joint blocks
-        streams: further passes, a modality each or several joined by "+", such as [audio, image]
+        streams: further streams, each a modality or several joined by "+", such as [audio, image]
         chain_streams: declared streams go through all joint blocks; false: in pre-training only through the last
-            one, as the published loop does (feature extraction always chains)
+            one, as in the published code (in feature extraction always through all)
     """
+
+    trunks: Mapping[str, nn.ModuleList]  # this and the last two are nn.ModuleDict, ``joint`` is a ModuleList
+    joint: Sequence[nn.Module]
+    own: Mapping[str, Sequence[nn.ModuleDict]]
+    own_norm: Mapping[str, nn.LayerNorm]
 
     def __init__(
         self,
@@ -73,11 +79,18 @@ class Streams(Encoder):
         def blocks(rates: list[float]) -> nn.ModuleList:
             return make_blocks(dim, len(rates), heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, drop_path=rates)
 
-        self.trunks = nn.ModuleDict({name: blocks(rates[:depth]) for name in names})
+        def norms() -> nn.ModuleDict:
+            return nn.ModuleDict({key: nn.LayerNorm(dim, eps=eps) for key in ("norm1", "norm2")})
+
+        def module_dict(modules: dict[str, Any]) -> Any:  # nn.ModuleDict does not say of what
+            return nn.ModuleDict(modules)
+
+        self.trunks = module_dict({name: blocks(rates[:depth]) for name in names})
         self.vectors = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in names})
-        self.joint, self.norm = blocks(rates[depth:]), nn.LayerNorm(dim, eps=eps)
-        self.own = nn.ModuleDict({one: nn.ModuleList(_norms(dim, eps) for _ in self.joint) for one in streams})
-        self.own_norm = nn.ModuleDict({one: nn.LayerNorm(dim, eps=eps) for one in streams})
+        self.joint = blocks(rates[depth:])  # type: ignore[assignment]  # ModuleList is no Sequence
+        self.norm = nn.LayerNorm(dim, eps=eps)
+        self.own = module_dict({stream: nn.ModuleList(norms() for _ in self.joint) for stream in streams})
+        self.own_norm = module_dict({stream: nn.LayerNorm(dim, eps=eps) for stream in streams})
 
     def _members(self, stream: str) -> list[str]:
         members = stream.split("+")
@@ -85,7 +98,7 @@ class Streams(Encoder):
         if unknown or len(set(members)) < len(members):
             raise MaemmError(
                 f"stream {stream!r} is not made of the modalities {', '.join(self.names)} (encoder.streams); "
-                "join different ones by +"
+                "join different modalities by +"
             )
         return members
 
@@ -98,50 +111,61 @@ class Streams(Encoder):
         layers: Iterable[int] = (),
         norm: bool = True,
     ) -> Latents:
-        features = not any(one.plan.predict.shape[1] for one in inputs.values())
-        wanted, kept = set(layers), {}
-        towers = {name: self.tower(name, one, modalities[name], wanted, kept) for name, one in inputs.items()}
+        features = not any(x.plan.predict.shape[1] for x in inputs.values())
+        numbers = set(layers)
+        outputs: dict[int, dict[str, Tensor]] = {}
+        towers = {name: self.tower(name, x, modalities[name], numbers, outputs) for name, x in inputs.items()}
         chain = features or self.chain_streams
         streams = {
             stream: self.join([towers[name] for name in members], stream, chain=chain, norm=norm)
             for stream, members in self.members.items()
             if all(name in towers for name in members)
         }
-        joint = self._joint(towers, norm, wanted, kept)
+        joint = self._joint(towers, norm, numbers, outputs)
         if not features:
-            return Latents(joint, streams=streams, layers=kept)
+            return Latents(joint, streams=streams, layers=outputs)
         whole = torch.cat(list(joint.values()), 1)
         tokens = {name: streams.get(name, part) for name, part in joint.items()}
-        return Latents(tokens, streams={"+".join(inputs): whole, **streams}, layers=kept)
+        return Latents(tokens, streams={"+".join(inputs): whole, **streams}, layers=outputs)
 
     def tower(
-        self, name: str, one: ModalityInput, modality: Modality, wanted: Iterable[int] = (), kept: dict | None = None
+        self,
+        name: str,
+        inputs: ModalityInput,
+        modality: Modality,
+        layers: Iterable[int] = (),
+        outputs: dict[int, dict[str, Tensor]] | None = None,
     ) -> Tower:
-        """A modality's visible tokens after its trunk; ``kept[i][name]`` gets those after the ``wanted`` blocks i."""
-        visible = one.plan.visible
-        embedded = modality.embed(one.tokens, visible)
-        x = embedded + modality.position(one.tokens, visible, "encoder").to(embedded.dtype) + self.vectors[name]
-        tower = Tower(x, one.plan.visible_valid)
+        """The visible tokens of a modality after its trunk. ``outputs[i][name]`` is set to those after each block i of
+        ``layers``."""
+        visible = inputs.plan.visible
+        embedded = modality.embed(inputs.tokens, visible)
+        x = embedded + modality.position(inputs.tokens, visible, "encoder").to(embedded.dtype) + self.vectors[name]
+        tower = Tower(x, inputs.plan.visible_valid)
         mask = _mask([tower])
         for number, block in enumerate(self.trunks[name]):
             x = block(x, attn_mask=mask)
-            if number in wanted:
-                kept.setdefault(number, {})[name] = x
+            if outputs is not None and number in layers:
+                outputs.setdefault(number, {})[name] = x
         return Tower(x, tower.valid)
 
     def join(self, towers: list[Tower], stream: str | None = None, *, chain: bool = True, norm: bool = True) -> Tensor:
-        """Towers side by side through the joint blocks (R, sum of V, D), with the norms of ``stream`` or the shared.
+        """Pass towers side by side through the joint blocks: (R, sum of V, D).
 
-        ``chain=False`` leaves all joint blocks but the last out.
+        ``stream``: use the norms of that stream; None: the shared ones. ``chain=False`` uses the last joint block only.
+        ``norm=False`` leaves the final norm out.
         """
         x, mask = torch.cat([tower.x for tower in towers], 1), _mask(towers)
         for number in range(0 if chain else len(self.joint) - 1, len(self.joint)):
             block = self.joint[number]
-            x = block(x, attn_mask=mask) if stream is None else _with(block, self.own[stream][number], x, mask)
+            x = block(x, attn_mask=mask) if stream is None else _with_norms(block, self.own[stream][number], x, mask)
         last = self.norm if stream is None else self.own_norm[stream]
         return last(x) if norm else x
 
-    def _joint(self, towers: dict[str, Tower], norm: bool, wanted: set[int], kept: dict) -> dict[str, Tensor]:
+    def _joint(
+        self, towers: dict[str, Tower], norm: bool, layers: set[int], outputs: dict[int, dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The joint stream, {modality: (R, V, D)}. ``outputs[i]`` is set to the same after block i of ``layers``."""
         x, mask = torch.cat([tower.x for tower in towers.values()], 1), _mask(list(towers.values()))
         lengths = [tower.x.shape[1] for tower in towers.values()]
 
@@ -150,13 +174,13 @@ class Streams(Encoder):
 
         for number, block in enumerate(self.joint, self.depth):
             x = block(x, attn_mask=mask)
-            if number in wanted:
-                kept[number] = split(x)
+            if number in layers:
+                outputs[number] = split(x)
         return split(self.norm(x) if norm else x)
 
-    # ------------------------------------------------------------------------------------------- what others ask
+    # -------------------------------------------------------------------------------------- about the parameters
     def norm_of(self, name: str) -> nn.Module:
-        """A modality's own final norm where its own stream is declared, else the shared one."""
+        """The final norm of the modality's own stream, if it is declared, otherwise the shared one."""
         return self.own_norm[name] if name in self.members else self.norm
 
     def layer_of(self, name: str) -> int:
@@ -167,16 +191,12 @@ class Streams(Encoder):
         return 0 if name.startswith("vectors") else self.depth + len(self.joint) + 1
 
 
-def _norms(dim: int, eps: float) -> nn.ModuleDict:
-    return nn.ModuleDict({key: nn.LayerNorm(dim, eps=eps) for key in ("norm1", "norm2")})
-
-
-def _with(block: nn.Module, norms: nn.ModuleDict, x: Tensor, mask: Tensor | None) -> Tensor:
-    """timm's pre-norm block with other norms than its own."""
+def _with_norms(block: Any, norms: nn.ModuleDict, x: Tensor, mask: Tensor | None) -> Tensor:
+    """timm's pre-norm ``Block`` with ``norms`` instead of its own norms."""
     x = x + block.drop_path1(block.ls1(block.attn(norms["norm1"](x), attn_mask=mask)))
     return x + block.drop_path2(block.ls2(block.mlp(norms["norm2"](x))))
 
 
 def _mask(towers: list[Tower]) -> Tensor | None:
     x = towers[0].x
-    return key_mask([one.valid for one in towers], [one.x.shape[1] for one in towers], x.shape[0], x.device)
+    return key_mask([tower.valid for tower in towers], [tower.x.shape[1] for tower in towers], x.shape[0], x.device)

@@ -15,9 +15,9 @@ from maemm.model.blocks import Init, check_width, key_mask, make_blocks, registe
 
 
 class ViT(Encoder):
-    """Embed visible tokens, add positions, put prefix tokens in front, run blocks, norm.
+    """Embed visible tokens, add positions, prepend prefix tokens, run blocks, norm.
 
-    Several modalities stand in one sequence, told apart by a learned vector each.
+    The tokens of several modalities form one sequence; a learned vector per modality is added to them.
 
     Options
         dim: width
@@ -30,8 +30,8 @@ class ViT(Encoder):
         prefix_position: position of the class tokens: none, fixed (stored, not trained) or learned
         position_every_block: add positions before every block instead of once (Point-MAE)
         drop_path: rate of the last block, growing linearly from 0
-        final_norm: false where fine-tuned weights have none
-        init: how linear layers start: xavier (MAE), or normal with a deviation of 0.02 (Point-MAE)
+        final_norm: a norm after the last block; false for fine-tuned weights without
+        init: initial weights of linear layers: xavier (MAE), or normal with std 0.02 (Point-MAE)
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class ViT(Encoder):
             self.prefix = nn.Parameter(torch.randn(1, prefix, dim) * 0.02)
             register_position(self, prefix_position, prefix, dim)
         if len(self.names) > 1:
-            self.vectors = nn.ParameterDict({n: nn.Parameter(torch.randn(dim) * 0.02) for n in self.names})
+            self.vectors = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in self.names})
 
     def forward(
         self,
@@ -73,40 +73,45 @@ class ViT(Encoder):
         layers: Iterable[int] = (),
         norm: bool = True,
     ) -> Latents:
-        parts, places = self._sequence(inputs, modalities)
+        parts, positions = self._sequence(inputs, modalities)
         lengths = [part.shape[1] for part in parts]
-        valid = [None] * (len(parts) - len(inputs)) + [one.plan.visible_valid for one in inputs.values()]
-        x, position = torch.cat(parts, 1), torch.cat(places, 1)
+        valid = [None] * (len(parts) - len(inputs)) + [x.plan.visible_valid for x in inputs.values()]
+        x, position = torch.cat(parts, 1), torch.cat(positions, 1)
         mask = key_mask(valid, lengths, x.shape[0], x.device)
-        wanted, kept = set(layers), {}
+        numbers, outputs = set(layers), {}
         x = x if self.position_every_block else x + position
         for number, block in enumerate(self.blocks):
             x = block(x + position if self.position_every_block else x, attn_mask=mask)
-            if number in wanted:
-                kept[number] = self._split(x, lengths, inputs)[0]
+            if number in numbers:
+                outputs[number] = self._split(x, lengths, inputs)[0]
         tokens, prefix = self._split(self.norm(x) if norm else x, lengths, inputs)
-        return Latents(tokens, prefix, layers=kept)
+        return Latents(tokens, prefix, layers=outputs)
 
     def _sequence(
         self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        parts, places = [], []
-        for name, one in inputs.items():
-            embedded = modalities[name].embed(one.tokens, one.plan.visible)
+        """(embedded prefix and modalities, their positions), each (R, length, D)."""
+        parts, positions = [], []
+        for name, x in inputs.items():
+            embedded = modalities[name].embed(x.tokens, x.plan.visible)
             if len(self.names) > 1:
                 embedded = embedded + self.vectors[name]
             parts.append(embedded)
-            place = modalities[name].position(one.tokens, one.plan.visible, "encoder")
-            places.append(place.to(embedded.dtype).expand_as(embedded))
+            position = modalities[name].position(x.tokens, x.plan.visible, "encoder")
+            positions.append(position.to(embedded.dtype).expand_as(embedded))
         if self.prefix is not None:
-            first = self.prefix.to(parts[0].dtype).expand(parts[0].shape[0], -1, -1)
-            place = torch.zeros_like(first) if self.prefix_position is None else self.prefix_position.expand_as(first)
-            parts, places = [first, *parts], [place.to(first.dtype), *places]
-        return parts, places
+            prefix = self.prefix.to(parts[0].dtype).expand(parts[0].shape[0], -1, -1)
+            if self.prefix_position is None:
+                position = torch.zeros_like(prefix)
+            else:
+                position = self.prefix_position.expand_as(prefix)
+            parts, positions = [prefix, *parts], [position.to(prefix.dtype), *positions]
+        return parts, positions
 
     def _split(
         self, x: Tensor, lengths: list[int], inputs: dict[str, ModalityInput]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The whole sequence (R, L, D) -> ({modality: its tokens}, {modality or "joint": prefix tokens})."""
         parts = list(x.split(lengths, dim=1))
         prefix = {}
         if self.prefix is not None:
@@ -114,7 +119,7 @@ class ViT(Encoder):
         return dict(zip(inputs, parts, strict=True)), prefix
 
     def layer_of(self, name: str) -> int:
-        """Prefix tokens 0, block i: i + 1, the rest (the final norm) depth + 1."""
+        """Prefix tokens and modality vectors: 0, block i: i + 1, the rest (the final norm): depth + 1."""
         block = re.match(r"blocks\.(\d+)\.", name)
         if block:
             return int(block.group(1)) + 1
@@ -122,11 +127,13 @@ class ViT(Encoder):
 
 
 def plain_vit(model: nn.Module, layout: str) -> ViT:
-    """The encoder of a model of one modality, where it is the published ViT that other libraries have.
+    """``model.encoder``, if it is the plain ViT of one modality, as other libraries have it.
 
-    Raises :class:`MaemmError` that says what ``layout`` has no place for.
+    Raises :class:`MaemmError`, which names the ``layout`` that needs it, for any other encoder.
     """
     encoder = model.encoder
     if type(encoder) is not ViT or encoder.position_every_block or len(encoder.names) > 1:
-        raise MaemmError(f"layout {layout!r} holds a plain ViT of one modality, this encoder is another one")
+        raise MaemmError(
+            f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"
+        )
     return encoder

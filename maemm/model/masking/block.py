@@ -1,4 +1,4 @@
-"""Block masking: hide one coherent region, or show it alone."""
+"""Block masking: hide one coherent region, or all but a few of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Shape = Literal["round", "square"]
 
 
 class Block(PerModalityMasking):
-    """Hide the tokens nearest to a random one; exact counts. On a set of points as Point-MAE's "block".
+    """Hide the tokens nearest to a random one; exact counts. On point clouds this is Point-MAE's "block" masking.
 
     Options
-        ratio: share of the tokens that is hidden
+        ratio: fraction of the tokens that is hidden
         shape: round: Euclidean distance between coordinates; square: the largest difference along an axis
-        count: how the ratio becomes a number
+        count: how the ratio is rounded to a number of tokens
     """
 
     def __init__(self, *, ratio: float = 0.5, shape: Shape = "round", count: Count = "floor_hidden"):
@@ -29,7 +29,7 @@ class Block(PerModalityMasking):
         self.ratio, self.shape, self.count = ratio, shape, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        far_first = -rank_by_distance(name, tokens, rng, 1, self.shape)  # kept first = farthest first
+        far_first = -rank_by_distance(name, tokens, rng, 1, self.shape)  # the farthest are visible
         return plan_from_order(noise_order(far_first, tokens), tokens, self.ratio, self.count)
 
 
@@ -37,10 +37,10 @@ class InverseBlock(PerModalityMasking):
     """Show the tokens nearest to random ones, hide the rest; exact counts (data2vec 2.0, section 3.3).
 
     Options
-        ratio: share of the tokens that is hidden
-        blocks: regions that are shown; they grow evenly until together they have their share
+        ratio: fraction of the tokens that is hidden
+        blocks: visible regions, which together have the visible tokens
         shape: round: Euclidean distance between coordinates; square: the largest difference along an axis
-        count: how the ratio becomes a number
+        count: how the ratio is rounded to a number of tokens
     """
 
     def __init__(self, *, ratio: float = 0.8, blocks: int = 1, shape: Shape = "square", count: Count = "floor_visible"):
@@ -55,15 +55,15 @@ class InverseBlock(PerModalityMasking):
 
 
 def rank_by_distance(name: str, tokens: Tokens, rng: Rng, centres: int, shape: Shape) -> Tensor:
-    """(B, N) rank of every token by its distance to the nearest of ``centres`` random valid ones: 0 is the nearest.
+    """(B, N) float rank of every token by its distance to the nearest of ``centres`` random valid tokens: 0 is nearest.
 
     Ties are broken at random.
     """
     device = tokens.values.device
-    seat = rng.uniform(f"mask/{name}/centre", *(() if centres == 1 else (centres,))).to(device).view(-1, centres)
+    uniform = rng.uniform(f"mask/{name}/centre", *(() if centres == 1 else (centres,))).to(device).view(-1, centres)
     among = tokens.count if tokens.valid is None else tokens.valid.sum(1, keepdim=True)
-    index = (seat * among).long()
-    if tokens.valid is not None:  # the seat-th VALID token
+    index = (uniform * among).long()
+    if tokens.valid is not None:  # the index-th VALID token
         ranked = torch.where(tokens.valid, 0, 1).argsort(stable=True, dim=1)
         index = ranked.gather(1, index.clamp(max=tokens.count - 1))
     coords = tokens.coords.expand(tokens.batch, -1, -1).float()
@@ -71,7 +71,7 @@ def rank_by_distance(name: str, tokens: Tokens, rng: Rng, centres: int, shape: S
     difference = coords[:, :, None] - centre[:, None]  # (B, N, centres, A)
     distance = difference.abs().amax(-1) if shape == "square" else difference.square().sum(-1)
     ties = rng.uniform(f"mask/{name}/ties", tokens.count).to(device)
-    # Coordinates may be of any size, so nothing is added to the distance: at random first, then by distance.
+    # Coordinates may have any scale, so no noise is added to distances: shuffle, then sort stably by distance.
     order = ties.argsort(1)
     order = order.gather(1, distance.amin(-1).gather(1, order).argsort(stable=True, dim=1))
     return torch.empty_like(ties).scatter_(1, order, torch.arange(float(tokens.count), device=device).expand_as(ties))

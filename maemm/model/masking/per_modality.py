@@ -1,4 +1,4 @@
-"""Every modality has its own masking."""
+"""A masking for each modality."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from maemm.contract import Masking, Plan, Tokens
 from maemm.contract.rng import Rng
 
 
-class Each(Masking):
-    """Apply to each modality the masking that its recipe names."""
+class EachModality(Masking):
+    """Apply to each modality its own masking."""
 
     def __init__(self, maskings: dict[str, Masking]):
         self.maskings = maskings
-        self.guide = next((m.guide for m in maskings.values() if m.guide), None)
+        self.guide = next((masking.guide for masking in maskings.values() if masking.guide), None)
 
     def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
         plans: dict[str, Plan] = {}
-        for name, one in tokens.items():
-            plans |= self.maskings[name]({name: one}, rng, guides)
+        for name, modality_tokens in tokens.items():
+            plans |= self.maskings[name]({name: modality_tokens}, rng, guides)
         return plans

@@ -1,4 +1,4 @@
-"""Random masking: every token, or every block of tokens, is kept with equal chance."""
+"""Random masking: every token, or every block of tokens, is visible with equal probability."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_fro
 
 
 class Random(PerModalityMasking):
-    """Keep a random part of the tokens; exact counts (MAE, section 3).
+    """Show a random subset of the tokens; exact counts (MAE, section 3).
 
     Options
-        ratio: share of the tokens that is hidden
-        mask_block: keep or hide whole blocks of this many tokens along each axis (Pixio)
-        count: how the ratio becomes a number
+        ratio: fraction of the tokens that is hidden
+        mask_block: show or hide whole blocks of this many tokens along each axis (Pixio)
+        count: how the ratio is rounded to a number of tokens
     """
 
     def __init__(self, *, ratio: float = 0.75, mask_block: int = 1, count: Count = "floor_visible"):
         check_ratio(ratio)
         if mask_block < 1:
-            raise MaemmError(f"mask_block {mask_block} must be at least 1 (masking.mask_block)")
+            raise MaemmError(f"mask_block is {mask_block} (masking.mask_block); give 1 or more")
         self.ratio, self.mask_block, self.count = ratio, mask_block, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -35,7 +35,9 @@ class Random(PerModalityMasking):
     def _block_noise(self, name: str, tokens: Tokens, rng: Rng) -> Tensor:
         k = self.mask_block
         if tokens.grid is None or any(n % k for n in tokens.grid):
-            raise MaemmError(f"grid {tokens.grid} is not a multiple of mask_block {k} (modalities.{name}.masking)")
+            raise MaemmError(
+                f"grid {tokens.grid} is not a multiple of mask_block {k} (modalities.{name}.masking); use a divisor"
+            )
         noise = rng.uniform(f"mask/{name}", *(n // k for n in tokens.grid)).to(tokens.values.device)
         for axis in range(1, noise.ndim):
             noise = noise.repeat_interleave(k, dim=axis)

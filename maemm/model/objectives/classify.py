@@ -1,42 +1,40 @@
-"""Supervised classification: the objective of fine-tuning."""
+"""Supervised classification, the objective of fine-tuning."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maemm.contract import Objective, Output, Plan, Preprocessed, Term
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
-from maemm.data.labels import known, multi_hot
+from maemm.data.labels import labelled, multi_hot
 from maemm.model.metrics import mean_average_precision
 from maemm.model.objectives.mixing import Mixing, erase, mixed_before
 
 
 class Classify(Objective):
-    """Cross entropy of the head's logits.
+    """Cross-entropy of the head's logits.
 
-    Mixup, CutMix and random erasing are timm's, on any batch that is one tensor of equal samples: CutMix and erasing
-    treat the last two axes as a picture and all before them as channels. The defaults mix nothing; MAE's fine-tuning
-    has mixup 0.8, cutmix 1, smoothing 0.1, erase 0.25 (appendix A.1).
+    Mixup, CutMix and random erasing are timm's, and work on any modality whose samples have equal sizes: CutMix and
+    erasing use the last two axes as the image and all before them as channels. By default nothing is mixed; MAE's
+    fine-tuning has mixup 0.8, cutmix 1, smoothing 0.1, erase 0.25 (appendix A.1).
 
     Options
         weight: of the term in the loss
-        loss: softmax: one label for each sample; sigmoid: any number of labels, binary cross entropy averaged over
-            the classes
+        loss: softmax: one label per sample; sigmoid: any number of labels, binary cross-entropy averaged over classes
         smoothing: label smoothing
         mixup: alpha of mixup; 0: none
         cutmix: alpha of CutMix; 0: none
         mix_probability: of mixing a batch at all
         mix_switch: probability of CutMix where both are on
-        erase: probability that a box of a sample is replaced by noise
-        class_weights: factor of the loss by class
-        stream: which of several answers is learned, such as multimodal (CAV-MAE); null: the mean of all
-        hide: in training hide tokens as the modalities' masking says (AudioMAE, section 3.2); asked about samples the
-            classifier sees all
+        erase: probability that a box of a sample is replaced with noise
+        class_weights: factor of the loss for each class
+        stream: which of the head's several outputs is trained, such as multimodal (CAV-MAE); null: the mean loss of all
+        hide: in training hide tokens with the modalities' masking (AudioMAE, section 3.2); evaluation uses all tokens
     """
 
     masked = False
@@ -69,19 +67,23 @@ class Classify(Objective):
 
     # ---- before the forward pass
     def batch(
-        self, preprocessed: dict[str, Preprocessed], labels: Tensor | None, rng: Rng, model: nn.Module
+        self, preprocessed: dict[str, Preprocessed], labels: Tensor | None, rng: Rng, model: Any
     ) -> tuple[dict[str, Preprocessed], Tensor | None]:
-        """Erase and mix. Partners are from the same micro-batch. Raises :class:`MaemmError` for missing labels."""
+        """Erase and mix; the partner of a sample is from the same micro-batch.
+
+        Raises :class:`MaemmError` for missing or wrong labels, and without a head.
+        """
         if model.head is None:
             raise MaemmError("the recipe has no head to classify with (head); add head: {type: linear, classes: N}")
         self._check_weights(model.head.classes)
-        _check_labels(labels, model.head.classes, self.loss)
+        labels = _checked(labels, model.head.classes, self.loss)
         if self.erase:
-            preprocessed = {name: erase(name, one, rng, self.erase) for name, one in preprocessed.items()}
-        before = any("mix_share" in one.info for one in preprocessed.values())
-        if self.loss == "softmax" and self.mixing is None and not before:
-            return preprocessed, labels  # the loss smooths
-        soft = self._smooth(multi_hot(labels, model.head.classes))
+            preprocessed = {name: erase(name, x, rng, self.erase) for name, x in preprocessed.items()}
+        mixed = any("mix_share" in x.info for x in preprocessed.values())
+        if self.loss == "softmax" and self.mixing is None and not mixed:
+            return preprocessed, labels  # the loss smooths them
+        soft = multi_hot(labels, model.head.classes)
+        soft = soft * (1 - self.smoothing) + self.smoothing / soft.shape[1]
         soft = mixed_before(preprocessed, soft)
         return (preprocessed, soft) if self.mixing is None else self.mixing(preprocessed, soft, rng)
 
@@ -92,17 +94,14 @@ class Classify(Objective):
                 f"{self.name}.class_weights); give one for each"
             )
 
-    def _smooth(self, labels: Tensor) -> Tensor:
-        return labels * (1 - self.smoothing) + self.smoothing / labels.shape[1]
-
     # ---- the loss
-    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
+    def forward(self, out: Output, model: Any) -> dict[str, Term]:
         out.logits = model.head(model, out.inputs)
         if out.labels is None:
             return {}
         if self.loss == "sigmoid" and not out.labels.is_floating_point():
             out.labels = multi_hot(out.labels, model.head.classes)
-        losses = [self._loss(one.float(), out.labels) for one in self._streams(out.logits)]
+        losses = [self._loss(logits.float(), out.labels) for logits in self._streams(out.logits)]
         return {
             self.name: Term(sum(losses[1:], losses[0]) / len(losses), self.counts(out.plans)[self.name], self.weight)
         }
@@ -114,13 +113,13 @@ class Classify(Objective):
             return list(logits.values())
         if self.stream not in logits:
             raise MaemmError(
-                f"the head gives no answer {self.stream!r} (objectives.{self.name}.stream); it gives "
+                f"the head has no output {self.stream!r} (objectives.{self.name}.stream); choose one of "
                 f"{', '.join(logits)}"
             )
         return [logits[self.stream]]
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Sum over samples. Labels that are shares of classes are smooth already."""
+        """Sum over samples. Labels (B, classes) are smoothed already."""
         with torch.autocast(logits.device.type, enabled=False):
             weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
             if self.loss == "sigmoid":
@@ -132,24 +131,25 @@ class Classify(Objective):
         plan = next(iter(plans.values()))
         return {self.name: torch.tensor(float(plan.visible.shape[0]), device=plan.visible.device)}
 
-    # ---- figures
+    # ---- metrics
     def answers(self, out: Output) -> dict[str, Tensor]:
-        """Probabilities, of the mean over streams where several answer, and labels."""
+        """Probabilities (B, classes) of the logits, averaged where the head has several outputs; and labels."""
+        assert out.logits is not None and out.labels is not None  # forward() has set them, validation has labels
         logits = torch.stack(self._streams(out.logits)).mean(0)
-        said = logits.float().sigmoid() if self.loss == "sigmoid" else logits.float().softmax(1)
-        return {"said": said, "labels": out.labels}
+        probabilities = logits.float().sigmoid() if self.loss == "sigmoid" else logits.float().softmax(1)
+        return {"said": probabilities, "labels": out.labels}
 
     def metrics(self, answers: dict[str, Tensor]) -> dict[str, float]:
         """accuracy, or mAP where samples may have several labels."""
-        said, labels = answers["said"], answers["labels"]
+        probabilities, labels = answers["said"], answers["labels"]
         if self.loss == "sigmoid":
-            return {"mAP": mean_average_precision(said.cpu().numpy(), labels.cpu().numpy())}
-        return {"accuracy": float((said.argmax(1) == labels).double().mean())}
+            return {"mAP": mean_average_precision(probabilities.cpu().numpy(), labels.cpu().numpy())}
+        return {"accuracy": float((probabilities.argmax(1) == labels).double().mean())}
 
 
-def _check_labels(labels: Tensor | None, classes: int, loss: str) -> None:
-    """Labels as the loader gives them, on the host: an index out of range would end a GPU's work without a word."""
-    if labels is None or not bool(known(labels).all()):
+def _checked(labels: Tensor | None, classes: int, loss: str) -> Tensor:
+    """Check the loader's labels while they are on the CPU: on a GPU an index out of range is an assertion failure."""
+    if labels is None or not bool(labelled(labels).all()):
         raise MaemmError(
             "samples have no labels to learn from (data.root); give all files in a folder per class, or a list or "
             "array with labels, and set data.classes"
@@ -161,3 +161,4 @@ def _check_labels(labels: Tensor | None, classes: int, loss: str) -> None:
             f"a label is {int(labels.max())}, the head has {classes} outputs, which count from 0 (head.classes); raise "
             "it, or fix the labels"
         )
+    return labels

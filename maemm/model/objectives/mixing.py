@@ -1,4 +1,4 @@
-"""What fine-tuning does to a prepared batch: boxes erased, samples mixed, labels with them. timm does the work."""
+"""Augmentation of preprocessed batches in fine-tuning: mixup, CutMix and random erasing, with timm."""
 
 from __future__ import annotations
 
@@ -17,69 +17,75 @@ from maemm.contract.rng import Rng, seeded
 class Mixing:
     """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019) with partners of the same micro-batch."""
 
-    mixup: float
-    cutmix: float
-    probability: float
-    switch: float
+    mixup: float  # alpha; 0: none
+    cutmix: float  # alpha; 0: none
+    probability: float  # of mixing a batch at all
+    switch: float  # probability of CutMix where both are on
 
     def __call__(
         self, preprocessed: dict[str, Preprocessed], labels: Tensor, rng: Rng
     ) -> tuple[dict[str, Preprocessed], Tensor]:
-        """Mixed batches, and mixed labels (B, classes) float. All modalities of a sample are mixed alike."""
+        """Mix samples and their labels (B, classes) float, in the same way for all modalities of a sample.
+
+        Raises :class:`MaemmError` for an odd number of samples and for samples of different sizes.
+        """
         from timm.data import Mixup
 
         count = len(labels)
         if count % 2:
             raise MaemmError(
-                f"mixing needs an even number of samples at a time, got {count} (train.batch, train.micro_batch)"
+                f"mixing needs an even number of samples at a time, not {count} (train.batch, train.micro_batch); "
+                "change one of them"
             )
         mixing = Mixup(self.mixup, self.cutmix, None, self.probability, self.switch, "batch", True, 0.0, count)
-        found, shares = {}, torch.eye(count)
-        for name, one in preprocessed.items():
-            planes = (planes_of if self.cutmix else whole_values)(name, one).clone()
+        result, fractions = {}, torch.eye(count)
+        for name, batch in preprocessed.items():
+            planes = (planes_of if self.cutmix else whole_values)(name, batch).clone()
             with seeded(*rng.key, "mix", rng.rows[0]):
-                # Samples as their own classes: what comes back is how much of whom each one holds.
-                mixed, shares = mixing(planes, torch.arange(count, device=planes.device))
-            found[name] = replace(one, x=mixed.reshape(one.x.shape))
-        return found, shares.to(labels.device, labels.dtype) @ labels
+                # Each sample is a class of its own: the mixed "labels" are the fractions of all samples in each one.
+                mixed, fractions = mixing(planes, torch.arange(count, device=planes.device))
+            result[name] = replace(batch, x=mixed.reshape(batch.x.shape))
+        return result, fractions.to(labels.device, labels.dtype) @ labels
 
 
-def erase(name: str, one: Preprocessed, rng: Rng, probability: float) -> Preprocessed:
-    """A box of each sample replaced by noise with that probability (Zhong et al. 2020, per-pixel noise)."""
+def erase(name: str, batch: Preprocessed, rng: Rng, probability: float) -> Preprocessed:
+    """With ``probability``, replace a box of each sample with noise (Zhong et al. 2020, noise per pixel)."""
     from timm.data.random_erasing import RandomErasing
 
-    planes = planes_of(name, one)
+    planes = planes_of(name, batch)
     erasing = RandomErasing(probability, mode="pixel", device=str(planes.device))
-    kept = []
+    erased = []
     for row, plane in zip(rng.rows, planes, strict=True):
         with seeded(*rng.key, "erase", name, row):
-            kept.append(erasing(plane.clone()))
-    return replace(one, x=torch.stack(kept).reshape(one.x.shape))
+            erased.append(erasing(plane.clone()))
+    return replace(batch, x=torch.stack(erased).reshape(batch.x.shape))
 
 
 def mixed_before(preprocessed: Mapping[str, Preprocessed], labels: Tensor) -> Tensor:
-    """Labels (B, classes) float of samples that a modality has mixed itself.
+    """Labels (B, classes) float, mixed for samples that a modality has mixed in ``preprocess``.
 
-    It says so in ``Preprocessed.info``: ``mixed_with`` (B,) int64, the row of the partner, and ``mix_share`` (B,), the
-    share of the sample itself.
+    ``Preprocessed.info`` then holds ``mixed_with`` (B,) int64, the row of the partner, and ``mix_share`` (B,), the
+    fraction of the sample itself.
     """
-    for one in preprocessed.values():
-        if "mix_share" in one.info:
-            fraction = one.info["mix_share"].to(labels.device, labels.dtype)[:, None]
-            return fraction * labels + (1 - fraction) * labels[one.info["mixed_with"].to(labels.device)]
+    for batch in preprocessed.values():
+        if "mix_share" in batch.info:
+            fraction = batch.info["mix_share"].to(labels.device, labels.dtype)[:, None]
+            return fraction * labels + (1 - fraction) * labels[batch.info["mixed_with"].to(labels.device)]
     return labels
 
 
-def whole_values(name: str, one: Preprocessed) -> Tensor:
-    """x, where all samples have one size."""
-    if one.valid is not None and not bool(one.valid.all()):
+def whole_values(name: str, batch: Preprocessed) -> Tensor:
+    """x (B, ...). Raises :class:`MaemmError` where samples differ in size."""
+    if batch.valid is not None and not bool(batch.valid.all()):
         raise MaemmError(f"samples of {name!r} differ in size, so they cannot be mixed (objectives); set mixup to 0")
-    return one.x
+    return batch.x
 
 
-def planes_of(name: str, one: Preprocessed) -> Tensor:
-    """(B, C, ..., H, W) -> (B, C * ..., H, W)."""
-    x = whole_values(name, one)
+def planes_of(name: str, batch: Preprocessed) -> Tensor:
+    """(B, C, ..., H, W) -> (B, C * ..., H, W). Raises :class:`MaemmError` where samples have fewer than two axes."""
+    x = whole_values(name, batch)
     if x.ndim < 4:
-        raise MaemmError(f"samples of {name!r} have no two axes to cut boxes from; set cutmix and erase to 0")
+        raise MaemmError(
+            f"samples of {name!r} are not images to cut boxes from (objectives); set cutmix and erase to 0"
+        )
     return x.reshape(x.shape[0], -1, *x.shape[-2:])

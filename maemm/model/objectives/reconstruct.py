@@ -8,11 +8,11 @@ from maemm.contract import Objective, Output, Plan, Term
 
 
 class Reconstruct(Objective):
-    """Mean of the loss over counted predicted tokens, one term per modality (MAE, section 3).
+    """The modality's loss, averaged over predicted tokens (weighted by ``Plan.counted``); a term per modality (MAE, 3).
 
     Options
         weight: of all terms in the loss
-        weights: further factor by modality name
+        weights: further factors by modality, {name: factor}
     """
 
     def __init__(self, name: str, *, weight: float = 1.0, weights: dict[str, float] | None = None):

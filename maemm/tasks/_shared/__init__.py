@@ -1,1 +1,1 @@
-"""What several verbs share: models and data opened, features, caches, tables of results, pages of runs."""
+"""What several verbs share: opening models and data, embedding, caches, comparisons, records, pages of runs."""

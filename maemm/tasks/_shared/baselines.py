@@ -7,14 +7,14 @@ from typing import Any
 
 from maemm.contract.rng import seeded
 from maemm.model.model import Model
-from maemm.tasks._shared.stream import fresh
+from maemm.tasks._shared.stream_model import reinitialized
 
 RAW, UNTRAINED, TRAINED = "raw values", "untrained", "trained"
-Show = Callable[[str], Callable[[int, int], Any] | None]  # what is embedded -> its on_progress
+Show = Callable[[str], Callable[[int, int], Any] | None]  # kind of features -> on_progress while they are computed
 
 
 def untrained(model: Model, seed: int) -> Model:
-    """The same network with fresh weights."""
+    """The same network with fresh weights, on the same device, in eval mode."""
     with seeded(seed, "untrained"):
-        found = fresh(model)
-    return found.to(next(model.parameters()).device).eval()
+        network = reinitialized(model)
+    return network.to(next(model.parameters()).device).eval()

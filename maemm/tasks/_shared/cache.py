@@ -1,4 +1,4 @@
-"""Features that were computed once: kept under a name that follows from the weights, the data and the choices."""
+"""A cache of features, under a name that follows from the weights, the data and the options of the embedding."""
 
 from __future__ import annotations
 
@@ -13,43 +13,47 @@ from typing import Any
 import numpy as np
 
 from maemm.data.bad_samples import BadSample
-from maemm.tasks._shared.feature_files import arrays_of, is_features
+from maemm.tasks._shared.feature_files import arrays_of, is_features, save_npz
 from maemm.tasks._shared.features import Features
 
 FORMAT = 1  # raise it whenever what the files hold changes
-LARGEST = 4 << 30  # bytes; more is computed anew each time
+LARGEST = 4 << 30  # bytes; larger features are not cached
 
 
-def folder_for(what: Any) -> Path:
-    """``features/`` in a run folder; for weights of another place the user's cache folder."""
-    path = Path(what) if isinstance(what, (str, os.PathLike)) else None
+def folder_for(weights: Any) -> Path:
+    """``features/`` in a run folder; for other weights the user's cache folder."""
+    path = Path(weights) if isinstance(weights, (str, os.PathLike)) else None
     if path is not None and (path / "checkpoints").is_dir():
         return path / "features"
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "maemm" / "features"
 
 
-def cached(folder: Path, about: Any, make: Callable[[], dict[str, Features]]) -> dict[str, Features]:
-    """What ``make`` returned for the same ``about`` before, or now. A cache that cannot be written is none."""
+def cached(folder: Path, about: Any, compute: Callable[[], dict[str, Features]]) -> dict[str, Features]:
+    """The cached result of ``compute`` for ``about`` (JSON: all that it depends on), or its result now.
+
+    A file that cannot be read or written counts as absent.
+    """
     text = json.dumps([FORMAT, about], sort_keys=True)
     path = folder / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.npz"
-    if (found := _read(path)) is not None:
-        return found
-    found = make()
-    if sum(one.x.nbytes for one in found.values()) <= LARGEST:
-        _write(path, found)
-    return found
+    stored = _read(path)
+    if stored is not None:
+        return stored
+    by_modality = compute()
+    if sum(features.x.nbytes for features in by_modality.values()) <= LARGEST:
+        _write(path, by_modality)
+    return by_modality
 
 
 def _read(path: Path) -> dict[str, Features] | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}
-        rest = json.loads(str(arrays["about"]))
-    except Exception:  # missing, cut off, damaged: NumPy, zipfile and json have many words for it
+        about = json.loads(str(arrays["about"]))
+    except Exception:  # missing, cut off, damaged: NumPy, zipfile and json raise many kinds
         return None
-    skipped = [BadSample(**one) for one in rest["skipped"]]
-    classes = None if rest["classes"] is None else tuple(rest["classes"])
+    skipped = [BadSample(**bad) for bad in about["skipped"]]
+    classes = None if about["classes"] is None else tuple(about["classes"])
     ids = arrays["ids"].tolist()
     return {
         name: Features(value, arrays["labels"], ids, skipped, arrays["digests"], classes, arrays.get(f"{name}.valid"))
@@ -58,14 +62,14 @@ def _read(path: Path) -> dict[str, Features] | None:
     }
 
 
-def _write(path: Path, found: dict[str, Features]) -> None:
-    one = next(iter(found.values()))
-    rest = {"skipped": [asdict(bad) for bad in one.skipped], "classes": one.classes}
+def _write(path: Path, by_modality: dict[str, Features]) -> None:
+    first = next(iter(by_modality.values()))
+    about = {"skipped": [asdict(bad) for bad in first.skipped], "classes": first.classes}
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("wb") as file:
-            np.savez(file, **arrays_of(found), about=np.array(json.dumps(rest)))
+            save_npz(file, {**arrays_of(by_modality), "about": np.array(json.dumps(about))})
         os.replace(beside, path)
     except OSError:
         beside.unlink(missing_ok=True)

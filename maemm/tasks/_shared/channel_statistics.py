@@ -1,4 +1,4 @@
-"""Mean and spread of values, sample by sample, so that neither order nor interruptions change a digit."""
+"""Mean and std of the values of many samples; neither their order nor an interruption changes a digit."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ class ChannelStatistics:
         self.low: list[float] = []
         self.high: list[float] = []
 
-    def add(self, found: Iterable[Sequence[float]]) -> None:
-        """Take up one sample's moments; samples may differ in their number of channels."""
-        for number, (count, mean, squares, low, high) in enumerate(found):
-            if number == len(self._channels):
+    def add(self, sample: Iterable[Sequence[float]]) -> None:
+        """Add the moments of one sample; samples may differ in their number of channels."""
+        for channel, (count, mean, squares, low, high) in enumerate(sample):
+            if channel == len(self._channels):
                 self._channels.append((array("d"), array("d"), array("d")))
                 self.low.append(math.inf)
                 self.high.append(-math.inf)
             if count:
-                for column, value in zip(self._channels[number], (count, mean, squares), strict=True):
+                for column, value in zip(self._channels[channel], (count, mean, squares), strict=True):
                     column.append(value)
-                self.low[number], self.high[number] = min(self.low[number], low), max(self.high[number], high)
+                self.low[channel], self.high[channel] = min(self.low[channel], low), max(self.high[channel], high)
 
     def __len__(self) -> int:
         """Number of channels."""
@@ -57,7 +57,7 @@ class ChannelStatistics:
 
     @property
     def std(self) -> list[float]:
-        """Standard deviation of all values of each channel (divided by their number)."""
+        """Standard deviation of all values of each channel (population: divided by n)."""
         return [_std(*columns) for columns in self._channels]
 
 
@@ -71,5 +71,5 @@ def _std(counts: array, means: array, squares: array) -> float:
     if not total:
         return math.nan
     mean = _mean(counts, means)
-    between = math.fsum(n * (one - mean) ** 2 for n, one in zip(counts, means, strict=True))
+    between = math.fsum(n * (part - mean) ** 2 for n, part in zip(counts, means, strict=True))
     return math.sqrt((math.fsum(squares) + between) / total)

@@ -1,8 +1,8 @@
 """Feature files: .npz, .safetensors and .parquet, with ids, labels and the names of the classes.
 
-Arrays: one by modality (n, D) or (n, N, D) float32; ``ids`` (n,), ``labels`` (n,) int64 or -1, or (n, classes) int8
-of 0 and 1 where samples may have several, -1 for none; ``digests`` (n,) int64 of the content; ``NAME.valid`` (n, N)
-where samples differ in their number of tokens.
+Arrays: one for each modality, (n, D) or (n, N, D) float32; ``ids`` (n,); ``labels`` (n,) int64, -1 for none, or
+multi-label (n, classes) int8 of 0 and 1, -1 for a sample without labels; ``digests`` (n,) int64 of the content;
+``NAME.valid`` (n, N) where samples differ in their number of tokens.
 """
 
 from __future__ import annotations
@@ -11,83 +11,87 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import usual_permissions
-from maemm.tasks._shared.features import Features, joined_labels
+from maemm.tasks._shared.features import Features, concatenate_labels
 
 ENDINGS = (".npz", ".safetensors", ".parquet")
-_ROWS = ("ids", "labels", "digests")  # what is no modality and has a row for each sample
-_BESIDE = (*_ROWS, "classes", "about", "skipped")
+_PER_SAMPLE = ("ids", "labels", "digests")  # arrays with a row for each sample that are no modality
+_NO_FEATURES = (*_PER_SAMPLE, "classes", "about", "skipped")
 
 
 def is_features(name: str) -> bool:
-    """Whether an array of that name holds features."""
-    return name not in _BESIDE and not name.endswith(".valid")
+    """Whether the array ``name`` holds the features of a modality."""
+    return name not in _NO_FEATURES and not name.endswith(".valid")
 
 
-def arrays_of(found: Mapping[str, Features]) -> dict[str, np.ndarray]:
-    """Features of the same samples -> the arrays of a file."""
-    one = next(iter(found.values()))
-    arrays = {name: some.x for name, some in found.items() if name}
-    arrays |= {f"{name}.valid": some.valid for name, some in found.items() if some.valid is not None}
-    ids = np.array(one.ids, dtype=str) if one.ids else np.zeros(0, "U1")
-    return {**arrays, "ids": ids, "labels": one.labels, "digests": one.digests}
+def arrays_of(by_modality: Mapping[str, Features]) -> dict[str, np.ndarray]:
+    """Features of the same samples, all with digests -> the arrays of a file."""
+    first = next(iter(by_modality.values()))
+    assert first.digests is not None
+    arrays = {name: features.x for name, features in by_modality.items() if name}
+    arrays |= {f"{name}.valid": part.valid for name, part in by_modality.items() if part.valid is not None}
+    ids = np.array(first.ids, dtype=str) if first.ids else np.zeros(0, "U1")
+    return {**arrays, "ids": ids, "labels": first.labels, "digests": first.digests}
 
 
 def concatenated(chunks: Callable[[], Iterable[Mapping[str, np.ndarray]]]) -> dict[str, np.ndarray]:
-    """Arrays of chunks one after the other; token features are padded to the longest. Empty where there are no rows.
+    """The arrays of chunks one after the other; token features are padded to the longest. Empty without rows.
 
-    ``chunks()`` is gone through twice, so that one of them is in memory beside what comes out. Raises
-    :class:`MaemmError` where features differ in width.
+    ``chunks()`` is iterated once for the small arrays and once for each modality, so that the result and a single chunk
+    are in memory. Raises :class:`MaemmError` where features differ in width.
     """
     small: dict[str, list[np.ndarray]] = {}
     shapes: dict[str, list[tuple[int, ...]]] = {}
     ragged: set[str] = set()
     for chunk in _filled(chunks()):
         for name in chunk:
-            if name in _ROWS:
+            if name in _PER_SAMPLE:
                 small.setdefault(name, []).append(chunk[name])
             elif name.endswith(".valid"):
                 ragged.add(name.removesuffix(".valid"))
             elif is_features(name):
                 shapes.setdefault(name, []).append(chunk[name].shape)
-    found = {name: joined_labels(some) if name == "labels" else np.concatenate(some) for name, some in small.items()}
-    for name, some in sorted(shapes.items()):
-        found |= _joined(name, some, chunks, name in ragged)
-    return found
+    arrays = {
+        name: concatenate_labels(parts) if name == "labels" else np.concatenate(parts) for name, parts in small.items()
+    }
+    for name, own in sorted(shapes.items()):
+        arrays |= _concatenate_features(name, own, chunks, name in ragged)
+    return arrays
 
 
 def _filled(chunks: Iterable[Mapping[str, np.ndarray]]) -> Iterator[Mapping[str, np.ndarray]]:
-    return (one for one in chunks if len(one["ids"]))
+    return (chunk for chunk in chunks if len(chunk["ids"]))
 
 
-def _joined(
+def _concatenate_features(
     name: str, shapes: list[tuple[int, ...]], chunks: Callable[[], Iterable[Mapping[str, np.ndarray]]], ragged: bool
 ) -> dict[str, np.ndarray]:
+    """The features of one modality and, where samples differ in length, their validity."""
     widths = sorted({shape[-1] for shape in shapes})
     if len(widths) > 1:
         raise MaemmError(f"features of {name!r} differ in width ({widths[0]} to {widths[-1]}); they are no table")
     rows, lengths = sum(shape[0] for shape in shapes), {shape[1:-1] for shape in shapes}
     x = np.zeros((rows, *max(lengths), widths[0]), np.float32)
     ragged = ragged or len(lengths) > 1
-    valid, at = np.zeros(x.shape[:2] if ragged else 0, bool), 0
+    valid, start = np.zeros(x.shape[:2] if ragged else 0, bool), 0
     for chunk in _filled(chunks()):
         part = chunk[name]
-        place = (slice(at, at + len(part)), *(slice(n) for n in part.shape[1:-1]))
-        x[place] = part
+        target = (slice(start, start + len(part)), *(slice(n) for n in part.shape[1:-1]))
+        x[target] = part
         if ragged:
-            valid[place] = chunk.get(f"{name}.valid", True)
-        at += len(part)
+            valid[target] = chunk.get(f"{name}.valid", True)
+        start += len(part)
     return {name: x, f"{name}.valid": valid} if ragged else {name: x}
 
 
 # --------------------------------------------------------------------------------------------------- writing
 def check_target(out: Path) -> None:
-    """Raises :class:`MaemmError` for a file that exists, an ending of no known kind, and a missing package."""
+    """Raises :class:`MaemmError` for an unknown ending, a file that exists, and a missing package."""
     if out.suffix not in ENDINGS:
         raise MaemmError(f"{out} has no known ending; write to a {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]} file")
     if out.exists():
@@ -97,8 +101,11 @@ def check_target(out: Path) -> None:
 
 
 def write(out: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]) -> None:
-    """Write beside ``out`` and rename. ``about``: what the features depend on."""
-    writer = {".npz": _npz, ".safetensors": _safetensors, ".parquet": _parquet}[out.suffix]
+    """Write a feature file as a whole or not at all. ``about``: what the features depend on.
+
+    Raises :class:`MaemmError` where it cannot be written.
+    """
+    writer = {".npz": _write_npz, ".safetensors": _write_safetensors, ".parquet": _write_parquet}[out.suffix]
     beside = out.with_name(f".{out.name}.tmp")
     try:
         writer(beside, arrays, classes, about)
@@ -106,19 +113,26 @@ def write(out: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise MaemmError(
-            f"cannot write {out} ({error.strerror or error}); free space: the same command goes on"
+            f"cannot write {out} ({error.strerror or error}); free space: the same command continues"
         ) from error
 
 
-def _npz(path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]) -> None:
-    more = {"about": np.array(json.dumps(about))}
+def save_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:
+    """:func:`numpy.savez` of arrays by name."""
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # no array is called allow_pickle
+
+
+def _write_npz(
+    path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]
+) -> None:
+    texts = {"about": np.array(json.dumps(about))}
     if classes is not None:
-        more["classes"] = np.array(classes, dtype=str)
+        texts["classes"] = np.array(classes, dtype=str)
     with path.open("wb") as file:
-        np.savez(file, **arrays, **more)
+        save_npz(file, {**arrays, **texts})
 
 
-def _safetensors(
+def _write_safetensors(
     path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]
 ) -> None:
     from safetensors.numpy import save_file
@@ -131,7 +145,9 @@ def _safetensors(
     usual_permissions(path)
 
 
-def _parquet(path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]) -> None:
+def _write_parquet(
+    path: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None, about: Mapping[str, Any]
+) -> None:
     """A row per sample; features are lists of fixed length, tokens one after the other (shape in the metadata)."""
     pa, pq = _pyarrow()
     columns: dict[str, Any] = {"id": pa.array(arrays["ids"].tolist(), pa.string())}

@@ -1,4 +1,4 @@
-"""Somebody's data opened with a recipe, the one that was asked for or the one that fits."""
+"""Data opened with a recipe, the given one or the one that fits the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from maemm.contract.errors import MaemmError
 from maemm.data.open import open_source
 from maemm.model.build import build_modalities
 
-Recipe = str | os.PathLike | Mapping[str, Any] | None
+Recipe = str | Path | Mapping[str, Any] | None
 Overrides = Mapping[str, Any] | Iterable[str] | None
 
 
@@ -25,7 +25,7 @@ class Opened:
 
     data: str
     name: str  # of the recipe
-    ending: str | None  # by which the recipe was chosen; None: it was given
+    ending: str | None  # of the file name by which the recipe was chosen; None: the recipe was given
     recipe: dict[str, Any]
     source: Source
     modalities: dict[str, Modality]
@@ -37,15 +37,15 @@ class Opened:
 
     @property
     def stem(self) -> str:
-        """The name of the data, for files about them."""
+        """The name of the data, for names of files about them."""
         return Path(self.data).expanduser().resolve().name or "data"
 
 
 def open_data(data: str | os.PathLike, recipe: Recipe = None, overrides: Overrides = None) -> Opened:
     """Open ``data`` with a recipe (name, file, run folder or dictionary; None: the one for such files).
 
-    ``overrides`` change the recipe. Raises :class:`MaemmError` where no recipe or several fit, and where there is
-    nothing to read.
+    ``overrides`` change the recipe. Raises :class:`MaemmError` where no recipe or several fit, and for data without
+    samples.
     """
     data, ending = os.fspath(data), None
     if recipe is None:

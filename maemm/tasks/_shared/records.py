@@ -1,4 +1,4 @@
-"""Figures written as JSON, beside the run that they belong to, whose page then shows them."""
+"""Results written as JSON, beside the run that they belong to, whose page then shows them."""
 
 from __future__ import annotations
 
@@ -19,42 +19,46 @@ from maemm.contract.version import __version__
 from maemm.tasks._shared.run_page import write_page
 
 
-def save_record(record: Mapping[str, Any], verb: str, what: Any, out: str | os.PathLike | None) -> Path | None:
-    """Write figures to ``out``, or beside a run as ``evaluate/VERB-TIME.json``; None where there is no run."""
+def save_record(record: Mapping[str, Any], verb: str, weights: Any, out: str | os.PathLike | None) -> Path | None:
+    """Write metrics to ``out``, or beside a run as ``evaluate/VERB-TIME.json``; None where ``weights`` are no run.
+
+    Raises :class:`MaemmError` where they cannot be written.
+    """
+    path = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
     if out is None:
-        run = Path(what) if isinstance(what, (str, os.PathLike)) else None
-        if run is None or not (run / "checkpoints").is_dir():
+        if path is None or not (Path(path) / "checkpoints").is_dir():
             return None
-        out = _unused(run / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json")
+        out = _reserve(Path(path) / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json")
     out = Path(out)
     versions = {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()}
-    about = {"verb": verb, "what": os.fspath(what) if isinstance(what, (str, os.PathLike)) else "a model"}
+    about = {"verb": verb, "what": "a model" if path is None else path}
     about |= {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions, "machine": platform.machine()}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps({**about, **record}, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise MaemmError(f"cannot write the figures ({out}: {error.strerror}); choose another -o") from error
+        raise MaemmError(f"cannot write the metrics ({out}: {error.strerror}); choose another -o") from error
     return out
 
 
-def _unused(path: Path) -> Path:
-    """The path, or one with a number behind it: two calls may end in one second. The file is there then."""
+def _reserve(path: Path) -> Path:
+    """Create the file, under a name with a number where it exists: two calls may end in the same second."""
     for number in count(1):
-        one = path if number == 1 else path.with_stem(f"{path.stem}_{number}")  # sorted behind it
+        free = path if number == 1 else path.with_stem(f"{path.stem}_{number}")  # sorted behind it
         try:
-            one.parent.mkdir(parents=True, exist_ok=True)
-            one.touch(exist_ok=False)
+            free.parent.mkdir(parents=True, exist_ok=True)
+            free.touch(exist_ok=False)
         except FileExistsError:
             continue
         except OSError:
-            pass  # told when the figures are written
-        return one
+            pass  # reported when the metrics are written
+        return free
+    raise AssertionError("count() does not end")
 
 
-def refresh_page(written: Path | None) -> None:
-    """Write the page of the run anew that the figures belong to, where it has one."""
-    if written is None or not (written.parent.parent / "report.html").is_file():
+def refresh_page(record: Path | None) -> None:
+    """Write the report of the run that ``record`` belongs to again, where it has one."""
+    if record is None or not (record.parent.parent / "report.html").is_file():
         return
-    with suppress(MaemmError):  # the figures are there; a page that cannot be written is told by the next training
-        write_page(written.parent.parent)
+    with suppress(MaemmError):  # the metrics are saved; the next training reports a page that cannot be written
+        write_page(record.parent.parent)

@@ -1,4 +1,4 @@
-"""What a run folder says about a run. Tolerant: a page must come out of a run that broke, or has just begun."""
+"""Reads a run folder. Tolerant: a page must come out of a run that broke, or has just begun."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclass
 class Run:
-    """A run folder, read."""
+    """What a run folder holds."""
 
     folder: Path
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.jsonl, one per step, ascending
@@ -23,8 +23,8 @@ class Run:
 
     def column(self, name: str) -> tuple[list[float], list[float]]:
         """(steps, values) of the rows that hold the number ``name``; not-finite values are NaN."""
-        found = [(row["step"], number(row.get(name))) for row in self.rows if row.get(name) is not None]
-        return [float(step) for step, _ in found], [value for _, value in found]
+        rows = [row for row in self.rows if row.get(name) is not None]
+        return [float(row["step"]) for row in rows], [_number(row[name]) for row in rows]
 
     def last(self, name: str) -> float | None:
         """The newest finite value of a column."""
@@ -39,7 +39,7 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """Read a run folder; files that are missing, empty or cut off leave their part of the run empty."""
     run = Run(Path(folder))
-    by_step = {}
+    by_step: dict[int, dict[str, Any]] = {}
     for row in read_lines(run.folder / "metrics.jsonl", run.unread):
         step = row.get("step")
         if isinstance(step, int) and not isinstance(step, bool):
@@ -52,17 +52,17 @@ def read_run(folder: str | Path) -> Run:
 
 
 def read_lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
-    """The whole objects of a JSON-lines file; a half-written last line is left out, other bad lines are reported."""
+    """The objects of a JSON-lines file without a half-written last line. Other bad lines are counted in ``unread``."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         return []
     rows, bad = [], 0
-    for number_of, line in enumerate(lines):
+    for index, line in enumerate(lines):
         try:
             row = json.loads(line) if line.strip() else None
         except ValueError:
-            bad += number_of < len(lines) - 1
+            bad += index < len(lines) - 1
             continue
         if isinstance(row, dict):
             rows.append(row)
@@ -73,8 +73,8 @@ def read_lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def number(value: Any) -> float:
-    """A logged value as a number; what is none is NaN."""
+def _number(value: Any) -> float:
+    """A logged value as a number; NaN where it is not a finite one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
     return float(value) if math.isfinite(value) else math.nan

@@ -1,4 +1,4 @@
-"""One sample after the other, looked at closely: what ``maemm data check`` notes of each."""
+"""What ``maemm data check`` records of each sample: id, label, digest, number of tokens, moments of its channels."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from maemm.data.bad_samples import printable, reason_of
 from maemm.data.loader import name_of
 from maemm.tasks._shared.channel_statistics import moments
 
-Row = dict[str, Any]  # plain: what JSON knows
+Row = dict[str, Any]  # of JSON types
 
 
 class Looker:
-    """Reads the samples of a task (start, stop) and turns each into a :data:`Row`. Runs in a worker or here.
+    """Reads the samples of a task (start, stop) and turns each into a :data:`Row`, in a worker or in this process.
 
     A row holds ``id`` and either ``bad``, the reason why the sample cannot be used, or ``label``, ``digest`` (equal
     content, equal digest) and ``of``: {modality: {"facts", "loaded", "tokens", "moments"}}.
@@ -29,8 +29,8 @@ class Looker:
 
     def __init__(self, source: Source, modalities: Mapping[str, Modality], seed: int = 0):
         self.source, self.modalities, self.seed = source, dict(modalities), seed
-        self.lost: dict[int, str] = {}  # samples that may not be touched again, and why
-        self.at = torch.tensor(-1)
+        self.lost: dict[int, str] = {}  # samples that must not be read again, such as one that killed a worker, and why
+        self.at = torch.tensor(-1)  # the sample that is being read; -1: none
 
     def __call__(self, task: tuple[int, int]) -> list[Row]:
         try:
@@ -43,13 +43,13 @@ class Looker:
         try:
             if index in self.lost:
                 raise _Lost(self.lost[index])
-            return self._seen(index)
+            return self._facts(index)
         except _Lost as error:
             return {"id": name_of(self.source, index), "bad": str(error)}
         except Exception as error:  # whatever a broken file does, also running out of memory
             return {"id": name_of(self.source, index), "bad": reason_of(error)}
 
-    def _seen(self, index: int) -> Row:
+    def _facts(self, index: int) -> Row:
         sample = self.source.read(index, Rng((self.seed, 0, index, 0)))
         state, of = hashlib.blake2b(digest_size=16), {}
         for name, modality in self.modalities.items():
@@ -58,32 +58,32 @@ class Looker:
             raw = sample.raw[name]
             loaded = modality.load(raw, None)
             state.update(name.encode())
-            if not _feed(state, raw):  # a path or a handle says nothing about the content
-                _feed(state, loaded)
+            if not _update(state, raw):  # a path or a handle says nothing about the content
+                _update(state, loaded)
             of[name] = {
-                "facts": _plain(modality.describe(raw)),
+                "facts": _json_types(modality.describe(raw)),
                 "loaded": shapes(loaded),
                 **_preprocessed(modality, loaded),
             }
-        return {"id": printable(sample.id), "label": _plain_label(sample.label), "digest": state.hexdigest(), "of": of}
+        return {"id": printable(sample.id), "label": _json_label(sample.label), "digest": state.hexdigest(), "of": of}
 
 
-def _plain_label(label: Label | None) -> int | list[int] | None:
+def _json_label(label: Label | None) -> int | list[int] | None:
     if label is None:
         return None
-    return [int(one) for one in label] if isinstance(label, tuple) else int(label)
+    return [int(number) for number in label] if isinstance(label, tuple) else int(label)
 
 
 class _Lost(Exception):
-    """A sample that cost a worker."""
+    """A sample that must not be read again."""
 
 
 def _preprocessed(modality: Modality, loaded: dict[str, Any]) -> Row:
     """Number of tokens and the moments of the channels, as the model sees the sample without augmentation."""
     preprocessed = modality.preprocess(modality.collate([loaded]), None)
-    wrong = not_finite(preprocessed)
-    if wrong:
-        raise ValueError(f"{wrong:,} of {preprocessed.x.numel():,} values are not finite numbers")
+    count = not_finite(preprocessed)
+    if count:
+        raise ValueError(f"{count:,} of {preprocessed.x.numel():,} values are not finite numbers")
     tokens = modality.tokenize(preprocessed)
     count = tokens.count if tokens.valid is None else int(tokens.valid.sum())
     values = modality.by_channel(preprocessed)
@@ -91,53 +91,53 @@ def _preprocessed(modality: Modality, loaded: dict[str, Any]) -> Row:
 
 
 def not_finite(preprocessed: Preprocessed) -> int:
-    """How many values are NaN or infinite, padding aside."""
-    wrong = ~torch.isfinite(preprocessed.x)
-    if not wrong.any():
+    """How many values are NaN or infinite, without padding."""
+    broken = ~torch.isfinite(preprocessed.x)
+    if not broken.any():
         return 0
-    return int((wrong & element_valid(preprocessed)).sum())
+    return int((broken & element_valid(preprocessed)).sum())
 
 
 def element_valid(preprocessed: Preprocessed) -> Tensor:
-    """``valid`` as (B, ...) of the shape of ``x``, whether it leaves out channels behind the batch or at the end."""
+    """``valid`` in the shape of ``x``; the axes that it lacks are the channels, or the last ones."""
     x, valid = preprocessed.x, preprocessed.valid
     if valid is None:
         return torch.ones_like(x, dtype=torch.bool)
     if valid.shape != x.shape[: valid.ndim] and valid.shape[1:] == x.shape[2 : 1 + valid.ndim]:
-        valid = valid.unsqueeze(1)  # all channels alike
+        valid = valid.unsqueeze(1)  # the same for all channels
     return valid.reshape(*valid.shape, *[1] * (x.ndim - valid.ndim)).expand_as(x)
 
 
 def shapes(loaded: Any) -> list[str]:
     """The arrays in what ``load`` returned, in words: "x 3 x 224 x 224 uint8"."""
-    found = []
-    for key, one in loaded.items() if isinstance(loaded, Mapping) else [("", loaded)]:
-        if isinstance(one, Tensor | np.ndarray) and one.ndim:
-            size = " x ".join(map(str, one.shape))
-            found.append(f"{key} {size} {str(one.dtype).removeprefix('torch.')}".strip())
-    return found
+    texts = []
+    for key, value in loaded.items() if isinstance(loaded, Mapping) else [("", loaded)]:
+        if isinstance(value, Tensor | np.ndarray) and value.ndim:
+            size = " x ".join(map(str, value.shape))
+            texts.append(f"{key} {size} {str(value.dtype).removeprefix('torch.')}".strip())
+    return texts
 
 
-def _plain(facts: Mapping[str, Any]) -> Row:
-    """Facts as JSON knows them."""
-    found: Row = {}
-    for key, one in facts.items():
-        one = one.item() if isinstance(one, np.generic | Tensor) else one
-        found[str(key)] = one if isinstance(one, int | float | str) else str(one)
-    return found
+def _json_types(facts: Mapping[str, Any]) -> Row:
+    """Facts as numbers and texts."""
+    row: Row = {}
+    for key, value in facts.items():
+        value = value.item() if isinstance(value, np.generic | Tensor) else value
+        row[str(key)] = value if isinstance(value, int | float | str) else str(value)
+    return row
 
 
-def _feed(state: Any, value: Any) -> bool:
-    """Feed all arrays, numbers and bytes in ``value`` to a hash; -> whether there was an array or bytes.
+def _update(state: Any, value: Any) -> bool:
+    """Update a hash with all arrays, numbers and bytes in ``value``; -> whether there was an array or bytes.
 
     Texts are left out: they are names more often than content.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        value = {one.name: getattr(value, one.name) for one in fields(value)}
+        value = {entry.name: getattr(value, entry.name) for entry in fields(value)}
     if isinstance(value, Mapping):
-        return any([_feed(state, one) for _, one in sorted(value.items(), key=lambda pair: str(pair[0]))])
+        return any([_update(state, item) for _, item in sorted(value.items(), key=lambda pair: str(pair[0]))])
     if isinstance(value, list | tuple):
-        return any([_feed(state, one) for one in value])
+        return any([_update(state, item) for item in value])
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = (value.float() if value.dtype == torch.bfloat16 else value).numpy()

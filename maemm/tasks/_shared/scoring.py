@@ -20,11 +20,10 @@ from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample
 from maemm.data.loader import Batch
 from maemm.data.single_pass import Progress, each
-from maemm.model.build import build_modalities
 from maemm.model.model import Model
-from maemm.tasks._shared.features import evaluating
+from maemm.tasks._shared.embedding import evaluating, reading_modalities
 
-MORE = 4  # times as many plans are drawn at most, until every token was hidden once
+MORE = 4  # times as many further plans are drawn at most, until every token was hidden once
 NOT_FINITE = "the score is not a finite number"
 
 
@@ -45,12 +44,14 @@ class Scores:
         return len(self.samples)
 
     def worst(self, count: int) -> np.ndarray:
-        """Places of the ``count`` highest scores, the highest first."""
+        """Indices of the ``count`` highest scores, the highest first."""
         return np.argsort(-self.samples, kind="stable")[:count]
 
 
 class PerSampleRng(Rng):
-    """Numbers for the rows of a batch of which each has a key of its own, so that neighbours change nothing."""
+    """Random numbers for a batch whose rows have a key each: a sample's numbers do not depend on its neighbours."""
+
+    keys: tuple[tuple[int | str, ...], ...]
 
     def __init__(self, keys: Sequence[tuple[int | str, ...]], common: tuple[int | str, ...]):
         super().__init__(common, range(len(keys)), len(keys))
@@ -77,129 +78,135 @@ def score_samples(
 
     ``plans`` are drawn for each sample from the model's own masking, by ``seed`` and the sample's index alone, and
     more (up to four times as many) for samples of which some token was never hidden. A token's error is the mean over
-    the plans that hid it, a sample's score the mean over its tokens. The model works where its weights are, in eval
-    mode. Raises :class:`MaemmError` for a model without a decoder, and where no sample gets a score.
+    the plans that hid it, a sample's score the mean over its tokens. The model runs in eval mode on the device of its
+    weights. Raises :class:`MaemmError` for a model without a decoder, and where no sample gets a score.
     """
     if model.decoder is None:
         raise MaemmError("score needs a decoder, and these weights hold an encoder only; load a file with one")
     if plans < 1:
         raise MaemmError(f"plans is {plans}; draw at least 1 for each sample")
-    parts = build_modalities(model.recipe) if workers else dict(model.modalities)
-    loaded = each(source, parts, batch=batch, workers=workers, seed=seed, on_progress=on_progress)
+    modalities = reading_modalities(model, workers)
+    loaded = each(source, modalities, batch=batch, workers=workers, seed=seed, on_progress=on_progress)
     device = next(model.parameters()).device
-    pieces: list[_Piece] = []
+    scored: list[_ScoredBatch] = []
     skipped: list[BadSample] = []
     with closing(loaded), evaluating(model):
-        for one in loaded:
-            skipped += one.bad
-            if one.raw:
-                pieces.append(_piece(model, one.to(device), plans, seed))
-    return _joined(pieces, skipped, source)
+        for read in loaded:
+            skipped += read.bad
+            if read.raw:
+                scored.append(_score_batch(model, read.to(device), plans, seed))
+    return _joined(scored, skipped, source)
 
 
 # ------------------------------------------------------------------------------------------------ one batch
 @dataclass(frozen=True)
-class _Piece:
+class _ScoredBatch:
     batch: Batch
     errors: dict[str, np.ndarray]  # {modality: (B, N) float64}
 
 
-def _piece(model: Model, batch: Batch, plans: int, seed: int) -> _Piece:
+def _score_batch(model: Model, batch: Batch, plans: int, seed: int) -> _ScoredBatch:
     preprocessed = model.preprocess(batch.raw, None)
-    sums: dict[str, _Sums] = {}
+    errors: dict[str, _TokenErrors] = {}
     for number in range(plans * (1 + MORE)):
         keys = [(seed, "score", index, number) for index in batch.rows]
         inputs = model.plan(preprocessed, PerSampleRng(keys, (seed, "score", number)))
-        if not sums:
-            sums = {name: _Sums(one) for name, one in inputs.items()}
+        if not errors:
+            errors = {name: _TokenErrors(x) for name, x in inputs.items()}
         if number >= plans:
-            open_rows = torch.stack([one.open() for one in sums.values()]).any(0)
-            if not open_rows.any():
+            incomplete = torch.stack([own.incomplete() for own in errors.values()]).any(0)
+            if not incomplete.any():
                 break
-            inputs = {name: _only(one, open_rows) for name, one in inputs.items()}
+            inputs = {name: _only(x, incomplete) for name, x in inputs.items()}
         loss = model.predict(inputs).loss
-        for name, one in inputs.items():
-            sums[name].add(one.plan, loss[name])
-    return _Piece(batch, {name: one.mean() for name, one in sums.items()})
+        for name, x in inputs.items():
+            errors[name].add(x.plan, loss[name])
+    return _ScoredBatch(batch, {name: own.mean() for name, own in errors.items()})
 
 
-def _only(planned: ModalityInput, samples: Tensor) -> ModalityInput:
+def _only(inputs: ModalityInput, samples: Tensor) -> ModalityInput:
     """The plans of some of the samples: (B,) bool."""
-    plan = planned.plan
+    plan = inputs.plan
     rows = torch.arange(len(plan.visible), device=samples.device) if plan.rows is None else plan.rows
-    taken = samples[rows]
-    cut = {name: None if value is None else value[taken] for name, value in vars(plan).items() if name != "rows"}
-    return ModalityInput(planned.tokens, Plan(**cut, rows=rows[taken]), planned.preprocessed)
+    selected = samples[rows]
+    fields: dict[str, Any] = {
+        name: None if x is None else x[selected] for name, x in vars(plan).items() if name != "rows"
+    }
+    return ModalityInput(inputs.tokens, Plan(**fields, rows=rows[selected]), inputs.preprocessed)
 
 
-class _Sums:
+class _TokenErrors:
     """Errors of the tokens of one batch, added up over plans."""
 
-    def __init__(self, planned: ModalityInput):
-        tokens = planned.tokens
+    def __init__(self, inputs: ModalityInput):
+        tokens = inputs.tokens
         self.sum = torch.zeros(tokens.batch, tokens.count, dtype=torch.float64, device=tokens.values.device)
         self.weight = torch.zeros_like(self.sum)
         self.valid = torch.ones_like(self.sum, dtype=torch.bool) if tokens.valid is None else tokens.valid
 
     def add(self, plan: Plan, loss: Tensor) -> None:
+        """Add the loss (R, P) of the predicted tokens."""
         rows = torch.arange(len(plan.predict), device=loss.device) if plan.rows is None else plan.rows
-        place = rows[:, None].expand_as(plan.predict), plan.predict
+        position = rows[:, None].expand_as(plan.predict), plan.predict
         counted = plan.counted.double()
-        errors = loss.double().nan_to_num(nan=torch.inf, posinf=torch.inf)  # NaN stands for "not known" here
-        self.sum.index_put_(place, torch.where(counted > 0, errors * counted, 0.0), accumulate=True)
-        self.weight.index_put_(place, counted, accumulate=True)
+        errors = loss.double().nan_to_num(nan=torch.inf, posinf=torch.inf)  # in ``mean`` NaN means never hidden
+        self.sum.index_put_(position, torch.where(counted > 0, errors * counted, 0.0), accumulate=True)
+        self.weight.index_put_(position, counted, accumulate=True)
 
-    def open(self) -> Tensor:
+    def incomplete(self) -> Tensor:
         """(B,) bool: samples with a token that was never hidden."""
         return ((self.weight == 0) & self.valid).any(1)
 
     def mean(self) -> np.ndarray:
         """(B, N), NaN for padding and for tokens that were never hidden."""
-        known = self.valid & (self.weight > 0)
-        return torch.where(known, self.sum / self.weight.clamp(min=1e-12), torch.nan).cpu().numpy()
+        scored = self.valid & (self.weight > 0)
+        return torch.where(scored, self.sum / self.weight.clamp(min=1e-12), torch.nan).cpu().numpy()
 
 
 # ------------------------------------------------------------------------------------------------ all batches
-def _joined(pieces: list[_Piece], skipped: list[BadSample], source: Source) -> Scores:
-    if not pieces:
+def _joined(scored: list[_ScoredBatch], skipped: list[BadSample], source: Source) -> Scores:
+    if not scored:
         first = f" (first: {skipped[0].id}: {skipped[0].reason})" if skipped else ""
         raise MaemmError(f"none of {len(source):,} samples can be read{first}; give other data")
-    tokens, spans, start = [], {}, 0
-    for name in pieces[0].errors:
-        width = max(one.errors[name].shape[1] for one in pieces)
-        tokens.append(np.concatenate([_padded(one.errors[name], width) for one in pieces]))
+    tokens: list[np.ndarray] = []
+    spans: dict[str, tuple[int, int]] = {}
+    start = 0
+    for name in scored[0].errors:
+        errors = [part.errors[name] for part in scored]
+        width = max(own.shape[1] for own in errors)
+        padded = [np.pad(own, ((0, 0), (0, width - own.shape[1])), constant_values=np.nan) for own in errors]
+        tokens.append(np.concatenate(padded))
         spans[name] = start, start + width
         start += width
-    samples = np.mean([_row_means(one) for one in tokens], axis=0)
-    found: dict[str, Any] = {
-        "ids": [id for one in pieces for id in one.batch.ids],
-        "labels": np.concatenate([_labels(one.batch) for one in pieces]),
-        "indices": np.array([row for one in pieces for row in one.batch.rows], np.int64),
-        "tokens": np.concatenate(tokens, axis=1).astype(np.float32),
-    }
-    good = np.isfinite(samples)
-    bad = [BadSample(int(found["indices"][i]), found["ids"][i], NOT_FINITE) for i in np.flatnonzero(~good)]
-    if not good.any():
+    samples = np.mean([_row_means(errors) for errors in tokens], axis=0)
+    ids = [id for part in scored for id in part.batch.ids]
+    indices = np.array([row for part in scored for row in part.batch.rows], np.int64)
+    labels = np.concatenate([_labels(part.batch) for part in scored])
+    finite = np.isfinite(samples)
+    if not finite.any():
         raise MaemmError(f"none of {len(source):,} samples has a finite score; check the data and the weights")
-    kept = {name: [one for one, ok in zip(some, good, strict=True) if ok] for name, some in found.items()}
-    arrays = {name: np.stack(kept[name]) for name in ("labels", "indices", "tokens")}
-    skipped = sorted(skipped + bad, key=lambda one: one.index)
-    return Scores(samples[good], ids=kept["ids"], skipped=skipped, spans=spans, classes=source.classes, **arrays)
-
-
-def _padded(errors: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(errors, ((0, 0), (0, width - errors.shape[1])), constant_values=np.nan)
+    bad = [BadSample(int(indices[i]), ids[i], NOT_FINITE) for i in np.flatnonzero(~finite)]
+    return Scores(
+        samples[finite],
+        np.concatenate(tokens, axis=1).astype(np.float32)[finite],
+        [ids[i] for i in np.flatnonzero(finite)],
+        labels[finite],
+        sorted(skipped + bad, key=lambda sample: sample.index),
+        spans,
+        indices[finite],
+        source.classes,
+    )
 
 
 def _row_means(errors: np.ndarray) -> np.ndarray:
-    """Mean over the known tokens; a token with an infinite or undefined error makes its sample's mean so."""
-    known = ~np.isnan(errors)
-    total = np.where(known, errors, 0).sum(1)
-    return np.divide(total, known.sum(1), out=np.full(len(errors), np.nan), where=known.any(1))
+    """Mean over the scored tokens; a token with an infinite or undefined error makes its sample's mean so."""
+    scored = ~np.isnan(errors)
+    total = np.where(scored, errors, 0).sum(1)
+    return np.divide(total, scored.sum(1), out=np.full(len(errors), np.nan), where=scored.any(1))
 
 
 def _labels(batch: Batch) -> np.ndarray:
-    """One label each; a sample that may have several has none here."""
+    """(B,) labels; -1 for all of a multi-label batch."""
     if batch.labels is None or batch.labels.ndim > 1:
         return np.full(len(batch.ids), -1)
     return batch.labels.cpu().numpy()

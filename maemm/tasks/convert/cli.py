@@ -15,12 +15,13 @@ EPILOG = "key=value: what the weights do not record: heads=12, decoder_heads=16,
 def run(argv: list[str], flags: Namespace) -> int:
     """Published weights to maemm's format, or back."""
     parser = verb_parser(VERB, EPILOG)
-    parser.add_argument("--kind", help="published layout of WEIGHTS, where it cannot be told")
+    parser.add_argument("--kind", help="format of WEIGHTS, where it cannot be recognised")
     parser.add_argument("--to", metavar="KIND", help="write this published layout instead of maemm's")
     args = parser.parse_intermixed_args(argv)
     (source, out), overrides = split(args.words, 2, 2, VERB.usage)
+    settings = values(overrides, args)
     from maemm.tasks.convert.run import convert
 
-    line = convert(str(source), str(out), kind=args.kind, to=args.to, **values(overrides, args))
-    print(json.dumps({"file": str(out), "text": line}) if flags.json else line)
+    text = convert(str(source), str(out), kind=args.kind, to=args.to, **settings)
+    print(json.dumps({"file": str(out), "text": text}) if flags.json else text)
     return 0

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from maemm import registry
 from maemm.contract.errors import MaemmError
@@ -17,25 +16,30 @@ from maemm.weights.own import save, unshared
 
 
 def convert(
-    source: str | Path, out: str | Path, *, kind: str | None = None, to: str | None = None, **known: Any
+    source: str | Path, out: str | Path, *, kind: str | None = None, to: str | None = None, **settings: Any
 ) -> str:
-    """Published weights -> our file, or with ``to`` back to a published layout. Returns a line to print."""
+    """Write weights in maemm's format, or in the published layout ``to``. Returns a line of text for people.
+
+    ``kind``: the checkpoint format of ``source``; None: recognise it. ``settings``: what the weights do not record,
+    see :func:`maemm.load`. Raises :class:`MaemmError`.
+    """
     out = Path(out)
     if out.exists():
         raise MaemmError(f"{out} exists; choose another name or remove it")
-    layout = None if to is None else registry.find("weights", to)()  # a wrong name is told before minutes of reading
-    model = load(source, kind, **known)
-    if layout is None:
-        write_whole(out, lambda file: save(model, file), "the weights")
-        return f"{source} ({model.kind or 'maemm'}) -> {out}: {len(model.state_dict())} tensors, maemm format"
-    state = layout.write(model, model.extras)
-    write_whole(out, lambda file: _save_layout(state, file, out.suffix), "the weights")
-    return f"{source} ({model.kind or 'maemm'}) -> {out}: {len(state)} tensors, layout {to!r}"
+    # Found before the weights are read: a wrong name is reported at once.
+    layout = None if to is None else registry.find("weights", to)()
+    model = load(source, kind, **settings)
+    state = model.state_dict() if layout is None else layout.write(model, model.extras)
 
+    def write(file: Path) -> None:
+        if layout is None:
+            save(model, file)
+        elif out.suffix == ".safetensors":
+            save_file(unshared({key: value.detach().contiguous() for key, value in state.items()}), file)
+            usual_permissions(file)
+        else:
+            torch.save({"model": state}, file)
 
-def _save_layout(state: dict[str, Tensor], file: Path, suffix: str) -> None:
-    if suffix == ".safetensors":
-        save_file(unshared({key: value.detach().contiguous() for key, value in state.items()}), file)
-        usual_permissions(file)
-    else:
-        torch.save({"model": state}, file)
+    write_whole(out, write, "the weights")
+    form = "maemm format" if layout is None else f"layout {to!r}"
+    return f"{source} ({model.kind or 'maemm'}) -> {out}: {len(state)} tensors, {form}"

@@ -14,27 +14,27 @@ from maemm.ui.parser import Verb, split, verb_parser
 VERB = Verb(
     "data",
     "check | stats DATA [--recipe R] | pack DATA OUT [key=value ...]",
-    "find broken files, sizes, labels, mean and spread; rewrite files to a faster form",
+    "find broken files, sizes, labels, mean and std; rewrite files to a faster form",
 )
 
 ACTIONS = ("check", "stats", "pack")
-INCOMPLETE = 3
+INCOMPLETE = 3  # exit status where files could not be packed
 _SHOWN = 10  # names of unreadable files on the screen
 EPILOG = f"""check reads everything once and lists every sample in DATA.check.csv, broken and repeated ones first; after
-an interruption the same command goes on. stats prints mean and spread alone, as lines for a recipe. Without --recipe,
-the one that fits the endings of the files is taken. key=value changes the recipe: modalities.NAME.size=96
+an interruption the same command resumes. stats prints mean and std alone, as lines for a recipe. Without --recipe, the
+one that fits the endings of the files is taken. key=value changes the recipe: modalities.NAME.size=96
 
-pack rewrites the files of DATA to the folder OUT in a form that is faster to read; what fits their endings is taken,
-or what --as NAME says. key=value are its options: maemm plugins show NAME. Files appear whole or not at all; after an
-interruption the same command goes on. Unreadable files are named, and listed in OUT/bad_samples.jsonl; the exit status
-is then {INCOMPLETE}. Train with data.root=OUT"""
+pack rewrites the files of DATA to the folder OUT in a form that is faster to read: the one that fits their endings, or
+--as NAME. key=value are its options: maemm plugins show NAME. Files appear whole or not at all; after an interruption
+the same command resumes. Unreadable files are named, and listed in OUT/bad_samples.jsonl; the exit status is then
+{INCOMPLETE}. Train with data.root=OUT"""
 
 
 def run(argv: list[str], flags: Namespace) -> int:
-    """Look at a whole data set before training on it, or rewrite it to a faster form."""
+    """Check a whole data set before training on it, or rewrite it to a faster form."""
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("--recipe", metavar="R", help="check, stats: recipe, YAML file or run folder")
-    parser.add_argument("--as", metavar="NAME", dest="packer", help="pack: which form (default: by endings)")
+    parser.add_argument("--as", metavar="NAME", dest="packer", help="pack: the packed form (default: by endings)")
     parser.add_argument("--workers", type=int, help="processes (default: as the recipe says; pack: one per core)")
     parser.add_argument("-o", "--out", metavar="FILE", help="list of check (default: DATA.check.csv)")
     args = parser.parse_intermixed_args(argv)
@@ -53,30 +53,28 @@ def run(argv: list[str], flags: Namespace) -> int:
         raise MaemmError("--as belongs to: maemm data pack")
     if action == "stats" and args.out is not None:
         raise MaemmError("stats writes no file, so -o means nothing; use: maemm data check")
-    return _go(str(action), str(data), args, overrides, flags.json)
+    return _check_or_stats(str(action), data, args, overrides, flags.json)
 
 
-def _go(action: str, data: str, args: Namespace, overrides: list[str], as_json: bool) -> int:
+def _check_or_stats(action: str, data: str, args: Namespace, overrides: list[str], as_json: bool) -> int:
     from maemm.tasks.data.check import data_check, data_stats
     from maemm.ui.progress import progress
 
     options: dict[str, Any] = {"recipe": args.recipe, "workers": args.workers, "overrides": overrides}
-    with progress(f"data {action}") as show:
+    with progress(f"data {action}") as on_progress:
+        options["on_progress"] = on_progress
         if action == "check":
-            found = data_check(
-                data, args.out, on_progress=show, say=lambda line: print(line, file=sys.stderr), **options
-            )
+            checked = data_check(data, args.out, echo=lambda line: print(line, file=sys.stderr), **options)
         else:
-            found = data_stats(data, on_progress=show, **options)
+            checked = data_stats(data, **options)
     if as_json:
-        print(json.dumps(found.as_dict(), indent=2))
+        print(json.dumps(checked.as_dict(), indent=2))
     elif action == "check":
-        print(found)
+        print(checked)
     else:
-        used = found.findings.samples - found.findings.broken
-        print(
-            "\n".join([f"# {used:,} samples of {found.opened.title}, {found.findings.broken:,} broken", *found.yaml()])
-        )
+        broken = checked.findings.broken
+        used = checked.findings.samples - broken
+        print("\n".join([f"# {used:,} samples of {checked.opened.title}, {broken:,} broken", *checked.yaml()]))
     return 0
 
 
@@ -86,19 +84,19 @@ def _pack(data: str | None, out: str | None, args: Namespace, overrides: list[st
     if data is None or out is None:
         raise MaemmError("too few words; write: maemm data pack DATA OUT [key=value ...]")
     if args.recipe is not None:
-        raise MaemmError("pack asks no recipe; choose the form with --as NAME and key=value")
+        raise MaemmError("pack has no recipe; choose the form with --as NAME and key=value")
     from maemm.tasks.data.pack import data_pack
     from maemm.ui.progress import progress
 
     options = {key: reader.value(text, key) for key, _, text in (word.partition("=") for word in overrides)}
-    with progress("data pack", "files") as show:
-        done = data_pack(data, out, args.packer, options, workers=args.workers, on_progress=show)
+    with progress("data pack", "files") as on_progress:
+        packed = data_pack(data, out, args.packer, options, workers=args.workers, on_progress=on_progress)
     if as_json:
-        print(json.dumps(done.as_dict(), indent=2))
+        print(json.dumps(packed.as_dict(), indent=2))
     else:
-        for one in done.bad[:_SHOWN]:
-            print(f"unreadable: {one.id}: {one.reason}", file=sys.stderr)
-        if len(done.bad) > _SHOWN:
-            print(f"unreadable: and {len(done.bad) - _SHOWN:,} others", file=sys.stderr)
-        print(done)
-    return INCOMPLETE if done.bad else 0
+        for bad in packed.bad[:_SHOWN]:
+            print(f"unreadable: {bad.id}: {bad.reason}", file=sys.stderr)
+        if len(packed.bad) > _SHOWN:
+            print(f"unreadable: and {len(packed.bad) - _SHOWN:,} others", file=sys.stderr)
+        print(packed)
+    return INCOMPLETE if packed.bad else 0

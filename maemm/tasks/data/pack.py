@@ -1,4 +1,4 @@
-"""``maemm data pack``: which packer is for somebody's files, and what its options are."""
+"""``maemm data pack``: find the packer for some files, and run it."""
 
 from __future__ import annotations
 
@@ -24,33 +24,30 @@ def data_pack(
 ) -> Packed:
     """Rewrite the files of ``data``, a folder or a file, to the folder ``out``; see :func:`maemm.data.pack.pack`.
 
-    ``packer``: a name of the manifests' role ``packs``; None: the one for files of such endings. ``options`` are that
-    packer's. ``workers``: None: a process per CPU core. Raises :class:`MaemmError`.
+    ``packer``: a name of the role ``packs``; None: the one for files with such endings. ``options``: of that packer.
+    ``workers``: None: a process for each CPU core that this process may use; 0: this process. Raises
+    :class:`MaemmError`.
     """
-    made = open_packer(data, packer, options or {})
-    return pack(data, out, made, workers=_cores() if workers is None else workers, on_progress=on_progress)
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = cores if cores > 1 else 0
+    return pack(data, out, open_packer(data, packer, options or {}), workers=workers, on_progress=on_progress)
 
 
 def open_packer(data: str | os.PathLike, name: str | None, options: Mapping[str, Any]) -> Packer:
     """The packer called ``name``, or the one for ``data``. Raises :class:`MaemmError`."""
-    name = name or _fitting(data)
-    kind = registry.find("packs", name)
-    return kind(**check(kind, options, "pack"))
+    name = name or _packer_for(data)
+    packer = registry.find("packs", name)
+    return packer(**check(packer, options, "pack"))
 
 
-def _fitting(data: str | os.PathLike) -> str:
+def _packer_for(data: str | os.PathLike) -> str:
+    """The only packer of the plugin whose recipe fits the files."""
     recipe, ending = guess(data)
-    for one in registry.all():
-        if one.plugin is None or recipe not in one.plugin.files:
-            continue
-        if len(one.plugin.packs) == 1:
-            return next(iter(one.plugin.packs))
-        break
-    known = ", ".join(registry.names("packs")) or "none"
-    raise MaemmError(f"no packed form is known for {ending or 'these'} files ({data}); choose one with --as: {known}")
-
-
-def _cores() -> int:
-    """Processes for all cores that this one may use; 0, this process, where there is one core."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return count if count > 1 else 0
+    for discovered in registry.all():
+        if discovered.plugin is not None and recipe in discovered.plugin.files:
+            if len(discovered.plugin.packs) == 1:
+                return next(iter(discovered.plugin.packs))
+            break
+    names = ", ".join(registry.names("packs")) or "none"
+    raise MaemmError(f"there is no packer for {ending or 'these'} files ({data}); choose one with --as: {names}")

@@ -1,14 +1,14 @@
-"""``maemm data check``: read everything once, note what is there, and lose nothing when interrupted.
+"""Read every sample of a data set once, and keep what was read, so that an interrupted scan resumes.
 
-What was seen is appended to a state file, a line of JSON for each sample in the order of the source. The same check
-started again goes on behind its last whole line, so that an interrupted check ends like one that was not.
+The rows of a scan are appended to a state file, a line of JSON for each sample in the order of the source. The same
+scan started again resumes after the last whole line, so that an interrupted scan ends like an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ from maemm.data.workers import Failure, WorkerLost, Workers
 from maemm.tasks._shared.sample_facts import Looker, Row
 
 VERSION = 1  # of the state file
-CHUNK = 8  # samples that a worker takes at a time, and at most as many per worker are read twice after a kill
+CHUNK = 8  # samples of a task; after a worker died, at most so many for each worker are read again
 
 
-def look_at(
+def scan_rows(
     source: Source,
     modalities: Mapping[str, Modality],
     *,
@@ -34,12 +34,11 @@ def look_at(
     workers: int = 0,
     timeout: float = 600,
     on_progress: Progress | None = None,
-) -> Iterator[list[Row]]:
-    """Rows (see :class:`~maemm.tasks._shared.sample_facts.Looker`) of the samples from ``start`` on, in order, some at
-    a time.
+) -> Generator[list[Row], None, None]:
+    """Lists of rows (see :class:`~maemm.tasks._shared.sample_facts.Looker`) of the samples from ``start`` on, in order.
 
-    A sample over which a worker dies, or takes longer than ``timeout`` seconds, gets that as its reason. Raises
-    :class:`MaemmError` where a worker is lost between two samples.
+    A sample that kills its worker, or takes longer than ``timeout`` seconds, has that as its reason for being bad.
+    Raises :class:`MaemmError` where a worker is lost between two samples.
     """
     total, looker = len(source), Looker(source, modalities)
     while start < total:
@@ -56,7 +55,7 @@ def look_at(
             looker.lost[error.index] = error.reason
 
 
-def _chunks(looker: Looker, start: int, total: int, workers: int, timeout: float) -> Iterator[list[Row]]:
+def _chunks(looker: Looker, start: int, total: int, workers: int, timeout: float) -> Generator[list[Row], None, None]:
     tasks = ((first, min(first + CHUNK, total)) for first in range(start, total, CHUNK))
     if not workers:
         for task in tasks:
@@ -64,8 +63,7 @@ def _chunks(looker: Looker, start: int, total: int, workers: int, timeout: float
                 rows = looker(task)
             yield rows
         return
-    name = partial(name_of, looker.source)
-    pool = Workers(looker, tasks, workers, prefetch=2, timeout=timeout, name_of=name)
+    pool = Workers(looker, tasks, workers, prefetch=2, timeout=timeout, name_of=partial(name_of, looker.source))
     try:
         while (rows := pool.next()) is not None:
             if isinstance(rows, Failure):
@@ -75,99 +73,102 @@ def _chunks(looker: Looker, start: int, total: int, workers: int, timeout: float
         pool.close()
 
 
-class State:
-    """The rows of a check in a file of JSON lines, below a header that says which check it is."""
+class ScanState:
+    """The rows of a scan in a file of JSON lines, after a header that identifies the scan.
+
+    A file of the same scan is continued: what follows its last whole row is cut off. A file of another scan is
+    replaced. Raises :class:`MaemmError` where the file cannot be written.
+    """
 
     def __init__(self, path: str | os.PathLike, header: Mapping[str, Any]):
         self.path, self.header = Path(path), {"version": VERSION, **header}
-        self.done = 0  # rows that are there already
-        self.began_anew = False  # there was one of another check
-        self._open()
+        self.count = 0  # rows in the file
+        self.replaced = False  # there was a file of another scan
+        try:
+            end = self._count_rows()
+            if end:
+                os.truncate(self.path, end)
+            else:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.write_text(json.dumps(self.header) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise MaemmError(
+                f"cannot write the state of the check ({self.path}: {error.strerror}); choose another folder with -o"
+            ) from error
+
+    def _count_rows(self) -> int:
+        """Set ``count``; -> bytes of the header and the whole rows, 0 where there is no file of this scan."""
+        if not self.path.exists():
+            return 0
+        with self.path.open("rb") as file:
+            header = file.readline()
+            if _parse_line(header) != json.loads(json.dumps(self.header)):
+                self.replaced = True
+                return 0
+            end = len(header)
+            for line in file:
+                if _parse_line(line) is None:
+                    break
+                end += len(line)
+                self.count += 1
+        return end
 
     def add(self, rows: list[Row]) -> None:
-        """Append rows; they survive the process, whatever ends it."""
-        self._write("".join(json.dumps(row) + "\n" for row in rows))
-        self.done += len(rows)
+        """Append rows; they survive the end of this process."""
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(row) + "\n" for row in rows))
+        except OSError as error:
+            raise MaemmError(
+                f"cannot write the state of the check ({self.path}: {error.strerror}); free some space there"
+            ) from error
+        self.count += len(rows)
 
     def rows(self) -> Iterator[Row]:
-        """All rows from the first on."""
+        """All rows from the first on, read from the file."""
         with self.path.open(encoding="utf-8") as file:
             next(file)
             yield from map(json.loads, file)
 
     def remove(self) -> None:
-        """Delete the file: the check is complete."""
+        """Delete the file, once the scan is complete."""
         self.path.unlink(missing_ok=True)
 
-    def _open(self) -> None:
-        """Count the whole rows of an interrupted check and cut off what follows them, or begin anew."""
-        try:
-            end = self._counted()
-            if end:
-                os.truncate(self.path, end)
-                return
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.header) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise MaemmError(
-                f"cannot write what was seen ({self.path}: {error.strerror}); choose another place with -o"
-            ) from error
 
-    def _counted(self) -> int:
-        """Bytes of the header and the whole rows; 0 where there is no state of this check."""
-        if not self.path.exists():
-            return 0
-        with self.path.open("rb") as file:
-            header = file.readline()
-            if _object(header) != json.loads(json.dumps(self.header)):
-                self.began_anew = True
-                return 0
-            end = len(header)
-            for line in file:
-                if _object(line) is None:
-                    break
-                end += len(line)
-                self.done += 1
-        return end
-
-    def _write(self, text: str) -> None:
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        except OSError as error:
-            raise MaemmError(f"cannot write what was seen ({self.path}: {error.strerror}); make room there") from error
-
-
-def _object(line: bytes) -> dict[str, Any] | None:
-    """A whole line of JSON as an object; None for anything else."""
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """A whole line of JSON that is an object; None for anything else."""
     try:
-        found = json.loads(line) if line.endswith(b"\n") else None
+        value = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def run(
+def complete(
+    state: ScanState,
     source: Source,
     modalities: Mapping[str, Modality],
-    state: State,
     *,
     workers: int = 0,
     timeout: float = 600,
     on_progress: Progress | None = None,
-    say: Callable[[str], Any] = print,
+    echo: Callable[[str], Any] = print,
 ) -> None:
-    """Look at all samples that ``state`` does not hold yet."""
+    """Read all samples that ``state`` does not hold yet, and add them; see :func:`scan_rows`.
+
+    ``echo`` gets a line where an earlier scan is resumed or replaced. Raises :class:`MaemmError` for a source without
+    samples, and where another process wrote to the same file.
+    """
     total = len(source)
     if not total:
         raise MaemmError("there are no samples (data.root); give a data set that is not empty")
-    if state.began_anew:
-        say(f"beginning anew: {state.path} belongs to other data, or to another recipe")
-    elif state.done:
-        say(f"going on behind {state.done:,} samples that were seen before")
-    seen = look_at(source, modalities, start=state.done, workers=workers, timeout=timeout, on_progress=on_progress)
-    with closing(seen):
-        for rows in seen:
+    if state.replaced:
+        echo(f"starting again: {state.path} belongs to other data, or to another recipe")
+    elif state.count:
+        echo(f"resuming after {state.count:,} samples that were read before")
+    lists = scan_rows(source, modalities, start=state.count, workers=workers, timeout=timeout, on_progress=on_progress)
+    with closing(lists):
+        for rows in lists:
             state.add(rows)
     if sum(1 for _ in state.rows()) != total:
         raise MaemmError(f"two checks wrote to one file ({state.path}); remove it and run one of them")

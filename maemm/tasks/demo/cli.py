@@ -16,12 +16,12 @@ def run(argv: list[str], flags: Namespace) -> int:
     """Pre-train a small model on the sample set of each plugin and write one page."""
     args = verb_parser(VERB, "The default of FOLDER is runs/demo.").parse_intermixed_args(argv)
     _, overrides = split(args.words, 0, 0, VERB.usage)
-    given = values(overrides, args)
-    for key in given.keys() - {"out"}:
+    options = values(overrides, args)
+    for key in options.keys() - {"out"}:
         raise MaemmError(f"unknown key {key!r}; {advice(key, ['out'])}")
     from maemm.tasks.demo.run import demo
 
-    page = demo(Path(str(given.get("out", "runs/demo"))))
+    page = demo(Path(str(options.get("out", "runs/demo"))))
     if flags.json:
         print(json.dumps({"page": str(page)}))
     return 0

@@ -1,1 +1,1 @@
-"""``maemm diagnose``: what a model has learned, in figures and pictures, beside the same network untrained."""
+"""``maemm diagnose``: what a model has learned, in metrics and pictures, beside the same network untrained."""

@@ -1,9 +1,13 @@
-"""Where each head looks: mean distance and entropy of attention, recomputed beside an ordinary forward pass."""
+"""Where each head attends: mean distance and entropy of its attention weights, and their picture.
+
+The weights are computed again from the inputs of the layers, beside an ordinary forward pass.
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,112 +19,122 @@ from torch import Tensor, nn
 from maemm.contract import Preprocessed
 from maemm.model.model import Model
 
+_COLOURS = ("#0f6fb5", "#b4572a")  # of the networks in the picture
+_ATTRIBUTES = ("qkv", "num_heads", "scale", "q_norm", "k_norm")  # of timm's attention, and of layers like it
+
 
 @dataclass
 class Attention:
-    """Of one modality, over the samples seen; layers in the order in which the forward pass meets them."""
+    """Means over samples for one modality. Layers are in the order in which the forward pass runs them."""
 
     layers: list[str] = field(default_factory=list)  # names of the attention layers
     distance: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (layers, heads) in token coordinates
     entropy: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))  # (layers, heads) nats
-    even_distance: float = math.nan  # of a head that looks everywhere alike
+    even_distance: float = math.nan  # of uniform attention
     even_entropy: float = math.nan
-    note: str = ""  # why there is nothing
+    note: str = ""  # why there are no values
 
 
-class AttentionOver:
-    """Adds up over batches. ``add`` per batch of one modality, then ``found``."""
+class AttentionStatistics:
+    """Accumulates attention over batches of one modality: ``add`` each, then ``result``."""
 
     def __init__(self, model: Model, name: str):
         self.model, self.name = model, name
-        own = getattr(model.encoder, "prefix", None)
-        self.prefix = 0 if own is None else own.shape[1]
-        self.sums: dict[str, Tensor] = {}  # (2, heads) distance and entropy
+        prefix = getattr(model.encoder, "prefix", None)
+        self.prefix = 0 if prefix is None else prefix.shape[1]
+        self.sums: dict[str, Tensor] = {}  # {layer: (2, heads) distance and entropy}
         self.even = np.zeros(2)
         self.samples = 0
 
     def add(self, preprocessed: Preprocessed) -> None:
-        """Runs the encoder on this modality alone, nothing hidden: a sequence then is [prefix, its tokens]."""
+        """Run the encoder on this modality alone with all tokens visible: a sequence is [prefix, tokens]."""
         inputs = self.model.everything({self.name: preprocessed})
-        one = inputs[self.name]
-        places = one.tokens.gather_coords(one.plan.visible).float()  # (B, N, A)
-        valid = one.plan.visible_valid
-        with recording(self.model.encoder, lambda title, *seen: self._take(title, places, valid, *seen)):
+        tokens, plan = inputs[self.name].tokens, inputs[self.name].plan
+        coords = tokens.gather_coords(plan.visible).float()  # (B, N, A)
+        valid = plan.visible_valid
+
+        def add_layer(layer: str, weights: Tensor, row: int) -> None:
+            self._add_layer(layer, weights, coords[row], None if valid is None else valid[row])
+
+        with recording(self.model.encoder, add_layer):
             self.model.encoder(inputs, self.model.modalities)
-        self._add_even(places, valid)
-
-    def _take(self, title: str, places: Tensor, valid: Tensor | None, weights: Tensor, row: int) -> None:
-        """``weights`` (heads, L, L) of one sample."""
-        count = places.shape[1]
-        prefix = weights.shape[-1] - count
-        if prefix not in (0, self.prefix):  # another sequence than the class tokens and these tokens
-            return
-        mine = slice(None) if valid is None else valid[row].nonzero()[:, 0]
-        if valid is not None and not len(mine):
-            return
-        seen = weights[:, prefix:][:, mine]  # queries: tokens alone
-        entropy = torch.special.entr(seen).sum(-1).mean(-1)
-        to_tokens = seen[..., prefix:][..., mine]
-        apart = torch.cdist(places[row][mine], places[row][mine])
-        total = to_tokens.sum(-1).clamp(min=1e-12)
-        distance = ((to_tokens * apart).sum(-1) / total).mean(-1)
-        figures = torch.stack([distance, entropy]).double()
-        self.sums[title] = self.sums.get(title, 0) + figures
-
-    def _add_even(self, places: Tensor, valid: Tensor | None) -> None:
-        for row, place in enumerate(places):
-            place = place if valid is None else place[valid[row]]
-            if len(place):
-                self.even += [float(torch.cdist(place, place).mean()), math.log(len(place) + self.prefix)]
+        for row in range(len(coords)):
+            points = coords[row] if valid is None else coords[row][valid[row]]
+            if len(points):
+                self.even += [float(torch.cdist(points, points).mean()), math.log(len(points) + self.prefix)]
                 self.samples += 1
 
-    def found(self) -> Attention:
+    def _add_layer(self, layer: str, weights: Tensor, coords: Tensor, valid: Tensor | None) -> None:
+        """One sample: ``weights`` (heads, L, L), ``coords`` (N, A), ``valid`` (N,)."""
+        prefix = weights.shape[-1] - len(coords)
+        if prefix not in (0, self.prefix):  # another sequence than the class tokens and these tokens
+            return
+        rows: slice | Tensor = slice(None)
+        if valid is not None:
+            rows = valid.nonzero()[:, 0]
+            if not len(rows):
+                return
+        from_tokens = weights[:, prefix:][:, rows]  # queries are tokens, keys are tokens and the prefix
+        entropy = torch.special.entr(from_tokens).sum(-1).mean(-1)
+        to_tokens = from_tokens[..., prefix:][..., rows]
+        distances = torch.cdist(coords[rows], coords[rows])
+        total = to_tokens.sum(-1).clamp(min=1e-12)
+        distance = ((to_tokens * distances).sum(-1) / total).mean(-1)
+        both = torch.stack([distance, entropy]).double()
+        self.sums[layer] = self.sums.get(layer, 0) + both
+
+    def result(self) -> Attention:
+        """The means; without values where the encoder has no such layers."""
         if not self.sums or not self.samples:
-            return Attention(note="no attention to show: this encoder has no attention layers of the usual kind")
-        heads = {len(one[0]) for one in self.sums.values()}
-        width = max(heads)
-        rows = {
-            title: np.pad(one.cpu().numpy() / self.samples, ((0, 0), (0, width - one.shape[1])), constant_values=np.nan)
-            for title, one in self.sums.items()
-        }
+            return Attention(note="no attention to show: this encoder has no attention layers that can be read")
+        width = max(both.shape[1] for both in self.sums.values())
+        means = [
+            np.pad(both.cpu().numpy() / self.samples, ((0, 0), (0, width - both.shape[1])), constant_values=np.nan)
+            for both in self.sums.values()
+        ]
+        distance, entropy = np.stack(means, 1)
         even = self.even / self.samples
-        stacked = np.stack(list(rows.values()), 1)
-        return Attention(list(rows), stacked[0], stacked[1], float(even[0]), float(even[1]))
+        return Attention(list(self.sums), distance, entropy, float(even[0]), float(even[1]))
 
 
 # ------------------------------------------------------------------------------------------------ the hooks
 @contextmanager
-def recording(encoder: nn.Module, take: Any) -> Iterator[None]:
-    """``take(title, weights (heads, L, L), row)`` for every sample and attention layer of the passes inside.
+def recording(encoder: nn.Module, record: Callable[[str, Tensor, int], None]) -> Iterator[None]:
+    """Call ``record(layer, weights (heads, L, L), row)`` for each sample and attention layer of the passes inside.
 
-    The layers run as ever; their weights are computed again from their inputs. A layer that runs twice in a pass has
-    two titles.
+    A layer that runs twice in a pass gets a second name.
     """
-    met: dict[str, int] = {}
-    layers = {name: one for name, one in encoder.named_modules() if _readable(one)}
+    runs: dict[str, int] = {}
 
-    def hook(name: str) -> Any:
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-            met[name] = met.get(name, 0) + 1
-            title = name if met[name] == 1 else f"{name} ({met[name]})"
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any]], None]:
+        def before_forward(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            runs[name] = runs.get(name, 0) + 1
+            layer = name if runs[name] == 1 else f"{name} ({runs[name]})"
             mask = kwargs.get("attn_mask", args[1] if len(args) > 1 else None)
-            for row in range(len(args[0])):  # one at a time: all samples' weights would not fit
-                take(title, weights_of(module, args[0][row : row + 1], _row(mask, row))[0], row)
+            for row in range(len(args[0])):  # sample by sample: the weights of a batch would not fit into memory
+                own_mask = mask if mask is None or mask.shape[0] == 1 else mask[row : row + 1]
+                record(layer, weights_of(module, args[0][row : row + 1], own_mask)[0], row)
 
-        return look
+        return before_forward
 
-    handles = [one.register_forward_pre_hook(hook(name), with_kwargs=True) for name, one in layers.items()]
+    handles = [
+        module.register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name, module in encoder.named_modules()
+        if all(hasattr(module, attribute) for attribute in _ATTRIBUTES) and isinstance(module.qkv, nn.Module)
+    ]
     try:
         yield
     finally:
-        for one in handles:
-            one.remove()
+        for handle in handles:
+            handle.remove()
 
 
-def weights_of(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Weights (B, heads, L, L) of timm's attention for its input (B, L, D); ``mask``: True where keys are seen."""
-    heads = layer.num_heads
-    q, k, _ = layer.qkv(x).float().unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+def weights_of(layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention weights (B, heads, L, L) of a layer like timm's ``Attention`` for its input (B, L, D).
+
+    ``mask``: bool, True where keys are attended to, or added to the scores.
+    """
+    q, k, _ = layer.qkv(x).float().unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = layer.q_norm(q), layer.k_norm(k)
     scores = q @ k.transpose(-2, -1) * layer.scale
     if mask is not None:
@@ -128,11 +142,40 @@ def weights_of(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     return scores.softmax(-1).nan_to_num(0.0)
 
 
-def _readable(module: nn.Module) -> bool:
-    """timm's attention, and what looks like it."""
-    wanted = ("qkv", "num_heads", "scale", "q_norm", "k_norm")
-    return all(hasattr(module, one) for one in wanted) and isinstance(module.qkv, nn.Module)
+# ------------------------------------------------------------------------------------------------ the picture
+def draw_attention(attention: Mapping[str, Attention]) -> bytes:
+    """A PNG with two panels, distance and entropy of each head by layer. {network: its attention}, the first in front.
+
+    Networks must have the same layers.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.6, 3.4), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    first = next(iter(attention.values()))
+    distances = {network: result.distance for network, result in attention.items()}
+    entropies = {network: result.entropy for network, result in attention.items()}
+    _draw_panel(left, distances, first.even_distance, first.layers, "distance of attention")
+    _draw_panel(right, entropies, first.even_entropy, first.layers, "entropy of attention, nats")
+    left.legend(frameon=False, fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", metadata={"Software": None})  # the same bytes for the same picture
+    return file.getvalue()
 
 
-def _row(mask: Tensor | None, row: int) -> Tensor | None:
-    return None if mask is None else mask[row : row + 1] if mask.shape[0] > 1 else mask
+def _draw_panel(axes: Any, networks: Mapping[str, np.ndarray], even: float, layers: list[str], title: str) -> None:
+    """A dot for each head of {network: (layers, heads)}, and a line for uniform attention."""
+    for number, (network, values) in reversed(list(enumerate(networks.items()))):
+        x = np.repeat(np.arange(len(values)), values.shape[1]) + 0.12 * number
+        colour = _COLOURS[number % len(_COLOURS)]
+        axes.plot(x, values.ravel(), "o", color=colour, markersize=4, alpha=0.75, label=network, markeredgewidth=0)
+    axes.axhline(even, color="#8a8f94", linestyle=":", linewidth=1.2, label="uniform attention")
+    axes.set_ylim(0, 1.1 * max(even, *(float(np.nanmax(values)) for values in networks.values())))
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.grid(axis="y", color="#e2e0db", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    names = [layer.replace(".attn", "").removeprefix("blocks.") for layer in layers]
+    axes.set_xticks(range(len(layers)), names, fontsize=8)
+    if not all(name.isdigit() for name in names):
+        axes.tick_params(axis="x", rotation=60)
+    axes.set_xlabel("block", fontsize=9)

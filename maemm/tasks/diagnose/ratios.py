@@ -1,4 +1,4 @@
-"""The loss at other shares of hidden tokens than the model was trained with."""
+"""The loss at other mask ratios than the model was trained with."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from maemm import registry
 from maemm.config.options import options_of
@@ -24,88 +25,94 @@ RATIOS = (0.1, 0.25, 0.5, 0.6, 0.75, 0.85, 0.9, 0.95)
 
 @dataclass
 class Losses:
-    """Mean loss of a counted token by modality and ratio; NaN where a ratio leaves nothing to see or to predict."""
+    """Mean loss of a token, by modality and ratio; NaN where a ratio leaves no visible token, or none to predict."""
 
     ratios: list[float] = field(default_factory=list)
     loss: dict[str, list[float]] = field(default_factory=dict)
-    mean_predictor: dict[str, list[float]] = field(default_factory=dict)  # of answering the mean target of a batch
+    mean_predictor: dict[str, list[float]] = field(default_factory=dict)  # of predicting the mean target of a batch
     note: str = ""
 
 
-class LossesOver:
-    """Adds up over batches."""
+class LossesByRatio:
+    """Accumulates losses over batches: ``add`` each, then ``result``."""
 
     def __init__(self, model: Model, ratios: Sequence[float], seed: int = 0):
         self.model, self.ratios, self.seed, self.note = model, list(ratios), seed, ""
         self.maskings: dict[float, Masking] = {}
-        self.sums: dict[tuple[str, float], torch.Tensor] = {}  # loss, mean predictor, count
+        self.sums: dict[tuple[str, float], Tensor] = {}  # (3,) loss, loss of the mean predictor, count
         try:
             if model.decoder is None:
                 raise MaemmError("these weights hold an encoder only")
             self.maskings = {ratio: build_masking(with_ratio(model.recipe, ratio)) for ratio in self.ratios}
         except MaemmError as error:
-            self.note = f"no loss by share of hidden tokens: {error}"
+            self.note = f"no loss by mask ratio: {error}"
 
     def add(self, batch: Mapping[str, Preprocessed], rows: Sequence[int]) -> None:
-        """``rows``: indices of the samples, which their masks depend on."""
+        """``rows``: indices of the samples in their source, from which their masks are drawn."""
         for ratio, masking in self.maskings.items():
             rng = PerSampleRng([(self.seed, "ratio", row) for row in rows], (self.seed, "ratio"))
             try:
-                with _masked_by(self.model, masking):
-                    inputs = self.model.plan(dict(batch), rng)
-                    if not all(one.plan.visible.shape[1] and one.plan.predict.shape[1] for one in inputs.values()):
+                with _masking_replaced(self.model, masking):
+                    plan_inputs = self.model.plan(dict(batch), rng)
+                    plans = [inputs.plan for inputs in plan_inputs.values()]
+                    if not all(plan.visible.shape[1] and plan.predict.shape[1] for plan in plans):
                         continue
-                    out = self.model.predict(inputs)
-            except MaemmError as error:  # the target's normalisation is not known, no plan for this ratio
-                self.note = f"no loss at {ratio:g} hidden: {error}"
+                    output = self.model.predict(plan_inputs)
+            except MaemmError as error:  # the target's normalisation is not recorded, or no plan has this ratio
+                self.note = f"no loss at mask ratio {ratio:g}: {error}"
                 continue
-            for name in out.loss:
-                figures = _figures(self.model, out, name)
-                self.sums[name, ratio] = self.sums.get((name, ratio), 0) + figures
+            for name in output.loss:
+                sums = _sums(self.model, output, name)
+                self.sums[name, ratio] = self.sums.get((name, ratio), 0) + sums
 
-    def found(self) -> Losses:
-        names = list(dict.fromkeys(name for name, _ in self.sums))
-        found = Losses(self.ratios, note=self.note)
-        for name in names:
-            rows = [self.sums.get((name, ratio)) for ratio in self.ratios]
-            for place, into in ((0, found.loss), (1, found.mean_predictor)):
-                into[name] = [float("nan") if one is None else float(one[place] / one[2]) for one in rows]
-        return found
+    def result(self) -> Losses:
+        """The mean losses."""
+        losses = Losses(self.ratios, note=self.note)
+        for name in dict.fromkeys(name for name, _ in self.sums):
+            sums = [self.sums.get((name, ratio)) for ratio in self.ratios]
+            for i, means in ((0, losses.loss), (1, losses.mean_predictor)):
+                means[name] = [float("nan") if x is None else float(x[i] / x[2]) for x in sums]
+        return losses
 
 
-def _figures(model: Model, out: Output, name: str) -> torch.Tensor:
-    """(3,) sums of the loss and of the loss of predicting the batch's mean target, and the count."""
-    counted, target = out.plans[name].counted.double(), out.target[name]
+def _sums(model: Model, output: Output, name: str) -> Tensor:
+    """(3,) sums of the loss and of the loss of predicting the batch's mean target, and the count, in float64."""
+    plan, target = output.plans[name], output.target[name]
+    counted = plan.counted.double()
     mean = (target * counted[..., None].float()).sum((0, 1), keepdim=True) / counted.sum().clamp(min=1e-12).float()
-    simple = model.modalities[name].loss(mean.expand_as(target), target)
-    both = [(one.double() * counted).sum() for one in (out.loss[name], simple)]
-    return torch.stack([*both, counted.sum()]).cpu()
+    mean_loss = model.modalities[name].loss(mean.expand_as(target), target)
+    sums = [(loss.double() * counted).sum() for loss in (output.loss[name], mean_loss)]
+    return torch.stack([*sums, counted.sum()]).cpu()
 
 
 def with_ratio(recipe: Mapping[str, Any], ratio: float) -> dict[str, Any]:
-    """The recipe with this ratio in every masking. Raises :class:`MaemmError` for one that has no such option."""
-    recipe = copy.deepcopy(dict(recipe))
-    if recipe.get("masking"):
-        recipe["masking"] = _at(recipe["masking"], ratio)
-        return recipe
-    for spec in recipe["modalities"].values():
-        shared = recipe["modalities"].get(spec.get("same_as", ""), {})
-        spec["masking"] = _at(spec.get("masking") or shared.get("masking") or "random", ratio)
-    return recipe
+    """A copy of the recipe with this ratio in every masking.
+
+    Raises :class:`MaemmError` for a masking that has no option ``ratio``.
+    """
+    changed = copy.deepcopy(dict(recipe))
+    if changed.get("masking"):
+        changed["masking"] = _spec_with_ratio(changed["masking"], ratio)
+        return changed
+    for spec in changed["modalities"].values():
+        shared = changed["modalities"].get(spec.get("same_as", ""), {})
+        spec["masking"] = _spec_with_ratio(spec.get("masking") or shared.get("masking") or "random", ratio)
+    return changed
 
 
-def _at(spec: Any, ratio: float) -> dict[str, Any]:
+def _spec_with_ratio(spec: Any, ratio: float) -> dict[str, Any]:
     name, options = part_of(spec)
-    known = options_of(registry.find("maskings", name))
-    if "ratio" in known:
+    accepted = options_of(registry.find("maskings", name))
+    if "ratio" in accepted:
         return {"type": name, **options, "ratio": ratio}
-    if "masking" in known:  # one around another
-        return {"type": name, **options, "masking": _at(options.get("masking", known["masking"].default), ratio)}
+    if "masking" in accepted:  # a masking that wraps another one
+        inner = options.get("masking", accepted["masking"].default)
+        return {"type": name, **options, "masking": _spec_with_ratio(inner, ratio)}
     raise MaemmError(f"masking {name!r} has no option ratio")
 
 
 @contextmanager
-def _masked_by(model: Model, masking: Masking) -> Iterator[None]:
+def _masking_replaced(model: Model, masking: Masking) -> Iterator[None]:
     before = model.masking
     model.masking = masking
     try:

@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.tasks._shared.words import EPILOG, add_subject_flags, subject
+from maemm.tasks._shared.cli_options import EPILOG, add_embedding_flags, embedding_options
 from maemm.ui.parser import Verb, split, verb_parser
 
 VERB = Verb("embed", "RUN_OR_WEIGHTS [DATA] -o FILE", "features of every sample in one file, with ids and labels")
@@ -17,19 +17,19 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("-o", "--out", metavar="FILE", help="file to write: .npz, .safetensors or .parquet")
     parser.add_argument("--tokens", action="store_true", help="features of every token")
-    add_subject_flags(parser)
+    add_embedding_flags(parser)
     args = parser.parse_intermixed_args(argv)
-    (what, data), overrides = split(args.words, 1, 2, VERB.usage)
+    (weights, data), overrides = split(args.words, 1, 2, VERB.usage)
     if args.out is None:
         raise MaemmError("no file to write is given; add -o features.npz (or .safetensors, .parquet)")
     from maemm.tasks.embed.run import embed
     from maemm.ui.progress import progress
 
-    options = {**subject(args, overrides), "tokens": args.tokens}
+    options = {**embedding_options(args, overrides), "tokens": args.tokens}
     with progress("embed") as show:
-        made = embed(str(what), data, args.out, on_progress=show, **options)
-    shapes = {name: list(shape) for name, shape in made.shapes.items()}
-    skipped = len(made.skipped)
-    about = {"file": str(made.path), "embeddings": made.count, "features": shapes, "skipped": skipped}
-    print(json.dumps(about) if flags.json else made)
+        embedded = embed(str(weights), data, args.out, on_progress=show, **options)
+    shapes = {name: list(shape) for name, shape in embedded.shapes.items()}
+    skipped = len(embedded.skipped)
+    about = {"file": str(embedded.path), "embeddings": embedded.count, "features": shapes, "skipped": skipped}
+    print(json.dumps(about) if flags.json else embedded)
     return 0

@@ -1,4 +1,4 @@
-"""``maemm embed``: features of a whole data set in one file, written in chunks so that an interrupted pass goes on."""
+"""``maemm embed``: features of a whole data set in one file, written in chunks so that an interrupted pass resumes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample
 from maemm.data.single_pass import Progress
 from maemm.data.subset import Subset
-from maemm.model.model import Model
 from maemm.tasks._shared import feature_files as files
-from maemm.tasks._shared.features import Features, check_any, embedder, join, pieces
+from maemm.tasks._shared.embedding import embed_batches, embedder
+from maemm.tasks._shared.features import Features, check_any, join
 from maemm.tasks._shared.inputs import Weights, data_config, data_stamp, open_data, open_model, weights_stamp
 
 CHUNK_ROWS, CHUNK_BYTES, CHUNK_S = 8192, 1 << 26, 60.0  # a chunk ends at whichever comes first
@@ -35,7 +35,7 @@ class Embedded:
     count: int
     shapes: dict[str, tuple[int, ...]]  # by modality, of one sample
     skipped: list[BadSample]
-    resumed: int  # samples that an interrupted pass had done
+    resumed: int  # samples that an interrupted call had done
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{name} {' x '.join(map(str, shape))}" for name, shape in self.shapes.items())
@@ -45,7 +45,7 @@ class Embedded:
 
 
 def embed(
-    what: Weights,
+    weights: Weights,
     data: str | os.PathLike | None,
     out: str | os.PathLike,
     *,
@@ -58,71 +58,78 @@ def embed(
     source: Any = None,
     list: str | os.PathLike | None = None,
     on_progress: Progress | None = None,
-    **known: Any,
+    **settings: Any,
 ) -> Embedded:
     """Features of all samples of ``data`` -> ``out``, a .npz, .safetensors or .parquet file with ids and labels.
 
-    ``what``: a run or checkpoint folder, a weights file, or a model. ``data`` None: the data of its recipe. ``pool``,
-    ``norm``, ``layers``, ``tokens``: see :meth:`Model.embed`. ``source``, ``list``, ``workers``: in place of those in
-    the recipe's ``data``. ``known`` goes to :func:`maemm.load`. Called again after an interrupt it goes on. Raises
-    :class:`MaemmError`; samples that cannot be read are left out and listed beside ``out``.
+    ``weights``: a run or checkpoint folder, a weights file, or a model. ``data`` None: the data of its recipe.
+    ``pool``, ``norm``, ``layers``, ``tokens``: see :meth:`Model.embed`. ``source``, ``list``, ``workers``: in place of
+    those in the recipe's ``data``. ``settings``: what a checkpoint does not record, see :func:`maemm.load`. The same
+    call after an interrupt resumes. Samples that cannot be read are left out and listed beside ``out``. Raises
+    :class:`MaemmError`.
     """
     out = Path(out)
     files.check_target(out)
-    model = open_model(what, **known)
+    model = open_model(weights, **settings)
     options = {k: v for k, v in (("source", source), ("list", list and str(list))) if v is not None}
     config = data_config(model.recipe, data, **options)
     opened = open_data(model.recipe, data, **options)
-    layers = None if layers is None else [int(one) for one in layers]
-    chosen = {"pool": pool, "norm": norm, "layers": layers, "tokens": tokens}
+    blocks = None if layers is None else [int(block) for block in layers]
+    embed_options: dict[str, Any] = {"pool": pool, "norm": norm, "layers": blocks, "tokens": tokens}
     about = {
         "weights": weights_stamp(model),
         "data": data_stamp(opened, config["root"], config["list"]),
-        **chosen,
+        **embed_options,
     }
-    parts = _Parts(out, about)
-    done = parts.rows
+    stored = _StoredChunks(out, about)
+    done = stored.rows
     rest = Subset(opened, range(done, len(opened)))
-    workers = config["workers"] if workers is None else workers
-    for chunk in _chunks(model, rest, chosen, batch, workers, _behind(done, on_progress)):
-        parts.add(*chunk)
-    return _finish(parts, out, opened, done, about)
 
+    def progress_of_rest(more: int, total: int) -> None:
+        if on_progress is not None:
+            on_progress(done + more, done + total)
 
-def _behind(done: int, on_progress: Progress | None) -> Progress | None:
-    return None if on_progress is None else lambda more, left: on_progress(done + more, done + left)
+    if len(rest):
+        batches = embed_batches(
+            model,
+            rest,
+            embedder(**embed_options),
+            batch=batch,
+            workers=config["workers"] if workers is None else workers,
+            on_progress=progress_of_rest,
+        )
+        for rows, features in _chunks(batches, batch, len(rest)):
+            stored.add(rows, features)
+    return _finish(stored, out, opened, done, about)
 
 
 def _chunks(
-    model: Model, source: Source, chosen: dict[str, Any], batch: int, workers: int, on_progress: Progress | None
+    batches: Iterator[dict[str, Features]], batch: int, total: int
 ) -> Iterator[tuple[int, dict[str, Features]]]:
-    """(rows of the source, their features). What is at hand when an interrupt comes is a chunk too."""
-    held: list[dict[str, Features]] = []
+    """(samples read so far, features since the chunk before). On an interrupt what is there is a chunk, too."""
+    pending: list[dict[str, Features]] = []
     rows, size, began = 0, 0, time.monotonic()
-    if not len(source):
-        return
-    found = pieces(model, source, embedder(**chosen), batch=batch, workers=workers, on_progress=on_progress)
-    interrupted: BaseException | None = None
+    interrupt: BaseException | None = None
     while True:
         try:
-            piece = next(found, None)
+            features = next(batches, None)
         except (KeyboardInterrupt, MaemmError) as error:
-            piece, interrupted = None, error
-        if piece is not None:
-            held.append(piece)
-            rows += min(batch, len(source) - rows)
-            size += sum(one.x.nbytes for one in piece.values())
-        full = len(held) * batch >= CHUNK_ROWS or size >= CHUNK_BYTES or time.monotonic() - began >= CHUNK_S
-        if held and (full or piece is None):
-            yield rows, join(held)
-            held, size, began = [], 0, time.monotonic()
-        if interrupted is not None:
-            raise interrupted
-        if piece is None:
+            features, interrupt = None, error
+        if features is not None:
+            pending.append(features)
+            rows += min(batch, total - rows)
+            size += sum(part.x.nbytes for part in features.values())
+        full = len(pending) * batch >= CHUNK_ROWS or size >= CHUNK_BYTES or time.monotonic() - began >= CHUNK_S
+        if pending and (full or features is None):
+            yield rows, join(pending)
+            pending, size, began = [], 0, time.monotonic()
+        if interrupt is not None:
+            raise interrupt
+        if features is None:
             return
 
 
-class _Parts:
+class _StoredChunks:
     """The chunks of an unfinished file, in a folder beside it."""
 
     def __init__(self, out: Path, about: dict[str, Any]):
@@ -136,7 +143,7 @@ class _Parts:
             )
         for path in self.folder.glob("*.tmp"):
             path.unlink()
-        self.first = self.rows  # rows that were there at the start: numbers in chunks count from here
+        self.first = self.rows  # samples that were done at the start: the new chunks count from here
 
     @property
     def paths(self) -> list[Path]:
@@ -144,35 +151,35 @@ class _Parts:
 
     @property
     def rows(self) -> int:
-        """How many rows of the source are done."""
+        """How many samples of the source are done."""
         return max((int(path.stem.split("-")[1]) for path in self.paths), default=0)
 
-    def add(self, rows: int, found: dict[str, Features]) -> None:
-        """Store a chunk whose last row is ``rows`` behind those that were there at the start."""
-        any_of = next(iter(found.values()))
-        arrays = files.arrays_of(found)
-        skipped = json.dumps([{**asdict(one), "index": one.index + self.first} for one in any_of.skipped])
+    def add(self, rows: int, features: dict[str, Features]) -> None:
+        """Store a chunk that ends ``rows`` samples behind those that were done at the start."""
+        bad_samples = next(iter(features.values())).skipped
+        skipped = json.dumps([{**asdict(bad), "index": bad.index + self.first} for bad in bad_samples])
+        arrays = {**files.arrays_of(features), "skipped": np.array(skipped)}
         path = self.folder / f"rows-{self.first + rows:012d}.npz"
         beside = path.with_suffix(".tmp")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / ABOUT).write_text(self.about, encoding="utf-8")
             with beside.open("wb") as file:
-                np.savez(file, **arrays, skipped=np.array(skipped))
+                files.save_npz(file, arrays)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
         except OSError as error:
             raise MaemmError(
                 f"cannot write {path} ({error.strerror}); look at the folder and the free space: the same command "
-                "goes on"
+                "continues"
             ) from error
 
     def skipped(self) -> list[BadSample]:
-        return [BadSample(**one) for chunk in self.chunks() for one in json.loads(str(chunk["skipped"]))]
+        return [BadSample(**bad) for chunk in self.chunks() for bad in json.loads(str(chunk["skipped"]))]
 
     def chunks(self) -> Iterator[np.lib.npyio.NpzFile]:
-        """The stored chunks; each reads an array when it is asked for it, and is closed when the next one comes."""
+        """The stored chunks; each reads an array on access, and is closed when the next one comes."""
         for path in self.paths:
             with np.load(path, allow_pickle=False) as stored:
                 yield stored
@@ -181,18 +188,17 @@ class _Parts:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _finish(parts: _Parts, out: Path, source: Source, resumed: int, about: dict[str, Any]) -> Embedded:
-    skipped = parts.skipped()
-    arrays = files.concatenated(parts.chunks)
+def _finish(stored: _StoredChunks, out: Path, source: Source, resumed: int, about: dict[str, Any]) -> Embedded:
+    skipped = stored.skipped()
+    arrays = files.concatenated(stored.chunks)
     if not arrays:
-        parts.remove()
-        none = Features(np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [], skipped)
-        check_any(none, len(source))
+        stored.remove()
+        check_any(Features(np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [], skipped), len(source))
     classes = None if source.classes is None else [*source.classes]
     files.write(out, arrays, classes, about)
     if skipped:
-        lines = (json.dumps(asdict(one)) + "\n" for one in skipped)
+        lines = (json.dumps(asdict(bad)) + "\n" for bad in skipped)
         out.with_name(out.name + SKIPPED).write_text("".join(lines), encoding="utf-8")
-    parts.remove()
+    stored.remove()
     shapes = {name: value.shape[1:] for name, value in arrays.items() if files.is_features(name)}
     return Embedded(out, len(arrays["ids"]), shapes, skipped, resumed)

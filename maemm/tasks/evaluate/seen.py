@@ -1,4 +1,4 @@
-"""Test samples that a run has seen before: in what it learned from, and in what its weights were chosen by."""
+"""Test samples that a run has seen before: it trained on them, or its weights were chosen by them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
+from maemm.data.open import open_parts
 from maemm.model.model import Model
 from maemm.tasks._shared.cache import cached, folder_for
-from maemm.tasks._shared.features import Features, contents
+from maemm.tasks._shared.embedding import contents
+from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.inputs import Weights, data_stamp
-from maemm.tasks._shared.splits import Overlap, overlap
+from maemm.tasks._shared.overlap import Overlap, overlap
 
-MOST_COMPARED = 100_000  # samples of a part that are read once more to look for test samples among them
+MOST_COMPARED = 100_000  # a training or validation part with more samples is not read again to look for test samples
 
 
 @dataclass(frozen=True)
@@ -25,58 +27,57 @@ class Seen:
 
     @property
     def content(self) -> int:
-        """Test samples with the content of any of either part."""
-        return sum(one.content for one in (self.trained, self.chosen) if one is not None)
+        """Test samples with the content of a training sample, plus those with that of a validation sample."""
+        return sum(part.content for part in (self.trained, self.chosen) if part is not None)
 
     @property
     def warnings(self) -> list[str]:
-        """A line for each part that shares any."""
-        found = []
+        """A line for each part that shares samples with the test part."""
+        lines = []
         if self.trained is not None and self.trained.content:
-            found.append(str(self.trained))
+            lines.append(str(self.trained))
         if self.chosen is not None and self.chosen.content:
-            found.append(
+            lines.append(
                 f"{self.chosen.content:,} of {self.chosen.total:,} test samples are validation samples, by which the "
                 "weights were chosen"
             )
-        return found
+        return lines
 
     def __str__(self) -> str:
         return "; ".join(self.warnings)
 
 
-def seen(model: Model, what: Weights, test: Features, *, workers: int = 0) -> Seen | None:
-    """What of ``test`` the model of ``what`` has seen, by what is loaded; None where its parts are too large to read.
+def seen(model: Model, weights: Weights, test: Features, *, workers: int = 0) -> Seen | None:
+    """Which samples of ``test`` the model has seen, by digest of their content; None where its parts are too large.
 
-    Each part is read once without the model, and known from then on. Raises :class:`MaemmError` where the data of its
-    recipe are gone.
+    ``weights``: the run that the model comes from. Each of its parts is read once, without running the model, and its
+    digests are cached. Raises :class:`MaemmError` where the data of its recipe are gone.
     """
-    from maemm.data.open import open_parts
-
     data = model.recipe.get("data") or {}
-    parts = open_parts(model.recipe)
-    parts = [None if one is None or len(one) > MOST_COMPARED else one for one in parts]
-    if parts == [None, None]:
+    train, validation = (
+        None if part is None or len(part) > MOST_COMPARED else part for part in open_parts(model.recipe)
+    )
+    if train is None and validation is None:
         return None
 
-    def shared(part: Source | None, *places: Any) -> Overlap | None:
+    def shared(part: Source | None, *paths: Any) -> Overlap | None:
         if part is None:
             return None
-        about = ["contents", model.recipe["modalities"], data_stamp(part, *places)]
-        found = cached(folder_for(what), about, lambda: {"contents": contents(model, part, workers=workers)})
-        return overlap(found["contents"], test)
+        about = ["contents", model.recipe["modalities"], data_stamp(part, *paths)]
+        digests = cached(folder_for(weights), about, lambda: {"contents": contents(model, part, workers=workers)})
+        return overlap(digests["contents"], test)
 
     own, other = (data.get("root"), data.get("list")), data.get("validation")
-    return Seen(shared(parts[0], *own), shared(parts[1], *((other,) if isinstance(other, str) else own)))
+    return Seen(shared(train, *own), shared(validation, *((other,) if isinstance(other, str) else own)))
 
 
-def warnings_of(model: Model, what: Weights, test: Features, *, workers: int = 0) -> list[str]:
-    """What to say beside figures on ``test``; also where nobody could look."""
+def warnings_of(model: Model, weights: Weights, test: Features, *, workers: int = 0) -> list[str]:
+    """Warnings about metrics on ``test``: samples that were seen before, or data that cannot be compared with."""
     data = model.recipe.get("data") or {}
     if not any(data.get(key) for key in ("root", "list", "mix")):
-        return []  # published weights do not tell what they were trained with
+        return []  # published weights do not record what they were trained on
     try:
-        found = seen(model, what, test, workers=workers)
+        shared = seen(model, weights, test, workers=workers)
     except (MaemmError, OSError) as error:
-        return [f"what the run was trained with cannot be read, so no test sample was looked for in it: {error}"]
-    return [] if found is None else found.warnings
+        return [f"the run's training data cannot be read, so they were not compared with the test samples: {error}"]
+    return [] if shared is None else shared.warnings

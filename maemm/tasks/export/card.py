@@ -1,4 +1,4 @@
-"""The card of an exported model: what it is, what it takes, what it gives, where it comes from."""
+"""The card of an exported model: what it is, its inputs and outputs, where it comes from, how well it did."""
 
 from __future__ import annotations
 
@@ -14,88 +14,88 @@ from maemm.contract import Modality, Preprocessed
 from maemm.contract.version import __version__
 from maemm.tasks._shared.inputs import weights_stamp
 from maemm.tasks._shared.run_files import read_run
-from maemm.tasks.export.subject import Subject
+from maemm.tasks.export.inference_model import InferenceModel
 
-_RECORDS = 20  # of evaluations that a card holds
+_RECORDS = 20  # evaluations that a card holds, the last ones by name
 
 
-def card_of(subject: Subject, to: str, differences: Mapping[int, float] | None = None) -> dict[str, Any]:
-    """A dict of plain values. ``differences``: of the exported answers from the model's, by batch."""
-    model = subject.model
-    found: dict[str, Any] = {
+def card_of(exported: InferenceModel, to: str, differences: Mapping[int, float] | None = None) -> dict[str, Any]:
+    """A JSON object. ``differences``: {batch size: largest difference of the exported outputs from the model's}."""
+    model = exported.model
+    example = exported.example(1)
+    inputs = {}
+    for name, shape in exported.shapes.items():
+        modality = model.modalities[name]
+        tokens = modality.tokenize(Preprocessed(example[name]))
+        inputs[name] = {
+            "shape": ["batch", *shape],
+            "dtype": "float32",
+            "tokens": tokens.count,
+            "grid": None if tokens.grid is None else list(tokens.grid),
+            "normalisation": normalisation(modality, shape),
+        }
+    card: dict[str, Any] = {
         "maemm": __version__,
         "target": to,
-        "output": subject.output,
-        "pool": subject.pool,
-        "inputs": {
-            name: {
-                "shape": ["batch", *shape],
-                "dtype": "float32",
-                **_tokens(subject, name),
-                "normalisation": normalisation(model.modalities[name], shape),
-            }
-            for name, shape in subject.shapes.items()
-        },
-        "outputs": {name: ["batch", *one.shape[1:]] for name, one in subject.answer(subject.example(1)).items()},
-        "embed": embed_text(subject),
-        "parameters": sum(one.numel() for one in model.parameters()),
-        "encoder_parameters": sum(one.numel() for one in model.encoder.parameters()),
+        "output": exported.output,
+        "pool": exported.pool,
+        "inputs": inputs,
+        "outputs": {name: ["batch", *x.shape[1:]] for name, x in exported.compute(example).items()},
+        "embed": _maemm_call(exported),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
         "recipe": model.recipe,
-        "provenance": {"from": subject.what, "kind": model.kind or "maemm", "weights": weights_stamp(model)},
+        "provenance": {"from": exported.origin, "kind": model.kind or "maemm", "weights": weights_stamp(model)},
         "versions": {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "metrics": {} if subject.run is None else metrics_of(subject.run),
+        "metrics": {} if exported.run is None else metrics_of(exported.run),
     }
     if differences is not None:
-        found["checked"] = {f"batch {batch}": value for batch, value in differences.items()}
-    return json.loads(json.dumps(found, default=str))
-
-
-def _tokens(subject: Subject, name: str) -> dict[str, Any]:
-    tokens = subject.model.modalities[name].tokenize(Preprocessed(subject.example(1)[name]))
-    return {"tokens": tokens.count, "grid": None if tokens.grid is None else list(tokens.grid)}
+        card["checked"] = {f"batch {batch}": difference for batch, difference in differences.items()}
+    return json.loads(json.dumps(card, default=str))
 
 
 def normalisation(modality: Modality, shape: tuple[int, ...]) -> dict[str, Any] | None:
-    """``mean`` and ``std`` with x = (value - mean) / std, a number each or one per channel; None: there are none.
+    """``mean`` and ``std`` of x = (value - mean) / std, a number each or one per channel; None where x = value.
 
-    Found by asking :meth:`Modality.denormalize_input` for what 0 and 1 stand for.
+    Derived from :meth:`Modality.denormalize_input` of zeros and ones of ``shape``; None also where that is not of
+    this form.
     """
     mean = modality.denormalize_input(torch.zeros(shape))
     std = modality.denormalize_input(torch.ones(shape)) - mean
     if mean.shape != torch.Size(shape) or bool((mean == 0).all() and (std == 1).all()):
         return None
-    found = {}
-    for key, value in (("mean", mean), ("std", std)):
-        rows = value.reshape(value.shape[0], -1)
-        if bool((rows == rows[0, 0]).all()):
-            found[key] = round(float(rows[0, 0]), 7)
-        elif bool((rows == rows[:, :1]).all()):
-            found[key] = [round(float(one), 7) for one in rows[:, 0]]
+    statistics: dict[str, float | list[float]] = {}
+    for key, values in (("mean", mean), ("std", std)):
+        channels = values.reshape(values.shape[0], -1)
+        if bool((channels == channels[0, 0]).all()):
+            statistics[key] = round(float(channels[0, 0]), 7)
+        elif bool((channels == channels[:, :1]).all()):
+            statistics[key] = [round(float(value), 7) for value in channels[:, 0]]
         else:
             return None
-    return found
+    return statistics
 
 
-def embed_text(subject: Subject) -> str:
-    """Python that gives the answer with maemm."""
-    batch = ", ".join(f'"{name}": x_{name}' if len(subject.names) > 1 else f'"{name}": x' for name in subject.names)
+def _maemm_call(exported: InferenceModel) -> str:
+    """Python that computes the same outputs with maemm."""
+    batch = ", ".join(f'"{name}": x_{name}' if len(exported.names) > 1 else f'"{name}": x' for name in exported.names)
     method = {"features": "embed({%s})", "tokens": "embed({%s}, tokens=True)", "logits": "logits({%s})"}
-    return f"maemm.load(FILE).{method[subject.output] % batch}"
+    return f"maemm.load(FILE).{method[exported.output] % batch}"
 
 
 def metrics_of(run: Path) -> dict[str, Any]:
-    """The last figures of a run's training, and of its evaluations; empty where there is no run."""
-    found: dict[str, Any] = {}
+    """The last metrics of a run's training and the records of its evaluations; empty where ``run`` is no run."""
+    metrics: dict[str, Any] = {}
     if not (run / "metrics.jsonl").is_file():
-        return found
+        return metrics
     rows = read_run(run).rows
     if rows:
-        found["training"] = {key: value for key, value in rows[-1].items() if isinstance(value, (int, float, str))}
+        metrics["training"] = {key: value for key, value in rows[-1].items() if isinstance(value, (int, float, str))}
     for path in sorted((run / "evaluate").glob("*.json"))[-_RECORDS:]:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
         if isinstance(record, dict):
-            found[path.stem] = {key: value for key, value in record.items() if key not in ("confusions", "classes")}
-    return found
+            metrics[path.stem] = {key: value for key, value in record.items() if key not in ("confusions", "classes")}
+    return metrics

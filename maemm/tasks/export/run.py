@@ -1,4 +1,4 @@
-"""``maemm export``: write, read back, compare, and only then take the name that was asked for."""
+"""``maemm export``: write to a temporary folder, load, compare with the model, and only then rename."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maemm.contract.errors import MaemmError
+from maemm.contract.errors import MaemmError, advice
 from maemm.data.atomic import usual_permissions
 from maemm.model.model import Model
 from maemm.tasks._shared.inputs import Weights, open_model
 from maemm.tasks.export.card import card_of
-from maemm.tasks.export.exported_state import kind_for
-from maemm.tasks.export.subject import Subject, subject_of
-from maemm.tasks.export.targets import check_target, writer_of
-from maemm.tasks.export.written import FORMATS, Written
+from maemm.tasks.export.formats import FORMATS, Writer, Written
+from maemm.tasks.export.graphs import write_onnx, write_torch
+from maemm.tasks.export.inference_model import InferenceModel, inference_model
+from maemm.tasks.export.weights_files import format_for, library_formats, write_for_library, write_safetensors
 
-BATCHES = (1, 3)  # sizes that are compared; neither is what a graph is specialised to by accident
-TOLERANCE = 1e-4  # largest difference of any answer
+BATCHES = (1, 3)  # batch sizes that are compared: 1 is where a graph is most easily specialised by accident
+TOLERANCE = 1e-4  # largest allowed difference of any output
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ class Exported:
     to: str
     output: str
     call: str  # Python that loads it
-    by: str  # what read it back for the check
-    differences: dict[int, float]  # {batch: largest difference from the model's own answers}
+    checked_with: str  # the library that loaded it for the comparison
+    differences: dict[int, float]  # {batch size: largest difference from the model's own outputs}
     inputs: dict[str, list[Any]]  # {input: ["batch", ...]}
     card: Path | None = None
 
@@ -48,14 +49,14 @@ class Exported:
         compared = ", ".join(f"batch {batch}: {value:.1e}" for batch, value in self.differences.items())
         lines = [
             f"{self.path}: {self.output} of {shapes}, for {self.to}",
-            f"  difference from the model  {compared}  (checked with {self.by})",
+            f"  difference from the model  {compared}  (checked with {self.checked_with})",
             f"  {self.call}",
         ]
         return "\n".join([*lines, f"  card  {self.card}"] if self.card else lines)
 
 
 def export(
-    what: Weights,
+    weights: Weights,
     out: str | os.PathLike,
     *,
     to: str,
@@ -63,64 +64,67 @@ def export(
     pool: str | None = None,
     shape: str | None = None,
     force: bool = False,
-    **known: Any,
+    **settings: Any,
 ) -> Exported:
-    """Write the model of a run or of weights for another tool, and compare its answers with the model's own.
+    """Write a model for another tool, and compare the outputs of what was written with the model's own.
 
-    ``to``: safetensors (with a card), torch (``torch.export``), onnx, or a library that a format hands over to
-    (timm, hf). ``output``: features, tokens or logits (default: logits where there is a classifier, else features);
-    a library's layout decides by itself. ``pool`` as in :meth:`Model.embed`. ``shape``: of one prepared sample, where
-    it is not the usual one. ``known`` goes to :func:`maemm.load`. Inputs are prepared tensors, nothing is padded.
+    ``to``: safetensors (with a card), torch (``torch.export``), onnx, or a library that a checkpoint format writes
+    for (timm, hf). ``output``: features, tokens or logits (default: logits where there is a classifier, else
+    features); the layouts of libraries have an output of their own. ``pool`` as in :meth:`Model.embed`. ``shape``: of
+    one preprocessed sample, where it is not that of the recipe. ``force``: replace ``out``. ``settings`` go to
+    :func:`maemm.load`. Inputs of what is written are preprocessed tensors without padding.
 
-    Raises :class:`MaemmError`, and leaves no file, where answers differ by more than 1e-4, where a target has no
-    place for the model, and where ``out`` exists, unless ``force``.
+    Raises :class:`MaemmError`, and leaves no file, where outputs differ by more than 1e-4, where the model does not
+    fit the target, and where ``out`` exists, unless ``force``.
     """
-    check_target(to)
+    writer = writer_of(to)
     path = _checked_path(Path(out), to, force)
-    model, name = _opened(what, known)
+    if isinstance(weights, Model):
+        model, origin, run = copy.deepcopy(weights), "a model", None
+    else:
+        model, origin, run = open_model(weights, **settings), os.fspath(weights), Path(weights)
     if to not in FORMATS:
-        kind_for(model, to)
+        format_for(model, to)
         if output is not None or pool is not None:
             raise MaemmError(f"--output and --pool are for {', '.join(FORMATS)}; {to} has its own")
-    subject = subject_of(model, name, output=output, pool=pool, shape=shape)
-    subject.run = None if isinstance(what, Model) else Path(what)
-    subject.answer(subject.example(1))  # a wrong shape is told before minutes of tracing
-    with _beside(path) as folder:
-        written = writer_of(to)(subject, folder, path.name)
-        differences = {batch: _difference(subject, written, batch) for batch in BATCHES}
-        _check(differences, to)
-        card = _add_card(subject, folder, path, differences) if to == "safetensors" else None
-        _take_name(folder, path, written, card)
-    shapes = {name: ["batch", *one] for name, one in subject.shapes.items()}
+    exported = inference_model(model, origin, output=output, pool=pool, shape=shape)
+    exported.run = run
+    exported.compute(exported.example(1))  # a wrong shape is reported before minutes of tracing
+    with _temporary_folder(path) as folder:
+        written = writer(exported, folder, path.name)
+        differences = {batch: _difference(exported, written, batch) for batch in BATCHES}
+        for batch, difference in differences.items():
+            if not difference <= TOLERANCE:  # NaN too
+                raise MaemmError(
+                    f"the exported {to} differs from the model by {difference:.2g} (batch {batch}, allowed "
+                    f"{TOLERANCE:g}); nothing is kept"
+                )
+        card = _write_card(exported, folder, path, differences) if to == "safetensors" else None
+        _move(folder, path, written, card)
+    shapes = {name: ["batch", *sides] for name, sides in exported.shapes.items()}
     call = written.call.format(path=os.fspath(path))
-    return Exported(path, to, written.output, call, written.by, differences, shapes, card)
+    return Exported(path, to, written.output, call, written.checked_with, differences, shapes, card)
 
 
-def _opened(what: Weights, known: dict[str, Any]) -> tuple[Model, str]:
-    """A model of our own to do with as we like, and its name."""
-    if isinstance(what, Model):
-        return copy.deepcopy(what), "a model"
-    return open_model(what, **known), os.fspath(what)
+def writer_of(to: str) -> Writer:
+    """The function that writes a target. Raises :class:`MaemmError` for an unknown one."""
+    if to in FORMATS:
+        return {"safetensors": write_safetensors, "torch": write_torch, "onnx": write_onnx}[to]
+    libraries = library_formats()
+    if to not in libraries:
+        raise MaemmError(f"unknown target {to!r} (--to); {advice(to, [*libraries, *FORMATS])}")
+    return partial(write_for_library, library=to)
 
 
-# ------------------------------------------------------------------------------------------------ the check
-def _difference(subject: Subject, written: Written, batch: int) -> float:
-    example = subject.example(batch)
-    wanted = subject.answer(example, written.output)
+def _difference(exported: InferenceModel, written: Written, batch: int) -> float:
+    """The largest absolute difference of any output, for one batch size."""
+    inputs = exported.example(batch)
+    expected = exported.compute(inputs, written.output)
     with torch.no_grad():
-        found = written.read(example)
-    if {name: one.shape for name, one in found.items()} != {name: one.shape for name, one in wanted.items()}:
-        raise MaemmError(f"what was written answers in another shape than the model, for a batch of {batch}")
-    return max(float((found[name].double() - one.double()).abs().max()) for name, one in wanted.items())
-
-
-def _check(differences: dict[int, float], to: str) -> None:
-    for batch, value in differences.items():
-        if not value <= TOLERANCE:  # NaN too
-            raise MaemmError(
-                f"what was written for {to} differs from the model by {value:.2g} (batch {batch}, allowed "
-                f"{TOLERANCE:g}); nothing is kept"
-            )
+        outputs = written.run(inputs)
+    if {name: x.shape for name, x in outputs.items()} != {name: x.shape for name, x in expected.items()}:
+        raise MaemmError(f"the outputs of what was written have another shape than the model's (batch {batch})")
+    return max(float((outputs[name].double() - x.double()).abs().max()) for name, x in expected.items())
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -128,62 +132,55 @@ def _checked_path(path: Path, to: str, force: bool) -> Path:
     ending = FORMATS.get(to)
     if ending is not None and path.suffix != ending:
         raise MaemmError(f"--to {to} writes {ending}, not {path.name!r} (-o); choose such a name")
-    for one in (path, _card_path(path)) if to == "safetensors" else (path,):
-        if one.exists() and not force:
-            raise MaemmError(f"{one} exists (-o); choose another name, or add --force")
-        if one.is_dir() and not _ours(one):
-            raise MaemmError(f"{one} is a folder with other files (-o); choose another name")
+    for target in (path, _card_path(path)) if to == "safetensors" else (path,):
+        if target.exists() and not force:
+            raise MaemmError(f"{target} exists (-o); choose another name, or add --force")
+        # Only a folder that holds nothing but what an export writes may be replaced.
+        if target.is_dir() and not {file.name for file in target.iterdir()} <= {"config.json", "model.safetensors"}:
+            raise MaemmError(f"{target} is a folder with other files (-o); choose another name")
     return path
-
-
-def _ours(folder: Path) -> bool:
-    """Only a folder that holds nothing else than what an export writes may be replaced."""
-    return {one.name for one in folder.iterdir()} <= {"config.json", "model.safetensors"}
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A folder beside ``path`` that is gone afterwards, whatever happens."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise MaemmError(f"cannot write {path} ({error.strerror}); choose another place") from error
-    try:
-        yield folder
-    except OSError as error:
-        raise MaemmError(f"cannot write {path} ({error.strerror or error}); choose another place") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _card_path(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def _add_card(subject: Subject, folder: Path, path: Path, differences: dict[int, float]) -> Path:
-    card = card_of(subject, "safetensors", differences)
+@contextlib.contextmanager
+def _temporary_folder(path: Path) -> Iterator[Path]:
+    """A folder beside ``path`` that is deleted afterwards, whatever happens."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    except OSError as error:
+        raise MaemmError(f"cannot write {path} ({error.strerror}); choose another path") from error
+    try:
+        yield folder
+    except OSError as error:
+        raise MaemmError(f"cannot write {path} ({error.strerror or error}); choose another path") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_card(exported: InferenceModel, folder: Path, path: Path, differences: dict[int, float]) -> Path:
+    """Write the card of ``folder / path.name`` beside it; -> its final path."""
     file = folder / path.name
-    card |= {"file": path.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
-    text = json.dumps(card, indent=1) + "\n"
-    (folder / _card_path(path).name).write_text(text, encoding="utf-8")
+    checksum = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(2**20):
+            checksum.update(chunk)
+    card = card_of(exported, "safetensors", differences)
+    card |= {"file": path.name, "bytes": file.stat().st_size, "sha256": checksum.hexdigest()}
+    (folder / _card_path(path).name).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     return _card_path(path)
 
 
-def _sha256(file: Path) -> str:
-    found = hashlib.sha256()
-    with file.open("rb") as opened:
-        while part := opened.read(2**20):
-            found.update(part)
-    return found.hexdigest()
-
-
-def _take_name(folder: Path, path: Path, written: Written, card: Path | None) -> None:
+def _move(folder: Path, path: Path, written: Written, card: Path | None) -> None:
+    """Rename what was written to where it belongs, the file that the user named last."""
     for file in folder.rglob("*"):
         if file.is_file():
             usual_permissions(file)
-    for name in (*written.beside, *([] if card is None else [card.name]), written.name):
-        place = path.parent / name
-        if place.is_dir():
-            shutil.rmtree(place)
-        os.replace(folder / name, place)
+    for name in (*written.extra_files, *([] if card is None else [card.name]), written.name):
+        target = path.parent / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(folder / name, target)

@@ -11,7 +11,7 @@ from maemm.tasks.probe.run import probe
 
 
 def knn(
-    what: Weights, data: str | os.PathLike | None = None, *, k: int = 20, temperature: float = 0.07, **rest: Any
+    weights: Weights, data: str | os.PathLike | None = None, *, k: int = 20, temperature: float = 0.07, **options: Any
 ) -> Comparison:
-    """Nearest neighbours on the frozen features of ``what``; ``rest`` as in :func:`probe`."""
-    return probe(what, data, protocols=["knn"], k=k, temperature=temperature, verb="knn", **rest)
+    """Classify by the ``k`` nearest neighbours of frozen features; ``options`` as in :func:`probe`."""
+    return probe(weights, data, protocols=["knn"], k=k, temperature=temperature, verb="knn", **options)

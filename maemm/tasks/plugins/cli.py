@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from collections.abc import Iterator
+from typing import Any
 
 from maemm import registry
+from maemm.config.options import describe
 from maemm.contract.errors import MaemmError, advice
 from maemm.registry import DiscoveredPlugin
 from maemm.ui.parser import Verb, split, verb_parser
@@ -17,10 +19,8 @@ VERB = Verb(
     "list plugins; show the options of one, write a new one, check one",
 )
 
-WITH_OPTIONS = tuple(role for role in registry.ROLES if role not in ("weights", "samples"))
-
-
 ACTIONS = ("ls", "show", "new", "check")
+ROLES_WITHOUT_OPTIONS = ("weights", "samples")
 EPILOG = """show: NAME is a plugin or a part
 new: writes the package maemm-NAME, which works as it is
 check: NAME is a plugin, or the folder of one; options of its parts: sonar.size=64, or maskings.NAME.ratio=0.5"""
@@ -35,89 +35,119 @@ def run(argv: list[str], flags: Namespace) -> int:
     args = parser.parse_intermixed_args(argv)
     (action, name), overrides = split(args.words, 0, 2, VERB.usage)
     if overrides and action != "check":
-        raise MaemmError(f"plugins takes no {overrides[0]!r}; leave it out")
+        raise MaemmError(f"plugins does not accept {overrides[0]!r}; leave it out")
     if action != "new" and (args.axes is not None or args.as_set or args.into is not None):
         raise MaemmError("--axes, --set and --into belong to: maemm plugins new NAME")
     if action in (None, "ls") and name is None:
-        return _list(flags.json)
+        _list(flags.json)
+        return 0
     if action not in ACTIONS[1:]:
         raise MaemmError(f"unknown action {action!r}; {advice(str(action), ACTIONS)}")
     if name is None:
-        known = "" if action == "new" else f"; known: {', '.join(one.name for one in registry.all())}"
-        raise MaemmError(f"{action} needs a name{known or '; write: maemm plugins new NAME'}")
+        if action == "new":
+            raise MaemmError("new needs a name; write: maemm plugins new NAME")
+        raise MaemmError(f"{action} needs a name; known: {', '.join(plugin.name for plugin in registry.all())}")
+    if action == "check":
+        from maemm.tasks.plugins import check
+
+        return check.run(name, overrides, flags)
     if action == "show":
-        return _show(name, flags.json)
-    if action == "new":
-        from maemm.tasks.plugins import new as plugins_new
-
-        return plugins_new.run(name, args, flags)
-    from maemm.tasks.plugins import check as plugins_check
-
-    return plugins_check.run(name, overrides, flags)
-
-
-def _list(as_json: bool) -> int:
-    found = registry.all()
-    if as_json:
-        print(json.dumps([_as_dict(one) for one in found], indent=2))
-        return 0
-    width = max(len(one.name) for one in found)
-    for one in found:
-        if one.plugin is None:
-            print(f"{one.name:<{width}}  broken   {one.error}\n{'':<{width}}           ({one.origin})")
-            continue
-        print(f"{one.name:<{width}}  {one.plugin.version:<7}  {one.plugin.summary}  ({one.origin})")
-        for role in registry.ROLES:
-            if getattr(one.plugin, role):
-                print(f"{'':<{width}}           {role}: {', '.join(getattr(one.plugin, role))}")
-    print("\nOptions of a plugin's parts: maemm plugins show NAME")
+        _show(name, flags.json)
+    else:
+        _new(name, args, flags.json)
     return 0
 
 
-def _as_dict(one: DiscoveredPlugin) -> dict[str, object]:
-    parts = {role: list(getattr(one.plugin, role)) for role in registry.ROLES} if one.plugin else {}
-    about = {"version": one.plugin.version, "summary": one.plugin.summary} if one.plugin else {}
-    return {"name": one.name, "origin": one.origin, "error": one.error, **about, "parts": parts}
+def _list(as_json: bool) -> None:
+    plugins = registry.all()
+    if as_json:
+        print(json.dumps([_plugin_as_dict(plugin) for plugin in plugins], indent=2))
+        return
+    width = max(len(plugin.name) for plugin in plugins)
+    for discovered in plugins:
+        name, plugin = f"{discovered.name:<{width}}", discovered.plugin
+        if plugin is None:
+            print(f"{name}  broken   {discovered.error}\n{'':<{width}}           ({discovered.origin})")
+            continue
+        print(f"{name}  {plugin.version:<7}  {plugin.summary}  ({discovered.origin})")
+        for role in registry.ROLES:
+            if parts := getattr(plugin, role):
+                print(f"{'':<{width}}           {role}: {', '.join(parts)}")
+    print("\nOptions of a plugin's parts: maemm plugins show NAME")
 
 
-def _show(name: str, as_json: bool) -> int:
-    parts = [_described(role, part) for role, part in _chosen(name)]
+def _plugin_as_dict(discovered: DiscoveredPlugin) -> dict[str, Any]:
+    plugin = discovered.plugin
+    about = {} if plugin is None else {"version": plugin.version, "summary": plugin.summary}
+    parts = {} if plugin is None else {role: list(getattr(plugin, role)) for role in registry.ROLES}
+    return {
+        "name": discovered.name,
+        "origin": discovered.origin,
+        "error": discovered.error,
+        **about,
+        "parts": parts,
+    }
+
+
+def _show(name: str, as_json: bool) -> None:
+    parts = [_part_as_dict(role, part) for role, part in _parts_called(name)]
     if as_json:
         print(json.dumps(parts, indent=2))
-        return 0
-    for one in parts:
-        print(f"{registry.SINGULAR[one['role']]} {one['name']}  {one['summary']}")
-        if one["error"]:
-            print(f"    cannot be used: {one['error']}")
-        width = max((len(option["name"]) for option in one["options"]), default=0)
-        for option in one["options"]:
+        return
+    for part in parts:
+        print(f"{registry.SINGULAR[part['role']]} {part['name']}  {part['summary']}")
+        if part["error"]:
+            print(f"    cannot be used: {part['error']}")
+        width = max((len(option["name"]) for option in part["options"]), default=0)
+        for option in part["options"]:
             print(f"    {option['name']:<{width}}  {option['type']}  [{option['default']}]  {option['doc']}".rstrip())
         print()
-    return 0
 
 
-def _chosen(name: str) -> Iterator[tuple[str, str]]:
-    """(role, part) of everything that a plugin brings, or of all parts of that name."""
-    found = registry.all()
-    if any(one.name == name for one in found):
-        yield from ((role, part) for role, part, _ in registry.get(name).plugin.parts())
+def _parts_called(name: str) -> Iterator[tuple[str, str]]:
+    """(role, part) of all parts of the plugin called ``name``, or of all parts of that name."""
+    plugins = registry.all()
+    if any(plugin.name == name for plugin in plugins):
+        plugin = registry.get(name).plugin
+        assert plugin is not None  # registry.get raises for a broken one
+        yield from ((role, part) for role, part, _ in plugin.parts())
         return
-    owned = [(role, part) for one in found if one.plugin for role, part, _ in one.plugin.parts()]
-    if not any(part == name for _, part in owned):
-        known = {one.name for one in found} | {part for _, part in owned}
-        raise MaemmError(f"unknown plugin or part {name!r}; {advice(name, known)}")
-    yield from dict.fromkeys((role, part) for role, part in owned if part == name)
+    parts = [(role, part) for plugin in plugins if plugin.plugin for role, part, _ in plugin.plugin.parts()]
+    if not any(part == name for _, part in parts):
+        names = {plugin.name for plugin in plugins} | {part for _, part in parts}
+        raise MaemmError(f"unknown plugin or part {name!r}; {advice(name, names)}")
+    yield from dict.fromkeys((role, part) for role, part in parts if part == name)
 
 
-def _described(role: str, name: str) -> dict[str, object]:
-    """A part in words; one that cannot be imported says why and leaves the others alone."""
-    from maemm.config.options import describe
-
+def _part_as_dict(role: str, name: str) -> dict[str, Any]:
+    """A part with its options, or with the reason why it cannot be imported."""
     try:
         part = registry.find(role, name)
-        options = describe(part) if role in WITH_OPTIONS else []
+        options = [] if role in ROLES_WITHOUT_OPTIONS else describe(part)
     except MaemmError as error:
         return {"role": role, "name": name, "summary": "", "error": str(error), "options": []}
+    rows = [
+        {"name": option.name, "type": option.type, "default": option.shown_default, "doc": option.doc}
+        for option in options
+    ]
     summary = next(iter((part.__doc__ or "").strip().splitlines()), "")
-    rows = [{"name": one.name, "type": one.type, "default": one.shown_default, "doc": one.doc} for one in options]
     return {"role": role, "name": name, "summary": summary, "error": None, "options": rows}
+
+
+def _new(name: str, args: Namespace, as_json: bool) -> None:
+    if args.as_set and args.axes is not None:
+        raise MaemmError("--axes and --set are both given; a set of elements has no axes, leave one out")
+    from maemm.tasks.plugins.scaffold import new
+
+    folder = new(name, args.into or ".", axes=args.axes or 2, as_set=args.as_set)
+    if as_json:
+        print(json.dumps({"folder": str(folder)}))
+        return
+    package = f"maemm_{name}"
+    print(
+        f"{folder}: a package that works as it is. Next:\n"
+        f"  pip install -e {folder}\n"
+        f"  maemm plugins check {name}\n"
+        f"  maemm pretrain {name}/tiny data.root=FOLDER      FOLDER: .npy or .npz files with a sample each\n"
+        f"Edit {package}/modality.py (what a sample is) and {package}/sources.py (how files are read)."
+    )

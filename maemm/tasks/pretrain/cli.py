@@ -12,16 +12,16 @@ VERB = Verb("pretrain", "RECIPE [DATA] [key=value ...]", "train a recipe; the sa
 
 
 def run(argv: list[str], flags: Namespace) -> int:
-    """Train a recipe; DATA is short for data.root=DATA."""
+    """Train a recipe and return the exit status. DATA is short for data.root=DATA."""
     words = verb_parser(VERB, _keys() if {"-h", "--help"} & set(argv) else "").parse_intermixed_args(argv).words
-    (what, data), overrides = split(words, 1, 2, VERB.usage)
+    (recipe_name, data), overrides = split(words, 1, 2, VERB.usage)
     if data is not None:
-        if any(one.startswith("data.root=") for one in overrides):
+        if any(override.startswith("data.root=") for override in overrides):
             raise MaemmError(f"the data are given twice ({data} and data.root=); give them once")
-        overrides.append(f"data.root={json.dumps(data)}")  # JSON is YAML: a folder called 2024 stays a text
+        overrides.append(f"data.root={json.dumps(data)}")  # JSON is YAML: a folder called 2024 stays a string
     from maemm.config import load
 
-    recipe = load(str(what), overrides, training=True)
+    recipe = load(str(recipe_name), overrides, training=True)
     from maemm.tasks.pretrain.run import train_recipe
 
     folder = train_recipe(recipe)
@@ -31,12 +31,12 @@ def run(argv: list[str], flags: Namespace) -> int:
 
 
 def _keys() -> str:
-    """The keys of ``data`` and ``train`` for the help text."""
+    """The help text on the keys of ``data`` and ``train``."""
     from maemm.config.schema import DataConfig, TrainConfig, keys_of
 
     lines = ["DATA is short for data.root=DATA. out=FOLDER names the run folder.", ""]
-    for above, model in (("data", DataConfig), ("train", TrainConfig)):
-        for one in keys_of(model):
-            lines.append(f"  {above + '.' + one.name:<22}{one.doc} [{one.shown_default}]")
+    for section, schema in (("data", DataConfig), ("train", TrainConfig)):
+        for key in keys_of(schema):
+            lines.append(f"  {section + '.' + key.name:<22}{key.doc} [{key.shown_default}]")
     lines += ["", "options of modalities, maskings, encoders, decoders: maemm plugins show NAME"]
     return "\n".join(lines)

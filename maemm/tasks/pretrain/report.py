@@ -1,4 +1,4 @@
-"""What people see of a run besides its lines and figures: pictures of reconstructions, and the page."""
+"""What a run shows besides its log lines: pictures of reconstructions, and the report page."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from maemm.contract import Preprocessed
 from maemm.data.bad_samples import reason_of
 from maemm.data.loader import Loader
 from maemm.tasks._shared.run_page import write_page
@@ -22,47 +23,46 @@ PICTURE_ROWS = 6
 
 
 class Report(Callback):
-    """Pictures of the same few samples again and again, and the page; an error costs a line, never the run."""
+    """Pictures, always of the same few samples, and ``report.html``. Errors are logged and never end the run."""
 
-    def begin(self, train_state: TrainState, loader: Loader, folder: RunFolder, say: Callable[[str], Any]) -> None:
+    def begin(self, train_state: TrainState, loader: Loader, folder: RunFolder, log: Callable[[str], Any]) -> None:
         """Choose the samples; nothing is read yet."""
-        self.train_state, self.folder, self.say = train_state, folder, say
-        reader, order = loader.reader, EvenlySpaced(loader.reader.source, PICTURE_ROWS)
+        self.train_state, self.folder, self.log = train_state, folder, log
+        reader = loader.reader
+        self._order = EvenlySpaced(reader.source, PICTURE_ROWS)
         self._loader = Loader(
-            reader.source, reader.modalities, order, seed=reader.seed, workers=0, augment=False, pin=False,
+            reader.source, reader.modalities, self._order, seed=reader.seed, workers=0, augment=False, pin=False,
             missing=reader.missing,
         )  # fmt: skip
-        self._batches: list[dict[str, Any]] = []  # one, or one of each set of a mixture
+        self._batches: list[dict[str, Preprocessed]] = []  # of each data set of a mixture, or one
 
     def draw_pictures(self, step: int) -> None:
         """Write ``step-NNNNNN.png``."""
-        if not self.train_state.model.masked:  # nothing is hidden, so there is no reconstruction to show
+        model = self.train_state.model
+        if not model.masked:  # nothing is hidden, so there is no reconstruction to show
             return
         try:
             if not self._batches:
-                read = [
-                    one.to(self.train_state.dist_context.device)
-                    for one in self._loader.batches(0, len(self._loader.order.spans))
-                ]
-                self._batches = [self.train_state.model.preprocess(one.raw, None, one.present) for one in read]
+                device = self.train_state.dist_context.device
+                batches = [batch.to(device) for batch in self._loader.batches(0, len(self._order.spans))]
+                self._batches = [model.preprocess(batch.raw, None, batch.present) for batch in batches]
+            path = self.folder.pictures / f"step-{step:06d}.png"
             with _eager(self.train_state.compiled):
-                path = self.folder.pictures / f"step-{step:06d}.png"
-                seed = self.train_state.seed
                 save_pictures(
-                    self.train_state.model, self._batches, path, seed=seed, count=PICTURE_ROWS, interactive=True
+                    model, self._batches, path, seed=self.train_state.seed, count=PICTURE_ROWS, interactive=True
                 )
         except Exception as error:
-            self.say(f"no pictures of step {step} ({reason_of(error)})")
+            self.log(f"no pictures of step {step} ({reason_of(error)})")
 
     def finish(self) -> Path | None:
-        """Write the page; None, and a line, where that fails."""
+        """Write the page and return it; None where that fails."""
         try:
             return write_page(self.folder.path)
         except Exception as error:
-            self.say(f"no report ({reason_of(error)})")
+            self.log(f"no report ({reason_of(error)})")
             return None
 
 
 def _eager(compiled: bool) -> AbstractContextManager[Any]:
-    """Another shape would be compiled anew. Asking torch for this is slow, so only where it matters."""
+    """Pictures have another batch size, which would be compiled anew. Setting a stance is slow, so only if needed."""
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

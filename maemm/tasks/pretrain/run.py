@@ -1,4 +1,4 @@
-"""``maemm pretrain``: train a recipe, with pictures and a page for people."""
+"""``maemm pretrain``: train a recipe, with pictures and a report page."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from maemm.train.loop import echo_line, train
 
 
 def pretrain(recipe: str | os.PathLike | Mapping[str, Any], **overrides: Any) -> Path:
-    """Train a recipe (name, YAML file, run folder or dictionary) and return its run folder; called again, continue.
+    """Train a recipe (name, YAML file, run folder or dictionary) and return its run folder; called again, resume.
 
     ``overrides`` are dotted keys: ``pretrain("image/mae_base", **{"data.root": "photos"})``. Raises
-    :class:`maemm.MaemmError` for whatever is wrong with the recipe or with the data.
+    :class:`maemm.MaemmError` for anything wrong with the recipe or the data.
     """
     name = recipe if isinstance(recipe, Mapping) else os.fspath(recipe)
     return train_recipe(config.load(name, overrides, training=True))

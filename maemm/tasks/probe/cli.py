@@ -7,11 +7,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from maemm.contract.errors import MaemmError
-from maemm.tasks._shared.words import EPILOG, add_subject_flags, subject
+from maemm.tasks._shared.cli_options import EPILOG, add_embedding_flags, embedding_options
 from maemm.ui.parser import Parser, Verb, split, verb_parser
+
+if TYPE_CHECKING:  # it loads torch
+    from maemm.tasks._shared.comparison import Comparison
 
 VERB = Verb("probe", "RUN_OR_WEIGHTS [DATA] [--test DATA]", "fit linear or attentive classifiers on frozen features")
 
@@ -28,68 +31,78 @@ def run(argv: list[str], flags: Namespace) -> int:
     )
     parser.add_argument("--attentive", action="store_true", help="the attentive probe too")
     parser.add_argument("--balanced", action="store_true", help="weigh classes by the inverse of their frequency")
-    parser.add_argument("--epochs", type=int, help="of published (90) and attentive (30)")
+    parser.add_argument("--epochs", type=int, help="of the protocols published (default: 90) and attentive (30)")
     parser.add_argument(
         "--base-lr",
         metavar="X,Y",
-        help="for a batch of 256; the best of several on a held-out tenth (published, small data: 0.1,1,10,100)",
+        help="for a batch of 256; of several the best on a held-out tenth (published, small data: 0.1,1,10,100)",
     )
-    add_flags(parser)
+    add_probe_flags(parser)
     args = parser.parse_intermixed_args(argv)
     names = args.protocol.split(",") + (["attentive"] if args.attentive else [])
-    options = {"protocols": list(dict.fromkeys(names)), "balanced": args.balanced, "epochs": args.epochs}
+    options: dict[str, Any] = {
+        "protocols": list(dict.fromkeys(names)),
+        "balanced": args.balanced,
+        "epochs": args.epochs,
+    }
     if args.base_lr is not None:
-        options["base_lr"] = rates(args.base_lr)
+        options["base_lr"] = _rates(args.base_lr)
     from maemm.tasks.probe.run import probe
 
-    return go(VERB, probe, args, flags, options)
+    return run_verb(VERB, probe, args, flags, options)
 
 
-def add_flags(parser: Parser) -> None:
-    """Flags of all verbs that fit something on frozen features."""
-    parser.add_argument("--test", metavar="DATA", help="data to ask about; without: folds of DATA")
+def add_probe_flags(parser: Parser) -> None:
+    """Flags of the verbs that fit classifiers on frozen features."""
+    parser.add_argument("--test", metavar="DATA", help="data to test on; without: folds of DATA")
     parser.add_argument("--folds", type=int, metavar="K", help="folds of DATA (default: 5, or one per group, up to 10)")
-    parser.add_argument("--groups", metavar="REGEX", help="part of the ids that names what folds must not tear apart")
-    parser.add_argument("--shots", metavar="1,5,10%", help="labels of each class to learn from: a number or a share")
-    parser.add_argument("--seeds", type=int, default=3, help="how often splits, labels and fresh weights are drawn (3)")
+    parser.add_argument(
+        "--groups", metavar="REGEX", help="the part of an id that names its group; folds do not split groups"
+    )
+    parser.add_argument("--shots", metavar="1,5,10%", help="labels of each class to train on: a number or a fraction")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="how often splits, labels and fresh weights are drawn (default: 3)"
+    )
     parser.add_argument("--baselines", action="store_true", help="also raw values and the untrained network")
-    parser.add_argument("--per-class", action="store_true", help="also figures of every class, and confusions")
-    parser.add_argument("-o", "--out", metavar="FILE", help="figures as JSON (default: evaluate/ in the run's folder)")
-    add_subject_flags(parser)
+    parser.add_argument("--per-class", action="store_true", help="also metrics of every class, and confusions")
+    parser.add_argument("-o", "--out", metavar="FILE", help="metrics as JSON (default: evaluate/ in the run's folder)")
+    add_embedding_flags(parser)
 
 
-def go(verb: Verb, call: Callable[..., Any], args: Namespace, flags: Namespace, options: dict[str, Any]) -> int:
-    """Call the verb's function and print what it found."""
-    (what, data), overrides = split(args.words, 1, 2, verb.usage)
+def run_verb(
+    verb: Verb, function: Callable[..., Comparison], args: Namespace, flags: Namespace, options: dict[str, Any]
+) -> int:
+    """Call the verb's function with the flags of :func:`add_probe_flags` and ``options``, and print its results."""
+    (weights, data), overrides = split(args.words, 1, 2, verb.usage)
     options |= {key: getattr(args, key) for key in ("test", "folds", "groups", "seeds", "baselines", "out")}
     options["shots"] = args.shots.split(",") if args.shots else ()
     from maemm.ui.progress import progress
 
     with ExitStack() as stack:
-        found = call(
-            str(what),
+        comparison = function(
+            str(weights),
             data,
             show=lambda kind: stack.enter_context(progress(f"embed, {kind}")),
-            **subject(args, overrides),
+            **embedding_options(args, overrides),
             **options,
         )
     if flags.json:
-        print(json.dumps(found.record()))
+        print(json.dumps(comparison.record()))
         return 0
-    for text in (*found.warnings, *found.notes):
+    for text in (*comparison.warnings, *comparison.notes):
         print(f"maemm: warning: {text}", file=sys.stderr)
-    print(found)
+    print(comparison)
     if args.per_class:
-        print(f"\n{found.details()}")
+        print(f"\n{comparison.details()}")
     return 0
 
 
-def rates(text: str) -> list[float]:
+def _rates(text: str) -> list[float]:
     """ "0.1,0.3" -> [0.1, 0.3]."""
     try:
-        found = [float(one) for one in text.split(",")]
+        rates = [float(number) for number in text.split(",")]
     except ValueError:
-        found = []
-    if not found or min(found) <= 0:
+        rates = []
+    if not rates or min(rates) <= 0:
         raise MaemmError(f"--base-lr is {text!r}; give numbers above 0 with commas between them, such as 0.1,0.3")
-    return found
+    return rates

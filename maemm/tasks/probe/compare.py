@@ -1,46 +1,52 @@
-"""A representation beside its baselines under one protocol: raw values, the untrained network, the trained one."""
+"""Features of a trained network beside its baselines (raw values, the untrained network) under the same protocols."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
-from maemm.model.model import Model
-from maemm.tasks._shared import splits
+from maemm.data.folds import groups_of, split_folds, usual_count
+from maemm.data.shots import Shots
 from maemm.tasks._shared.baselines import RAW, TRAINED, UNTRAINED, Show, untrained
 from maemm.tasks._shared.cache import cached, folder_for
 from maemm.tasks._shared.comparison import Cell, Comparison
-from maemm.tasks._shared.features import Embed, Features, embedder, features, raw_values
+from maemm.tasks._shared.embedding import embedder, features, raw_values
+from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.inputs import Weights, data_config, data_stamp, open_data, open_model, weights_stamp
 from maemm.tasks._shared.tables import Choice, tables
 from maemm.tasks.probe.linear import l2_c_choice, logistic_scores
 from maemm.tasks.probe.neighbours import knn_scores
 from maemm.tasks.probe.trained import attentive_choice, attentive_scores, published_choice, published_scores
 
-PROTOCOLS: dict[str, Callable[..., np.ndarray]] = {
-    "knn": knn_scores,
-    "linear": logistic_scores,
-    "published": published_scores,
-    "attentive": attentive_scores,
-}
-CHOICES: dict[str, Callable[..., Choice | None]] = {  # what is chosen inside the training part before it is fitted
-    "linear": l2_c_choice,
-    "published": published_choice,
-    "attentive": attentive_choice,
+
+class Classifier(NamedTuple):
+    """A protocol: how a classifier is fitted on frozen features."""
+
+    scores: Callable[..., np.ndarray]  # (train, test, *, seed, **options) -> (n, classes)
+    choose: Callable[..., Choice | None] | None = None  # (train, *, seed, **options) -> an option of ``scores``
+    scale: bool = False  # z-score the features
+    tokens: bool = False  # needs the features of tokens: there are none of raw values
+
+
+PROTOCOLS = {
+    "knn": Classifier(knn_scores, scale=True),
+    "linear": Classifier(logistic_scores, l2_c_choice, scale=True),
+    "published": Classifier(published_scores, published_choice),
+    "attentive": Classifier(attentive_scores, attentive_choice, tokens=True),
 }
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Which parts of the data are learned from, and how."""
+    """Which classifiers are fitted, on which parts of the data."""
 
-    names: Sequence[str] = ("linear",)
+    names: Sequence[str] = ("linear",)  # of :data:`PROTOCOLS`
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by name
     folds: int | None = None  # without a test part; None: 5
     groups: str | None = None
@@ -52,7 +58,7 @@ class Protocol:
             if name not in PROTOCOLS:
                 raise MaemmError(f"unknown protocol {name!r}; choose {', '.join(PROTOCOLS)}")
         if self.seeds < 1:
-            raise MaemmError(f"{self.seeds} seeds give no figure (--seeds); give 1 or more")
+            raise MaemmError(f"{self.seeds} seeds give no metrics (--seeds); give 1 or more")
 
 
 @dataclass
@@ -65,11 +71,16 @@ class _Data:
 
 
 class Subject:
-    """What is compared: a model, its data, and how it is embedded."""
+    """What is compared: a model, its data, and how it is embedded.
+
+    ``weights``: a run or checkpoint folder, a weights file, or a model. ``data`` None: the data of its recipe;
+    ``source``, ``list``, ``workers``: in place of those in the recipe's ``data``. ``pool``, ``norm``, ``layers``: see
+    :meth:`Model.embed`. ``settings``: see :func:`maemm.tasks._shared.inputs.open_model`. Raises :class:`MaemmError`.
+    """
 
     def __init__(
         self,
-        what: Weights,
+        weights: Weights,
         data: str | os.PathLike | None,
         test: str | os.PathLike | None = None,
         *,
@@ -81,42 +92,45 @@ class Subject:
         source: Any = None,
         list: str | None = None,
         show: Show | None = None,
-        **known: Any,
+        **settings: Any,
     ):
-        self.model = open_model(what, **known)
-        self.folder, self.batch, self.show = folder_for(what), batch, show or (lambda what: None)
+        self.model = open_model(weights, **settings)
+        self.folder, self.batch, self.show = folder_for(weights), batch, show or (lambda kind: None)
+        self.embed_options: dict[str, Any] = {"pool": pool, "norm": norm, "layers": layers}
         self._last: Any = None
-        self.chosen = {"pool": pool, "norm": norm, "layers": layers}
         options = {k: v for k, v in (("source", source), ("list", list), ("workers", workers)) if v is not None}
-        self.train = self._data(data, options)
-        self.test = None if test is None else self._data(test, {k: v for k, v in options.items() if k != "list"})
+        self.train = self._open(data, options)
+        self.test = None if test is None else self._open(test, {k: v for k, v in options.items() if k != "list"})
 
-    def _data(self, data: str | os.PathLike | None, options: dict[str, Any]) -> _Data:
+    def _open(self, data: str | os.PathLike | None, options: dict[str, Any]) -> _Data:
         config = data_config(self.model.recipe, data, **options)
         source = open_data(self.model.recipe, data, **options)
         return _Data(source, data_stamp(source, config["root"], config["list"]), config["workers"])
 
-    def both(self, kind: str, seed: int, tokens: bool) -> tuple[dict[str, Features], dict[str, Features] | None]:
-        """Features of the data and of the test part, from the cache where they are there."""
+    def features(self, kind: str, seed: int, tokens: bool) -> tuple[dict[str, Features], dict[str, Features] | None]:
+        """Features of the data and of the test part, by modality; from the cache where they are there.
+
+        ``kind``: :data:`RAW`, :data:`UNTRAINED` (with fresh weights by ``seed``) or :data:`TRAINED`.
+        """
         if self._last is None or self._last[0] != (kind, seed, tokens):
-            self._last = (kind, seed, tokens), self._both(kind, seed, tokens)
+            self._last = (kind, seed, tokens), self._features(kind, seed, tokens)
         return self._last[1]
 
-    def _both(self, kind: str, seed: int, tokens: bool) -> tuple[dict[str, Features], dict[str, Features] | None]:
+    def _features(self, kind: str, seed: int, tokens: bool) -> tuple[dict[str, Features], dict[str, Features] | None]:
         model = self.model if kind != UNTRAINED else untrained(self.model, seed)
-        embed = raw_values if kind == RAW else embedder(**self.chosen, tokens=tokens)
-        how = "raw" if kind == RAW else [weights_stamp(model), self.chosen, tokens]
-        # What a sample's raw values are follows from its modality's options.
+        embed = raw_values if kind == RAW else embedder(**self.embed_options, tokens=tokens)
+        how = "raw" if kind == RAW else [weights_stamp(model), self.embed_options, tokens]
+        # Raw values depend on the options of the modalities alone.
         about = [how, self.model.recipe.get("modalities") if kind == RAW else None]
 
-        def of(data: _Data) -> dict[str, Features]:
-            return cached(self.folder, [about, data.stamp], lambda: self._embedded(kind, model, data, embed))
+        def compute(data: _Data) -> dict[str, Features]:
+            show = self.show(kind)
+            return features(model, data.source, batch=self.batch, workers=data.workers, embed=embed, on_progress=show)
 
-        return of(self.train), None if self.test is None else of(self.test)
+        def load_or_compute(data: _Data) -> dict[str, Features]:
+            return cached(self.folder, [about, data.stamp], lambda: compute(data))
 
-    def _embedded(self, kind: str, model: Model, data: _Data, embed: Embed) -> dict[str, Features]:
-        show = self.show(kind)
-        return features(model, data.source, batch=self.batch, workers=data.workers, embed=embed, on_progress=show)
+        return load_or_compute(self.train), None if self.test is None else load_or_compute(self.test)
 
 
 def compare(subject: Subject, protocol: Protocol, *, baselines: bool = False) -> Comparison:
@@ -124,66 +138,65 @@ def compare(subject: Subject, protocol: Protocol, *, baselines: bool = False) ->
 
     All rows see the same splits. Raises :class:`MaemmError` where data and labels do not make a task.
     """
-    found = Comparison(shots=list(protocol.shots) or ["all"], seeds=protocol.seeds)
+    comparison = Comparison(shots=list(protocol.shots) or ["all"], seeds=protocol.seeds)
     for kind in (RAW, UNTRAINED, TRAINED) if baselines else (TRAINED,):
         for name in protocol.names:
-            if kind == RAW and name == "attentive":
+            if kind == RAW and PROTOCOLS[name].tokens:
                 continue
             try:
-                _row(subject, protocol, kind, name, found)
+                _add_cells(comparison, subject, protocol, kind, name)
             except MaemmError as error:
                 if kind != RAW or "no vector of one length" not in str(error):
                     raise
-                found.notes.append(f"no row of raw values: {error}")
-    return found
+                comparison.notes.append(f"no row of raw values: {error}")
+    return comparison
 
 
-def _row(subject: Subject, protocol: Protocol, kind: str, name: str, found: Comparison) -> None:
+def _add_cells(comparison: Comparison, subject: Subject, protocol: Protocol, kind: str, name: str) -> None:
+    """The cells of one kind of features under one protocol: one by modality and number of labels."""
     cells: dict[tuple[str, str], Cell] = {}
     for seed in range(protocol.seeds):
-        data, test = subject.both(kind, seed if kind == UNTRAINED else 0, name == "attentive")
-        for modality, one in data.items():
+        data, test = subject.features(kind, seed if kind == UNTRAINED else 0, PROTOCOLS[name].tokens)
+        for modality, samples in data.items():
             title = kind if len(data) == 1 else f"{kind}, {modality}"
-            pairs = _pairs(one, None if test is None else test[modality], protocol, seed, found)
-            for shots in found.shots:
+            pairs = _split(samples, None if test is None else test[modality], protocol, seed, comparison)
+            for shots in comparison.shots:
                 cell = cells.setdefault((title, shots), Cell(title, name, shots))
-                cell.values.append([_figure(cell, part, protocol, name, shots, seed) for part in pairs])
-    found.cells += cells.values()
-    found.notes += [note for cell in cells.values() for note in cell.notes() if note not in found.notes]
+                cell.values.append([_fit(cell, *pair, protocol, name, shots, seed) for pair in pairs])
+    comparison.cells += cells.values()
+    comparison.notes += [note for cell in cells.values() for note in cell.notes() if note not in comparison.notes]
 
 
-def _pairs(
-    data: Features, test: Features | None, protocol: Protocol, seed: int, found: Comparison
+def _split(
+    data: Features, test: Features | None, protocol: Protocol, seed: int, comparison: Comparison
 ) -> list[tuple[Features, Features]]:
-    """(training part, test part) for each fold, or the only one."""
+    """(training part, test part) of each fold, or the only pair where a test part is given."""
+    if test is not None and (protocol.folds is not None or protocol.groups is not None):
+        raise MaemmError("folds and a test part are both given (--folds, --groups, --test); choose one")
+    comparison.describe_data(data, test)
     if test is not None:
-        if protocol.folds is not None or protocol.groups is not None:
-            raise MaemmError("folds and a test part are both given (--folds, --groups, --test); choose one")
-        found.tell(data, test)
         return [(data, test)]
-    found.tell(data, None)
-    known = data.labelled
-    if not len(known):
+    labelled = data.labelled
+    if not len(labelled):
         raise MaemmError(
             "the data have no labels; give all files in a folder per class, or a list or array with labels"
         )
-    groups = None if protocol.groups is None else splits.groups_of(known.ids, protocol.groups)
-    count = protocol.folds or splits.usual_count(groups)
-    found.folds = count
-    return [(known.select(a), known.select(b)) for a, b in splits.folds(known, count, seed=seed, groups=groups)]
+    groups = None if protocol.groups is None else groups_of(labelled.ids, protocol.groups)
+    comparison.folds = protocol.folds or usual_count(groups)
+    folds = split_folds(labelled.labels, comparison.folds, seed=seed, groups=groups)
+    return [(labelled.select(train), labelled.select(test)) for train, test in folds]
 
 
-def _figure(cell: Cell, pair: tuple[Features, Features], protocol: Protocol, name: str, shots: str, seed: int) -> float:
-    """Accuracy or mAP of one fit; its answers go into the cell's table per class."""
-    train, test = pair
+def _fit(cell: Cell, train: Features, test: Features, protocol: Protocol, name: str, shots: str, seed: int) -> float:
+    """Fit on ``train`` and -> accuracy or mAP on ``test``; the answers of seed 0 are added to the cell."""
     if shots != "all":
-        train = train.select(splits.Shots.parse(shots).choose(train.labels, seed, train.classes))
-    a, b = tables(train, test, scale=name in ("knn", "linear"))
-    options = protocol.options.get(name, {})
-    if name in CHOICES and (choice := CHOICES[name](a, seed=seed, **options)) is not None:
+        train = train.select(Shots.parse(shots).choose(train.labels, seed, train.classes))
+    classifier, options = PROTOCOLS[name], protocol.options.get(name, {})
+    train_table, test_table = tables(train, test, scale=classifier.scale)
+    if classifier.choose and (choice := classifier.choose(train_table, seed=seed, **options)) is not None:
         cell.choices.append(choice)
         options = {**options, choice.option: choice.value}
-    scores = PROTOCOLS[name](a, b, seed=seed, **options)
+    scores = classifier.scores(train_table, test_table, seed=seed, **options)
     if seed == 0:
-        cell.add(b.y, scores, train.classes, a.classes)
-    return b.metric(scores)
+        cell.add(test_table.y, scores, train.classes, train_table.classes)
+    return test_table.metric(scores)

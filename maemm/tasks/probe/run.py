@@ -10,14 +10,13 @@ from typing import Any
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.baselines import Show
 from maemm.tasks._shared.comparison import Comparison
-from maemm.tasks._shared.curves import draw_curves
 from maemm.tasks._shared.inputs import Weights
 from maemm.tasks._shared.records import refresh_page, save_record
 from maemm.tasks.probe.compare import Protocol, Subject, compare
 
 
 def probe(
-    what: Weights,
+    weights: Weights,
     data: str | os.PathLike | None = None,
     *,
     test: str | os.PathLike | None = None,
@@ -35,45 +34,45 @@ def probe(
     out: str | os.PathLike | None = None,
     verb: str = "probe",
     show: Show | None = None,
-    **subject: Any,
+    **embedding: Any,
 ) -> Comparison:
-    """Classifiers on the frozen features of ``what`` (a run, weights, or a model), learned and asked on ``data``.
+    """Fit classifiers on frozen features of a run, a weights file or a model (``weights``), and test them.
 
-    ``test``: data to ask about; without, ``data`` are cut into ``folds`` (5), or into those of ``groups``, a regular
-    expression for ids. ``protocols``: linear, published, attentive, knn. ``shots``: labels of each class, "5" or
-    "10%". ``baselines`` adds rows for raw values and for the untrained network. ``epochs`` and ``base_lr`` are for
-    published and attentive, ``k`` and ``temperature`` for knn. Figures go to ``out``, or beside the run. ``subject``:
-    see :class:`maemm.tasks.probe.compare.Subject`. Raises :class:`MaemmError`.
+    ``test``: the test data, with all of ``data`` for training; without, ``data`` are split into ``folds`` (5) that do
+    not split the groups of ``groups``, a regular expression for ids. ``protocols``: linear, published, attentive, knn.
+    ``shots``: training labels of each class, "5" or "10%". ``seeds``: how often splits, shots and fresh weights are
+    drawn. ``baselines`` adds rows for raw values and for the untrained network. ``balanced`` weighs classes by the
+    inverse of their frequency. ``epochs`` and ``base_lr`` are for published and attentive, ``k`` and ``temperature``
+    for knn. Metrics are written to ``out``, by default beside the run, as those of ``verb``. ``show(kind)`` gives an
+    ``on_progress`` for a kind of features. ``embedding``: see :class:`maemm.tasks.probe.compare.Subject`. Raises
+    :class:`MaemmError`.
     """
     _check_training(protocols, epochs, base_lr)
-    trained = {"balanced": balanced, "base_lr": base_lr}
+    trained: dict[str, Any] = {"balanced": balanced, "base_lr": base_lr}
     if epochs is not None:
-        trained |= {"epochs": epochs, "warmup_epochs": epochs / 9}  # the published share of the warmup
-    options = {
+        trained |= {"epochs": epochs, "warmup_epochs": epochs / 9}  # as long a part of the epochs as is published
+    options: dict[str, dict[str, Any]] = {
         "linear": {"balanced": balanced},
         "published": trained,
         "attentive": trained,
         "knn": {"k": k, "temperature": temperature},
     }
-    protocol = Protocol(list(protocols), options, folds, groups, [str(one) for one in shots], seeds)
-    found = compare(Subject(what, data, test, show=show, **subject), protocol, baselines=baselines)
-    written = save_record(found.record(), verb, what, out)
-    if written is not None and len(found.shots) > 1:
-        draw_curves(found, written.with_suffix(".png"))
-    refresh_page(written)
-    return found
+    protocol = Protocol(list(protocols), options, folds, groups, [str(number) for number in shots], seeds)
+    comparison = compare(Subject(weights, data, test, show=show, **embedding), protocol, baselines=baselines)
+    refresh_page(save_record(comparison.record(), verb, weights, out))
+    return comparison
 
 
 def _check_training(protocols: Sequence[str], epochs: int | None, base_lr: float | list[float] | None) -> None:
-    """Whether options of training are ones, and have something to train."""
+    """Raises :class:`MaemmError` for impossible training options, and for those that no protocol uses."""
     rates = [] if base_lr is None else base_lr if isinstance(base_lr, list) else [base_lr]
-    if not all(0 < one < inf for one in rates) or base_lr == []:
+    if not all(0 < rate < inf for rate in rates) or base_lr == []:
         raise MaemmError(f"base_lr is {base_lr} (--base-lr); give numbers above 0")
     if epochs is not None and epochs < 1:
         raise MaemmError(f"{epochs} epochs train nothing (--epochs); give 1 or more")
-    given = [flag for flag, one in (("--epochs", epochs), ("--base-lr", base_lr)) if one is not None]
-    if given and not {"published", "attentive"} & set(protocols):
+    flags = [flag for flag, value in (("--epochs", epochs), ("--base-lr", base_lr)) if value is not None]
+    if flags and not {"published", "attentive"} & set(protocols):
         raise MaemmError(
-            f"{' and '.join(given)} {'means' if len(given) == 1 else 'mean'} nothing to {', '.join(protocols)}; add "
+            f"{' and '.join(flags)} {'means' if len(flags) == 1 else 'mean'} nothing to {', '.join(protocols)}; add "
             "--protocol published or attentive"
         )

@@ -1,4 +1,4 @@
-"""Probes trained by gradient descent on a table of frozen features: the published linear one, an attentive one."""
+"""Probes trained by gradient descent on frozen features: MAE's linear probe, and an attentive one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,15 @@ from maemm.tasks._shared.tables import Choice, Table, held_out
 from maemm.train.optim import make_optimizer, set_lr
 from maemm.train.schedules import learning_rate
 
-#: MAE, appendix A.1 and its published script: LARS, weight decay 0, 90 epochs of batch 16384, warmup of 10
-PUBLISHED = {"epochs": 90, "batch": 16384, "base_lr": 0.1, "warmup_epochs": 10, "optimizer": {"type": "lars"}}
-ATTENTIVE = {
+#: MAE (arXiv 2111.06377), appendix A.1 and its script: LARS, no weight decay, 90 epochs of batch 16384, warmup of 10
+PUBLISHED: dict[str, Any] = {
+    "epochs": 90,
+    "batch": 16384,
+    "base_lr": 0.1,
+    "warmup_epochs": 10,
+    "optimizer": {"type": "lars"},
+}
+ATTENTIVE: dict[str, Any] = {
     "epochs": 30,
     "batch": 256,
     "base_lr": 1e-3,
@@ -42,13 +48,13 @@ class PublishedLinear(nn.Module):
 
 
 class Attentive(nn.Module):
-    """One learned query that attends to all tokens, then a linear layer: (B, N, D) -> (B, classes)."""
+    """Attention of a learned query to all tokens, then a linear layer: (B, N, D) -> (B, classes)."""
 
     def __init__(self, width: int, classes: int):
         super().__init__()
         from timm.layers import AttentionPoolLatent
 
-        heads = next(one for one in (12, 8, 6, 4, 3, 2, 1) if width % one == 0)
+        heads = next(count for count in (12, 8, 6, 4, 3, 2, 1) if width % count == 0)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.pool = AttentionPoolLatent(width, num_heads=heads, norm_layer=nn.LayerNorm)
         self.linear = nn.Linear(width, classes)
@@ -65,7 +71,7 @@ def published_scores(
 ) -> np.ndarray:
     """(n, classes) logits of :class:`PublishedLinear` under the published schedule.
 
-    Of several ``base_lr`` (for a batch of 256) the best on a held-out part of ``train`` is used, the first where
+    ``base_lr`` is for a batch of 256; of several the best on a held-out part of ``train`` is used, or the first where
     nothing can be held out. ``options`` replace those of :data:`PUBLISHED`; the batch is at most the size of ``train``.
     """
     return _Probe(PublishedLinear, PUBLISHED, seed, options).scores(train, test, base_lr)
@@ -74,45 +80,45 @@ def published_scores(
 def attentive_scores(
     train: Table, test: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
 ) -> np.ndarray:
-    """(n, classes) logits of :class:`Attentive` on tables of tokens; the rest as in :func:`published_scores`."""
+    """(n, classes) logits of :class:`Attentive` on tables of tokens; options as in :func:`published_scores`."""
     return _Probe(Attentive, ATTENTIVE, seed, options).scores(train, test, base_lr)
 
 
 def published_choice(
     train: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
 ) -> Choice | None:
-    """The one of several ``base_lr`` that :func:`published_scores` uses; None where there is nothing to choose."""
+    """The ``base_lr`` that :func:`published_scores` chooses among several; None where there is nothing to choose."""
     return _Probe(PublishedLinear, PUBLISHED, seed, options).choice(train, base_lr)
 
 
 def attentive_choice(
     train: Table, *, seed: int = 0, base_lr: float | list[float] | None = None, **options: Any
 ) -> Choice | None:
-    """The one of several ``base_lr`` that :func:`attentive_scores` uses; None where there is nothing to choose."""
+    """The ``base_lr`` that :func:`attentive_scores` chooses among several; None where there is nothing to choose."""
     return _Probe(Attentive, ATTENTIVE, seed, options).choice(train, base_lr)
 
 
 class _Probe:
-    """A kind of probe and how it is trained."""
+    """A kind of probe, ``module(width, classes)``, and how it is trained."""
 
     def __init__(
         self,
-        make: Callable[[int, int], nn.Module],
+        module: Callable[[int, int], nn.Module],
         recipe: Mapping[str, Any],
         seed: int,
         options: Mapping[str, Any],
     ):
-        self.make, self.seed = make, seed
+        self.module, self.seed = module, seed
         self.recipe = {**recipe, **options}
         self.balanced = bool(self.recipe.pop("balanced", False))
 
     def scores(self, train: Table, test: Table, base_lr: float | list[float] | None) -> np.ndarray:
-        self._check(train)
         best = self.choice(train, base_lr)
-        return self._answer(best.value if best else self._rates(base_lr)[0], train, test)
+        return self._fit_and_score(best.value if best else self._rates(base_lr)[0], train, test)
 
     def choice(self, train: Table, base_lr: float | list[float] | None) -> Choice | None:
-        self._check(train)
+        if self.module is Attentive and train.x.ndim != 3:
+            raise MaemmError("an attentive probe needs the features of tokens; embed with tokens=True")
         rates = self._rates(base_lr)
         if len(rates) == 1:
             return None
@@ -120,39 +126,39 @@ class _Probe:
         if not held.any() or held.all():
             note = f"no class has two samples to choose a learning rate with, so the first one is used ({rates[0]:g})"
             return Choice("base_lr", rates[0], note)
-        known, asked = train.select(~held), train.select(held)
-        return Choice("base_lr", max(rates, key=lambda rate: asked.metric(self._answer(rate, known, asked))))
-
-    def _check(self, train: Table) -> None:
-        if self.make is Attentive and train.x.ndim != 3:
-            raise MaemmError("an attentive probe needs the features of tokens; embed with tokens=True")
+        rest, part = train.select(~held), train.select(held)
+        return Choice("base_lr", max(rates, key=lambda rate: part.metric(self._fit_and_score(rate, rest, part))))
 
     def _rates(self, base_lr: float | list[float] | None) -> list[float]:
         return base_lr if isinstance(base_lr, list) else [base_lr or self.recipe["base_lr"]]
 
-    def _answer(self, rate: float, known: Table, asked: Table) -> np.ndarray:
-        return _answer(_fitted(self.make, {**self.recipe, "base_lr": rate}, known, self.seed, self.balanced), asked)
+    def _fit_and_score(self, base_lr: float, train: Table, test: Table) -> np.ndarray:
+        with seeded(self.seed, "probe"):
+            module = self.module(train.x.shape[-1], train.classes)
+        module = module.to("cuda" if torch.cuda.is_available() else "cpu")
+        _fit(module, {**self.recipe, "base_lr": base_lr}, train, self.seed, self.balanced)
+        return _logits(module, test)
 
 
-def _fitted(
-    make: Callable[[int, int], nn.Module], recipe: Mapping[str, Any], train: Table, seed: int, balanced: bool
-) -> nn.Module:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with seeded(seed, "probe"):
-        module = make(train.x.shape[-1], train.classes).to(device).train()
+def _fit(module: nn.Module, recipe: Mapping[str, Any], train: Table, seed: int, balanced: bool) -> None:
+    """Train ``module``; it ends in eval mode."""
+    module.train()
+    device = next(module.parameters()).device
     optimizer = make_optimizer(module, recipe)
     batch = min(recipe["batch"], len(train.y))
-    steps_per_epoch = len(train.y) // batch  # what does not fill a batch waits for another epoch
+    steps_per_epoch = len(train.y) // batch  # the rest of an epoch is dropped
     rate = learning_rate({**recipe, "batch": batch}, steps_per_epoch, recipe["epochs"] * steps_per_epoch)
     weight = torch.from_numpy(class_weights(train)).to(device) if balanced else None
-    columns = [None if one is None else torch.from_numpy(one).to(device) for one in (train.x, train.valid, train.y)]
+    all_x, all_y = torch.from_numpy(train.x).to(device), torch.from_numpy(train.y).to(device)
+    all_valid = None if train.valid is None else torch.from_numpy(train.valid).to(device)
     for epoch in range(recipe["epochs"]):
         order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train.y))).to(device)
         for step in range(steps_per_epoch):
             rows = order[step * batch : (step + 1) * batch]
-            x, valid, y = (None if one is None else one[rows] for one in columns)
-            take_probe_step(module, optimizer, x, y, rate(epoch * steps_per_epoch + step), valid, weight)
-    return module.eval()
+            valid = None if all_valid is None else all_valid[rows]
+            lr = rate(epoch * steps_per_epoch + step)
+            take_probe_step(module, optimizer, all_x[rows], all_y[rows], lr, valid, weight)
+    module.eval()
 
 
 def take_probe_step(
@@ -164,7 +170,7 @@ def take_probe_step(
     valid: Tensor | None = None,
     weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One step on features ``x`` with labels ``y``; -> (loss, logits) before it."""
+    """One step on features ``x`` with labels ``y`` (B,), or (B, classes) of 0 and 1; -> (loss, logits) before it."""
     set_lr(optimizer, lr)
     logits = module(x, valid)
     if y.ndim == 1:
@@ -178,16 +184,17 @@ def take_probe_step(
 
 
 @torch.inference_mode()
-def _answer(module: nn.Module, test: Table) -> np.ndarray:
-    device, found = next(module.parameters()).device, []
+def _logits(module: nn.Module, test: Table) -> np.ndarray:
+    device, logits = next(module.parameters()).device, []
     for start in range(0, len(test.y), 1024):
         rows = slice(start, start + 1024)
-        x, valid = (None if one is None else torch.from_numpy(one[rows]).to(device) for one in (test.x, test.valid))
-        found.append(module(x, valid).float().cpu().numpy())
-    return np.concatenate(found)
+        x = torch.from_numpy(test.x[rows]).to(device)
+        valid = None if test.valid is None else torch.from_numpy(test.valid[rows]).to(device)
+        logits.append(module(x, valid).float().cpu().numpy())
+    return np.concatenate(logits)
 
 
 def class_weights(train: Table) -> np.ndarray:
-    """(classes,) float32: labels / (classes that occur * samples of the class); 0 for classes that do not occur."""
+    """(classes,) float32: labels / (classes that occur * samples of the class); 0 for a class without samples."""
     counts = train.y.sum(0, dtype=np.int64) if train.multilabel else np.bincount(train.y, minlength=train.classes)
     return np.where(counts > 0, counts.sum() / (np.sum(counts > 0) * np.maximum(counts, 1)), 0).astype(np.float32)

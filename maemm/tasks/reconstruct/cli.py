@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from typing import Any
 
 from maemm.ui.parser import Verb, split, values, verb_parser
 
@@ -14,19 +15,29 @@ norm_pix=true, mask_ratio=0.75"""
 
 
 def run(argv: list[str], flags: Namespace) -> int:
-    """Draw what a model makes of somebody's own files."""
+    """Draw how a model reconstructs samples of any data."""
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("-o", "--out", metavar="FILE", help="picture to write (default: reconstruction.png)")
-    parser.add_argument("--kind", help="published layout of the weights, where it cannot be told")
+    parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
     args = parser.parse_intermixed_args(argv)
-    (what, data), overrides = split(args.words, 2, 2, VERB.usage)
-    known, out = values(overrides, args), args.out or "reconstruction.png"
+    (weights, data), overrides = split(args.words, 2, 2, VERB.usage)
+    settings: dict[str, Any] = values(overrides, args)
+    out = args.out or "reconstruction.png"
     if args.kind is not None:
-        known["kind"] = args.kind
+        settings["kind"] = args.kind
     from maemm.config.options import check
     from maemm.tasks.reconstruct.run import reconstruct
 
-    asked = {key: known.pop(key) for key in ("count", "seed") if key in known}
-    made = reconstruct(str(what), str(data), str(out), **check(reconstruct, asked, "reconstruct"), **known)
-    print(json.dumps({"file": str(made.path), "shown": made.shown, "skipped": made.skipped}) if flags.json else made)
+    keys: dict[str, Any] = {key: settings.pop(key) for key in ("count", "seed") if key in settings}
+    options = check(reconstruct, keys, "reconstruct")
+    reconstruction = reconstruct(str(weights), str(data), str(out), **options, **settings)
+    if flags.json:
+        record = {
+            "file": str(reconstruction.path),
+            "shown": reconstruction.shown,
+            "skipped": reconstruction.skipped,
+        }
+        print(json.dumps(record))
+    else:
+        print(reconstruction)
     return 0

@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 from contextlib import ExitStack
 
-from maemm.tasks._shared.words import EPILOG, words
+from maemm.tasks._shared.cli_options import EPILOG, words
 from maemm.ui.parser import Verb, split, verb_parser
 
 VERB = Verb("retrieve", "RUN_OR_WEIGHTS [DATA] [--pair A,B]", "find the partners of one modality in another")
@@ -20,13 +20,13 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--baselines", action="store_true", help="also the untrained network")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
     args = parser.parse_intermixed_args(argv)
-    (what, data), overrides = split(args.words, 1, 2, VERB.usage)
+    (weights, data), overrides = split(args.words, 1, 2, VERB.usage)
     from maemm.tasks.retrieve.run import retrieve
     from maemm.ui.progress import progress
 
     with ExitStack() as stack:
-        found = retrieve(
-            str(what),
+        retrieval = retrieve(
+            str(weights),
             data,
             pair=args.pair.split(",") if args.pair else None,
             tta=args.tta,
@@ -35,7 +35,7 @@ def run(argv: list[str], flags: Namespace) -> int:
             show=lambda kind: stack.enter_context(progress(f"embed, {kind}")),
             **words(overrides, args),
         )
-    print(json.dumps(found.record()) if flags.json else found)
-    if found.skipped and not flags.json:
-        print(f"{len(found.skipped):,} samples left out (first: {found.skipped[0]})")
+    print(json.dumps(retrieval.record()) if flags.json else retrieval)
+    if retrieval.skipped and not flags.json:
+        print(f"{len(retrieval.skipped):,} samples left out (first: {retrieval.skipped[0]})")
     return 0

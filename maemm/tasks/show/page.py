@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import Iterable, Sequence
-from html import escape
+from typing import Any
 
 from maemm.tasks._shared.sample_facts import element_valid
-from maemm.tasks.show.shown import Part, Shown, figures, padding
-from maemm.ui.page import document, write_html
-from maemm.ui.picture_rows import Rows
+from maemm.tasks.show.shown import Part, Shown, padding, statistics
+from maemm.ui.page import embedded, render, write_html
 from maemm.ui.pictures import cell
 from maemm.ui.text import number
 
@@ -18,93 +15,75 @@ _COLUMNS = ("shape", "type", "range", "mean", "std", "not finite")
 
 def page(shown: Shown) -> None:
     """Write ``shown.path``."""
-    source = shown.opened.source
-    lead = f"{len(shown.ids):,} of {len(source):,} samples as a model of this recipe gets them, without augmentation."
-    parts = [_part(shown, name, part) for name, part in shown.parts.items()]
-    write_html(shown.path, document(shown.opened.title, lead, [*parts, _refused(shown), _go_on(shown)]))
+    opened = shown.opened
+    text = render(
+        "show.html",
+        title=opened.title,
+        lead=f"{len(shown.ids):,} of {len(opened.source):,} samples as a model of this recipe gets them, without "
+        "augmentation.",
+        parts=[_part(shown, name, part) for name, part in shown.parts.items()],
+        refused=[[sample.id, sample.reason] for sample in shown.refused],
+        data=opened.data,
+        recipe=opened.name,
+        several=len(opened.source) > 1,
+    )
+    write_html(shown.path, text)
 
 
-def _part(shown: Shown, name: str, part: Part) -> str:
-    notes = "".join(f'<p class="note">{escape(one)}</p>' for one in [*part.notes, part.rows.note] if one)
-    cards = "".join(_card(shown, name, part, row) for row in range(len(shown.ids)))
-    return f"<h2>{escape(name)}</h2>{_tiles(part)}{_table(part)}{notes}{cards}"
+def _part(shown: Shown, name: str, part: Part) -> dict[str, Any]:
+    return {
+        "name": name,
+        "tiles": _tiles(part),
+        "stages": _stages(part),
+        "notes": [note for note in [*part.notes, part.rows.note] if note],
+        "cards": [_card(shown, name, part, row) for row in range(len(shown.ids))],
+    }
 
 
-def _tiles(part: Part) -> str:
+def _tiles(part: Part) -> list[tuple[str, str]]:
     tokens, plan = part.tokens, part.plan
     grid = "" if tokens.grid is None else f" ({' x '.join(map(str, tokens.grid))})"
     tiles = [(f"{tokens.count:,}{grid}", "tokens of a sample")]
     if plan is not None:
-        tiles += [
-            (f"{plan.visible.shape[1]:,}", "visible to the encoder"),
-            (f"{plan.predict.shape[1]:,}", "to predict"),
-        ]
-    tiles.append((f"{100 * padding(part.preprocessed):.3g} %", "of this batch is padding"))
-    cells = [f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>' for value, label in tiles]
-    return f'<div class="tiles">{"".join(cells)}</div>'
+        tiles.append((f"{plan.visible.shape[1]:,}", "visible to the encoder"))
+        tiles.append((f"{plan.predict.shape[1]:,}", "to predict"))
+    return [*tiles, (f"{100 * padding(part.preprocessed):.3g} %", "of this batch is padding")]
 
 
-def _table(part: Part) -> str:
-    """Shapes, types and ranges of the batch at each stage."""
+def _stages(part: Part) -> list[list[str]]:
+    """Shapes, types and ranges of the whole batch at each stage, as a table."""
     preprocessed = part.preprocessed
     valid = None if preprocessed.valid is None else element_valid(preprocessed)
-    stages = {"prepared: x": figures(preprocessed.x, valid)}
-    stages["tokens: values"] = figures(part.tokens.values, part.tokens.valid)
+    stages = {"preprocessed: x": statistics(preprocessed.x, valid)}
+    stages["tokens: values"] = statistics(part.tokens.values, part.tokens.valid)
     if part.target is not None and part.plan is not None:
-        stages["target"] = figures(part.target, part.plan.predict_valid)
-    used = [one for one in _COLUMNS if any(one in text for text in stages.values())]
-    rows = [[stage, *(text.get(one, "") for one in used)] for stage, text in stages.items()]
-    return _html_table(["the whole batch", *used], rows, "wide")
+        stages["target"] = statistics(part.target, part.plan.predict_valid)
+    columns = [column for column in _COLUMNS if any(column in values for values in stages.values())]
+    rows = [[stage, *(values.get(column, "") for column in columns)] for stage, values in stages.items()]
+    return [["the whole batch", *columns], *rows]
 
 
-def _card(shown: Shown, name: str, part: Part, row: int) -> str:
-    pictures = "".join(_strip(shown, name, rows, row) for rows in (part.rows, part.augmented) if rows.columns)
-    facts = [f"{key} {number(value)}" for key, value in part.facts[row].items()]
-    label = shown.labels[row]
+def _card(shown: Shown, name: str, part: Part, row: int) -> dict[str, Any]:
+    """Pictures of one sample, and what is known of it after each stage."""
+    modality = shown.opened.modalities[name]
+    strips = [
+        [
+            (caption.replace("\n", " "), embedded(cell(modality, signals[row])))
+            for caption, signals in rows.columns.items()
+        ]
+        for rows in (part.rows, part.augmented)
+        if rows.columns
+    ]
+    read = [f"{key} {number(value)}" for key, value in part.facts[row].items()]
+    label, classes = shown.labels[row], shown.opened.source.classes or ()
     if label is not None:
-        classes = shown.opened.source.classes
-        facts.insert(0, f"label {classes[label] if classes is not None and label < len(classes) else label}")
-    one = part.preprocessed.x[row]
+        indices = label if isinstance(label, tuple) else (label,)
+        names = [str(classes[index]) if index < len(classes) else str(index) for index in indices]
+        read.insert(0, f"label {' + '.join(names) or 'none'}")
     valid = None if part.preprocessed.valid is None else element_valid(part.preprocessed)[row]
-    seen = figures(one, valid)
+    preprocessed = [f"{key} {value}" for key, value in statistics(part.preprocessed.x[row], valid).items()]
     empty = 0.0 if valid is None else 1 - float(valid.float().mean())
-    got = [f"{key} {value}" for key, value in seen.items()] + ([f"padding {100 * empty:.3g} %"] if empty else [])
-    lines = [("read", facts), ("loaded", part.loaded[row]), ("preprocessed", got)]
-    text = "<br>".join(f"{what}: {escape(', '.join(words))}" for what, words in lines if words)
-    return f"<figure><h3>{escape(shown.ids[row])}</h3>{pictures}<figcaption>{text}</figcaption></figure>"
-
-
-def _strip(shown: Shown, name: str, rows: Rows, row: int) -> str:
-    """Pictures beside each other, which a narrow screen may put below each other."""
-    cells = []
-    for caption, signals in rows.columns.items():
-        data = base64.b64encode(cell(shown.opened.modalities[name], signals[row])).decode()
-        text = escape(caption.replace("\n", " "))
-        alt = escape(f"{shown.ids[row]}: {caption}".replace("\n", " "), quote=True)
-        cells.append(f'<div><span>{text}</span><img alt="{alt}" src="data:image/png;base64,{data}"></div>')
-    return f'<div class="strip">{"".join(cells)}</div>'
-
-
-def _refused(shown: Shown) -> str:
-    if not shown.refused:
-        return ""
-    rows = [[one.id, one.reason] for one in shown.refused]
-    return f"<h2>Refused: {len(rows):,}</h2>{_html_table(['sample', 'reason'], rows)}"
-
-
-def _go_on(shown: Shown) -> str:
-    recipe, data = shown.opened.name, shown.opened.data
-    text = (
-        "# read everything once: broken files, sizes, labels, mean and spread\n"
-        f"maemm data check {data} --recipe {recipe}"
-        f"\n\n# what augmentation does\nmaemm show {data} --recipe {recipe} --augment"
-    )
-    if len(shown.opened.source) > 1:
-        text += f"\n\n# train\nmaemm pretrain {recipe} data.root={data}"
-    return f"<h3>Go on</h3><pre>{escape(text)}</pre>"
-
-
-def _html_table(titles: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
-    head = "".join(f"<td><b>{escape(one)}</b></td>" for one in titles)
-    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="card scroll {kind}"><table><tr>{head}</tr>{body}</table></div>'
+    if empty:
+        preprocessed.append(f"padding {100 * empty:.3g} %")
+    stages = [("read", read), ("loaded", part.loaded[row]), ("preprocessed", preprocessed)]
+    return {"id": shown.ids[row], "strips": strips, "facts": [(stage, words) for stage, words in stages if words]}

@@ -1,4 +1,4 @@
-"""``maemm show``: what the model would get of somebody's files, before anything is trained."""
+"""``maemm show``: samples as a model gets them, before anything is trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import Masking, Plan, Preprocessed, Tokens
+from maemm.contract import Label, Plan, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample, printable, reason_of
@@ -37,12 +37,12 @@ def show(
     augment: bool = False,
     overrides: Overrides = None,
 ) -> Shown:
-    """Draw ``count`` samples of a file or folder, spread evenly, as a recipe's model gets them.
+    """Draw ``count`` evenly spaced samples of a file or folder as a recipe's model gets them.
 
     Each is shown after ``load`` and ``preprocess`` without augmentation, with its tokens, a plan of visible and hidden
     ones and the target, beside shapes, types and ranges. ``augment`` adds augmented views. ``out`` is a page (.html)
     or a picture (.png). ``seed`` chooses plans and augmentation. Samples that cannot be read are listed with their
-    reasons; :class:`MaemmError` where none can, and for data that fit no recipe.
+    reasons. Raises :class:`MaemmError` when none can be read, and for data that fit no recipe.
     """
     path = Path(out)
     if path.suffix.lower() not in (".html", ".png"):
@@ -56,7 +56,7 @@ def show(
     if not read:
         others = f", and {len(refused) - 1:,} others" if len(refused) > 1 else ""
         raise MaemmError(f"{refused[0].id} cannot be read ({refused[0].reason}){others}; give other data")
-    shown = Shown(opened, path, [one.id for one in read], [one.label for one in read], refused)
+    shown = Shown(opened, path, [sample.id for sample in read], [sample.label for sample in read], refused)
     with torch.no_grad():
         shown.parts = _parts(opened, read, seed)
     _write(shown)
@@ -67,11 +67,12 @@ def _write(shown: Shown) -> None:
     if shown.path.suffix.lower() == ".html":
         page(shown)
         return
-    made = {
-        name: Rows({**part.rows.columns, **part.augmented.columns}, part.rows.note, [one[-28:] for one in shown.ids])
+    names = [id[-28:] for id in shown.ids]
+    rows = {
+        name: Rows({**part.rows.columns, **part.augmented.columns}, part.rows.note, names)
         for name, part in shown.parts.items()
     }
-    draw_rows(shown.opened.modalities, made, shown.path)
+    draw_rows(shown.opened.modalities, rows, shown.path)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -80,7 +81,7 @@ class _Read:
     """One sample: loaded once without augmentation, then augmented views."""
 
     id: str
-    label: int | None
+    label: Label | None
     facts: dict[str, dict[str, Any]]  # {modality: facts}
     loaded: list[dict[str, dict[str, Any]]]  # of each reading: {modality: what load returned}
 
@@ -92,53 +93,54 @@ def _read(opened: Opened, count: int, seed: int, augmented: int) -> tuple[list[_
     for row in range(min(count, total)):
         index = row * total // min(count, total)
         try:
-            read.append(_one(opened, index, seed, augmented))
-        except Exception as error:  # whatever a broken file does
+            read.append(_read_sample(opened, index, seed, augmented))
+        except Exception as error:  # whatever a broken file raises
             refused.append(BadSample(index, name_of(opened.source, index), reason_of(error)))
     return read, refused
 
 
-def _one(opened: Opened, index: int, seed: int, augmented: int) -> _Read:
-    found, facts = [], {}
+def _read_sample(opened: Opened, index: int, seed: int, augmented: int) -> _Read:
+    loaded: list[dict[str, Any]] = []
+    facts: dict[str, dict[str, Any]] = {}
     for view in range(augmented + 1):  # read as in epoch ``view``, with another window of a long recording
         rng = Rng((seed, view, index, 0))
         sample = opened.source.read(index, rng)
         missing = [name for name in opened.modalities if name not in sample.raw]
         if missing:
             raise ValueError(f"the sample has no {missing[0]!r}, only {', '.join(map(repr, sample.raw)) or 'nothing'}")
-        found.append(
+        loaded.append(
             {
-                name: one.load(sample.raw[name], rng.fold_in(name) if view else None)
-                for name, one in opened.modalities.items()
+                name: modality.load(sample.raw[name], rng.fold_in(name) if view else None)
+                for name, modality in opened.modalities.items()
             }
         )
         if not view:
-            facts = {name: one.describe(sample.raw[name]) for name, one in opened.modalities.items()}
-    return _Read(printable(sample.id), sample.label, facts, found)
+            facts = {name: modality.describe(sample.raw[name]) for name, modality in opened.modalities.items()}
+    return _Read(printable(sample.id), sample.label, facts, loaded)
 
 
-# ------------------------------------------------------------------------------------------------ as the model sees it
+# ------------------------------------------------------------------------------------------------ what the model gets
 def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
     preprocessed = {name: _preprocessed(opened, read, name, 0, seed) for name in opened.modalities}
-    tokens = {name: one.tokenize(preprocessed[name]) for name, one in opened.modalities.items()}
-    plans = _plans(build_masking(opened.recipe), tokens, Rng((seed, "show"), range(len(read)), len(read)))
+    tokens = {name: modality.tokenize(preprocessed[name]) for name, modality in opened.modalities.items()}
+    masking = build_masking(opened.recipe)
+    plans = {} if masking.guide else masking(tokens, Rng((seed, "show"), range(len(read)), len(read)))
     parts = {}
     for name, modality in opened.modalities.items():
         part = Part(
             modality,
-            [one.facts[name] for one in read],
-            [shapes(one.loaded[0][name]) for one in read],
+            [sample.facts[name] for sample in read],
+            [shapes(sample.loaded[0][name]) for sample in read],
             preprocessed[name],
             tokens[name],
             plans.get(name),
-            *(None, Rows(), Rows(), []),
         )
         _add_target(part, opened.recipe["modalities"][name])
         _add_rows(part)
         if part.rows.columns:
             for view in range(1, len(read[0].loaded)):
-                again = modality.tokenize(_preprocessed(opened, read, name, view, seed))
-                part.augmented.columns[f"augmented {view}"] = put_together(modality, again, _all(again))
+                augmented = modality.tokenize(_preprocessed(opened, read, name, view, seed))
+                part.augmented.columns[f"augmented {view}"] = put_together(modality, augmented, _all(augmented))
         parts[name] = part
     return parts
 
@@ -146,7 +148,7 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
 def _preprocessed(opened: Opened, read: Sequence[_Read], name: str, view: int, seed: int) -> Preprocessed:
     modality = opened.modalities[name]
     try:
-        raw = modality.collate([one.loaded[view][name] for one in read])
+        raw = modality.collate([sample.loaded[view][name] for sample in read])
     except MaemmError:
         raise
     except Exception as error:
@@ -155,21 +157,17 @@ def _preprocessed(opened: Opened, read: Sequence[_Read], name: str, view: int, s
     return modality.preprocess(raw, rng if view else None)
 
 
-def _plans(masking: Masking, tokens: dict[str, Tokens], rng: Rng) -> dict[str, Plan]:
-    return {} if masking.guide else masking(tokens, rng)
-
-
 def _add_target(part: Part, spec: dict[str, Any]) -> None:
     """The modality's own target of the hidden tokens, or a note why there is none to show."""
     if part.plan is None:
-        part.notes.append("The masking asks the encoder what to hide, so no plan is shown without a trained model.")
+        part.notes.append("The masking needs an encoder to choose what is hidden, so no plan is shown.")
     elif spec.get("target"):
         kind = spec["target"] if isinstance(spec["target"], str) else spec["target"].get("type")
-        part.notes.append(f"What is predicted are features ({kind}), which are no part of the signal.")
+        part.notes.append(f"The model predicts features ({kind}), which are not part of the signal.")
     else:
         try:
             part.target = part.modality.target(replace(part.tokens, rows=part.plan.rows), part.plan.predict)
-        except Exception as error:  # it may need parameters, which nothing here has
+        except Exception as error:  # it may need parameters, which only a model has
             part.notes.append(f"The target cannot be shown without a model ({reason_of(error)}).")
 
 
@@ -192,8 +190,8 @@ def _add_rows(part: Part) -> None:
 
 
 def _add_plan(part: Part, plan: Plan) -> None:
+    chosen = _first_rows(plan, part.tokens.batch)
     tokens, plan = by_row(part.tokens, plan)
-    chosen = _first_rows(part.plan, part.tokens.batch)
 
     def add(caption: str, values: Tensor, index: Tensor, valid: Tensor | None) -> None:
         part.rows.columns[caption] = put_together(part.modality, tokens, (values, index, valid))[chosen]
@@ -205,26 +203,21 @@ def _add_plan(part: Part, plan: Plan) -> None:
     hidden = tokens.gather(plan.predict)
     add("hidden: to predict", hidden, plan.predict, plan.predict_valid)
     if part.target is not None and part.target.numel() == hidden.numel():
-        add(
-            "target of the hidden",
-            part.target.reshape(hidden.shape),
-            plan.predict,
-            plan.predict_valid,
-        )
+        add("target of the hidden", part.target.reshape(hidden.shape), plan.predict, plan.predict_valid)
     elif part.target is not None:
-        part.notes.append(f"The target has {part.target.shape[-1]:,} values for a token and is no part of the signal.")
+        part.notes.append(f"The target has {part.target.shape[-1]:,} values for a token and is not part of the signal.")
 
 
 def _every_second(tokens: Tokens) -> Tensor:
-    """(B, N) bool: a chessboard on a grid, otherwise every second one in order; so borders of tokens are seen."""
+    """(B, N) bool: a chessboard on a grid, otherwise every second one in order. It shows the borders of tokens."""
     if tokens.grid is None:
         return (torch.arange(tokens.count) % 2 == 0).expand(tokens.batch, -1)
     cells = torch.meshgrid(*(torch.arange(side) for side in tokens.grid), indexing="ij")
-    return (sum(cells).flatten() % 2 == 0).expand(tokens.batch, -1)
+    return (torch.stack(cells).sum(0).flatten() % 2 == 0).expand(tokens.batch, -1)
 
 
 def _first_rows(plan: Plan, batch: int) -> Tensor:
     """The first plan of each sample."""
     if plan.rows is None:
         return torch.arange(batch)
-    return torch.stack([(plan.rows == one).nonzero()[0, 0] for one in range(batch)])
+    return torch.stack([(plan.rows == sample).nonzero()[0, 0] for sample in range(batch)])

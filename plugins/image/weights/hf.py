@@ -1,4 +1,4 @@
-"""ViTMAE of transformers: other names, split queries, keys and values, LayerNorm eps 1e-12."""
+"""ViTMAE of transformers: other names, separate queries, keys and values, LayerNorm eps 1e-12."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
-from maemm.weights.transformers import call_of
+from maemm.weights.transformers import call_of, known_settings
 
-from .hf_config import config_of, run_there, settings_of
+from .hf_config import config_of, run_there
 from .mae import MAE
 
 #: name in files -> MAE's name, outside the blocks
@@ -28,7 +28,7 @@ WHOLE = {
     "decoder.decoder_norm.": "decoder_norm.",
     "decoder.decoder_pred.": "decoder_pred.",
 }
-#: inside a block: name in files, name in memory since 5.x, MAE's name
+#: inside a block: name in files, name in memory since transformers 5, MAE's name
 INSIDE = [
     ("attention.output.dense.", "attention.o_proj.", "attn.proj."),
     ("intermediate.dense.", "mlp.fc1.", "mlp.fc1."),
@@ -48,7 +48,7 @@ BLOCK = re.compile(
 
 
 class HFViTMAE(MAE):
-    """``ViTMAEForPreTraining`` and ``ViTMAEModel`` files, in the names of files and of memory."""
+    """``ViTMAEForPreTraining`` and ``ViTMAEModel``: names as in files, and as in memory since transformers 5."""
 
     name = "hf_vitmae"
     library = "hf"
@@ -56,7 +56,7 @@ class HFViTMAE(MAE):
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
         return "vit.embeddings.cls_token" in keys and "vit.embeddings.position_embeddings" in keys
 
-    def read(
+    def read(  # type: ignore[override]  # eps in place of pool
         self,
         state: dict[str, Tensor],
         *,
@@ -77,40 +77,40 @@ class HFViTMAE(MAE):
             size=size,
         )
 
-    def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+    def write(self, model: Any, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         return to_hf(super().write(model, extras))
 
-    def exported_state(self, model: torch.nn.Module) -> ExportedState:
+    def exported_state(self, model: Any) -> ExportedState:
         """The encoder, and the decoder where there is one, with a config.json for transformers."""
-        self.alone(model)
+        self.check(model)
         config = config_of(model, self.name)
         return ExportedState(self.write(model, {}), call_of(config), "tokens", run_there, config)
 
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return settings_of(config)
+        return known_settings(config, mask_ratio="mask_ratio", size="image_size")
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Their names -> MAE's; raises :class:`MaemmError` where a query, key or value is missing."""
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     split: dict[str, dict[int, Tensor]] = {}
     for key, value in state.items():
         block = BLOCK.fullmatch(key)
         if block is None:
-            found[_whole(key)] = value
+            result[_whole(key)] = value
             continue
         side, number, rest = block.groups()
         start = f"{'decoder_blocks' if side else 'blocks'}.{number}."
-        third = next((i for i, names in enumerate(SPLIT) if rest.startswith(names)), None)
-        if third is None:
-            found[start + _inside(rest)] = value
+        part = next((i for i, names in enumerate(SPLIT) if rest.startswith(names)), None)  # query, key or value
+        if part is None:
+            result[start + _inside(rest)] = value
         else:
-            split.setdefault(f"{start}attn.qkv.{rest.rsplit('.', 1)[1]}", {})[third] = value
+            split.setdefault(f"{start}attn.qkv.{rest.rsplit('.', 1)[1]}", {})[part] = value
     for key, parts in split.items():
         if set(parts) != {0, 1, 2}:
-            raise MaemmError(f"weights 'hf_vitmae': {key} lacks a query, key or value")
-        found[key] = torch.cat([parts[i] for i in range(3)])
-    return found
+            raise MaemmError(f"weights 'hf_vitmae': {key} lacks a query, key or value; get the complete file")
+        result[key] = torch.cat([parts[i] for i in range(3)])
+    return result
 
 
 def _whole(key: str) -> str:

@@ -1,8 +1,8 @@
-"""The config.json of transformers' ViTMAE: written from our model, read back, and the class that takes it."""
+"""The config.json of transformers' ViTMAE, and running the exported encoder there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from maemm.contract.errors import MaemmError
 from maemm.model.decoders.full import Full
 from maemm.model.encoders.vit import plain_vit
-from maemm.weights.transformers import decoder_settings, encoder_settings, known_settings
+from maemm.weights.transformers import decoder_settings, encoder_settings
 
 MODEL, WITH_DECODER = "ViTMAEModel", "ViTMAEForPreTraining"
 
 
-def config_of(model: nn.Module, layout: str) -> dict[str, Any]:
-    """Settings of ``ViTMAEConfig``. Raises :class:`MaemmError` for what that model has no place for."""
+def config_of(model: Any, layout: str) -> dict[str, Any]:
+    """Settings of ``ViTMAEConfig``. Raises :class:`MaemmError` for what ViTMAE does not have."""
     encoder, image = plain_vit(model, layout), model.modalities["image"]
     if model.head is not None:
         raise MaemmError(f"layout {layout!r} has no place for a classifier")
@@ -37,30 +37,24 @@ def config_of(model: nn.Module, layout: str) -> dict[str, Any]:
         "norm_pix_loss": image.normalize == "patch",
         "mask_ratio": _mask_ratio(model),
     }
-    return config if model.decoder is None else {**config, **_decoder(model, encoder.blocks[0].norm1.eps, layout)}
+    return config if model.decoder is None else {**config, **_decoder(model, layout)}
 
 
-def _decoder(model: nn.Module, eps: float, layout: str) -> dict[str, Any]:
+def _decoder(model: Any, layout: str) -> dict[str, Any]:
     decoder = model.decoder
     same = type(decoder) is Full and decoder.prefix_kind == "from_encoder" and not decoder.position_every_block
     same = same and getattr(decoder.project, "bias", None) is not None
-    same = same and eps == decoder.blocks[0].norm1.eps == decoder.norm.eps
-    kinds = model.modalities["image"].position_kinds
-    if not same or kinds["decoder"] == "none":
+    same = same and model.encoder.blocks[0].norm1.eps == decoder.blocks[0].norm1.eps == decoder.norm.eps
+    if not same or model.modalities["image"].position_kinds["decoder"] == "none":
         raise MaemmError(
             f"layout {layout!r} has the decoder of MAE alone, with the eps of the encoder; this is another"
         )
     return {"architectures": [WITH_DECODER], **decoder_settings(decoder)}
 
 
-def _mask_ratio(model: nn.Module) -> float:
+def _mask_ratio(model: Any) -> float:
     masking = (model.recipe["modalities"]["image"] or {}).get("masking")
     return masking.get("ratio", 0.75) if isinstance(masking, dict) else 0.75
-
-
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings -> what reading the weights wants to know; what is missing stays asked for."""
-    return known_settings(config, mask_ratio="mask_ratio", size="image_size")
 
 
 def run_there(path: str) -> Callable[[Tensor], Tensor]:
@@ -71,7 +65,7 @@ def run_there(path: str) -> Callable[[Tensor], Tensor]:
 
     def tokens(x: Tensor) -> Tensor:
         count = (model.config.image_size // model.config.patch_size) ** 2
-        noise = torch.arange(float(count)).expand(len(x), -1)  # sorted: nothing is moved
+        noise = torch.arange(float(count)).expand(len(x), -1)  # sorted noise: no token is moved or hidden
         return model(x, noise=noise).last_hidden_state[:, 1:]
 
     return tokens

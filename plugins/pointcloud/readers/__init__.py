@@ -1,7 +1,7 @@
-"""Files of one point cloud -> arrays (N, columns): one module for each family of formats.
+"""Files of one point cloud -> arrays (N, columns): one module per family of formats.
 
-What a file *is* decides where its first bytes tell, its ending otherwise. x y z come first, then the other columns.
-A file that cannot be read whole is an exception with a short reason, never a part of a cloud. Nothing is unpickled.
+The first bytes of a file decide its format if they identify it, otherwise its ending. x y z come first, then the other
+columns. A truncated or broken file is an exception with a short reason, never a partial cloud. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maemm.contract.rng import Rng
 
 from .pick import Reading
 
-_MODULES = {  # ending -> module here that reads it
+_MODULES = {  # ending -> module of this package
     **dict.fromkeys((".npy", ".npz"), "arrays"),
     **dict.fromkeys((".txt", ".xyz", ".csv", ".pts", ".asc"), "text"),
     ".ply": "ply",
@@ -29,7 +29,7 @@ _MODULES = {  # ending -> module here that reads it
     **dict.fromkeys((".las", ".laz"), "las"),
     **dict.fromkeys((".h5", ".hdf5"), "hdf5"),
 }
-_STARTS = {
+_MAGIC = {
     b"\x93NUMPY": ".npy", b"PK\x03\x04": ".npz", b"ply\n": ".ply", b"ply\r": ".ply", b"# .PCD": ".pcd",
     b"\x89HDF\r\n": ".h5", b"LASF": ".las",
 }  # fmt: skip
@@ -38,27 +38,27 @@ _PACKAGES = {"mesh": "trimesh", "las": "laspy", "hdf5": "h5py"}
 EXTENSIONS = tuple(_MODULES)
 
 
-def read_cloud(path: str | bytes | Path, how: Reading, rng: Rng) -> np.ndarray:
-    """One file -> (N, columns) numbers of any real type. ``rng`` chooses points on the surface of a mesh.
+def read_cloud(path: str | bytes | Path, options: Reading, rng: Rng) -> np.ndarray:
+    """One file -> (N, columns) of any real dtype. ``rng`` chooses points on the surface of a mesh.
 
     Raises ValueError or OSError with a short reason.
     """
     path = os.fsdecode(path)
     ending = _ending(path)
     if ending not in _MODULES:
-        raise ValueError(f"no known kind of point cloud ({os.path.splitext(path)[1] or 'no ending'})")
+        raise ValueError(f"unknown format of point cloud ({os.path.splitext(path)[1] or 'no ending'})")
     reader = _module(_MODULES[ending])
     try:
-        with np.errstate(all="ignore"):  # numbers that are none are refused later, with their count
-            return how.finite(reader.read(path, how, rng))
+        with np.errstate(all="ignore"):  # NaN and infinity are counted and refused later
+            return options.drop_nonfinite(reader.read(path, options, rng))
     except (OSError, ValueError, MemoryError):
         raise
-    except Exception as error:  # whatever a broken file does to the libraries
+    except Exception as error:  # libraries raise many types for broken files
         raise ValueError(f"broken {ending} file ({type(error).__name__}: {' '.join(str(error).split())})") from error
 
 
 def need(endings: Iterable[str]) -> None:
-    """Raise :class:`MaemmError` with the command to type if files with these endings need a missing package."""
+    """Raise :class:`MaemmError` with the command to run if files with these endings need a missing package."""
     for ending in sorted(set(endings)):
         package = _PACKAGES.get(_MODULES.get(ending, ""))
         if package is None:
@@ -79,15 +79,15 @@ def _module(name: str) -> Any:
 
 
 def _ending(path: str) -> str:
-    with open(path, "rb", opener=_open_without_waiting) as file:
+    with open(path, "rb", opener=_open_nonblocking) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("not an ordinary file")
+            raise ValueError("not a regular file")
         start = file.read(16)
     if not start:
         raise ValueError("empty file (0 bytes)")
-    found = next((kind for first, kind in _STARTS.items() if start.startswith(first)), None)
-    return found or os.path.splitext(path)[1].lower()
+    ending = next((ending for magic, ending in _MAGIC.items() if start.startswith(magic)), None)
+    return ending or os.path.splitext(path)[1].lower()
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe would wait for its writer for ever
+def _open_nonblocking(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would block until it has a writer

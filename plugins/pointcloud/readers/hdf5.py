@@ -1,4 +1,4 @@
-"""HDF5 files through h5py: one cloud (N, C), or many (n, N, C) with labels as ModelNet40 and ScanObjectNN have them."""
+"""HDF5 files with h5py: one cloud (N, C), or many (n, N, C) with labels, as ModelNet40 and ScanObjectNN."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import numpy as np
 
 from maemm.contract.rng import Rng
 
-from .arrays import POINT_KEYS, one_cloud
+from .arrays import POINT_KEYS, single_cloud
 from .pick import Reading
 
 _KEYS = ("data", *POINT_KEYS)
 
 
-def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
+def read(path: str, options: Reading, rng: Rng) -> np.ndarray:
     """The only cloud of a file."""
     with open_file(path) as file:
         data = points_of(file)
         if data.ndim == 3 and len(data) > 1:
             raise ValueError(f"it holds {len(data)} clouds; give it as data.root, or in a folder of such files")
-        return one_cloud(data[()], how)
+        return single_cloud(data[()], options)
 
 
 def open_file(path: str) -> Any:
@@ -30,19 +30,19 @@ def open_file(path: str) -> Any:
         return h5py.File(path, "r", locking=False)
     except FileNotFoundError:
         raise
-    except OSError as error:  # the cause is long and inside brackets
-        raise ValueError(f"no readable HDF5 file ({' '.join(str(error).split())[:100]})") from None
+    except OSError as error:
+        raise ValueError(f"not a readable HDF5 file ({' '.join(str(error).split())[:100]})") from None
 
 
 def points_of(file: Any) -> Any:
-    """The dataset of points: by its name, or the only one with enough dimensions."""
-    sets = {name: one for name, one in file.items() if isinstance(one, h5py.Dataset)}
+    """The dataset of points: one with a usual name, or the only one of 2 or 3 dimensions. Raises ValueError."""
+    sets = {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
     key = next((key for key in _KEYS if key in sets), None)
     if key is None:
-        fit = [name for name, one in sets.items() if one.ndim in (2, 3) and one.dtype.kind in "fiu"]
-        if len(fit) != 1:
+        candidates = [name for name, item in sets.items() if item.ndim in (2, 3) and item.dtype.kind in "fiu"]
+        if len(candidates) != 1:
             raise ValueError(f"cannot tell which dataset holds the points ({', '.join(sets) or 'none'})")
-        key = fit[0]
+        key = candidates[0]
     if sets[key].dtype.kind not in "fiu":
         raise ValueError(f"dataset {key!r} holds {sets[key].dtype}, not real numbers")
     return sets[key]

@@ -1,4 +1,4 @@
-"""OFF meshes: an own reader, since others take wrong counts without a word."""
+"""OFF meshes. Our own reader, because others silently accept files with wrong counts."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _Row = tuple[int, list[str]]  # line number, words
 
 
 def read_off(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """-> corners (V, 3) float64, triangles (F, 3); polygons are cut into triangles around their first corner.
+    """Vertices (V, 3) float64 and triangles (F, 3); polygons become triangle fans around their first vertex.
 
-    ``OFF`` may stand on one line with the counts, as in many ModelNet40 files. Raises ValueError that names the line.
+    ``OFF`` may be on one line with the counts, as in many ModelNet40 files. Raises ValueError with the line's number.
     """
     with open(path, encoding="utf-8", errors="replace") as file:
         rows = [(number, words) for number, line in enumerate(file, 1) if (words := line.split("#")[0].split())]
     vertices, faces, rows = _counts(rows, os.path.getsize(path))
     if len(rows) < vertices + faces:
-        raise ValueError(f"{vertices} vertices and {faces} faces are promised, {len(rows)} lines follow: cut off")
-    corners = np.array([_vertex(row) for row in rows[:vertices]], np.float64).reshape(-1, 3)
-    triangles = [one for row in rows[vertices : vertices + faces] for one in _triangles(row, vertices)]
-    return corners, np.array(triangles, np.int64).reshape(-1, 3)
+        raise ValueError(f"{vertices} vertices and {faces} faces are declared, {len(rows)} lines follow: truncated")
+    points = np.array([_vertex(row) for row in rows[:vertices]], np.float64).reshape(-1, 3)
+    triangles = [triangle for row in rows[vertices : vertices + faces] for triangle in _triangles(row, vertices)]
+    return points, np.array(triangles, np.int64).reshape(-1, 3)
 
 
 def _counts(rows: list[_Row], size: int) -> tuple[int, int, list[_Row]]:
-    """(vertices, faces, the lines behind the counts)."""
+    """(vertices, faces, the lines after the counts)."""
     first = " ".join(rows[0][1]) if rows else ""
     at = first.upper().find("OFF")
-    if not 0 <= at <= 4:  # COFF, NOFF, STOFF: more numbers behind x y z
-        raise ValueError("no OFF file: it does not begin with 'OFF'")
+    if not 0 <= at <= 4:  # COFF, NOFF, STOFF: more numbers after x y z
+        raise ValueError("not an OFF file: it does not begin with 'OFF'")
     words, rest = first[at + 3 :].split(), rows[1:]
     if not words and rest:
         words, rest = rest[0][1], rest[1:]
@@ -61,7 +61,7 @@ def _triangles(row: _Row, vertices: int) -> list[tuple[int, int, int]]:
         if count < 1 or len(corners) < count:
             raise ValueError
     except ValueError:
-        raise ValueError(f"line {number}: no face, where one was promised") from None
-    if any(not 0 <= one < vertices for one in corners):
-        raise ValueError(f"line {number}: a face with a corner outside the {vertices} vertices")
+        raise ValueError(f"line {number}: no face, where one was declared") from None
+    if any(not 0 <= corner < vertices for corner in corners):
+        raise ValueError(f"line {number}: a face with a vertex outside the {vertices} vertices")
     return [(corners[0], b, c) for b, c in zip(corners[1:-1], corners[2:], strict=True)]

@@ -1,4 +1,8 @@
-"""PCD (Point Cloud Library): ascii, binary and binary_compressed, with any fields."""
+"""PCD (Point Cloud Library): ascii, binary and binary_compressed, with any fields.
+
+Our own reader: no other dependency reads PCD; pypcd4 (1.5) returns part of a truncated file without an error, and
+Open3D has hundreds of megabytes.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,11 @@ from .records import check_count, from_bytes, from_records, from_text
 
 _KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS", "DATA")
 _KINDS = {"F": "f", "I": "i", "U": "u"}
-_HEAD = 2**16  # bytes at most of a header
+_HEAD = 2**16  # largest size of a header in bytes
 
 
-def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
-    """(N, C): all fields; a field with several numbers, or with a packed colour, gives a column for each.
+def read(path: str, options: Reading, rng: Rng) -> np.ndarray:
+    """(N, C): all fields, with a column for each number of a field and each channel of a packed colour.
 
     Raises ValueError.
     """
@@ -29,7 +33,7 @@ def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
         room = os.path.getsize(path) - file.tell()
         stored = header["DATA"][0].lower()
         if stored == "ascii":
-            check_count(count, room, 2 * len(kind.names))
+            check_count(count, room, 2 * len(kind.names or ()))
             records = from_text(itertools.islice(file, count), count, kind)
         elif stored == "binary":
             check_count(count, room, kind.itemsize)
@@ -38,11 +42,11 @@ def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
             records = _compressed(file, count, kind, room)
         else:
             raise ValueError(f"unknown PCD data {stored[:30]!r}")
-    return from_records(_unpacked(records), how)
+    return from_records(_unpack_colours(records), options)
 
 
 def _header(file: BinaryIO) -> dict[str, list[str]]:
-    """{key: words}; leaves the file where the data begin."""
+    """{key: words}; leaves the file at the start of the data. Raises ValueError."""
     header: dict[str, list[str]] = {}
     for line in iter(file.readline, b""):
         words = line.split(b"#")[0].decode("ascii", "replace").split()
@@ -59,10 +63,10 @@ def _header(file: BinaryIO) -> dict[str, list[str]]:
 
 
 def _fields(header: dict[str, list[str]]) -> np.dtype:
-    """The type of one record; fields of padding are called "_" and are skipped."""
+    """The dtype of a record. Padding, fields called "_", gets unique names."""
     try:
         names, sizes, kinds = header["FIELDS"], header["SIZE"], header["TYPE"]
-        counts = [int(one) for one in header.get("COUNT", ["1"] * len(names))]
+        counts = [int(count) for count in header.get("COUNT", ["1"] * len(names))]
         fields: list[tuple[str, str]] = []
         for name, size, kind, count in zip(names, sizes, kinds, counts, strict=True):
             code = f"<{_KINDS[kind]}{int(size)}"
@@ -75,21 +79,19 @@ def _fields(header: dict[str, list[str]]) -> np.dtype:
         raise ValueError("the PCD header's FIELDS, SIZE, TYPE and COUNT do not fit together") from None
 
 
-def _unpacked(records: np.ndarray) -> np.ndarray:
-    """PCL packs a colour into the four bytes of one number, often called a float: red, green and blue instead."""
-    kind = records.dtype
-    packed = [name for name in kind.names or () if name.lower() in ("rgb", "rgba") and kind[name].itemsize == 4]
-    if not packed:
+def _unpack_colours(records: np.ndarray) -> np.ndarray:
+    """Replace PCL's packed colour, the four bytes of one number (often declared as float), by red, green and blue."""
+    names, kind = records.dtype.names or (), records.dtype
+    packed = next((name for name in names if name.lower() in ("rgb", "rgba") and kind[name].itemsize == 4), None)
+    if packed is None:
         return records
-    bits = np.ascontiguousarray(records[packed[0]]).view("u4")
-    colours = {"red": bits >> 16, "green": bits >> 8, "blue": bits}
-    kept = {name: records[name] for name in kind.names if name != packed[0]}
-    found = np.empty(
-        len(records), [*((name, one.dtype) for name, one in kept.items()), *((name, "u1") for name in colours)]
-    )
-    for name, one in {**kept, **{name: one & 255 for name, one in colours.items()}}.items():
-        found[name] = one
-    return found
+    bits = np.ascontiguousarray(records[packed]).view("u4")
+    columns = {name: records[name] for name in names if name != packed}
+    columns |= {name: (bits >> shift & 255).astype("u1") for name, shift in (("red", 16), ("green", 8), ("blue", 0))}
+    unpacked = np.empty(len(records), [(name, column.dtype) for name, column in columns.items()])
+    for name, column in columns.items():
+        unpacked[name] = column
+    return unpacked
 
 
 def _count(header: dict[str, list[str]]) -> int:
@@ -102,13 +104,13 @@ def _count(header: dict[str, list[str]]) -> int:
 
 
 def _compressed(file: BinaryIO, count: int, kind: np.dtype, room: int) -> np.ndarray:
-    """Two sizes, then all numbers of the first field, of the second, and so on, packed with LZF."""
+    """Two sizes, then all numbers of the first field, of the second, and so on, compressed with LZF."""
     sizes = np.frombuffer(file.read(8), "<u4")
     if len(sizes) < 2 or sizes[0] > room - 8:
-        raise ValueError("the compressed data are cut off")
+        raise ValueError("the compressed data are truncated")
     if count * kind.itemsize != int(sizes[1]):
         raise ValueError(f"{count:,} points of {kind.itemsize} bytes do not make {int(sizes[1]):,} bytes")
-    check_count(count, 300 * room)  # LZF packs at most 264 bytes into 3
+    check_count(count, 300 * room)  # LZF compresses at most 264 bytes into 3
     data = unpack_lzf(file.read(int(sizes[0])), int(sizes[1]))
     records, at = np.empty(count, kind), 0
     for name in kind.names or ():
@@ -119,10 +121,10 @@ def _compressed(file: BinaryIO, count: int, kind: np.dtype, room: int) -> np.nda
 
 
 def unpack_lzf(data: bytes, size: int) -> bytes:
-    """LZF (liblzf's format): runs of literal bytes, and copies of what came before. Raises ValueError if it is cut.
+    """Decompress LZF (liblzf's format): literal bytes, and copies of earlier output. Raises ValueError if it is broken.
 
-    A control byte below 32 is followed by that many bytes + 1; others hold the length - 2 in the upper three bits
-    (7: the next byte is added) and the upper five bits of the distance - 1, whose lower eight follow.
+    A control byte c < 32 is followed by c + 1 literal bytes. Others are copies: the upper three bits are length - 2
+    (for 7, the next byte is added), the lower five are the high bits of distance - 1, whose low byte follows.
     """
     out, at, end = bytearray(), 0, len(data)
     while at < end and len(out) <= size:
@@ -144,9 +146,9 @@ def unpack_lzf(data: bytes, size: int) -> bytes:
             raise ValueError("the compressed data are broken")
         length += 2
         piece = out[start : start + length]
-        while len(piece) < length:  # it runs into what it makes
+        while len(piece) < length:  # the copy overlaps its own output
             piece += piece[: length - len(piece)]
         out += piece
     if len(out) != size or at > end:
-        raise ValueError(f"the compressed data give {len(out):,} of {size:,} bytes: cut off or broken")
+        raise ValueError(f"the compressed data give {len(out):,} of {size:,} bytes: truncated or broken")
     return bytes(out)

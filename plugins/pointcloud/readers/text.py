@@ -1,4 +1,4 @@
-"""Tables of numbers as text: .xyz, .txt, .csv, .pts, .asc; with commas, semicolons, tabs or blanks between them."""
+"""Tables of numbers as text: .xyz, .txt, .csv, .pts, .asc; separated by commas, semicolons, tabs or blanks."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ from .pick import Reading
 from .records import check_count
 
 _COMMENTS = ("#", "//", "%", ";")
-_HEAD = 200  # lines at most before the numbers begin
+_HEAD = 200  # largest number of lines before the numbers
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the numbers begin and how they stand."""
+    """Where the numbers start and how they are separated."""
 
     first: int  # lines before the first row of numbers
     separator: str | None  # None: blanks
     columns: int
     names: list[str] | None
-    count: int | None  # rows that the file says it has
+    count: int | None  # rows that the file declares
 
 
-def read(path: str, how: Reading, rng: Rng) -> np.ndarray:
-    """(N, C) float64. A header names the columns; a first line with a single number is the count of points."""
+def read(path: str, options: Reading, rng: Rng) -> np.ndarray:
+    """(N, C) float64. A header may name the columns; a first line with a single number is the number of points."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         layout = _layout(list(itertools.islice(file, _HEAD)))
     if layout.count is not None:
         check_count(layout.count, os.path.getsize(path), 6)
-    taken = how.pick(layout.names, layout.columns)
+    columns = options.choose_columns(layout.names, layout.columns)
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             lines = itertools.islice(file, layout.first, None)
             cloud = np.loadtxt(lines, delimiter=layout.separator, comments=None, ndmin=2)
     except ValueError as error:
-        raise ValueError(_first_wrong(path, layout) or " ".join(str(error).split())) from None
+        raise ValueError(_first_error(path, layout) or " ".join(str(error).split())) from None
     if layout.count is not None and layout.count != len(cloud):
-        raise ValueError(f"the first line promises {layout.count:,} points, {len(cloud):,} follow: cut off or broken")
-    return cloud if taken == list(range(cloud.shape[1])) else cloud[:, taken]
+        raise ValueError(f"the first line declares {layout.count:,} points, {len(cloud):,} follow: truncated or broken")
+    return cloud if columns == list(range(cloud.shape[1])) else cloud[:, columns]
 
 
 def _layout(lines: list[str]) -> _Layout:
-    """From the first lines of a file. Raises ValueError where no row of numbers is among them."""
+    """The layout, from the first lines of a file. Raises ValueError if there is no row of numbers among them."""
     names: list[str] | None = None
     count: int | None = None
     for number, line in enumerate(lines):
@@ -61,7 +61,7 @@ def _layout(lines: list[str]) -> _Layout:
         cells = _cells(bare, separator)
         if text.startswith(_COMMENTS):
             names = cells
-        elif _numbers(cells):
+        elif _are_numbers(cells):
             if len(cells) == 1 and count is None and cells[0].isdecimal():
                 count = int(cells[0][:15])
                 continue
@@ -75,14 +75,14 @@ def _layout(lines: list[str]) -> _Layout:
 
 
 def _separator(text: str) -> str | None:
-    return next((one for one in (";", ",", "\t") if one in text), None)
+    return next((separator for separator in (";", ",", "\t") if separator in text), None)
 
 
 def _cells(text: str, separator: str | None) -> list[str]:
     return [cell.strip() for cell in text.split(separator)]
 
 
-def _numbers(cells: list[str]) -> bool:
+def _are_numbers(cells: list[str]) -> bool:
     try:
         [float(cell) for cell in cells]
     except ValueError:
@@ -90,8 +90,8 @@ def _numbers(cells: list[str]) -> bool:
     return True
 
 
-def _first_wrong(path: str, layout: _Layout) -> str | None:
-    """What is wrong with the first line that does not fit, in words."""
+def _first_error(path: str, layout: _Layout) -> str | None:
+    """What is wrong with the first invalid line, in words."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if number <= layout.first or not line.strip():
@@ -99,7 +99,7 @@ def _first_wrong(path: str, layout: _Layout) -> str | None:
             cells = _cells(line.strip(), layout.separator)
             if len(cells) != layout.columns:
                 return f"line {number} has {len(cells)} columns, line {layout.first + 1} has {layout.columns}"
-            odd = next((cell for cell in cells if not _numbers([cell])), None)
-            if odd is not None:
-                return f"line {number}: {odd[:20]!r} is no number"
+            invalid = next((cell for cell in cells if not _are_numbers([cell])), None)
+            if invalid is not None:
+                return f"line {number}: {invalid[:20]!r} is not a number"
     return None

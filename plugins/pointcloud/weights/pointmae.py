@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.model.model import Model
 from maemm.weights.layout import blocks_of, depth_of, heads_of, rename, require
 
 #: (width, depth) of the published encoders -> heads
@@ -36,7 +36,7 @@ PRETRAINING = {"MAE_encoder." + theirs: ours for theirs, ours in TRUNK.items()} 
     "pred_pos_proj.": "encoder.centers.",
 }
 FINETUNED = TRUNK | {
-    "cls_pos": "encoder.prefix_position",  # before the name that it begins with
+    "cls_pos": "encoder.prefix_position",  # before encoder.prefix, with which it begins
     "cls_token": "encoder.prefix",
     "cls_head_finetune.": "head.layers.",
     "label_conv.0.": "head.category.",
@@ -54,14 +54,14 @@ FINETUNED = TRUNK | {
 #: published layers that are pointwise convolutions: weights (out, in, 1)
 CONVOLUTIONS = ("first_conv.", "second_conv.", "increase_dim.", "label_conv.", "mlp_convs.", "convs")
 FIRST = "encoder.first_conv.0.weight"
-TAPS = {12: (3, 7, 11)}  # depth -> blocks that part segmentation reads
+SEGMENTATION_LAYERS = {12: (3, 7, 11)}  # depth -> blocks whose latents part segmentation uses
 
 
 class PointMAE(CheckpointFormat):
-    """Files of pre-training, classification and part segmentation.
+    """Files of pre-training, classification, part segmentation, and encoders alone.
 
-    Weights tell widths, depths, ``group_size`` of a pre-training file, classes and parts; the number of groups and
-    the loss they do not. Encoders alone, without decoder or head, are read too.
+    The weights determine widths, depths, classes and parts, and ``group_size`` of pre-training files, but not the
+    number of groups or the loss.
     """
 
     name = "pointmae"
@@ -114,23 +114,20 @@ class PointMAE(CheckpointFormat):
     def _encoder(self, state: dict[str, Tensor], pretraining: bool) -> dict[str, Any]:
         if pretraining and self.encoder != "vit":
             return {"type": self.encoder}
-        prefix, place = int("cls_token" in state), "learned" if "cls_pos" in state else "none"
         return {
-            "type": "vit",
-            "prefix": prefix,
-            "prefix_position": place,
-            "position_every_block": True,
+            "type": "vit", "prefix": int("cls_token" in state),
+            "prefix_position": "learned" if "cls_pos" in state else "none", "position_every_block": True,
             "init": "normal",
-        }
+        }  # fmt: skip
 
-    def write(self, model: torch.nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
-        own = model.state_dict()
+    def write(self, model: Model, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        ours = model.state_dict()
         names = PRETRAINING if model.decoder is not None else FINETUNED
-        back = {ours: theirs for theirs, ours in names.items()}
-        state = {rename(key, back): value for key, value in own.items()}
-        left = [key for key in state if key in own and not key.startswith(tuple(names))]
-        if left:
-            raise MaemmError(f"this model does not fit the layout {self.name!r}: no place for {', '.join(left[:3])}")
+        back = {our_prefix: their_prefix for their_prefix, our_prefix in names.items()}
+        state = {rename(key, back): value for key, value in ours.items()}
+        unknown = [key for key in state if key in ours and not key.startswith(tuple(names))]
+        if unknown:
+            raise MaemmError(f"layout {self.name!r} cannot store {', '.join(unknown[:3])}; use maemm's own format")
         return {
             key: value[..., None] if value.ndim == 2 and any(part in key for part in CONVOLUTIONS) else value
             for key, value in state.items()
@@ -152,12 +149,12 @@ def _pointwise(key: str, value: Tensor) -> bool:
 def _width(state: dict[str, Tensor], prefix: str) -> int:
     key = prefix + "encoder.second_conv.0.weight"
     if key not in state:
-        raise MaemmError(f"the weights are not whole: {key} is missing")
+        raise MaemmError(f"the weights are incomplete: {key} is missing; get the complete file")
     return state[key].shape[0]
 
 
 def _groups(state: dict[str, Tensor]) -> int:
-    """The number of groups is not in the weights: what was published, where only one number was."""
+    """The published number of groups, if only one was published: the weights do not record it."""
     if "convs3.weight" in state:
         return 128
     if "cls_head_finetune.8.weight" not in state:
@@ -168,13 +165,13 @@ def _groups(state: dict[str, Tensor]) -> int:
     )
 
 
-def _group_size(state: dict[str, Tensor], given: int | None) -> int:
+def _group_size(state: dict[str, Tensor], group_size: int | None) -> int:
     if "increase_dim.0.weight" not in state:
-        return given or 32
-    found = state["increase_dim.0.weight"].shape[0] // 3
-    if given not in (None, found):
-        raise MaemmError(f"group_size is {given}, the weights predict groups of {found} points; leave it out")
-    return found
+        return group_size or 32
+    stored = state["increase_dim.0.weight"].shape[0] // 3
+    if group_size not in (None, stored):
+        raise MaemmError(f"group_size is {group_size}, the weights predict groups of {stored} points; leave it out")
+    return stored
 
 
 def _decoder(state: dict[str, Tensor], blocks: dict[str, Any], heads: int | None) -> dict[str, Any]:
@@ -191,9 +188,9 @@ def _head(state: dict[str, Tensor], depth: int, layers: tuple[int, ...] | None) 
         return {"type": "point_classifier", "classes": classes, "hidden": dim}
     if "convs3.weight" not in state:
         return None
-    layers = layers or TAPS.get(depth)
+    layers = layers or SEGMENTATION_LAYERS.get(depth)
     if layers is None:
-        raise MaemmError(f"an encoder of {depth} blocks is not a published one; give layers= for part segmentation")
+        raise MaemmError(f"no encoder of {depth} blocks was published; give layers= for part segmentation")
     return {
         "type": "point_parts", "classes": state["convs3.weight"].shape[0], "layers": list(layers),
         "categories": state["label_conv.0.weight"].shape[1] if "label_conv.0.weight" in state else 0,

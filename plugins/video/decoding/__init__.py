@@ -1,7 +1,7 @@
-"""Videos as frames: what a worker opens, and how files are decoded in a process that may be killed.
+"""Decode videos in a process that can be killed.
 
-``video`` is what the rest of the plugin sees, ``readers`` decode files, ``watchdog`` and ``child`` put a process
-between the two. Nothing here imports torch, so that the process starts quickly.
+``video`` is the interface to the rest of the plugin; ``readers`` decode files; ``watchdog`` and ``child`` are the two
+ends of the decoding process. Nothing here imports torch, so that the process starts quickly.
 """
 
 from .video import FrameFolder, Video, VideoFile

@@ -1,6 +1,6 @@
-"""The process that decodes: ``python -m maemm_plugins.video.decoding.child``, spoken to through pipes.
+"""The decoding process, ``python -m maemm_plugins.video.decoding.child``; requests and answers go through pipes.
 
-It ends with its standard input, and also by itself when one request takes too long, so that it outlives nobody.
+It exits when its standard input closes, and also if a request takes too long, so that it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
-HEADER = struct.Struct("<QQ")  # lengths of a pickled answer and of the pixels behind it
+HEADER = struct.Struct("<QQ")  # bytes of a pickled answer and of the pixels after it
 
 
 def main() -> None:
-    """Answer requests (reader, partial, path, index or None, seconds) until there are no more."""
+    """Answer requests (reader, partial, path, index or None, seconds) until the pipe closes."""
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # whatever libraries print must not get between the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is for the parent
+    os.dup2(2, 1)  # what libraries print must not mix with the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
     serve(sys.stdin.buffer, answers)
 
 
@@ -33,7 +33,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             kind, partial, path, index, seconds = pickle.load(requests)
         except EOFError:
             return
-        _alarm(2 * seconds)  # the parent waits half as long; without it, this one ends by itself
+        _alarm(2 * seconds)  # the parent gives up after ``seconds``; this is for when it has died
         try:
             if opened[0] != (kind, partial, path):
                 opened = (None, None)
@@ -47,7 +47,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """The kernel ends this process after so long, also inside of native code; 0: never mind."""
+    """Let the kernel end this process after ``seconds``, even inside native code; 0: cancel."""
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
 
@@ -62,9 +62,8 @@ def _send(answers: BinaryIO, head: tuple[Any, ...], pixels: Any) -> None:
     import numpy as np
 
     packed = pickle.dumps(head)
-    body = b"" if pixels is None else memoryview(np.ascontiguousarray(pixels)).cast("B")
-    for part in (HEADER.pack(len(packed), len(body)) + packed, body):
-        view = memoryview(part)
+    body = memoryview(b"" if pixels is None else np.ascontiguousarray(pixels).data).cast("B")
+    for view in (memoryview(HEADER.pack(len(packed), len(body)) + packed), body):
         while len(view):
             view = view[answers.write(view) :]
 

@@ -1,7 +1,7 @@
-"""Decoding behind one small interface: when frames are shown, and the pixels of some of them.
+"""Decoders with one interface: the times of all frames, and the pixels of some of them.
 
-The number of frames is counted from the packets of the file, never taken from its header, and packets are told
-apart by their time stamps. One thread each: workers are what runs in parallel.
+Frames are counted from the packets of the file, never taken from its header, and identified by their time stamps. Each
+reader uses one thread: parallelism comes from workers.
 """
 
 from __future__ import annotations
@@ -16,81 +16,84 @@ import numpy as np
 
 from .limits import check_bytes
 
-_OPTIONS = {"protocol_whitelist": "file"}  # a play list posing as a video must not open addresses
-_EXACT = {"mp4", "mov"}  # containers whose header says exactly how many frames there are
-_INDEXED = {"mp4", "mov", "matroska", "webm", "avi"}  # where seeking arrives at a key frame; others start at frame 0
-_LOST = 0.25  # share of the frames asked for that may be missing (frames that are never shown, as in VP8)
-_SHORT = 0.1  # share of frames by which other containers' headers may be wrong
+_OPTIONS = {"protocol_whitelist": "file"}  # a playlist disguised as a video must not open URLs
+_EXACT = {"mp4", "mov"}  # containers whose header has the exact number of frames
+_INDEXED = {
+    "mp4",
+    "mov",
+    "matroska",
+    "webm",
+    "avi",
+}  # containers in which seeking finds key frames; others are read from the start
+_LOST = 0.25  # fraction of the requested frames that may be missing (frames that are never shown, as in VP8)
+_SHORT = 0.1  # fraction of frames by which other containers' headers may be wrong
 
-av.logging.set_level(None)  # FFmpeg tells its troubles on stderr, thousands of lines of them
+av.logging.set_level(None)  # FFmpeg writes thousands of warnings to stderr
 
 
 class AvReader:
-    """PyAV: seek to the key frame before, decode up to the last frame wanted, convert only those wanted.
+    """PyAV: seek to the key frame before the first requested frame, decode to the last, convert only those requested.
 
-    Between two wanted frames, decoding goes on at the last key frame before the second, if there is one. Frames that
-    no other depends on are skipped where they are not wanted. ``partial`` reads what is there of a file
-    that ends too early. Raises ValueError, OSError (FFmpeg's errors are OSErrors or ValueErrors).
+    Between two requested frames, decoding skips to the last key frame before the second, if there is one. Other frames
+    that no frame depends on are not decoded. ``partial`` reads what there is of a file that ends too early. Raises
+    ValueError or OSError (FFmpeg's errors are one of them).
     """
 
     def __init__(self, path: str, partial: bool = False):
         self.path = path
         with _Opened(path) as (container, stream):
             self._stamps, keys = _stamps(container, stream)
-            kinds = set(container.format.name.split(","))
-            self._keys = keys if kinds & _INDEXED else keys[:0]
-            promised, base, self._size = stream.frames, float(stream.time_base), (stream.height, stream.width)
-            tolerance = 0 if kinds & _EXACT else _SHORT * promised
+            formats = set(container.format.name.split(","))
+            self._keys = keys if formats & _INDEXED else keys[:0]
+            declared, base, self._size = stream.frames, float(stream.time_base), (stream.height, stream.width)
+            tolerance = 0 if formats & _EXACT else _SHORT * declared
         if not len(self._stamps):
             raise ValueError("has no frame that can be read")
-        if len(self._stamps) < promised - tolerance and not partial:
+        if len(self._stamps) < declared - tolerance and not partial:
             raise ValueError(
-                f"ends too early: {len(self._stamps)} of {promised} frames can be read (data.source.partial: true)"
+                f"ends too early: {len(self._stamps)} of {declared} frames can be read (data.source.partial: true)"
             )
         self.times = self._stamps * base
 
     def frames_at(self, index: list[int]) -> np.ndarray:
-        """(n, H, W, 3) uint8 RGB of the frames of an ascending list without repeats, rotated as the file asks."""
-        wanted = self._stamps[index]
-        key = self._keys[self._keys <= wanted[0]][-1:]
+        """(n, H, W, 3) uint8 RGB of the frames ``index``, ascending without repeats, rotated as the file says."""
+        stamps = self._stamps[index]
+        key = self._keys[self._keys <= stamps[0]][-1:]
         if len(key) and key[0] > self._stamps[0]:
             with _Opened(self.path) as (container, stream):
                 container.seek(int(key[0]), stream=stream)
                 first = next(container.demux(stream), None)
                 if first is not None and first.is_keyframe and first.pts == key[0]:
-                    return self._decoded(wanted, container, stream, first)
+                    return self._decode(stamps, container, stream, first)
         with _Opened(self.path) as (container, stream):  # from the start: slower, but never wrong
-            return self._decoded(wanted, container, stream)
+            return self._decode(stamps, container, stream)
 
-    def _decoded(self, wanted: np.ndarray, container: Any, stream: Any, first: Any = None) -> np.ndarray:
-        found: dict[int, np.ndarray] = {}
+    def _decode(self, stamps: np.ndarray, container: Any, stream: Any, first: Any = None) -> np.ndarray:
+        """The frames with these time stamps; ``first``: a packet that was already read."""
+        images: dict[int, np.ndarray] = {}  # by time stamp
         last = None
-        check_bytes(len(wanted), stream.height, stream.width)
+        check_bytes(len(stamps), stream.height, stream.width)
         packets = container.demux(stream) if first is None else chain([first], container.demux(stream))
-        for frame in _frames(_needed(packets, wanted, self._keys), stream.codec_context, set(wanted.tolist())):
+        for frame in _frames(_needed(packets, stamps, self._keys), stream.codec_context, set(stamps.tolist())):
             if frame.pts is None:
                 continue
-            missing = [stamp for stamp in wanted[len(found) :].tolist() if stamp <= frame.pts]
-            for stamp in missing:
-                shown = frame if stamp == frame.pts or last is None else last
-                found[stamp] = _pixels(shown, found)
+            for stamp in stamps[len(images) :].tolist():
+                if stamp <= frame.pts:
+                    images[stamp] = _pixels(frame if stamp == frame.pts or last is None else last, images)
             last = frame
-            if len(found) == len(wanted):
+            if len(images) == len(stamps):
                 break
-        return self._stacked(wanted.tolist(), found)
-
-    def _stacked(self, wanted: list[int], found: dict[int, np.ndarray]) -> np.ndarray:
-        lost = sum(stamp not in found for stamp in wanted)
-        if lost > _LOST * len(wanted) or not found:
-            raise ValueError(f"{lost} of {len(wanted)} frames asked for cannot be decoded")
-        frames = []
-        for stamp in wanted:
-            frames.append(found[stamp] if stamp in found else frames[-1])
+        lost = len(stamps) - len(images)
+        if lost > _LOST * len(stamps) or not images:
+            raise ValueError(f"{lost} of {len(stamps)} requested frames cannot be decoded")
+        frames: list[np.ndarray] = []
+        for stamp in stamps.tolist():
+            frames.append(images[stamp] if stamp in images else frames[-1])
         return np.stack(frames)
 
 
 class _Opened:
-    """A container and its first video stream, as a context."""
+    """Context manager of a container and its first video stream."""
 
     def __init__(self, path: str):
         self.path = path
@@ -101,7 +104,7 @@ class _Opened:
         except EOFError:  # FFmpeg's, which is neither OSError nor ValueError
             raise ValueError("has no frame that can be read") from None
         try:
-            streams = [one for one in self.container.streams.video if one.codec_context is not None]
+            streams = [stream for stream in self.container.streams.video if stream.codec_context is not None]
             if not streams:
                 raise ValueError(f"has no picture{', only sound' if self.container.streams.audio else ''}")
             streams[0].codec_context.thread_count = 1
@@ -118,7 +121,7 @@ class _Opened:
 def _stamps(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray]:
     """Time stamps of all frames that are shown, and of the key frames among them: (n,) and (k,) int64, ascending.
 
-    No key frames where one comes behind a frame that is shown later: such files are read from the start.
+    No key frames if one comes after a frame that is shown later: such files are read from the start.
     """
     stamps, keys, ordered, last = [], [], True, -np.inf
     try:
@@ -131,61 +134,57 @@ def _stamps(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray]:
                 last = max(last, stamp)
                 stamps.append(stamp)
     except (av.error.FFmpegError, EOFError):
-        pass  # what could be read counts, and is compared with what the header promises
+        pass  # the frames so far count; the reader compares their number with the header's
     return np.unique(np.array(stamps, np.int64)), np.unique(np.array(keys if ordered else [], np.int64))
 
 
-def _needed(packets: Iterable[Any], wanted: np.ndarray, keys: np.ndarray) -> Iterator[Any]:
-    """Packets without those that no wanted frame needs, from one up to the next key frame; None in their place.
+def _needed(packets: Iterable[Any], stamps: np.ndarray, keys: np.ndarray) -> Iterator[Any]:
+    """Packets without runs, up to the next key frame, that no frame of ``stamps`` needs; None in place of each run.
 
-    A frame needs only packets that come before its own, from a key frame on that is shown no later than itself.
+    A frame needs only packets before its own, from a key frame on that is shown no later than the frame.
     """
-    unmet, end, gap = sorted(wanted.tolist(), reverse=True), np.inf, False
+    remaining, end, gap = sorted(stamps.tolist(), reverse=True), np.inf, False
     for packet in packets:
         if packet.is_keyframe and packet.pts is not None and len(keys):
             end = next(iter(keys[np.searchsorted(keys, packet.pts, side="right") :].tolist()), np.inf)
-        if packet.size and packet.pts is not None and unmet and unmet[-1] >= end:
+        if packet.size and packet.pts is not None and remaining and remaining[-1] >= end:
             gap = True
             continue
-        if packet.pts in unmet:
-            unmet.remove(packet.pts)
+        if packet.pts in remaining:
+            remaining.remove(packet.pts)
         if gap:
             yield None
             gap = False
         yield packet
 
 
-def _frames(packets: Iterable[Any], context: Any, wanted: set[int]) -> Iterator[Any]:
-    """Decoded frames in the order in which they are shown; unwanted ones may be missing."""
+def _frames(packets: Iterable[Any], context: Any, stamps: set[int]) -> Iterator[Any]:
+    """Decoded frames in display order; those not in ``stamps`` may be missing."""
     damaged = 0
     for packet in packets:
-        if packet is None:  # what follows is a key frame: the decoder hands out what it holds and begins anew
-            yield from _drained(context)
+        if packet is None:  # a key frame follows: flush the decoder
+            with suppress(EOFError, av.error.FFmpegError):
+                yield from context.decode(None)
+            context.flush_buffers()
             continue
         if packet.size:
-            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in wanted else "NONREF"
+            context.skip_frame = "DEFAULT" if packet.pts is None or packet.pts in stamps else "NONREF"
         try:
             yield from context.decode(packet if packet.size else None)
         except EOFError:
             return
-        except av.error.InvalidDataError:  # a damaged packet; frames that are missing are counted
+        except av.error.InvalidDataError:  # a damaged packet; _decode counts the frames that are missing
             damaged += 1
             if damaged > 1000:
                 return
 
 
-def _drained(context: Any) -> Iterator[Any]:
-    with suppress(EOFError, av.error.FFmpegError):
-        yield from context.decode(None)
-    context.flush_buffers()
-
-
-def _pixels(frame: Any, found: dict[int, np.ndarray]) -> np.ndarray:
-    """RGB of a frame, in the size of those found before (some files change it), turned as the file asks."""
+def _pixels(frame: Any, images: dict[int, np.ndarray]) -> np.ndarray:
+    """RGB of a frame, in the size of the earlier ``images`` (some files change it), rotated as the file says."""
     width, height = frame.width, frame.height
     turns = frame.rotation // 90 % 4
-    if found:
-        height, width = next(iter(found.values())).shape[:2]
+    if images:
+        height, width = next(iter(images.values())).shape[:2]
         if turns % 2:
             height, width = width, height
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
@@ -193,9 +192,9 @@ def _pixels(frame: Any, found: dict[int, np.ndarray]) -> np.ndarray:
 
 
 class DecordReader(AvReader):
-    """decord for the pixels. Frames are counted as by :class:`AvReader`, which also takes over where counts differ.
+    """decord for the pixels; :class:`AvReader` counts frames, and decodes if decord's count differs or decord fails.
 
-    So it does where decord fails, as on GIFs: its messages name files of the machine that it was built on.
+    decord fails on GIFs, for example. Its messages name files of the machine on which it was built.
     """
 
     def frames_at(self, index: list[int]) -> np.ndarray:
@@ -205,14 +204,14 @@ class DecordReader(AvReader):
         check_bytes(len(index), *self._size)
         with suppress(decord.DECORDError):
             reader = decord.VideoReader(self.path, num_threads=1)  # with more it fails on VP9
-            # Its batches of turned frames fail.
+            # It fails on batches of rotated frames.
             if len(reader) == len(self._stamps) and reader[index[0]].shape[:2] == self._size:
                 return reader.get_batch(index).asnumpy()
         return super().frames_at(index)
 
 
 class TorchcodecReader(AvReader):
-    """torchcodec, which needs FFmpeg's libraries in the system. Otherwise like :class:`DecordReader`."""
+    """Like :class:`DecordReader`, with torchcodec, which needs FFmpeg's shared libraries."""
 
     def frames_at(self, index: list[int]) -> np.ndarray:
         from torchcodec.decoders import VideoDecoder

@@ -1,4 +1,4 @@
-"""A video that a worker has opened: how many frames there are, when they are shown, and their pixels."""
+"""A video that a worker has opened: the times of its frames, and their pixels on request."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from maemm.contract.rng import Rng
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-TIMES = ".times.npy"  # beside pictures: (n,) the seconds at which they appear
+TIMES = ".times.npy"  # in a folder of frames: (n,) the seconds at which they appear
 
 
 class Video(ABC):
-    """``times`` (n,) float64: the seconds at which frames appear, ascending. Frames are numbered as they are shown."""
+    """``times`` (n,) float64: the seconds at which frames appear, ascending. Frames are numbered in display order."""
 
     def __init__(self, times: np.ndarray, rng: Rng | None = None, part: tuple[int, int] = (0, -1)):
-        """``rng``: for what all repeats of this video share; ``part``: first frame and number, -1: all."""
+        """``rng``: shared by all repeats of this video; ``part``: first frame and number of frames, -1: all."""
         first, count = part
         if first < 0 or first >= max(len(times), 1) or (count != -1 and not 0 < count <= len(times) - first):
-            raise ValueError(f"the list asks for frames {first} to {first + count - 1}, the video has {len(times)}")
+            raise ValueError(f"the list names frames {first} to {first + count - 1}, the video has {len(times)}")
         self.rng, self._first = rng, first
         self.times = times[first:] if count == -1 else times[first : first + count]
         self._last: tuple[tuple[int, ...], np.ndarray] | None = None
@@ -37,21 +37,21 @@ class Video(ABC):
 
     @property
     def seconds(self) -> float:
-        """From the first frame to the end of the last, which is as long as the one before."""
+        """Duration, if the last frame is shown for as long as the one before."""
         return float(2 * self.times[-1] - self.times[-2] - self.times[0]) if len(self) > 1 else 0.0
 
     def frames_at(self, index: Sequence[int] | np.ndarray) -> np.ndarray:
-        """(n, H, W, 3) uint8 RGB. Asking for the same frames again costs nothing. Raises ValueError or OSError."""
-        wanted = tuple(int(i) + self._first for i in index)
-        if self._last is None or self._last[0] != wanted:
-            distinct, place = np.unique(wanted, return_inverse=True)
+        """(n, H, W, 3) uint8 RGB; the last request is cached. Raises ValueError or OSError."""
+        request = tuple(int(i) + self._first for i in index)
+        if self._last is None or self._last[0] != request:
+            distinct, inverse = np.unique(request, return_inverse=True)
             frames = self._decode([int(i) for i in distinct])
-            self._last = wanted, frames if len(distinct) == len(wanted) else frames[place]
+            self._last = request, frames if len(distinct) == len(request) else frames[inverse]
         return self._last[1]
 
     @abstractmethod
     def _decode(self, index: list[int]) -> np.ndarray:
-        """Frames of an ascending list without repeats."""
+        """(n, H, W, 3) uint8 of the frames ``index``, ascending without repeats."""
 
 
 class VideoFile(Video):
@@ -66,19 +66,20 @@ class VideoFile(Video):
 
 
 class FrameFolder(Video):
-    """A folder of pictures, one a frame, in the order of the numbers in their names.
+    """A folder of images, one per frame, in the order of the numbers in their names.
 
-    A file :data:`TIMES` with a number for each picture says when they show, otherwise ``fps`` does. The first frame of
-    ``part`` is a number as it stands in the names, which may start at 0 or 1.
+    A file :data:`TIMES` may hold their times; otherwise ``fps`` gives them. The first frame of ``part`` is a number as
+    in the file names, which may start at 0 or 1.
     """
 
     def __init__(self, path: str | bytes, rng: Rng | None = None, part: tuple[int, int] = (0, -1), fps: float = 25.0):
         self.path = os.fsdecode(path)
-        self.names = sorted((n for n in os.listdir(self.path) if _is_frame(n)), key=_natural)
+        names = (name for name in os.listdir(self.path) if name[0] != "." and name.lower().endswith(IMAGES))
+        self.names = sorted(names, key=_natural)
         if not self.names:
             raise ValueError(f"holds no frames ({' '.join(IMAGES)})")
-        first = re.findall(r"\d+", self.names[0])
-        offset = max(0, part[0] - int(first[-1])) if first else part[0]
+        numbers = re.findall(r"\d+", self.names[0])
+        offset = max(0, part[0] - int(numbers[-1])) if numbers else part[0]
         times = _stored_times(os.path.join(self.path, TIMES))
         if times is None or len(times) != len(self.names):
             times = np.arange(len(self.names)) / fps
@@ -93,31 +94,27 @@ class FrameFolder(Video):
         return np.stack(frames)
 
 
-def _is_frame(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(IMAGES)
-
-
 def _natural(name: str) -> list[tuple[int, str]]:
-    """``img_2`` before ``img_10``."""
+    """Sort key that puts ``img_2`` before ``img_10``."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _stored_times(path: str) -> np.ndarray | None:
-    """(n,) float64 of a file of times; None where there is none. Raises ValueError for a broken one."""
+    """(n,) float64 of a file of times; None if there is none. Raises ValueError for a broken one."""
     if not os.path.isfile(path):
         return None
-    try:  # mapped: nothing is unpickled, and a header which promises more than the file holds is noticed
+    try:  # mapped: nothing is unpickled, and a header that declares more than the file holds is an error
         times = np.array(np.lib.format.open_memmap(path, mode="r"))
     except (ValueError, TypeError, OverflowError):
         times = np.empty(0, object)
     if times.ndim != 1 or times.dtype.kind != "f" or not np.isfinite(times).all() or (np.diff(times) < 0).any():
-        raise ValueError(f"{TIMES} does not hold ascending seconds; remove it, or pack the video anew")
+        raise ValueError(f"{TIMES} does not hold ascending seconds; remove it, or pack the video again")
     return times
 
 
 def _picture(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 of a file, read as pictures are."""
-    from ...image.load import read_image
-    from ..checks import as_bytes, colours
+    """(H, W, 3) uint8 of a file, read as by the image plugin."""
+    from ..._images.load import read_image
+    from ..checks import as_bytes, as_colours
 
-    return colours(as_bytes(read_image(path)), 3)
+    return as_colours(as_bytes(read_image(path)), 3)

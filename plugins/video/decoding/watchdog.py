@@ -1,7 +1,7 @@
-"""A decoder that cannot hang: files are decoded in a process of their own, which is killed after a set time.
+"""A decoder that cannot hang: files are decoded in a separate process, which is killed after a time limit.
 
-A Python timeout would not do: decoders were seen to loop in native code while they hold the interpreter's lock.
-A decoder that crashes costs one file, too, and one that leaks is replaced after some thousand files.
+A timeout in Python would not help: decoders were seen to loop in native code while holding the GIL. A decoder that
+crashes costs only one file, and the process is replaced after some hundred files in case one leaks memory.
 """
 
 from __future__ import annotations
@@ -16,37 +16,38 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .child import HEADER
 
-_FILES = 500  # that one process decodes before another takes its place
-_PIPE = 2**20  # bytes that a pipe holds, where the system allows it
+_FILES = 500  # decoded by a process before it is replaced
+_PIPE = 2**20  # capacity of a pipe in bytes, if the system allows it
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """How files are decoded. One decoding process serves all decoders of a process; it starts when it is needed.
+    """How files are decoded. All decoders of a process share one decoding process, started on first use.
 
-    ``open`` and ``frames_at`` raise ValueError and OSError (TimeoutError is one) for files that cannot be read.
+    ``open`` and ``frames_at`` raise ValueError or OSError (such as TimeoutError) for files that cannot be read.
     """
 
     reader: str = "av"  # av, decord or torchcodec
-    seconds: float | None = 30.0  # that a file may take; None: decode in this process, without a watchdog
-    partial: bool = False  # take what can be read of files that end too early
+    seconds: float | None = 30.0  # time limit of a request; None: decode in this process, without one
+    partial: bool = False  # read what there is of files that end too early
 
     def open(self, path: str) -> np.ndarray:
         """(n,) float64: the seconds at which the frames of a file appear."""
         return self._ask(path, None)
 
     def frames_at(self, path: str, index: list[int]) -> np.ndarray:
-        """(n, H, W, 3) uint8 of frames in an ascending list without repeats."""
+        """(n, H, W, 3) uint8 of the frames ``index``, ascending without repeats."""
         return self._ask(path, index)
 
     def _ask(self, path: str, index: list[int] | None) -> np.ndarray:
-        _ordinary(path)
-        if self.seconds is None or not hasattr(select, "poll"):  # Windows waits for no pipes
+        _check_regular(path)
+        if self.seconds is None or not hasattr(select, "poll"):  # Windows cannot wait for pipes
             from .readers import READERS
 
             reader = READERS[self.reader](path, self.partial)
@@ -59,34 +60,36 @@ class Child:
 
     def __init__(self):
         command = [sys.executable, "-m", f"{__package__}.child"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
         )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.owner, self.files = os.getpid(), 0
-        os.set_blocking(self.process.stdout.fileno(), False)
+        os.set_blocking(self.answers.fileno(), False)
         with contextlib.suppress(ImportError, AttributeError, OSError):
             import fcntl
 
-            fcntl.fcntl(self.process.stdout, fcntl.F_SETPIPE_SZ, _PIPE)
+            fcntl.fcntl(self.answers, fcntl.F_SETPIPE_SZ, _PIPE)
 
-    def ask(self, request: tuple) -> np.ndarray:
-        """The answer to a request, see ``child``. The process is gone after TimeoutError and after its death."""
+    def ask(self, request: tuple[Any, ...]) -> np.ndarray:
+        """The answer to a request of :mod:`.child`. After a TimeoutError or its death the process is gone."""
         *_, index, seconds = request
         self.files += index is None
         until = time.monotonic() + seconds
         try:
-            pickle.dump(request, self.process.stdin)
-            self.process.stdin.flush()
-            head, body = HEADER.unpack(self._read(HEADER.size, until))
-            kind, *rest = pickle.loads(self._read(head, until))
+            pickle.dump(request, self.requests)
+            self.requests.flush()
+            head, body = HEADER.unpack(self._read(HEADER.size, until).data)
+            kind, *rest = pickle.loads(self._read(head, until).data)
             answer = self._read(body, until)
         except TimeoutError:
             self.end()
             raise TimeoutError(f"the decoder took longer than {seconds:g} s and was killed") from None
         except (BrokenPipeError, EOFError):
             raise OSError(f"the decoder died of {self._cause()}") from None
-        except BaseException:  # an interrupt in between would leave half an answer in the pipe
+        except BaseException:  # an interrupt would leave half an answer in the pipe
             self.end()
             raise
         if kind == "error":
@@ -95,33 +98,33 @@ class Child:
         return answer.view(dtype).reshape(shape)
 
     def end(self) -> None:
-        """Kill the process, unless it is another one's: a fork has it, too, but has no right to it."""
+        """Kill the process, unless this is a fork of the process that owns it."""
         if self.owner != os.getpid():
             return
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        for pipe in (self.requests, self.answers):
             with contextlib.suppress(OSError):
                 pipe.close()
 
     def usable(self) -> bool:
-        """Of this process, alive, and not used for too many files."""
+        """Whether it is this process's own, alive, and not yet due for replacement."""
         return self.owner == os.getpid() and self.files < _FILES and self.process.poll() is None
 
     def _read(self, size: int, until: float) -> np.ndarray:
-        """``size`` bytes of the answer, or TimeoutError, or EOFError where the process is gone."""
+        """``size`` bytes of the answer. Raises TimeoutError, or EOFError if the process is gone."""
         data = np.empty(size, np.uint8)
-        view, pipe = memoryview(data), self.process.stdout.fileno()
-        waiting = select.poll()
-        waiting.register(pipe, select.POLLIN)
+        view, pipe = data.data, self.answers.fileno()
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
         while len(view):
             left = until - time.monotonic()
-            if left <= 0 or not waiting.poll(1000 * left):
+            if left <= 0 or not poll.poll(1000 * left):
                 raise TimeoutError
-            got = os.readv(pipe, [view])
-            if not got:
+            count = os.readv(pipe, [view])
+            if not count:
                 raise EOFError
-            view = view[got:]
+            view = view[count:]
         return data
 
     def _cause(self) -> str:
@@ -137,7 +140,7 @@ _current: Child | None = None
 
 
 def _child() -> Child:
-    """The decoding process of this process; a worker that was forked starts its own."""
+    """The decoding process of this process; a forked worker starts its own."""
     global _current
     if _current is None or not _current.usable():
         close()
@@ -154,16 +157,16 @@ def close() -> None:
         child.end()
 
 
-def _ordinary(path: str) -> None:
-    """Raises OSError or ValueError for what is not a file with something in it; a pipe would be waited for."""
+def _check_regular(path: str) -> None:
+    """Raises OSError or ValueError for empty files and for what is no regular file: reading a pipe could block."""
     if not os.path.isfile(path):
-        os.stat(path)  # says what is wrong, if nothing is there
-        raise ValueError("not an ordinary file")
+        os.stat(path)  # its error says why, if nothing is there
+        raise ValueError("not a regular file")
     if not os.path.getsize(path):
         raise ValueError("empty file (0 bytes)")
 
 
 def _error(name: str, text: str) -> Exception:
-    """The decoding process's error as one of this process's."""
-    kinds = {"ValueError": ValueError, "MemoryError": MemoryError, "ModuleNotFoundError": ImportError}
-    return kinds.get(name, OSError)(text or name)
+    """An error of the decoding process, as an exception to raise here."""
+    types = {"ValueError": ValueError, "MemoryError": MemoryError, "ModuleNotFoundError": ImportError}
+    return types.get(name, OSError)(text or name)

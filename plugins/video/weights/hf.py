@@ -1,4 +1,4 @@
-"""VideoMAE as transformers names it: pre-training, classification and bare encoder files."""
+"""VideoMAE in the layout of transformers: pre-training, classification and bare encoder files."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
+from maemm.model.model import Model
 from maemm.weights.transformers import call_of
 
 from .hf_config import config_of, run_there, settings_of
@@ -33,15 +34,15 @@ INSIDE = {
 ATTENTION = "attention.attention."
 #: names of the two biases in memory since 5.x, and in files
 IN_MEMORY = {"query.bias": "q_bias", "value.bias": "v_bias"}
-_MARK = "names.in_memory"  # an empty tensor among the extras: the file used the names in memory
+_MARK = "names.in_memory"  # an empty tensor among the extras, if the file used the names in memory
 _BLOCK = re.compile(r"(videomae\.encoder\.layer\.|decoder\.decoder_layers\.)(\d+)\.(.+)")
 
 
 class HFVideoMAE(VideoMAE):
     """``VideoMAEForPreTraining``, ``VideoMAEForVideoClassification`` and ``VideoMAEModel``.
 
-    Query and value biases come under two names, ``query.bias`` in memory and ``q_bias`` in files; where one is
-    missing, it was dropped by a loader, and that is an error. Their layer norms have two eps.
+    Query and value biases have two names, ``query.bias`` in memory and ``q_bias`` in files; a missing one was dropped
+    by a loader and is an error. Layer norms have two different eps.
     """
 
     name = "hf_videomae"
@@ -50,8 +51,8 @@ class HFVideoMAE(VideoMAE):
 
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
         kernel = "embeddings.patch_embeddings.projection.weight"
-        found = next((shapes[key] for key in (f"videomae.{kernel}", kernel) if key in keys), ())
-        return len(found) == 5
+        shape = next((shapes[key] for key in (f"videomae.{kernel}", kernel) if key in keys), ())
+        return len(shape) == 5
 
     def read(
         self,
@@ -64,7 +65,7 @@ class HFVideoMAE(VideoMAE):
         size: list[int] | None = None,
         eps: float = 1e-12,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-        self.eps = {**self.eps, "encoder": eps, "decoder": eps}  # the other two are fixed in their code
+        self.eps = {**self.eps, "encoder": eps, "decoder": eps}  # transformers fixes the other two
         in_memory = any(key.endswith(f"{ATTENTION}query.bias") for key in state)
         recipe, ours, extras = super().read(
             from_hf(state), heads=heads, decoder_heads=decoder_heads, norm_pix=norm_pix, mask_ratio=mask_ratio,
@@ -72,15 +73,15 @@ class HFVideoMAE(VideoMAE):
         )  # fmt: skip
         return recipe, ours, {**extras, **({_MARK: torch.zeros(0)} if in_memory else {})}
 
-    def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The names of files, or those in memory where the weights came with them."""
+    def write(self, model: Model, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the names of files, or those in memory if the weights were read with them."""
         rest = {key: value for key, value in extras.items() if key != _MARK}
         return to_hf(super().write(model, rest), in_memory=_MARK in extras)
 
-    def exported_state(self, model: nn.Module) -> ExportedState:
-        """Encoder, decoder and classifier, as far as there are, with a config.json for transformers."""
+    def exported_state(self, model: Model) -> ExportedState:
+        """Encoder, and decoder or classifier if there is one, with a config.json for transformers."""
         state = self.write(model, {})
-        if model.head is not None:  # ours skips the encoder's last norm before a classifier, theirs has none then
+        if model.head is not None:  # our classifier skips the encoder's final norm, their classification model has none
             state = {key: value for key, value in state.items() if not key.startswith("encoder.norm.")}
         config = config_of(model, self.name)
         answers = "tokens" if model.head is None else "logits"
@@ -95,61 +96,59 @@ def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if "embeddings.patch_embeddings.projection.weight" in state:  # the bare encoder
         state = {f"videomae.{key}": value for key, value in state.items()}
     encoder = "" if "classifier.weight" in state else "encoder."
-    found: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, Tensor]] = {}
+    renamed: dict[str, Tensor] = {}
+    attentions: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         block = _BLOCK.fullmatch(key)
         if block is None:
-            start = next((one for one in WHOLE if key.startswith(one)), None)
-            found[key if start is None else WHOLE[start].format(e=encoder) + key[len(start) :]] = value
+            start = next((prefix for prefix in WHOLE if key.startswith(prefix)), None)
+            renamed[key if start is None else WHOLE[start].format(e=encoder) + key[len(start) :]] = value
             continue
-        home, number, rest = block.groups()
-        prefix = f"{BLOCKS[home].format(e=encoder)}{number}."
+        stack, number, rest = block.groups()
+        layer = f"{BLOCKS[stack].format(e=encoder)}{number}."
         if rest.startswith(ATTENTION):
             name = rest.removeprefix(ATTENTION)
-            parts.setdefault(prefix, {})[IN_MEMORY.get(name, name)] = value
+            attentions.setdefault(layer, {})[IN_MEMORY.get(name, name)] = value
         else:
-            start = next((one for one in INSIDE if rest.startswith(one)), None)
-            found[prefix + (rest if start is None else INSIDE[start] + rest[len(start) :])] = value
-    for prefix, attention in parts.items():
-        found |= _attention(prefix, attention)
-    return found
+            start = next((prefix for prefix in INSIDE if rest.startswith(prefix)), None)
+            renamed[layer + (rest if start is None else INSIDE[start] + rest[len(start) :])] = value
+    for layer, attention in attentions.items():
+        renamed |= _attention(layer, attention)
+    return renamed
 
 
 def _attention(prefix: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
-    whole = [f"{name}.weight" for name in ("query", "key", "value")]
-    missing = [name for name in (*whole, "q_bias", "v_bias") if name not in parts]
+    weights = [f"{name}.weight" for name in ("query", "key", "value")]
+    missing = [name for name in (*weights, "q_bias", "v_bias") if name not in parts]
     if missing:
-        raise MaemmError(
-            f"weights 'hf_videomae': {prefix}attn lacks {', '.join(missing)}; it was dropped, get the whole file"
-        )
-    joined = {f"{prefix}attn.qkv.weight": torch.cat([parts.pop(name) for name in whole])}
+        raise MaemmError(f"weights 'hf_videomae': {prefix}attn lacks {', '.join(missing)}; get the complete file")
+    joined = {f"{prefix}attn.qkv.weight": torch.cat([parts.pop(name) for name in weights])}
     return joined | {f"{prefix}attn.{name}": value for name, value in parts.items()}
 
 
 def to_hf(state: Mapping[str, Tensor], in_memory: bool = False) -> dict[str, Tensor]:
     """VideoMAE's names -> theirs, as ``save_pretrained`` writes them or as they are in memory."""
     encoder = "" if "head.weight" in state else "encoder."
-    whole = {mine.format(e=encoder): theirs for theirs, mine in WHOLE.items()}
-    blocks = {mine.format(e=encoder): theirs for theirs, mine in BLOCKS.items()}
-    inside = {mine: theirs for theirs, mine in INSIDE.items()}
-    biases = {mine: theirs for theirs, mine in IN_MEMORY.items()} if in_memory else {}
-    result = {}
+    whole = {ours.format(e=encoder): theirs for theirs, ours in WHOLE.items()}
+    blocks = {ours.format(e=encoder): theirs for theirs, ours in BLOCKS.items()}
+    inside = {ours: theirs for theirs, ours in INSIDE.items()}
+    biases = {ours: theirs for theirs, ours in IN_MEMORY.items()} if in_memory else {}
+    renamed = {}
     for key, value in state.items():
-        start = next((one for one in blocks if key.startswith(one)), None)
-        if start is None:
-            outer = next((one for one in whole if key.startswith(one)), None)
-            result[key if outer is None else whole[outer] + key[len(outer) :]] = value
+        stack = next((prefix for prefix in blocks if key.startswith(prefix)), None)
+        if stack is None:
+            start = next((prefix for prefix in whole if key.startswith(prefix)), None)
+            renamed[key if start is None else whole[start] + key[len(start) :]] = value
             continue
-        number, rest = key[len(start) :].split(".", 1)
-        prefix = f"{blocks[start]}{number}."
+        number, rest = key[len(stack) :].split(".", 1)
+        layer = f"{blocks[stack]}{number}."
         if rest == "attn.qkv.weight":
             for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                result[f"{prefix}{ATTENTION}{name}.weight"] = part
+                renamed[f"{layer}{ATTENTION}{name}.weight"] = part
         elif rest in ("attn.q_bias", "attn.v_bias"):
             name = rest.removeprefix("attn.")
-            result[prefix + ATTENTION + biases.get(name, name)] = value
+            renamed[layer + ATTENTION + biases.get(name, name)] = value
         else:
-            mine = next(one for one in inside if rest.startswith(one))
-            result[prefix + inside[mine] + rest[len(mine) :]] = value
-    return result
+            start = next(prefix for prefix in inside if rest.startswith(prefix))
+            renamed[layer + inside[start] + rest[len(start) :]] = value
+    return renamed

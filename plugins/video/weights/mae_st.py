@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.model.model import Model
 from maemm.weights.layout import blocks_of, heads_of, require
 
-from .common import to_ours, to_theirs, video_alone
+from .common import check_video_only, to_ours, to_theirs, video_of
 
 NAMES = {
     "modalities.video.embedding.": "patch_embed.proj.",
@@ -32,17 +33,17 @@ NAMES = {
     "decoder.norm.": "decoder_norm.",
     "decoder.blocks.": "decoder_blocks.",
 }
-#: joint tables with a class token hold its row in front
+#: joint tables of models with a class token start with its row
 _JOINT = {"pos_embed": "pos_embed_class", "decoder_pos_embed": "decoder_pos_embed_class"}
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 HEADS = {768: 12, 1024: 16, 1280: 16}
 
 
 class MaeST(CheckpointFormat):
-    """``pred_t_dim``: how many frames of a clip the decoder predicts, 8 of 16 as published.
+    """``pred_t_dim``: number of frames of a clip that the decoder predicts, 8 of 16 as published.
 
-    The number of time slots follows from the head's width, height and width from the position table if it is square;
-    ``size`` says them where it is not.
+    The number of time slots follows from the width of the head; height and width follow from the position table if it
+    is square, otherwise pass ``size``.
     """
 
     name = "mae_st"
@@ -63,7 +64,7 @@ class MaeST(CheckpointFormat):
         size: list[int] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         require(state, ["patch_embed.proj.weight", "blocks.0.attn.q.weight", "norm.weight"], self.name)
-        state, prefix = _apart(state), int("cls_token" in state)
+        state, prefix = _split_tables(state), int("cls_token" in state)
         video = self._video(state, pred_t_dim, size)
         video["normalize"] = {None: None, True: "patch", False: "none"}[norm_pix]
         video["masking"] = {"type": "random", "ratio": mask_ratio}
@@ -93,7 +94,7 @@ class MaeST(CheckpointFormat):
             area = state["pos_embed_spatial"].shape[1] if separable else state["pos_embed"].shape[1] // slots
             side = math.isqrt(area)
             if side * side != area:
-                raise MaemmError(f"a position table of {area} places is not square; give size=[frames, height, width]")
+                raise MaemmError(f"a position table of {area} tokens is not square; give size=[frames, height, width]")
             size = [slots * patch[0], side * patch[1], side * patch[2]]
         return {
             "type": "video", "size": size, "patch": patch, "channels": channels,
@@ -106,22 +107,22 @@ class MaeST(CheckpointFormat):
         if "pos_embed_temporal" in state:
             return state["pos_embed_temporal"].shape[1]
         if "decoder_pred.weight" not in state:
-            raise MaemmError("an encoder with one position table does not tell its frames; give size=")
+            raise MaemmError("the weights do not record the number of frames; give size=[frames, height, width]")
         return predicted * channels * patch[1] * patch[2] // state["decoder_pred.weight"].shape[0]
 
-    def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
-        video_alone(model, self.name, ("separable", "learned"))
-        split = {}
+    def write(self, model: Model, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        check_video_only(model, self.name, ("separable", "learned"))
+        split: dict[str, Tensor] = {}
         for key, value in to_theirs(model, NAMES).items():
             parts = dict(zip("qkv", value.chunk(3), strict=True)) if ".attn.qkv." in key else {"": value}
             split |= {key.replace(".qkv.", f".{letter}.") if letter else key: part for letter, part in parts.items()}
-        if model.modalities["video"].position_kinds["encoder"] == "learned":
-            split = _together(split)
+        if video_of(model).position_kinds["encoder"] == "learned":
+            split = _join_tables(split)
         return {**split, **extras}
 
 
-def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Joint tables of models with a class token: its row goes under the name that separable tables have for it."""
+def _split_tables(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move the class token's row of joint tables to the name that it has beside separable tables."""
     state = dict(state)
     for table, row in _JOINT.items():
         token = "cls_token" if table == "pos_embed" else "decoder_cls_token"
@@ -130,7 +131,8 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def _together(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _join_tables(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of :func:`_split_tables`."""
     for table, row in _JOINT.items():
         if table in state and row in state:
             state[table] = torch.cat([state.pop(row), state[table]], 1)
@@ -138,7 +140,7 @@ def _together(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _join(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Three linear layers -> one. Raises :class:`MaemmError` where one is missing."""
+    """Linear layers of queries, keys and values -> one. Raises :class:`MaemmError` if one is missing."""
     joined = {}
     for key, value in state.items():
         if ".attn.q." in key:

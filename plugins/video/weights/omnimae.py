@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.model.model import Model
 from maemm.weights.layout import blocks_of, heads_of, require
 
 from ..positions import flat_sincos
-from .common import NORMALIZE, to_ours, to_theirs
+from .common import NORMALIZE, to_ours, to_theirs, video_of
 
 NAMES = {
     "modalities.video.embedding.": "trunk.patch_embed.proj.1.",  # 0 repeats pictures
@@ -23,14 +24,14 @@ NAMES = {
     "decoder.mask_token": "trunk.mask_token",
 }
 TABLES = ("trunk.pos_embed", "trunk.decoder.pos_embed")
-_VIDEO, _IMAGE = "modalities.video.", "modalities.image."  # one module under two names
+_VIDEO, _IMAGE = "modalities.video.", "modalities.image."  # two names of one module
 HEADS = {768: 12, 1024: 16, 1280: 16}
 
 
 class OmniMAE(CheckpointFormat):
-    """Pre-trained files. The sinusoids in them are kept for the way back and must be the ones that are built here.
+    """Pre-trained files. Their sinusoids must equal ours, and are written back as they were read.
 
-    ``size`` is that of clips, 16 x 224 x 224 unless given; pictures have its height and width.
+    ``size`` is that of clips, by default 16 x 224 x 224; pictures have its height and width.
     """
 
     name = "omnimae"
@@ -55,7 +56,9 @@ class OmniMAE(CheckpointFormat):
         extras = {name: state.pop(name) for name in TABLES if name in state}
         for name, table in extras.items():
             if (table[0] - flat_sincos(*table.shape[1:])).abs().max() > 1e-3:  # stored in half precision at worst
-                raise MaemmError(f"weights {self.name!r}: {name} is not the published sinusoid; such are not known")
+                raise MaemmError(
+                    f"weights {self.name!r}: {name} is not the published sinusoid; other positions are not supported"
+                )
         width, dim = state["trunk.mask_token"].shape[-1], state["trunk.decoder.decoder_embed.weight"].shape[0]
         recipe = {
             "modalities": {
@@ -74,8 +77,8 @@ class OmniMAE(CheckpointFormat):
         }  # fmt: skip
         state["trunk.mask_token"] = state["trunk.mask_token"].unsqueeze(0)
         ours = to_ours(state, _names(state["head.weight"].shape[0]))
-        twice = {_IMAGE + key[len(_VIDEO) :]: value for key, value in ours.items() if key.startswith(_VIDEO)}
-        return recipe, ours | twice, extras
+        image = {_IMAGE + key[len(_VIDEO) :]: value for key, value in ours.items() if key.startswith(_VIDEO)}
+        return recipe, ours | image, extras
 
     def _video(
         self, state: Mapping[str, Tensor], norm_pix: bool | None, mask_ratio: float, size: list[int] | None
@@ -87,11 +90,11 @@ class OmniMAE(CheckpointFormat):
             "normalize": NORMALIZE[norm_pix], "masking": {"type": "random", "ratio": mask_ratio},
         }  # fmt: skip
 
-    def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
-        shared = {id(one) for one in model.modalities.values()}
-        if set(model.modalities) != {"video", "image"} or len(shared) > 1:
+    def write(self, model: Model, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        modules = {id(modality) for modality in model.modalities.values()}
+        if set(model.modalities) != {"video", "image"} or len(modules) > 1:
             raise MaemmError(f"layout {self.name!r} holds a model of videos and pictures, image: {{same_as: video}}")
-        video = model.modalities["video"]
+        video = video_of(model)
         if set(video.position_kinds.values()) != {"flat"}:
             raise MaemmError(f"layout {self.name!r} needs position: flat")
         state = to_theirs(model, _names(video.output_dim()))

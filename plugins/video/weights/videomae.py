@@ -1,4 +1,4 @@
-"""VideoMAE and VideoMAE v2, pre-trained and fine-tuned: one layout (the decoder mask of v2 has no weights)."""
+"""VideoMAE and VideoMAE v2, pre-trained and fine-tuned; their layout is the same."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.model.model import Model
 from maemm.weights.layout import blocks_of, heads_of, require
 
-from .common import DECODER_HEADS, HEADS, NORMALIZE, to_ours, to_theirs, video_alone
+from .common import DECODER_HEADS, HEADS, NORMALIZE, check_video_only, to_ours, to_theirs
 
 PRETRAINED = {
     "modalities.video.embedding.": "encoder.patch_embed.proj.",
@@ -31,18 +32,20 @@ FINETUNED = {
 class VideoMAE(CheckpointFormat):
     """Files with ``encoder.*`` (pre-trained, with or without a decoder) or with ``fc_norm`` and ``head`` (fine-tuned).
 
-    Neither positions nor the clip's size are in them; ``size`` says the latter where it is not 16 x 224 x 224.
-    Keys have no bias: ours is zero, and softmax does not see it, so what it may become in training is dropped again.
+    They hold neither positions nor the clip's size; pass ``size`` if it is not 16 x 224 x 224. Keys have no bias: ours
+    starts at zero, has no effect behind the softmax, and is dropped again when writing.
     """
 
     name = "videomae"
     eps = {"encoder": 1e-6, "decoder": 1e-6, "decoder_norm": 1e-6, "head": 1e-6}
 
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        kernel = "encoder.patch_embed.proj.weight" if "encoder.patch_embed.proj.weight" in keys else ""
-        tuned = {"patch_embed.proj.weight", "blocks.0.attn.q_bias", "fc_norm.weight"} <= keys
-        kernel = kernel or ("patch_embed.proj.weight" if tuned else "")
-        return bool(kernel) and len(shapes[kernel]) == 5
+        kernel = "encoder.patch_embed.proj.weight"
+        if kernel not in keys:
+            kernel = "patch_embed.proj.weight"
+            if not {kernel, "blocks.0.attn.q_bias", "fc_norm.weight"} <= keys:
+                return False
+        return len(shapes[kernel]) == 5
 
     def read(
         self,
@@ -54,14 +57,18 @@ class VideoMAE(CheckpointFormat):
         mask_ratio: float = 0.9,
         size: list[int] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-        state = _plain(state)
+        state = dict(state)
+        if state and all(key.startswith("backbone.") for key in state):  # fine-tuning scripts add it
+            state = {key.removeprefix("backbone."): value for key, value in state.items()}
         pretrained = "encoder.patch_embed.proj.weight" in state
         start = "encoder." if pretrained else ""
         require(state, [f"{start}patch_embed.proj.weight", f"{start}blocks.0.attn.qkv.weight"], self.name)
         if any(key.endswith("attn.scale") for key in state):
-            raise MaemmError("these weights use cosine attention (cos_attn), which no published model does")
+            raise MaemmError(
+                "these weights use cosine attention (cos_attn), which is not supported; no published model has it"
+            )
         if not pretrained and "fc_norm.weight" not in state:
-            raise MaemmError("these weights classify by the first patch token (use_cls); only mean pooling is known")
+            raise MaemmError("these weights classify the first patch token (use_cls); only mean pooling is supported")
         recipe = self._recipe(state, start, heads, decoder_heads)
         recipe["modalities"]["video"] |= {
             "normalize": NORMALIZE[norm_pix],
@@ -104,9 +111,10 @@ class VideoMAE(CheckpointFormat):
             }  # fmt: skip
         return recipe
 
-    def write(self, model: nn.Module, extras: dict[str, Tensor]) -> dict[str, Tensor]:
-        video_alone(model, self.name, "flat")
-        if model.encoder.prefix is not None or (model.decoder is not None and model.decoder.project.bias is not None):
+    def write(self, model: Model, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        check_video_only(model, self.name, ("flat",))
+        decoder: Any = model.decoder
+        if model.encoder.prefix is not None or (decoder is not None and decoder.project.bias is not None):
             raise MaemmError(
                 f"layout {self.name!r} has no class token and no bias between encoder and decoder; "
                 "train with encoder.prefix: 0, decoder.prefix: none and decoder.project: no_bias"
@@ -114,23 +122,16 @@ class VideoMAE(CheckpointFormat):
         return {**_split(to_theirs(model, FINETUNED if model.head is not None else PRETRAINED)), **extras}
 
 
-def _plain(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefix that fine-tuning scripts strip."""
-    if state and all(key.startswith("backbone.") for key in state):
-        return {key.removeprefix("backbone."): value for key, value in state.items()}
-    return dict(state)
-
-
 def _join(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``q_bias`` and ``v_bias`` -> the bias of queries, keys and values together: [q, 0, v]."""
+    """``q_bias`` and ``v_bias`` -> the bias of queries, keys and values: [q, 0, v]."""
     joined = {}
     for key, value in state.items():
         if key.endswith(("attn.q_bias", "attn.v_bias")):
             start = key[: -len("q_bias")]
-            pair = [state.get(f"{start}{letter}_bias") for letter in "qv"]
-            if None in pair:
-                raise MaemmError(f"the weights hold {key} without its partner; a bias was dropped, get the whole file")
-            joined[f"{start}qkv.bias"] = torch.cat([pair[0], torch.zeros_like(value), pair[1]])
+            query, values = state.get(f"{start}q_bias"), state.get(f"{start}v_bias")
+            if query is None or values is None:
+                raise MaemmError(f"the weights hold {key} without its counterpart; get the complete file")
+            joined[f"{start}qkv.bias"] = torch.cat([query, torch.zeros_like(value), values])
         else:
             joined[key] = value
     return joined

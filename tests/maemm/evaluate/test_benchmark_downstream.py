@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maemm.tasks._shared.features import raw_values
+from maemm.tasks._shared.embedding import raw_values
 
 HOME = Path(__file__).parents[3] / "benchmarks"
 

@@ -12,12 +12,11 @@ from maemm import MaemmError
 from maemm.__main__ import main
 from maemm.contract import Preprocessed
 from maemm.model.build import build_model
-from maemm.tasks.diagnose.attention import AttentionOver, weights_of
-from maemm.tasks.diagnose.clusters import _without_place
+from maemm.tasks.diagnose.attention import AttentionStatistics, weights_of
+from maemm.tasks.diagnose.clusters import _without_position
+from maemm.tasks.diagnose.measures import spectrum, sphere
 from maemm.tasks.diagnose.ratios import with_ratio
 from maemm.tasks.diagnose.run import diagnose
-from maemm.tasks.diagnose.spectrum import spectrum
-from maemm.tasks.diagnose.sphere import sphere
 
 RATIOS = (0.25, 0.5)
 
@@ -39,10 +38,10 @@ def test_uniformity_and_alignment_of_known_points():
     points = np.array([[2.0, 0], [0, 3], [-1, 0]])  # distances squared 2, 4, 2
     found = sphere(points, points, 5 * points)
     assert found.uniformity == pytest.approx(math.log((2 * math.exp(-4) + math.exp(-8)) / 3))
-    assert found.alignment == pytest.approx(0) and found.apart == pytest.approx(8 / 3)
+    assert found.alignment == pytest.approx(0) and found.sample_distance == pytest.approx(8 / 3)
     assert sphere(points, points[:1], points[1:2]).alignment == pytest.approx(2)
-    assert sphere(points, points[:1], points[1:2]).fraction == pytest.approx(3 / 4)
-    assert math.isnan(sphere(np.ones((4, 2)), np.ones((4, 2)), np.ones((4, 2))).fraction)
+    assert sphere(points, points[:1], points[1:2]).relative_alignment == pytest.approx(3 / 4)
+    assert math.isnan(sphere(np.ones((4, 2)), np.ones((4, 2)), np.ones((4, 2))).relative_alignment)
     assert math.isnan(sphere(np.zeros((4, 2)), points, points).uniformity)
 
 
@@ -62,10 +61,10 @@ def test_weights_are_those_of_the_layer():
 
 
 def attention_of(model, preprocessed):
-    over = AttentionOver(model, "marks")
+    statistics = AttentionStatistics(model, "marks")
     with torch.no_grad():
-        over.add(preprocessed)
-    return over.found()
+        statistics.add(preprocessed)
+    return statistics.result()
 
 
 def test_a_head_that_looks_everywhere_alike_is_on_the_dotted_lines(world):
@@ -101,10 +100,10 @@ def test_hooks_are_gone_and_an_encoder_without_attention_says_so(world):
 
 def test_what_a_place_explains_is_taken_off():
     place = np.random.default_rng(0).standard_normal((1, 5, 3)).repeat(4, 0)
-    rest, fraction = _without_place(list(place))
+    rest, fraction = _without_position(list(place))
     assert fraction == pytest.approx(1) and not rest.any()
     noise = np.random.default_rng(1).standard_normal((400, 5, 3))
-    assert _without_place(list(noise))[1] < 0.02
+    assert _without_position(list(noise))[1] < 0.02
 
 
 def test_ratios_reach_the_masking_inside_another(world):
@@ -119,7 +118,7 @@ def test_ratios_reach_the_masking_inside_another(world):
 def test_a_masking_without_a_ratio_is_named(world, make_plugin):
     manifest = """
         from maemm.registry import Plugin
-        plugin = Plugin(name="stripes", version="1", contract=1, maskings={"stripes": "parts:Stripes"})
+        plugin = Plugin(name="stripes", version="1", contract=2, maskings={"stripes": "parts:Stripes"})
     """
     parts = """
         class Stripes:
@@ -150,13 +149,13 @@ def test_page_and_figures_are_the_same_each_time(world):
         assert np.shape(one["attention"]["distance"]) == (2, 2) and sum(one["cluster_shares"]) == pytest.approx(1)
         assert all(value > 0 for value in record["loss_by_ratio"][kind]["loss"]["marks"])
     page = first.path.read_text()
-    for text in ("Which directions are used", "Where heads look", "What tokens are alike", "untrained"):
+    for text in ("Which directions are used", "Where heads attend", "Which tokens are alike", "untrained"):
         assert text in page
-    assert page.count("data:image/png") == 3 and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image/") == 3 and "http" not in page.replace("http://www.w3.org", "")
 
 
 def test_batches_change_nothing(world):
-    whole, parts = look(world, name="a", beside=False), look(world, name="b", batch=5, beside=False)
+    whole, parts = look(world, name="a", baseline=False), look(world, name="b", batch=5, baseline=False)
     assert list(parts.findings) == ["trained"]
     for one, two in zip(*(found.record()["findings"]["trained"].values() for found in (whole, parts)), strict=True):
         assert two["effective_rank"] == pytest.approx(one["effective_rank"], rel=1e-4)
@@ -187,7 +186,7 @@ def test_a_collapsed_encoder_is_called_so(world):
     model = world.model()
     model.encoder.norm.weight.data.zero_()
     model.encoder.norm.bias.data.fill_(0.5)
-    found = look(world, model, beside=False)
+    found = look(world, model, baseline=False)
     assert any("all samples have the same features" in note for note in found.notes)
     assert "no clusters: all token features are equal" in found.path.read_text()
     record = json.loads(found.path.with_suffix(".json").read_text())["findings"]["trained"]["marks"]
@@ -196,13 +195,13 @@ def test_a_collapsed_encoder_is_called_so(world):
 
 def test_encoders_alone_and_ragged_samples(world):
     found = look(world, world.model(decoder=None))
-    assert "no loss by share of hidden tokens: these weights hold an encoder only" in found.path.read_text()
+    assert "no loss by mask ratio: these weights hold an encoder only" in found.path.read_text()
     found = look(world, world.model(modalities__marks__ragged=True), name="ragged")
-    assert found.findings["trained"]["marks"].clusters.shares and not found.skipped
+    assert found.findings["trained"]["marks"].clusters.fractions and not found.skipped
 
 
 def test_a_ratio_that_hides_everything_leaves_a_gap(world):
-    found = look(world, ratios=(0.1, 0.5, 0.9), beside=False)  # 4 tokens: 0.9 leaves none, 0.1 hides one
+    found = look(world, ratios=(0.1, 0.5, 0.9), baseline=False)  # 4 tokens: 0.9 leaves none, 0.1 hides one
     losses = found.losses["trained"].loss["marks"]
     assert math.isfinite(losses[0]) and math.isfinite(losses[1]) and math.isnan(losses[2])
 
@@ -210,9 +209,9 @@ def test_a_ratio_that_hides_everything_leaves_a_gap(world):
 @pytest.mark.parametrize(
     "arguments, text",
     [
-        (["--samples", "5"], "5 samples say little (--samples); give 16 or more"),
+        (["--samples", "5"], "5 samples are too few (--samples); give 16 or more"),
         (["--clusters", "1"], "give 2 or more"),
-        (["--ratios", "0.5,2"], "ratios 2.0 (--ratios); give shares between 0 and 1"),
+        (["--ratios", "0.5,2"], "mask ratios 2.0 (--ratios); give ratios between 0 and 1"),
         (["--ratios", "half"], "--ratios is 'half'"),
         (["-o", "figures.pdf"], "diagnose writes a page, not 'figures.pdf' (-o)"),
         (["--batch", "0"], "--batch is 0; give 1 or more"),
@@ -255,6 +254,6 @@ def test_the_verb_writes_into_the_run(world, capsys):
 def test_the_package_keeps_its_function(world):
     model = build_model(world.recipe())
     found = maemm.diagnose(
-        model, world.source(), world.folder / "d.html", samples=16, clusters=2, ratios=(0.5,), beside=False
+        model, world.source(), world.folder / "d.html", samples=16, clusters=2, ratios=(0.5,), baseline=False
     )
     assert found.samples == 16

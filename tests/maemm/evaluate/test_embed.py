@@ -6,8 +6,8 @@ import pytest
 
 from maemm import __main__ as cli
 from maemm.contract.errors import MaemmError
+from maemm.tasks._shared.embedding import features
 from maemm.tasks._shared.feature_files import concatenated
-from maemm.tasks._shared.features import features
 from maemm.tasks.embed import run as module
 from maemm.tasks.embed.run import embed
 

@@ -11,8 +11,8 @@ import maemm
 from maemm import MaemmError
 from maemm.__main__ import main
 from maemm.tasks.export.card import normalisation
+from maemm.tasks.export.inference_model import inference_model, input_shapes
 from maemm.tasks.export.run import export
-from maemm.tasks.export.subject import shapes_of, subject_of
 
 HEAD = {"head": {"type": "linear", "classes": 3}, "decoder": None}
 
@@ -98,11 +98,11 @@ def test_a_missing_package_is_named_with_what_installs_it(world, monkeypatch, pa
 
 
 def test_nothing_is_left_where_answers_differ(world, monkeypatch):
-    from maemm.tasks.export.plain import write
+    from maemm.tasks.export.weights_files import write_safetensors
 
-    def wrong(subject, folder, name):
-        written = write(subject, folder, name)
-        return replace(written, read=lambda batch: {k: v + 2e-4 for k, v in written.read(batch).items()})
+    def wrong(exported, folder, name):
+        written = write_safetensors(exported, folder, name)
+        return replace(written, run=lambda batch: {k: v + 2e-4 for k, v in written.run(batch).items()})
 
     monkeypatch.setattr(sys.modules["maemm.tasks.export.run"], "writer_of", lambda to: wrong)
     with pytest.raises(MaemmError, match=r"differs from the model by 0.0002 \(batch 1, allowed 0.0001\)"):
@@ -134,11 +134,11 @@ def test_what_exists_is_not_replaced_unasked(world, capsys):
         (["--to", "torch", "-o", "a.pt2", "--output", "x"], "unknown output 'x'; choose features, tokens, logits"),
         (["--to", "torch", "-o", "a.pt2", "--pool", "best"], "unknown pool 'best'"),
         (["--to", "torch", "-o", "a.pt2", "--output", "tokens", "--pool", "max"], "--pool is for features"),
-        (["--to", "torch", "-o", "a.pt2", "--shape", "1,0,8"], "is no list of whole numbers above 0"),
+        (["--to", "torch", "-o", "a.pt2", "--shape", "1,0,8"], "is not a list of positive integers"),
         (["--to", "torch", "-o", "a.pt2", "--shape", "birds=1,8,8"], "is for 'birds'"),
         (["--to", "torch", "-o", "a.pt2", "--shape", "1,9,8"], "not a multiple of patch"),
         (["--to", "torch", "-o", "a.pt2", "--shape", "2,8,8"], "expects (B, 1"),
-        (["--to", "timm", "-o", "a.safetensors"], "this model cannot go to timm"),
+        (["--to", "timm", "-o", "a.safetensors"], "this model cannot be exported to timm"),
         (["--to", "hf", "-o", "a"], "choose --to safetensors, torch, onnx"),
     ],
 )
@@ -164,19 +164,19 @@ def test_another_shape_is_another_graph(world):
 
 def test_shapes_of_several_modalities(world):
     model = world.model()
-    assert shapes_of(model.modalities, None) == {"marks": (1, 8, 8)}
+    assert input_shapes(model.modalities, None) == {"marks": (1, 8, 8)}
     two = {"a": model.modalities["marks"], "b": model.modalities["marks"]}
-    assert shapes_of(two, "b=1,4,4") == {"a": (1, 8, 8), "b": (1, 4, 4)}
+    assert input_shapes(two, "b=1,4,4") == {"a": (1, 8, 8), "b": (1, 4, 4)}
     with pytest.raises(MaemmError, match="is for 'no modality'; write NAME=SIDE,SIDE with a, b"):
-        shapes_of(two, "1,4,4")
+        input_shapes(two, "1,4,4")
 
 
 def test_a_modality_without_a_usual_shape_asks_for_one(world, monkeypatch):
     model = world.model()
     monkeypatch.setattr(type(model.modalities["marks"]), "sample_shape", lambda self: None)
-    with pytest.raises(MaemmError, match="have no usual shape.*add --shape marks="):
+    with pytest.raises(MaemmError, match="have no fixed shape.*add --shape marks="):
         export(model, world.folder / "model.pt2", to="torch")
-    assert subject_of(model, "it", shape="1,8,8").shapes == {"marks": (1, 8, 8)}
+    assert inference_model(model, "it", shape="1,8,8").shapes == {"marks": (1, 8, 8)}
 
 
 def test_normalisation_is_told_where_there_is_one(world):

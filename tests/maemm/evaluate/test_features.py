@@ -6,7 +6,7 @@ from maemm.contract import Plan
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.subset import Subset
-from maemm.tasks._shared.features import NOT_FINITE, features, raw_values
+from maemm.tasks._shared.embedding import NOT_FINITE, features, raw_values
 
 
 def test_every_sample_once_in_order_with_labels_and_ids(world):

@@ -13,9 +13,10 @@ from maemm.contract.rng import Rng
 from maemm.model.build import build_model
 from maemm.model.objectives.classify import Classify
 from maemm.tasks.evaluate.run import evaluate
-from maemm.tasks.finetune.run import TRAIN, finetune, recipe_for
+from maemm.tasks.finetune.recipe import TRAIN, recipe_for
+from maemm.tasks.finetune.run import finetune
 from maemm.train.distributed import DistContext
-from maemm.train.initialize import begin_with
+from maemm.train.initialize import initialize_from
 from maemm.train.optim import freeze, layer_scales, make_optimizer
 from maemm.train.setup import make_train_state
 from maemm.weights import save
@@ -63,7 +64,7 @@ def published_model(depth=12, dim=768, heads=12):
 
 
 def test_the_layer_decay_groups_of_vit_base():
-    from maemm_plugins.image.weights.mae import NAMES
+    from maemm_plugins._layouts.mae import names_of
 
     table = json.loads((GOLDEN / "layer_decay_vit_base.json").read_text())
     model = published_model()
@@ -71,7 +72,8 @@ def test_the_layer_decay_groups_of_vit_base():
     found = {}
     for group in optimizer.param_groups:
         for name in group["names"]:
-            short = next((new + name[len(old) :] for old, new in NAMES.items() if name.startswith(old)), "pos_embed")
+            names = names_of("image").items()
+            short = next((new + name[len(old) :] for old, new in names if name.startswith(old)), "pos_embed")
             if name == "encoder.prefix_position":  # the class token's row of the published table
                 short = "pos_embed"
             value = (group["lr_scale"], group["weight_decay"])
@@ -115,7 +117,7 @@ def test_beginning_with_other_weights(world):
     old = world.model(seed=1)
     new = build_model(world.recipe(decoder=None, head={"type": "linear", "classes": 4}, encoder__final_norm=False))
     fresh = {key: value.clone() for key, value in new.state_dict().items() if key.startswith("head.")}
-    begin_with(new, old)
+    initialize_from(new, old)
     given = old.state_dict()
     taken = [key for key in new.state_dict() if not key.startswith("head.")]
     assert len(taken) == 27 and all(torch.equal(new.state_dict()[key], given[key]) for key in taken)
@@ -123,7 +125,7 @@ def test_beginning_with_other_weights(world):
     # A table that is trained from now on starts as the one that was computed, and fits another size.
     for size in (8, 16):
         model = build_model(world.recipe(modalities__marks__position="learned", modalities__marks__size=size))
-        begin_with(model, old)
+        initialize_from(model, old)
         table = model.modalities["marks"].positions
         expected = old.modalities["marks"].positions.table((size // 4, size // 4))
         assert torch.equal(table.values, expected.reshape(table.values.shape)) and table.values.requires_grad
@@ -131,11 +133,11 @@ def test_beginning_with_other_weights(world):
 
 def test_weights_of_another_network_are_refused(world):
     with pytest.raises(MaemmError, match=r"the weights of init \(a model\) do not fit: .* of another shape"):
-        begin_with(world.model(encoder__dim=32, encoder__heads=2), world.model())
+        initialize_from(world.model(encoder__dim=32, encoder__heads=2), world.model())
     with pytest.raises(MaemmError, match=r"do not fit: 12 missing \(encoder.blocks.2"):
-        begin_with(world.model(encoder__depth=3), world.model())
+        initialize_from(world.model(encoder__depth=3), world.model())
     with pytest.raises(MaemmError, match=r"do not fit: 12 unexpected \(encoder.blocks.1"):
-        begin_with(world.model(encoder__depth=1), world.model())
+        initialize_from(world.model(encoder__depth=1), world.model())
 
 
 def test_a_resumed_run_needs_no_init(world):
@@ -263,7 +265,7 @@ def test_samples_without_a_known_label_are_bad_samples(world):
     [
         ({}, {"named": False}, "the labels are numbers without names.*data.classes=N"),
         ({}, {"named": False, "unlabelled": list(range(40))}, "the data have no labels"),
-        ({}, {"classes": ["a"]}, "1 class is nothing to tell apart"),
+        ({}, {"classes": ["a"]}, "1 class is too few"),
         ({"train.patience": 2, "data.validation": None}, {}, "train.patience needs samples to validate with"),
         ({"data.validation": 0.001}, {}, "data.validation 0.001 holds out 0 of 40 samples"),
         ({"train.trainable": "some"}, {}, "train.trainable"),
@@ -370,7 +372,7 @@ def test_what_cannot_be_mixed():
     valid[0, 3:] = False
     with pytest.raises(MaemmError, match="differ in size, so they cannot be mixed"):
         mixed(torch.zeros(4, 1, 6, 6), mixup=0.5, valid=valid)
-    with pytest.raises(MaemmError, match="no two axes to cut boxes from"):
+    with pytest.raises(MaemmError, match="are not images to cut boxes from"):
         mixed(torch.zeros(4, 1, 6), cutmix=0.5)
     assert mixed(torch.zeros(4, 1, 6), mixup=0.5)[0].shape == (4, 1, 6)
 
@@ -402,12 +404,12 @@ def test_two_processes_are_one(world):
 def test_pretraining_validates_too(world):
     """Masks are the same each time, so that the figure moves with the weights alone."""
     from maemm.tasks.pretrain.run import train_recipe
-    from maemm.train.validation import measure
+    from maemm.train.validation import validate
 
     recipe = world.recipe(training=True, data__validation=0.25, train__lr=3e-3)
     out = train_recipe(recipe, echo=lambda text: None)
     found = [row["validation"]["loss"] for row in rows_of(out) if "validation" in row]
     assert len(found) == 4 and found[-1] < found[0]
     model = world.model().train()
-    one, other = (measure(model, world.source(samples=12), model.recipe) for _ in range(2))
+    one, other = (validate(model, world.source(samples=12), model.recipe) for _ in range(2))
     assert one == other and set(one) == {"loss"} and model.training

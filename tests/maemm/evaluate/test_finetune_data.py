@@ -12,9 +12,9 @@ from maemm.contract.errors import MaemmError
 from maemm.data.open import open_parts
 from maemm.tasks._shared.inputs import open_part
 from maemm.tasks.evaluate.run import evaluate
-from maemm.tasks.finetune import efficiency
-from maemm.tasks.finetune.efficiency import label_efficiency, repeated
-from maemm.tasks.finetune.run import finetune, recipe_for
+from maemm.tasks.finetune import trials
+from maemm.tasks.finetune.recipe import recipe_for
+from maemm.tasks.finetune.run import finetune, label_efficiency, repeated
 from maemm.train.distributed import DistContext
 from maemm.train.setup import make_order
 
@@ -116,8 +116,8 @@ def test_every_fold_is_asked_of_a_run_that_left_it_out(world):
 
 def test_groups_make_folds_of_fine_tuning(world):
     recipe = recipe_for(world.run(), world.data(samples=24), QUICK)
-    keys = efficiency.Splits(groups=r"^0(\d)").keys(lambda: recipe)
-    assert keys == [{"data.fold": f"{i}/3", "data.groups": r"^0(\d)"} for i in (1, 2, 3)]
+    overrides = trials.Splits(groups=r"^0(\d)").overrides(lambda: recipe)
+    assert overrides == [{"data.fold": f"{i}/3", "data.groups": r"^0(\d)"} for i in (1, 2, 3)]
 
 
 def test_the_run_with_the_most_labels_is_looked_at(world):
@@ -130,10 +130,10 @@ def test_the_run_with_the_most_labels_is_looked_at(world):
     ("words", "message"),
     [
         (["--seeds", "3"], "--seeds needs --test DATA, or --folds or --groups"),
-        (["--folds", "2", "--test", "t.json"], "several runs need something to ask about"),
-        (["--folds", "1"], "1 folds make no test part"),
-        (["--seeds", "0", "--folds", "2"], "0 seeds give no figure"),
-        (["--groups", "["], "is no regular expression"),
+        (["--folds", "2", "--test", "t.json"], "several runs need one way to evaluate them"),
+        (["--folds", "1"], "1 folds leave no test part"),
+        (["--seeds", "0", "--folds", "2"], "0 seeds give no metrics"),
+        (["--groups", "["], "is not a regular expression"),
         (["test.source.split=test"], "test.source.split is given without a test part; add --test DATA"),
         (["--test", "t.json", "test.sorce=x"], "'test.sorce' means nothing here; known: test.list, test.source"),
         (["--test", "t.json", "test.source.split=x"], "split"),
@@ -171,13 +171,13 @@ def test_only_one_of_several_processes_asks(world, capsys, monkeypatch):
     """The others train, and end without a word, a figure or a file."""
     monkeypatch.setattr("maemm.train.distributed.start", lambda: DistContext(rank=1))
     monkeypatch.setattr("maemm.tasks.pretrain.run.train_recipe", lambda recipe, **rest: world.folder / "tuned")
-    for module in (efficiency, import_module("maemm.tasks.evaluate.run")):
+    for module in (trials, import_module("maemm.tasks.evaluate.run")):
         monkeypatch.setattr(module, "evaluate", lambda *args, **rest: pytest.fail("it was asked"))
     run, data, test = world.run(), world.data(samples=16), world.data("test", samples=8)
     for more in ([], ["--shots", "1"], ["--seeds", "2"]):
         assert cli.main(["finetune", run, data, "train.epochs=1", "--test", test, *more, "--json"]) == 0
     assert not capsys.readouterr().out and not (world.folder / "run-labels").exists()
-    assert efficiency.repeated(run, data, folds=2)[0] is None
+    assert repeated(run, data, folds=2)[0] is None
 
 
 @pytest.mark.slow

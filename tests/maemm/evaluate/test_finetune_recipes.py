@@ -10,7 +10,7 @@ from maemm.config import packaged
 from maemm.contract.rng import Rng
 from maemm.model.build import build_model
 from maemm.train.distributed import DistContext
-from maemm.train.initialize import begin_with
+from maemm.train.initialize import initialize_from
 from maemm.train.optim import parameter_groups
 from maemm.train.schedules import learning_rate, peak_lr
 from maemm.train.setup import make_train_state
@@ -158,7 +158,7 @@ def test_says_what_it_reproduces_and_the_command(name):
 def test_begins_with_the_weights_of_its_pre_training(name):
     before = build_model(shrunk(BEFORE[name]))
     model = build_model(shrunk(name))
-    begin_with(model, before)
+    initialize_from(model, before)
     assert torch.equal(model.state_dict()["encoder.blocks.0.mlp.fc1.weight" if "cav" not in name else
                                           next(key for key in model.state_dict() if key.endswith("mlp.fc1.weight"))],
                        before.state_dict()[next(key for key in before.state_dict() if key.startswith("encoder.")

@@ -16,7 +16,8 @@ from maemm.model.objectives.classify import Classify
 from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.tables import tables
 from maemm.tasks.evaluate.run import evaluate
-from maemm.tasks.finetune.run import finetune, recipe_for
+from maemm.tasks.finetune.recipe import recipe_for
+from maemm.tasks.finetune.run import finetune
 from maemm.tasks.probe.linear import linear
 from maemm.tasks.probe.neighbours import knn
 from maemm.tasks.probe.run import probe

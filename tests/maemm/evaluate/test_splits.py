@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from maemm.contract.errors import MaemmError
-from maemm.data.folds import Fold
+from maemm.data.folds import Fold, groups_of, split_folds
+from maemm.data.shots import Shots
 from maemm.tasks._shared.features import Features
-from maemm.tasks._shared.splits import Shots, copies, folds, groups_of, overlap
+from maemm.tasks._shared.overlap import copies, overlap
 
 
 def made(labels, digests=None, ids=None):
@@ -15,37 +16,37 @@ def made(labels, digests=None, ids=None):
 
 def test_folds_share_out_every_sample_and_every_class():
     data = made([0] * 20 + [1] * 10)
-    parts = folds(data, 5, seed=1)
+    parts = split_folds(data.labels, 5, seed=1)
     assert sorted(np.concatenate([test for _, test in parts])) == list(range(30))
     for train, test in parts:
         assert not set(train) & set(test) and np.bincount(data.labels[test]).tolist() == [4, 2]
-    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(parts, folds(data, 5, seed=2), strict=True))
+    assert any(not np.array_equal(a[1], b[1]) for a, b in zip(parts, split_folds(data.labels, 5, seed=2), strict=True))
 
 
 def test_groups_are_never_torn_apart():
     ids = [f"{group}-{take}.wav" for group in range(6) for take in range(5)]
     groups = groups_of(ids, r"^(\d+)-")
     assert groups.tolist() == [i // 5 for i in range(30)]
-    for train, test in folds(made([0, 1] * 15, ids=ids), 3, groups=groups):
+    for train, test in split_folds(made([0, 1] * 15, ids=ids).labels, 3, groups=groups):
         assert not set(groups[train]) & set(groups[test])
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: folds(made([0, 1, 0]), 5), "3 labelled samples do not make 5 folds"),
-        (lambda: folds(made([0, 1, 2, 3, 4, 5]), 5), "no class has 5 samples"),
-        (lambda: folds(made([0, 1] * 8), 1), "1 folds make no test part"),
-        (lambda: folds(made([0, 1] * 4), 3, groups=np.array([0, 1] * 4)), "2 groups do not make 3 folds"),
-        (lambda: groups_of(["a"], "("), "is no regular expression"),
-        (lambda: groups_of(["1-a", "b"], r"^(\d)-"), r"fits 1 of 2 ids \(not: b\)"),
-        (lambda: Shots.parse("some"), "--shots 'some' means nothing"),
-        (lambda: Shots.parse("0"), "means nothing"),
-        (lambda: Shots.parse("120%"), "means nothing"),
-        (lambda: Shots.parse("4").choose(np.array([0, 0, 0, 0, 1]), 0), "label 1 has 1 samples, --shots asks for 4"),
+        (lambda: split_folds(made([0, 1, 0]).labels, 5), "3 labelled samples do not make 5 folds"),
+        (lambda: split_folds(made([0, 1, 2, 3, 4, 5]).labels, 5), "no class has 5 samples"),
+        (lambda: split_folds(made([0, 1] * 8).labels, 1), "1 folds leave no test part"),
+        (lambda: split_folds(made([0, 1] * 4).labels, 3, groups=np.array([0, 1] * 4)), "2 groups do not make 3 folds"),
+        (lambda: groups_of(["a"], "("), "is not a regular expression"),
+        (lambda: groups_of(["1-a", "b"], r"^(\d)-"), r"matches 1 of 2 ids \(not: b\)"),
+        (lambda: Shots.parse("some"), "--shots 'some' is not valid"),
+        (lambda: Shots.parse("0"), "is not valid"),
+        (lambda: Shots.parse("120%"), "is not valid"),
+        (lambda: Shots.parse("4").choose(np.array([0, 0, 0, 0, 1]), 0), "label 1 has 1 samples, --shots needs 4"),
         (lambda: Shots.parse("2").choose(np.array([0, 0, 1]), 0, ["cat", "dog"]), "class 'dog' has 1 samples, --shots"),
-        (lambda: Fold.parse("0/3"), "fold '0/3' means nothing"),
-        (lambda: Fold.parse("2"), "fold '2' means nothing"),
+        (lambda: Fold.parse("0/3"), "fold '0/3' is not valid"),
+        (lambda: Fold.parse("2"), "fold '2' is not valid"),
     ],
 )
 def test_what_cannot_be_split_is_said(call, message):
@@ -54,7 +55,7 @@ def test_what_cannot_be_split_is_said(call, message):
 
 
 def test_classes_with_few_samples_miss_in_some_folds_without_a_word(recwarn):
-    assert len(folds(made([0] * 20 + [1] * 2), 5)) == 5 and not recwarn.list
+    assert len(split_folds(made([0] * 20 + [1] * 2).labels, 5)) == 5 and not recwarn.list
 
 
 def test_shots():
@@ -70,7 +71,7 @@ def test_shots():
 def test_the_folds_of_a_source_are_those_of_its_features(world):
     source = world.source(samples=23, unlabelled=[4])
     known = np.array([i for i in range(23) if i != 4])
-    expected = folds(made(known % 4), 3, seed=7)
+    expected = split_folds(made(known % 4).labels, 3, seed=7)
     for number, rows in enumerate(expected, 1):
         learned, asked = Fold(number, 3).split(source, 7)
         assert learned.rows.tolist() == known[rows[0]].tolist() and asked.rows.tolist() == known[rows[1]].tolist()

@@ -13,7 +13,7 @@ from maemm.contract import Sample, Source
 from maemm.contract.rng import seeded
 from maemm.model.build import build_model
 from maemm.tasks._shared.baselines import untrained
-from maemm.tasks._shared.features import features
+from maemm.tasks._shared.embedding import features
 from maemm.tasks._shared.inputs import open_data, open_model, weights_stamp
 from maemm.tasks.retrieve.run import features_of_views
 

@@ -6,6 +6,7 @@ import pytest
 import maemm
 from maemm import __main__ as cli
 from maemm.contract.errors import MaemmError
+from maemm.tasks._shared.evaluations import evaluations
 from maemm.tasks.knn.run import knn
 from maemm.tasks.probe import compare as module
 from maemm.tasks.probe.compare import PROTOCOLS
@@ -58,8 +59,10 @@ def test_few_labels(world):
 def test_few_labels_are_drawn_as_curves(world):
     run = world.run()
     probe(run, world.data(samples=80), shots=[1, 5, "50%"], seeds=2, folds=2, baselines=True)
-    (picture,) = (world.folder / "run/evaluate").glob("probe-*.png")
-    assert picture.read_bytes().startswith(b"\x89PNG") and picture.with_suffix(".json").is_file()
+    (evaluation,) = evaluations(world.folder / "run")
+    assert evaluation.curve.count("<svg class=") == 2 and 'class="line main"' in evaluation.curve  # broad and narrow
+    for text in ("untrained</span>", "largest class</span>", "50%</text>", "labels (of each class)</text>"):
+        assert text in evaluation.curve, text
 
 
 def test_every_protocol_answers(world):
@@ -128,9 +131,9 @@ def test_mistakes_take_one_line(world, capsys, monkeypatch):
         ([run, data, "--test", world.data("t", classes=["a", "x"])], "1 classes that the training part does not know"),
         ([run, world.data("one", classes=["a"])], "all 32 training labels are 'a'"),
         ([run, numbers], "the data have no labels; give all files in a folder per class"),
-        ([run, data, "--seeds", "0"], "0 seeds give no figure"),
-        ([run, data, "--shots", "many"], "--shots 'many' means nothing"),
-        ([run, data, "--shots", "99"], "--shots asks for 99"),
+        ([run, data, "--seeds", "0"], "0 seeds give no metrics"),
+        ([run, data, "--shots", "many"], "--shots 'many' is not valid"),
+        ([run, data, "--shots", "99"], "--shots needs 99"),
         ([run, data, "--base-lr", "a"], "--base-lr is 'a'"),
         ([run, data, "--batch", "0"], "--batch is 0"),
         ([run, data, "--protocol", "svm"], "unknown protocol 'svm'"),
@@ -140,7 +143,7 @@ def test_mistakes_take_one_line(world, capsys, monkeypatch):
         ([run, data, "folds=2"], "folds is a flag (override folds=2); write --folds 2"),
         ([run, data, "show=1"], "'show' means nothing here"),
         ([run, data, "verb=knn"], "'verb' means nothing here"),
-        ([run, data, "--groups", "["], "is no regular expression"),
+        ([run, data, "--groups", "["], "is not a regular expression"),
         ([run, "gone.json"], "gone.json"),
     ):
         assert cli.main(["probe", *words]) == 2, words

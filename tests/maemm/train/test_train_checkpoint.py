@@ -31,7 +31,7 @@ def cut_meta(path):
 
 @pytest.mark.parametrize(
     ("harm", "reason"),
-    [(half, "bytes, not"), (flip, "another content"), (no_meta, "meta.json"), (cut_meta, "meta.json")]
+    [(half, "bytes, not"), (flip, "SHA-256"), (no_meta, "meta.json"), (cut_meta, "meta.json")]
     + [(lambda path: path.unlink(), "is missing")],
 )
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
@@ -42,7 +42,7 @@ def test_a_damaged_checkpoint_is_passed_over(toys, harm, reason, name):
     harm(last / name)
     toys.train(train__epochs=2, train__save_every=4)
     assert f"{last} is damaged" in toys.lines[0] and reason in toys.lines[0]
-    assert "going on from step 4" in toys.lines
+    assert "resuming from step 4" in toys.lines
     assert checkpoint.damage(last) is None
     assert all(torch.equal(value, whole[key]) for key, value in toys.weights().items())
 

@@ -20,7 +20,7 @@ def test_a_bad_step_is_skipped_without_asking_the_device(toys, monkeypatch):
     nan = list(range(64))
     toys.train(train__steps=4, train__warmup_epochs=0)
     before = toys.weights()
-    monkeypatch.setattr("maemm.train.loop.Run._keep", lambda self: None)
+    monkeypatch.setattr("maemm.train.loop.Run._save_after_error", lambda self: None)
     recipe = toys.out / "recipe.yaml"
     text = recipe.read_text()
     recipe.write_text(text.replace("source: {type: toy}", f"source: {{type: toy, nan: {nan}}}"))
@@ -34,17 +34,17 @@ def test_a_bad_step_is_skipped_without_asking_the_device(toys, monkeypatch):
 def test_an_interrupted_run_goes_on(toys, monkeypatch):
     whole = toys.train(toys.recipe(toys.out / "whole", train__precision="fp32"))
     broken = toys.recipe(toys.out / "broken", train__precision="fp32")
-    original = Run._next
+    original = Run._next_micro_batches
 
     def stop_at_nine(self, batches, interrupts):
         if self.step == 9:
             interrupts.signum = 15
         return original(self, batches, interrupts)
 
-    monkeypatch.setattr(Run, "_next", stop_at_nine)
+    monkeypatch.setattr(Run, "_next_micro_batches", stop_at_nine)
     with pytest.raises(Interrupted):
         toys.train(broken)
-    monkeypatch.setattr(Run, "_next", original)
+    monkeypatch.setattr(Run, "_next_micro_batches", original)
     toys.train(broken)
     for row, other in zip(toys.metrics(whole), toys.metrics(toys.out / "broken"), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)

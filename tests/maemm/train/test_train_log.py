@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from maemm.contract.errors import MaemmError
-from maemm.train.logging import Clock, Console, Means, MetricsFile, duration, tensorboard, to_tensorboard
+from maemm.train.console import Console, duration
+from maemm.train.logging import Clock, Means, MetricsFile, tensorboard, to_tensorboard
 
 FALSE, TRUE = torch.tensor(False), torch.tensor(True)
 
@@ -71,11 +72,11 @@ ROW = {
 def test_plain_lines():
     lines = []
     console = Console(lines.append, is_rank0=True)
-    console.row(ROW, 800)
+    console.metrics(ROW, 800)
     assert lines == [
         "epoch 3/800  step 279  loss 0.8712 (mean-predictor 1.000)  1,912 samples/s  data-wait 2 %  ETA 5 h 30 min"
     ]
-    Console(lines.append, is_rank0=False).row(ROW, 800)
+    Console(lines.append, is_rank0=False).metrics(ROW, 800)
     assert len(lines) == 1
 
 
@@ -85,8 +86,8 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
     console = Console(lines.append, is_rank0=True)
     console.begin(278, 74400)
     console.step()
-    console.row(ROW, 800)
-    console.say("step 12 skipped")
+    console.metrics(ROW, 800)
+    console.log("step 12 skipped")
     console.end()
     shown = capsys.readouterr().err
     assert "278/74400" in shown and lines == ["step 12 skipped"]

@@ -55,7 +55,7 @@ def test_a_finished_run_says_so_and_may_be_made_longer(toys):
     toys.train()
     assert len(toys.lines) == 1 and "is finished (32 steps)" in toys.lines[0]
     toys.train(train__epochs=9)
-    assert "train.epochs: 8 -> 9" in toys.lines[0] and "going on from step 32" in toys.lines[2]
+    assert "train.epochs: 8 -> 9" in toys.lines[0] and "resuming from step 32" in toys.lines[2]
     assert [row["step"] for row in toys.metrics()] == list(range(1, 37))
 
 

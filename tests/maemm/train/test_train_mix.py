@@ -68,7 +68,7 @@ def test_a_killed_run_goes_on_bit_for_bit(toys):
     class Enough(Exception):
         pass
 
-    made = loop.Run._one
+    made = loop.Run._train_step
 
     def step(run, work):
         if work.step == 8:
@@ -76,11 +76,11 @@ def test_a_killed_run_goes_on_bit_for_bit(toys):
         made(run, work)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Run, "_one", step)
+        patch.setattr(loop.Run, "_train_step", step)
         with pytest.raises(Enough):
             toys.train(broken)
     toys.train(broken)
-    assert any("going on from step 5" in line for line in toys.lines)
+    assert any("resuming from step 5" in line for line in toys.lines)
     assert toys.metrics(toys.out / "cut") == toys.metrics(whole)
     cut = toys.weights(toys.out / "cut")
     assert all(torch.equal(value, cut[name]) for name, value in toys.weights(whole).items())

@@ -42,7 +42,7 @@ def test_killed_at_random_steps(toys):
         print("killed after step", at)
     last = toys.start(broken)
     assert last.wait() == 0, last.said()
-    assert "going on from step" in last.said()
+    assert "resuming from step" in last.said()
     equal_runs(toys, whole, toys.out / "broken")
 
 
@@ -51,14 +51,14 @@ def test_a_signal_saves_and_the_same_command_continues(toys, monkeypatch):
     recipe = toys.recipe(toys.out / "broken", **HARD)
     signals = {7: signal.SIGINT, 14: signal.SIGTERM, 15: signal.SIGUSR1}
     handlers = [signal.getsignal(number) for number in signals.values()]
-    original = Run._next
+    original = Run._next_micro_batches
 
     def interrupted(self, *rest):
         if self.step in signals:
             os.kill(os.getpid(), signals.pop(self.step))
         return original(self, *rest)
 
-    monkeypatch.setattr(Run, "_next", interrupted)
+    monkeypatch.setattr(Run, "_next_micro_batches", interrupted)
     for step, number in list(signals.items()):
         with pytest.raises(Interrupted) as stopped:
             toys.train(recipe)
@@ -66,7 +66,7 @@ def test_a_signal_saves_and_the_same_command_continues(toys, monkeypatch):
         where = toys.out / f"broken/checkpoints/step-{step:06d}"
         assert toys.lines[-1] == f"Stopped at step {step}; saved to {where}. The same command continues."
     toys.train(recipe)
-    assert "going on from step 15" in toys.lines
+    assert "resuming from step 15" in toys.lines
     assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     equal_runs(toys, whole, toys.out / "broken")
 
@@ -103,7 +103,7 @@ def test_two_processes_killed_go_on_as_two(toys):
     second.wait()
     pair = toys.start(toys.recipe(toys.out / "broken", **slow), 2)
     assert [one.wait() for one in pair] == [0, 0], pair[0].said()
-    assert "going on from step 3" in pair[0].said()
+    assert "resuming from step 3" in pair[0].said()
     assert toys.metrics(toys.out / "whole") == toys.metrics(toys.out / "broken")
 
 

@@ -5,7 +5,7 @@ from maemm.registry import Plugin
 plugin = Plugin(
     name="weather",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="hourly maps of several sensors, with gaps",
     modalities={"weather": "maps:Weather"},
     sources={"weather": "maps:open_weather"},

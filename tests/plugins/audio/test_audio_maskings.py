@@ -111,7 +111,7 @@ def test_one_line_stays_at_least():
 
 def test_needs_a_lattice():
     tokens = Tokens(torch.zeros(1, 8, 1), torch.zeros(1, 8, 3))
-    with pytest.raises(MaemmError, match="lattice"):
+    with pytest.raises(MaemmError, match="on a grid of time"):
         Time().plan("audio", tokens, rng(1))
     with pytest.raises(MaemmError, match="ratio"):
         Time(ratio=1.0)

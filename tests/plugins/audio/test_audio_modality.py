@@ -99,7 +99,7 @@ def test_too_short_for_a_patch():
     audio = Audio(size=[96, 32])
     with pytest.raises(ValueError, match="too short"):
         audio.load(sound(0.15), None)
-    with pytest.raises(MaemmError, match="patch takes 16"):
+    with pytest.raises(MaemmError, match="patch needs 16"):
         audio.preprocess({"wave": torch.randn(1, 1600), "samples": [1600]}, None)
     with pytest.raises(MaemmError, match="shorter than one patch"):
         Audio(size=[96, 32], seconds=0.1)
@@ -128,7 +128,7 @@ def test_overlapping_patches(order):
     known = ~back.isnan()
     assert known[:, :56].all() and not known[:, 56:].any()  # 40 + 16 frames are reached
     assert (back - x)[known].abs().max() < 1e-6
-    assert audio.whole(60) == 56 and audio.whole(15) == 0
+    assert audio.covered(60) == 56 and audio.covered(15) == 0
 
 
 def test_overlap_of_published_size():

@@ -89,7 +89,7 @@ def test_json_of_ast_with_its_label_file(tmp_path):
     source = open_audio(None, write_json(tmp_path / "x.json", rows), labels=str(tmp_path / "labels.csv"))
     assert source.classes == ["Speech", "Male speech, man speaking", "Female"]
     assert source.multilabel and [source.read(i, Rng((0,))).label for i in (0, 1)] == [(1,), (0, 2)]
-    assert [source.labels_of(i) for i in range(4)] == [[1], [0, 2], [], []]
+    assert [source.label(i) for i in range(4)] == [(1,), (0, 2), (), ()]
     ids, bad = read_all(source)
     assert ids == ["a.flac", "b.wav"]
     assert "'/m/unheard' is not in the label file" in bad["b.wav"] and "No such file" in bad["gone.wav"]

@@ -90,7 +90,7 @@ def test_logits_with_structured_masking():
 @pytest.mark.parametrize("tag, shift", [("w", (0, 0)), ("sw", (2, 0))])
 def test_the_window_block(tag, shift):
     data = load_file(GOLDEN / "audiomae_swin_blocks_tiny.safetensors")
-    block = WindowBlock(32, 4, (4, 4), shift, 4.0, 1e-6, 384, 0.1).eval()
+    block = WindowBlock(32, 4, (4, 4), shift, 4.0, 1e-6, 384).eval()
     start = f"{tag}/state/"
     block.load_state_dict({k.removeprefix(start): v for k, v in data.items() if k.startswith(start)})
     x = data[f"{tag}/x"].unflatten(1, (16, 8))

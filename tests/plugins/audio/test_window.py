@@ -35,7 +35,7 @@ def test_windows_and_back():
 
 
 def test_attention_stays_in_its_window():
-    block = WindowBlock(16, 2, (4, 4), (2, 0), 2.0, 1e-6, 8, 0.0).eval()
+    block = WindowBlock(16, 2, (4, 4), (2, 0), 2.0, 1e-6, 8).eval()
     with torch.no_grad():
         block.attn.tau.fill_(1.0)
     x = torch.randn(1, 16, 8, 16)
@@ -63,7 +63,7 @@ def test_padding_is_not_attended_to():
 
 
 def test_a_cold_head_is_not_too_cold():
-    attention = WindowAttention(8, 2, (2, 2), 8, 0.0).eval()
+    attention = WindowAttention(8, 2, (2, 2), 8).eval()
     x = torch.randn(1, 1, 4, 8)
     with torch.no_grad():
         attention.tau.copy_(torch.tensor([0.01, 0.01]))
@@ -74,7 +74,7 @@ def test_a_cold_head_is_not_too_cold():
 
 
 def test_dropout_of_the_bias_is_for_training_alone():
-    attention = WindowAttention(8, 2, (2, 2), 64, 0.5)
+    attention = WindowAttention(8, 2, (2, 2), 64)
     assert not torch.equal(attention.bias(), attention.bias())
     attention.eval()
     assert torch.equal(attention.bias(), attention.bias())

@@ -92,7 +92,7 @@ def test_views_are_spread_over_the_file(home):
 def test_a_box_and_blocks_of_pixels(home):
     raw = one(home, "ok", box=[8, 16, 16, 24], shrink=4, at=0.0).raw["image"]
     assert raw.shape == (4, 6, 3)
-    with pytest.raises(ValueError, match="the box .* does not fit into pictures of 32 x 48"):
+    with pytest.raises(ValueError, match="the box .* does not fit into frames of 32 x 48"):
         one(home, "ok", box=[20, 0, 16, 16])
     with pytest.raises(ValueError, match="too small .data.source.shrink"):
         one(home, "ok", shrink=40)
@@ -123,7 +123,7 @@ def test_what_a_file_lacks_its_sample_lacks(home, tmp_path, cache):
     kept = None if cache is None else str(tmp_path / cache)
     assert [*one(home, "no_sound", cache=kept).raw] == ["image"]
     assert [*one(home, "no_picture", cache=kept).raw] == ["audio"]
-    with pytest.raises(ValueError, match="neither picture nor sound of what is asked for"):
+    with pytest.raises(ValueError, match="no track for any of these modalities"):
         one(home, "no_picture", audio=None, cache=kept)
 
 
@@ -142,7 +142,7 @@ def test_broken_files_say_why(home, name, says):
 
 
 def test_sound_that_ends_before_the_picture(home):
-    with pytest.raises(ValueError, match="its sound ends before second 1.44, where the pictures begin"):
+    with pytest.raises(ValueError, match="its sound ends before second 1.44, where the frames begin"):
         open_movies(str(home / "short_sound.mp4"), None, seconds=0.4, at=0.5)._opened(
             str(home / "short_sound.mp4"), 0.9, 0.5
         )

@@ -49,7 +49,7 @@ class Folder:
         (home / "r.yaml").write_text(RECIPE)
 
     def check(self, out, said, workers):
-        return maemm.data_check(self.home / "data", out, recipe=self.home / "r.yaml", workers=workers, say=said.append)
+        return maemm.data_check(self.home / "data", out, recipe=self.home / "r.yaml", workers=workers, echo=said.append)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_2000_files_of_which_50_are_broken_killed_in_the_middle(tmp_path):
     seen = next(seen for seen in (killed(folder, tmp_path / "b.csv") for _ in range(3)) if seen is not None)
     assert 299 <= seen < 2000 and not (tmp_path / "b.csv").exists()
     resumed = folder.check(tmp_path / "b.csv", said, 0)
-    assert said == [f"going on behind {seen:,} samples that were seen before"]
+    assert said == [f"resuming after {seen:,} samples that were read before"]
     whole = folder.check(tmp_path / "a.csv", said, 2)
     assert len(said) == 1 and not list(tmp_path.glob("*.part")) and (folder.broken, folder.repeated) == (50, 30)
     assert_exact(folder, whole)
@@ -148,8 +148,8 @@ def test_one_file_is_shown_with_the_recipe_of_its_ending(few, tmp_path):
 
 
 def test_the_manifest_names_the_endings_that_are_read():
+    from maemm_plugins._images.load import EXTENSIONS
     from maemm_plugins.image import plugin
-    from maemm_plugins.image.load import EXTENSIONS
 
     assert set(plugin.files["image/mae_base"].split()) == {*EXTENSIONS, ".npz"}
 

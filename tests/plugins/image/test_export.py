@@ -50,7 +50,7 @@ def test_timm_answers_alike(tmp_path, name, known):
 
     model = golden(name, **known)
     made = export(model, tmp_path / "vit.safetensors", to="timm")
-    assert made.by == "timm" and max(made.differences.values()) < 1e-5
+    assert made.checked_with == "timm" and max(made.differences.values()) < 1e-5
     x = pictures(2, *model.modalities["image"].size)
     with torch.no_grad():
         found = eval(made.call).eval()(x)  # the call as it is printed
@@ -83,7 +83,7 @@ def test_a_folder_for_transformers_comes_back(tmp_path, monkeypatch, name, known
     if name == "encoder":
         model.decoder = None
     made = export(model, tmp_path / "folder", to="hf")
-    assert made.by == "maemm.load, since hf is not installed" and max(made.differences.values()) == 0
+    assert made.checked_with == "maemm.load, since hf is not installed" and max(made.differences.values()) == 0
     config = json.loads((tmp_path / "folder/config.json").read_text())
     assert config["model_type"] == "vit_mae" and config["image_size"] == model.modalities["image"].size[0]
     assert config["architectures"] == ["ViTMAEModel" if name == "encoder" else "ViTMAEForPreTraining"]
@@ -100,7 +100,7 @@ def test_a_folder_for_transformers_comes_back(tmp_path, monkeypatch, name, known
 def test_transformers_answers_alike(tmp_path, name):
     transformers = pytest.importorskip("transformers")
     made = export(golden(name, **TINY, norm_pix=True), tmp_path / "folder", to="hf")
-    assert made.by == "hf" and max(made.differences.values()) < 1e-5
+    assert made.checked_with == "hf" and max(made.differences.values()) < 1e-5
     _, told = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "folder", output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
 

@@ -6,8 +6,8 @@ import torch
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
+from maemm_plugins._augment.randaugment import RandAugment
 from maemm_plugins.image.modality import Image
-from maemm_plugins.image.randaugment import RandAugment
 
 POLICY = "rand-m9-mstd0.5-inc1"
 

@@ -13,7 +13,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.loader import Loader
 from maemm.data.order import SequentialBatches
-from maemm_plugins.image.load import read_image
+from maemm_plugins._images.load import read_image
 from maemm_plugins.image.modality import Image as ImageModality
 from maemm_plugins.image.sources import open_images
 
@@ -382,7 +382,7 @@ def test_what_cannot_be_opened(tmp_path):
         (str(tmp_path), str(tmp_path / "wide.npy")): "give it as data.root",
         (str(tmp_path / "wide.npy"), write("l.txt", b"a.png\n")): "data.root is no folder",
         (write("empty.txt", b"\n# nothing\n"),): "names no file",
-        (write("binary.txt", b"\xff\xd8\0\0"),): "no text",
+        (write("binary.txt", b"\xff\xd8\0\0"),): "not text",
         (write("mixed.csv", b"a.png,1\nb.png,cat\n"),): "both numbers and words",
         (write("odd.csv", b"foo,bar\na.png,1\n"),): "no column of paths",
         (write("hole.csv", b"path,label\n,1\n"),): "has no path",

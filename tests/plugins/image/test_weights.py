@@ -130,7 +130,7 @@ class Evil:
         (lambda p: p.write_bytes(b""), "cannot be read"),
         (lambda p: p.write_bytes(b"nonsense" * 100), "cannot be read|not unpickled"),
         (lambda p: torch.save({"a": 1}, p), "no tensors"),
-        (lambda p: torch.save({"a": torch.ones(2)}, p), "fit no known kind"),
+        (lambda p: torch.save({"a": torch.ones(2)}, p), "match no kind of checkpoint"),
         (lambda p: None, "no such weights"),
     ],
 )

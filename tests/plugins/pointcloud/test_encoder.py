@@ -107,9 +107,9 @@ def test_hidden_centres_are_learned():
 def test_mistakes():
     two = recipe()
     two["modalities"]["other"] = two["modalities"]["pointcloud"]
-    with pytest.raises(MaemmError, match="encoder pcp takes one modality, got pointcloud, other"):
+    with pytest.raises(MaemmError, match="encoder pcp accepts one modality, got pointcloud, other"):
         build_model(two)
     image = recipe() | {"modalities": {"image": {"type": "image", "size": 16, "patch": 4}}}
     model = build_model(image)
-    with pytest.raises(MaemmError, match="predicts centres, which 'image' has not"):
+    with pytest.raises(MaemmError, match="predicts centres, which 'image' does not have"):
         model({"image": torch.zeros(1, 3, 16, 16)}, rng=Rng((0,), range(1), 1))

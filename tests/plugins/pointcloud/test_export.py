@@ -5,8 +5,8 @@ import torch
 
 from maemm import MaemmError
 from maemm.model.build import build_model
+from maemm.tasks.export.inference_model import inference_model
 from maemm.tasks.export.run import export
-from maemm.tasks.export.subject import subject_of
 
 
 def small(**more):
@@ -28,6 +28,6 @@ def test_groups_are_made_inside_the_graph(tmp_path):
 
 
 def test_clouds_of_any_size_need_a_shape(tmp_path):
-    with pytest.raises(MaemmError, match="have no usual shape.*add --shape pointcloud="):
+    with pytest.raises(MaemmError, match="have no fixed shape.*add --shape pointcloud="):
         export(small(points=None), tmp_path / "cloud.pt2", to="torch")
-    assert subject_of(small(points=None), "it", shape="24,3").shapes == {"pointcloud": (24, 3)}
+    assert inference_model(small(points=None), "it", shape="24,3").shapes == {"pointcloud": (24, 3)}

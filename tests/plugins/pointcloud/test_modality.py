@@ -107,8 +107,8 @@ HOSTILE = {
     "empty": (cloud(0), "no points"),
     "one point": (cloud(1), "a single point"),
     "all equal": (np.ones((24, 3)), "all 24 points are equal"),
-    "too few": (cloud(4), "4 different points, a group takes 5"),
-    "two places": (np.repeat(cloud(2), 12, 0), "2 different points, a group takes 5"),
+    "too few": (cloud(4), "4 distinct points, a group needs 5"),
+    "two places": (np.repeat(cloud(2), 12, 0), "2 distinct points, a group needs 5"),
     "two columns": (cloud(24, 2), "2 columns, 3 are needed"),
     "one axis": (cloud()[:, 0], "2 dimensions"),
     "three axes": (cloud()[None], "2 dimensions"),
@@ -143,7 +143,7 @@ def test_wrong_batches_are_named():
     for wrong in (batch(columns=4), batch()[0], batch()[None]):
         with pytest.raises(MaemmError, match=r"PointCloud expects \(B, N, 3\)"):
             tokens_of(modality, wrong)
-    with pytest.raises(MaemmError, match="a bool per point"):
+    with pytest.raises(MaemmError, match="one bool per point"):
         tokens_of(modality, batch(), torch.ones(3, 5, dtype=torch.bool))
     with pytest.raises(MaemmError, match="cloud of 4 points is too small for groups of 5"):
         tokens_of(modality, batch(points=4))

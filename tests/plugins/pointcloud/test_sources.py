@@ -185,15 +185,15 @@ def test_off_in_its_spellings(tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (TETRAHEDRON.replace("3 1 2 3", "3 1 2 4"), "line 10: a face with a corner outside the 4 vertices"),
-        (TETRAHEDRON.replace("4 4 6", "4 5 6"), "5 faces are promised, 8 lines follow"),
+        (TETRAHEDRON.replace("3 1 2 3", "3 1 2 4"), "line 10: a face with a vertex outside the 4 vertices"),
+        (TETRAHEDRON.replace("4 4 6", "4 5 6"), "5 faces are declared, 8 lines follow"),
         (TETRAHEDRON.replace("4 4 6", "3 4 6"), "line 6: no face"),
         (TETRAHEDRON.replace("1 0 0", "1 0 zero"), "line 4: a vertex needs 3 numbers"),
-        (TETRAHEDRON.replace("4 4 6", "99999999999 4 6"), "promises 99,999,999,999 points"),
+        (TETRAHEDRON.replace("4 4 6", "99999999999 4 6"), "declares 99,999,999,999 points"),
         (TETRAHEDRON.replace("4 4 6", "four 4 6"), "does not say how many"),
         (TETRAHEDRON.replace("OFF", "Hello"), "does not begin with 'OFF'"),
         ("OFF\n2 1 0\n1 1 1\n1 1 1\n3 0 1 1\n", "no area"),
-        (TETRAHEDRON.replace("1 0 0", "nan 0 0"), "1 corners are not finite"),
+        (TETRAHEDRON.replace("1 0 0", "nan 0 0"), "1 vertices are not finite"),
     ],
 )
 def test_broken_off(tmp_path, text, says):
@@ -215,26 +215,26 @@ BROKEN = {
     "words.txt": (b"hello\nworld\n", "no row of numbers"),
     "binary.xyz": (b"1 2 3\0\0\xff", "binary data"),
     "short.csv": (b"x,y,z\n1,2,3\n1,2\n", "line 3 has 2 columns, line 2 has 3"),
-    "word.xyz": (b"1 2 3\n4 five 6\n", "line 2: 'five' is no number"),
-    "hole.csv": (b"1,2,3\n4,,6\n", "line 2: '' is no number"),
+    "word.xyz": (b"1 2 3\n4 five 6\n", "line 2: 'five' is not a number"),
+    "hole.csv": (b"1,2,3\n4,,6\n", "line 2: '' is not a number"),
     "late.csv": (b"x,y,z\na,b,c\n1,2,3\n", "no row of numbers"),
-    "few.pts": (b"3\n1 2 3\n1 2 4\n", "promises 3 points"),
-    "many.pts": (b"999999999999\n1 2 3\n", "promises 999,999,999,999 points"),
-    "cut.ply": (ply_header(40) + CLOUD.tobytes()[:-5], "promises 40 points, but only 475 bytes follow"),
+    "few.pts": (b"3\n1 2 3\n1 2 4\n", "declares 3 points"),
+    "many.pts": (b"999999999999\n1 2 3\n", "declares 999,999,999,999 points"),
+    "cut.ply": (ply_header(40) + CLOUD.tobytes()[:-5], "declares 40 points, but only 475 bytes follow"),
     "cut_ascii.ply": (ply_header(40, "ascii") + text_of(CLOUD[:30]), "30 rows of 3 numbers where 40 of 3"),
-    "absurd.ply": (ply_header(10**12) + CLOUD.tobytes(), "promises 1,000,000,000,000 points"),
-    "negative.ply": (ply_header(-1) + CLOUD.tobytes(), "promises -1 points"),
+    "absurd.ply": (ply_header(10**12) + CLOUD.tobytes(), "declares 1,000,000,000,000 points"),
+    "negative.ply": (ply_header(-1) + CLOUD.tobytes(), "declares -1 points"),
     "endless.ply": (b"ply\nformat ascii 1.0\n" + b"comment x\n" * 9000, "header has no end"),
     "type.ply": (ply_header(40, types="float quad float"), "odd line in the PLY header"),
     "novertex.ply": (b"ply\nformat ascii 1.0\nelement camera 1\nproperty float x\nend_header\n1\n", "no vertices"),
-    "cut.pcd": (pcd_header(40, "binary") + CLOUD.tobytes()[:99], "promises 40 points, but only 99 bytes follow"),
-    "absurd.pcd": (pcd_header(10**12, "binary") + CLOUD.tobytes(), "promises 1,000,000,000,000 points"),
+    "cut.pcd": (pcd_header(40, "binary") + CLOUD.tobytes()[:99], "declares 40 points, but only 99 bytes follow"),
+    "absurd.pcd": (pcd_header(10**12, "binary") + CLOUD.tobytes(), "declares 1,000,000,000,000 points"),
     "fields.pcd": (pcd_header(40, "binary", sizes="4 4"), "do not fit together"),
     "unknown.pcd": (pcd_header(40, "zipped") + b"12345", "unknown PCD data 'zipped'"),
     "wrong.pcd": (pcd_header(40, "binary_compressed") + struct.pack("<II", 5, 99) + b"12345", "do not make 99 bytes"),
     "bomb.pcd": (
         pcd_header(10**8, "binary_compressed") + struct.pack("<II", 5, 1_200_000_000) + b"12345",
-        "promises 100,000,000 points",
+        "declares 100,000,000 points",
     ),
     "cut.npy": (None, "mmap length"),
     "object.npy": (None, "may run code"),
@@ -243,10 +243,10 @@ BROKEN = {
     "unclear.npz": (None, "cannot tell which array"),
     "mesh.stl": (b"solid nothing\n", "trimesh cannot read it|no vertices"),
     "noise.stl": (bytes(range(84)) * 3, "trimesh cannot read it|no vertices"),
-    "noise.obj": (b"v 1 2\nf 1 2 3\n", "trimesh cannot read it|no vertices|corner"),
-    "noise.laz": (b"LASF" + b"\1" * 300, "promises 16,843,009 variable length records"),
-    "noise.h5": (b"\x89HDF\r\n\x1a\n" + b"\1" * 300, "no readable HDF5 file"),
-    "picture.jpg": (b"\xff\xd8\xff", "no known kind"),
+    "noise.obj": (b"v 1 2\nf 1 2 3\n", "trimesh cannot read it|no vertices|vertex"),
+    "noise.laz": (b"LASF" + b"\1" * 300, "declares 16,843,009 variable length records"),
+    "noise.h5": (b"\x89HDF\r\n\x1a\n" + b"\1" * 300, "not a readable HDF5 file"),
+    "picture.jpg": (b"\xff\xd8\xff", "unknown format"),
 }
 
 
@@ -280,7 +280,7 @@ def test_broken_files_say_what_is_wrong(tmp_path, monkeypatch, name):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.xyz")
-    with pytest.raises(ValueError, match="not an ordinary file"):
+    with pytest.raises(ValueError, match="not a regular file"):
         read(tmp_path / "pipe.xyz")
 
 
@@ -425,7 +425,7 @@ def test_what_cannot_be_opened(tmp_path):
         (): "no point clouds are given",
         (str(tmp_path / "nowhere"),): "data.root cannot be opened",
         (str(tmp_path / "empty"),): "no point cloud below the folder",
-        (str(tmp_path / "photo.jpg"),): "file of no known kind",
+        (str(tmp_path / "photo.jpg"),): "unknown file format",
         (str(tmp_path / "four.npy"),): "clouds need 3 dimensions",
         (str(tmp_path / "flat.npy"),): "the array holds no clouds",
         (str(tmp_path / "objects.npy"),): "may run code",
@@ -433,8 +433,8 @@ def test_what_cannot_be_opened(tmp_path):
         (str(tmp_path / "names.npz"),): "label 2 has no name",
         (str(tmp_path / "split.npz"),): "split has shape",
         (None, str(tmp_path / "none.txt")): "the list names no file",
-        (None, str(tmp_path / "flat.npy")): "data.list is no list of paths",
-        (str(tmp_path / "flat.npy"), str(tmp_path / "none.txt")): "data.root is no folder",
+        (None, str(tmp_path / "flat.npy")): "data.list is not a list of paths",
+        (str(tmp_path / "flat.npy"), str(tmp_path / "none.txt")): "data.root is not a folder",
     }.items():
         with pytest.raises(MaemmError) as error:
             open_pointclouds(*arguments) if arguments else open_pointclouds(None)
@@ -485,7 +485,7 @@ def test_awkward_files(real):
     assert read(real / "odd" / "p_binary_real.pcd").shape == (1024, 3)
     assert np.array_equal(read(real / "odd" / "p_ok.off"), read(real / "odd" / "p_header_on_one_line.off"))
     for name, says in {
-        "p_counts_too_large.off": "cut off",
+        "p_counts_too_large.off": "truncated",
         "p_counts_too_small.off": "line 175: no face",
         "p_index_out_of_range.off": "line 195",
         "p_truncated.ply": "1,500 bytes",
@@ -494,7 +494,7 @@ def test_awkward_files(real):
         "p_zero_bytes.xyz": "empty file",
         "p_nan.xyz": "2 of 256 points are not finite",
         "p_all_same.xyz": "all 64 points are equal",
-        "p_two_points.xyz": "2 different points, a group takes 32",
+        "p_two_points.xyz": "2 distinct points, a group needs 32",
     }.items():
         with pytest.raises(ValueError, match=says):
             PointCloud().load(read(real / "odd" / name), None)

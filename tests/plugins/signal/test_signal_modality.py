@@ -109,7 +109,7 @@ def test_wrong_recordings_have_a_reason(raw, text):
         ({"gain": (2.0, 1.0)}, "low <= high"),
         ({"size": 30}, "not a multiple of patch 4"),
         ({"shift": 17}, "half of size"),
-        ({"drop_channel": 1.0}, "share"),
+        ({"drop_channel": 1.0}, "give 0 to below 1"),
     ],
 )
 def test_wrong_options(options, text):

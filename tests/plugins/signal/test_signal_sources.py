@@ -163,7 +163,7 @@ def test_tables_are_read_once_within_a_limit(tmp_path, monkeypatch):
     for index in range(len(source)):
         read(source, index)
     assert len(calls) == 3
-    monkeypatch.setattr(recordings, "KEPT", 1)
+    monkeypatch.setattr(recordings, "CACHE_BYTES", 1)
     for index in (0, 4, 8, 0):
         read(source, index)
     assert len(calls) == 3 + 3  # the last file was still there

@@ -31,7 +31,7 @@ def test_a_folder_for_transformers_comes_back(tmp_path, monkeypatch, name, known
     monkeypatch.setitem(sys.modules, "transformers", None)
     model, x = golden(name, known)
     made = export(model, tmp_path / "folder", to="hf")
-    assert "maemm.load" in made.by and max(made.differences.values()) < 1e-5
+    assert "maemm.load" in made.checked_with and max(made.differences.values()) < 1e-5
     config = json.loads((tmp_path / "folder/config.json").read_text())
     assert config["architectures"] == [title] and config["num_frames"] == x.shape[2]
     back = maemm.load(tmp_path / "folder")
@@ -47,7 +47,7 @@ def test_a_folder_for_transformers_comes_back(tmp_path, monkeypatch, name, known
 def test_transformers_answers_alike(tmp_path, name, known, title):
     transformers = pytest.importorskip("transformers")
     made = export(golden(name, known)[0], tmp_path / "folder", to="hf")
-    assert made.by == "hf" and max(made.differences.values()) < 1e-5
+    assert made.checked_with == "hf" and max(made.differences.values()) < 1e-5
     _, told = getattr(transformers, title).from_pretrained(tmp_path / "folder", output_loading_info=True)
     assert not told["missing_keys"] and not told["unexpected_keys"] and not told["mismatched_keys"]
 

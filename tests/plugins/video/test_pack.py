@@ -68,7 +68,7 @@ def test_times_that_do_not_fit_the_pictures(home):
     written = folder / ".times.npy"
     for times in (np.arange(39)[::-1] / 10, np.full(39, np.nan), np.zeros((39, 1)), np.zeros(39, complex)):
         np.save(written, times)
-        with pytest.raises(ValueError, match="ascending seconds; remove it, or pack the video anew"):
+        with pytest.raises(ValueError, match="ascending seconds; remove it, or pack the video again"):
             FrameFolder(str(folder))
     np.save(written, np.array([Trap()] * 39), allow_pickle=True)
     for data in (written.read_bytes(), b"", b"no array", b"PK\3\4 no archive"):

@@ -147,7 +147,7 @@ def test_ucf101_splits(home):
     train = listed(home, "b/one.mp4 1\na/two words.mp4 2\n", "trainlist01.txt")
     assert content(train) == [("b/one.mp4", 0), ("a/two words.mp4", 1)] and list(train.classes) == ["b", "a"]
     assert content(listed(home, "a/three.avi\n", "testlist01.txt")) == [("a/three.avi", 1)]
-    with pytest.raises(MaemmError, match="does not know"):
+    with pytest.raises(MaemmError, match="not in classInd.txt"):
         listed(home, "c/one.mp4 1\n", "trainlist01.txt")
 
 
@@ -170,8 +170,8 @@ def test_hmdb51_splits(home):
     ("# nothing\n", "names no video"),
     ("b/one.mp4 1\na/three.avi 1 2\n", "1 to 2 values"),
     ("b/one.mp4 1\na/three.avi run\n", "both numbers and words"),
-    ("b/one.mp4 x y\n", "no numbers behind the path"),
-    ("b/one.mp4\0 1\n", "no text"),
+    ("b/one.mp4 x y\n", "no numbers after the path"),
+    ("b/one.mp4\0 1\n", "not text"),
     ("b/one.mp4 1\n\na/three.avi 99999999999999999999\n", r"too large .*train\.csv, line 3: 9{20}\)"),
     ("b/one.mp4,1\na/three.avi,99999999999999999999\n", r"too large .*train\.csv, line 2: 9{20}\)"),
     ("b/one.mp4 0 -1\na/three.avi 1 -99999999999999999999\n", r"too large .*train\.csv, line 2: -9{20}\)"),

@@ -279,7 +279,7 @@ def test_only_the_region_is_seen():
     ({"predict_frames": 3}, "use 2 or 4"),
     ({"region": [0, 0, 1]}, "region is .* give .top, left, height, width"),
     ({"region": [0, 0, 0, 1]}, "region is"),
-    ({"region": [0.5, 0, 0.6, 1]}, "reaches beyond the frame"),
+    ({"region": [0.5, 0, 0.6, 1]}, "extends beyond the frame"),
 ])  # fmt: skip
 def test_wrong_options_are_one_line(options, text):
     with pytest.raises(MaemmError, match=text) as caught:

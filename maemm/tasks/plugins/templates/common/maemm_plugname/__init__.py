@@ -1,11 +1,11 @@
-"""The manifest: names and where their code is. It is read often, so import nothing heavy here."""
+"""The manifest: names of parts, and where their code is. Every command imports it, so keep imports light."""
 
 from maemm.registry import Plugin
 
 plugin = Plugin(
     name="plugname",
     version="0.1.0",
-    contract=1,
+    contract=2,
     summary="plugname signals",
     modalities={"plugname": "modality:PlugName"},
     sources={"plugname": "sources:open_plugname"},

@@ -1,4 +1,4 @@
-"""The rules that every plugin keeps, and a training of a few steps. Needs: pip install -e . and pytest."""
+"""The rules of the contract, and a training of a few steps. Needs: pip install -e . and pytest."""
 
 from maemm_plugname import plugin
 from maemm_plugname.samples import write

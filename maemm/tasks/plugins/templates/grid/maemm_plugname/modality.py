@@ -14,15 +14,15 @@ from maemm.contract.rng import Rng
 class PlugName(GridModality):
     """A signal (B, channels, SIDES).
 
-    A sample is an array (channels, SIDES). Of a longer one a random part is taken, in
-    evaluation the middle. Patches, positions, targets and pictures come from GridModality.
+    A sample is an array (channels, SIDES). A longer one is cropped at random, in evaluation
+    to its middle. Patches, positions, targets and pictures come from GridModality.
 
     Options
         size: sides of the signal that the model sees, one number or one per axis
         patch: sides of a patch, one number or one per axis
         channels: channels of the signal
         mean: subtracted from all values, one number or one per channel
-        std: then divided by, so that values are around 1, one number or one per channel
+        std: values are then divided by it, one number or one per channel
     """
 
     axes = 2
@@ -41,7 +41,7 @@ class PlugName(GridModality):
         self.mean, self.std = mean, std
 
     def preprocess(self, raw: dict[str, Any], rng: Rng | None) -> Preprocessed:
-        """Raw (B, channels, SIDES) -> what the model sees. ``rng=None``: no augmentation."""
+        """Loaded (B, channels, SIDES) -> preprocessed. Augment here; not where ``rng`` is None."""
         x = raw["x"].float()
         return Preprocessed((x - self._as_channels(self.mean, x)) / self._as_channels(self.std, x))
 
@@ -50,5 +50,5 @@ class PlugName(GridModality):
         return signal * self._as_channels(self.std, signal) + self._as_channels(self.mean, signal)
 
     def _as_channels(self, value: float | Sequence[float], like: Tensor) -> Tensor:
-        """One number, or one per channel, in a shape that goes with (..., channels, SIDES)."""
+        """One number, or one per channel, for broadcasting to (..., channels, SIDES)."""
         return torch.tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * len(self.size))

@@ -13,28 +13,28 @@ from maemm.contract.rng import Rng
 
 
 class Positions(nn.Module):
-    """Coordinates (R, V, A) -> (R, V, dim): waves of several lengths along each axis, then a small network."""
+    """Coordinates (R, V, A) -> (R, V, dim): sine and cosine features of several frequencies, then an MLP."""
 
-    def __init__(self, axes: int, dim: int, waves: int = 4):
+    def __init__(self, axes: int, dim: int, frequencies: int = 4):
         super().__init__()
-        self.waves = waves
-        self.net = nn.Sequential(nn.Linear(2 * waves * axes, dim), nn.GELU(), nn.Linear(dim, dim))
+        self.frequencies = frequencies
+        self.net = nn.Sequential(nn.Linear(2 * frequencies * axes, dim), nn.GELU(), nn.Linear(dim, dim))
 
     def forward(self, coords: Tensor) -> Tensor:
-        rates = 2.0 ** torch.arange(self.waves, device=coords.device, dtype=coords.dtype)
-        angles = (coords[..., None] * rates).flatten(-2)
+        scales = 2.0 ** torch.arange(self.frequencies, device=coords.device, dtype=coords.dtype)
+        angles = (coords[..., None] * scales).flatten(-2)
         return self.net(torch.cat([angles.sin(), angles.cos()], -1))
 
 
 class PlugName(Modality):
-    """Sets (B, N, coords + features): where the hidden elements are is told, what they are is predicted.
+    """Sets (B, N, coords + features): the decoder knows where hidden elements are, and predicts their features.
 
-    A sample is an array (elements, coords + features). Sets of different sizes make one batch.
+    A sample is an array (elements, coords + features). Sets of different sizes are padded to one batch.
 
     Options
-        coords: columns that say where an element is
-        features: columns that say what it is
-        most: elements of a sample that are taken; of more, a random part, in evaluation the first
+        coords: number of columns with coordinates
+        features: number of columns with features
+        most: elements of a sample at most; of more, a random subset, in evaluation the first
         mean: subtracted from all features
         std: features are then divided by it
         scale: coordinates are divided by it, so that they are around 1
@@ -56,11 +56,11 @@ class PlugName(Modality):
 
     # ---- in the worker, one sample
     def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
-        """(elements, columns) -> {"x": float32}. What is raised here makes a bad sample, which is counted and named."""
+        """(elements, columns) -> {"x": float32}. An exception makes a bad sample, which is counted and named."""
         x = torch.as_tensor(np.asarray(raw, dtype=np.float32))
         columns = self.coords + self.features
         if x.ndim != 2 or not len(x) or x.shape[1] != columns:
-            raise ValueError(f"has shape {tuple(x.shape)}, the model takes (elements, {columns})")
+            raise ValueError(f"has shape {tuple(x.shape)}, expected (elements, {columns})")
         if not x.isfinite().all():
             raise ValueError("holds NaN or infinity")
         if len(x) > self.most and rng is not None:
@@ -68,16 +68,17 @@ class PlugName(Modality):
         return {"x": x[: self.most]}
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Pad to the largest set; ``valid`` says what is padding."""
-        sets = [one["x"] for one in samples]
-        valid = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in sets], batch_first=True)
+        """Pad to the largest set; ``valid`` is False for padding."""
+        sets = [sample["x"] for sample in samples]
+        valid = pad_sequence([torch.ones(len(x), dtype=torch.bool) for x in sets], batch_first=True)
         return {"x": pad_sequence(sets, batch_first=True), "valid": valid}
 
     # ---- on the device, batched
     def preprocess(self, raw: dict[str, Tensor], rng: Rng | None) -> Preprocessed:
-        """Scale. Augment here (turn, shift, drop), with ``rng``, where it is not None."""
-        where, what = raw["x"].float().split([self.coords, self.features], -1)
-        return Preprocessed(torch.cat([where / self.scale, (what - self.mean) / self.std], -1), raw["valid"])
+        """Scale. Augment here (rotate, shift, drop); not where ``rng`` is None."""
+        coords, features = raw["x"].float().split([self.coords, self.features], -1)
+        x = torch.cat([coords / self.scale, (features - self.mean) / self.std], -1)
+        return Preprocessed(x, raw["valid"])
 
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         x, columns = preprocessed.x, self.coords + self.features
@@ -113,12 +114,12 @@ class PlugName(Modality):
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
         """Features (R, M, features) -> (R, N, coords + features), NaN where no element is given."""
         if index is not None:
-            whole = values.new_full((len(values), tokens.count, self.features), float("nan"))
-            values = whole.scatter(1, index[..., None].expand_as(values), values)
+            empty = values.new_full((len(values), tokens.count, self.features), float("nan"))
+            values = empty.scatter(1, index[..., None].expand_as(values), values)
         return torch.cat([tokens.coords.to(values), values], -1)
 
     def plot(self, axes: Any, signal: Tensor) -> None:
-        """The first two columns as places, the first feature as colour; hidden elements in grey."""
+        """The first two coordinates as position, the first feature as colour; hidden elements in grey."""
         x, y, colour = signal.detach().cpu()[:, [0, 1, self.coords]].T.numpy()
         hidden = np.isnan(colour)
         axes.scatter(x[hidden], y[hidden], c="0.85", s=4)

@@ -1,4 +1,4 @@
-"""A few made-up samples as ordinary files: for tests, and to try the recipe out before there are data."""
+"""A few synthetic samples as ordinary files: for tests, and to try the recipe before there are data."""
 
 from pathlib import Path
 

@@ -1,0 +1,234 @@
+"""The recipe that ``maemm finetune`` trains, made from a pre-trained run or weights, or read from a recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maemm import config, registry
+from maemm.config import RECIPE, reader
+from maemm.config.options import options_of
+from maemm.contract import Source
+from maemm.contract.errors import MaemmError
+from maemm.data.open import open_fold, open_source
+from maemm.data.shots import Shots, labels_of
+from maemm.model.model import Model
+from maemm.tasks._shared.inputs import data_config, evenly_spaced, open_data
+from maemm.weights import load
+
+#: MAE, appendix A.1 and its published script for ViT-B, with the layer decay of its larger models. Mixing samples is
+#: left to the recipe, as not all signals can be mixed.
+TRAIN = {
+    "epochs": 50,
+    "base_lr": 5e-4,
+    "warmup_epochs": 5,
+    "min_lr": 1e-6,
+    "layer_decay": 0.75,
+    "optimizer": {"type": "adamw", "betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.05},
+    "no_decay": ["*.bias", "encoder.prefix*", "*.positions.*"],
+}
+SMOOTHING, DROP_PATH, VALIDATION, LARGEST_BATCH = 0.1, 0.1, 0.1, 256
+_PRETRAINING_KEYS = ("masking", "target", "decoder_position")  # of a modality; fine-tuning has no use for them
+_LABELS_TRIED = 64  # samples that are looked at to tell why there are no classes
+
+
+def recipe_for(
+    weights: str | os.PathLike,
+    data: str | os.PathLike | None,
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+    *,
+    balanced: bool = False,
+) -> dict[str, Any]:
+    """The resolved recipe of a fine-tuning.
+
+    ``weights``: a pre-trained run or weights, for which a recipe is made (see :data:`TRAIN`); or a recipe or a
+    fine-tuned run, whose recipe is taken. ``data`` is short for ``data.root``. ``balanced``: weigh classes by the
+    inverse of their frequency. Raises :class:`MaemmError`.
+    """
+    changes = parse_overrides(overrides)
+    if data is not None:
+        changes = {"data.root": os.fspath(data), **changes}
+    recipe = _recipe_for(weights, changes)
+    return with_class_weights(recipe) if balanced else recipe
+
+
+def scratch_or_tuned_recipe(
+    weights: str | os.PathLike,
+    data: str | os.PathLike | None,
+    overrides: Mapping[str, Any],
+    *,
+    scratch: bool = False,
+    balanced: bool = False,
+) -> dict[str, Any]:
+    """:func:`recipe_for`; with ``scratch`` it starts from fresh weights and has a folder of its own.
+
+    Raises :class:`MaemmError` where it starts from no weights although ``scratch`` is not set.
+    """
+    recipe = recipe_for(weights, data, overrides, balanced=balanced)
+    if scratch:
+        recipe.pop("init", None)
+        recipe["out"] += "-scratch"
+    elif not recipe.get("init") and not (Path(weights) / RECIPE).is_file():
+        raise MaemmError(
+            f"{weights} starts from no weights, as its recipe has no init; set init=RUN_OR_WEIGHTS, or add --scratch"
+        )
+    return recipe
+
+
+def parse_overrides(overrides: Iterable[str] | Mapping[str, Any]) -> dict[str, Any]:
+    """``["train.epochs=3"]`` -> {"train.epochs": 3}; a copy of a mapping."""
+    if isinstance(overrides, Mapping):
+        return dict(overrides)
+    return {key: reader.value(text, key) for key, _, text in (word.partition("=") for word in overrides)}
+
+
+def is_supervised(recipe: Mapping[str, Any]) -> bool:
+    """Whether all objectives of a recipe learn from labels."""
+    specs = recipe.get("objectives") or {}
+    objectives = [registry.find("objectives", (spec or {}).get("type", name)) for name, spec in specs.items()]
+    return bool(objectives) and not any(objective.masked for objective in objectives)
+
+
+def _recipe_for(weights: str | os.PathLike, overrides: dict[str, Any]) -> dict[str, Any]:
+    path = Path(weights)
+    run_recipe = path / RECIPE
+    if run_recipe.is_file():
+        is_pretrained = not is_supervised(reader.read(run_recipe, str(run_recipe))[0])
+    else:
+        is_pretrained = path.exists() and path.suffix not in (".yaml", ".yml")
+    if is_pretrained:
+        return _recipe_from(path, load(path), overrides)
+    recipe = config.load(str(weights), overrides, training=True)
+    if not is_supervised(recipe):
+        raise MaemmError(
+            f"{weights} is a recipe of pre-training; give a run or weights to fine-tune, or a recipe with objectives: "
+            "{classify: {}}, a head and init"
+        )
+    recipe = _with_classes(recipe)
+    return recipe if "train.batch" in overrides else _with_small_batch(recipe)
+
+
+# ------------------------------------------------------------------------------------------------ a recipe changed
+def _with_small_batch(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe whose batch is no larger than the few labels (``data.shots``) that it learns from."""
+    shots = recipe["data"].get("shots")
+    if shots is None:
+        return recipe
+    source = open_fold(recipe)[0]
+    samples = len(Shots.parse(str(shots)).choose(labels_of(source), 0, source.classes))
+    if recipe["train"]["batch"] <= samples * recipe["data"]["aug_repeats"]:
+        return recipe
+    return {**recipe, "train": {**recipe["train"], "batch": batch_for(samples)}}
+
+
+def _with_classes(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the names of its data's classes, so that its checkpoints record them.
+
+    Raises :class:`MaemmError` where the head has another number of outputs.
+    """
+    if recipe["data"].get("classes") is not None or not recipe.get("head"):
+        return recipe
+    classes, count = open_source(recipe).classes, recipe["head"]["classes"]
+    if classes is None:
+        return recipe
+    if len(classes) != count:
+        raise MaemmError(
+            f"the data have {len(classes)} classes, the head {count} outputs; set head.classes={len(classes)}"
+        )
+    return {**recipe, "data": {**recipe["data"], "classes": list(classes)}}
+
+
+def with_class_weights(recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with ``class_weights`` from the labels of its data.
+
+    A weight is samples / (classes that occur * samples of the class), as scikit-learn's "balanced"; 0 for classes that
+    do not occur. Raises :class:`MaemmError` for data without labels.
+    """
+    labels = labels_of(open_fold(recipe)[0])
+    counts = np.maximum(labels, 0).sum(0, dtype=np.int64) if labels.ndim == 2 else np.bincount(labels[labels >= 0])
+    if not counts.any():
+        raise MaemmError("the data have no labels to weigh (--balanced); give data with labels")
+    weights = np.where(counts > 0, counts.sum() / ((counts > 0).sum() * np.maximum(counts, 1)), 0)
+    weights = np.pad(weights, (0, max(0, recipe["head"]["classes"] - len(weights))))
+    name = next(iter(recipe["objectives"]))
+    spec = {**(recipe["objectives"][name] or {}), "class_weights": [round(float(weight), 6) for weight in weights]}
+    return {**recipe, "objectives": {**recipe["objectives"], name: spec}}
+
+
+# ------------------------------------------------------------------------------------------------ a recipe made
+def _recipe_from(path: Path, model: Model, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The recipe that fine-tunes a pre-trained model."""
+    names = list(model.recipe["modalities"])
+    if len(names) > 1:
+        raise MaemmError(
+            f"{path} has several modalities ({', '.join(names)}), and a linear head reads one of them; give a recipe "
+            f"with a head for all of them and init={path} (maemm config ls shows recipes named */finetune/*)"
+        )
+    options = {
+        key.removeprefix("data."): value for key, value in overrides.items() if key in ("data.list", "data.source")
+    }
+    root = overrides.get("data.root")
+    source = open_data(model.recipe, root, **options)
+    classes = overrides.get("data.classes") or classes_of(source)
+    data = data_config(model.recipe, root, **options) | {"classes": classes, "validation": VALIDATION}
+    fold = {key: overrides.get(f"data.{key}") for key in ("fold", "groups")}
+    source, _ = open_fold({"data": fold, "train": {"seed": overrides.get("train.seed", 0)}}, source)
+    shots = overrides.get("data.shots")
+    if shots is not None:  # no labels beyond these few, also not to choose the best step with
+        data["validation"] = None
+        samples = len(Shots.parse(str(shots)).choose(labels_of(source), 0, source.classes))
+    else:
+        fraction = overrides.get("data.validation", VALIDATION)
+        samples = int(len(source) * (1 - fraction)) if isinstance(fraction, float) else len(source)
+    encoder = model.recipe["encoder"]
+    # Drop path, and no final norm, as the head has its own (MAE, appendix A.1); where the encoder has these options.
+    accepted = options_of(registry.find("encoders", encoder["type"]))
+    changes = {"drop_path": DROP_PATH, "final_norm": False}
+    base = {
+        "modalities": {
+            name: {key: value for key, value in spec.items() if key not in _PRETRAINING_KEYS}
+            for name, spec in model.recipe["modalities"].items()
+        },
+        "encoder": {**encoder, **{key: value for key, value in changes.items() if key in accepted}},
+        "decoder": None,
+        "objectives": {"classify": {"smoothing": SMOOTHING} | ({"loss": "sigmoid"} if source.multilabel else {})},
+        "head": {"type": "linear", "classes": classes if isinstance(classes, int) else len(classes)},
+        "init": str(path),
+        "data": data,
+        "train": {**TRAIN, "batch": batch_for(samples)},
+        "out": str(path.parent / f"{path.stem if path.is_file() else path.name}-finetune"),
+    }
+    recipe = config.load(base, overrides, training=True)
+    recipe.pop("name", None)
+    return recipe
+
+
+def classes_of(source: Source) -> list[str]:
+    """Names of the classes; raises :class:`MaemmError` where there are none."""
+    if source.classes is not None:
+        return list(source.classes)
+    labels: list[int] = []
+    for index in evenly_spaced(len(source), _LABELS_TRIED):
+        try:
+            label = source.label(index)
+        except MemoryError:
+            raise
+        except Exception:  # whatever a broken file does; the loader counts it
+            continue
+        labels += label if isinstance(label, tuple) else [] if label is None or label < 0 else [label]
+    if not labels:
+        raise MaemmError(
+            "the data have no labels; give all files in a folder per class, or a list or array with labels"
+        )
+    raise MaemmError(
+        f"the labels are numbers without names (such as {max(labels)}); say how many there are: data.classes=N"
+    )
+
+
+def batch_for(samples: int) -> int:
+    """A power of 2 that makes four steps of an epoch or more, where there are enough samples."""
+    return int(min(LARGEST_BATCH, 2 ** max(1, int(np.log2(max(samples, 8) / 4)))))

@@ -1,0 +1,1 @@
+"""Augmentations that several plugins use. Not a plugin: it has no manifest."""

@@ -1,0 +1,1 @@
+"""Checkpoint layouts that several plugins share. Not a plugin: it has no manifest."""

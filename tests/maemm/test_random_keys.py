@@ -1,0 +1,50 @@
+"""Texts in the keys of random numbers are data: another text gives other numbers, and runs no longer resume exactly."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+
+# What each kind of call is given in maemm/ and plugins/. Add what is new; a text that is here must not change.
+KEYS = {
+    "derive": """
+        order points set substitute turns validation
+    """,
+    "fold_in": """
+        picture several
+    """,
+    "key": """
+        absent conformance export label pictures reconstruct shape show stamp validation view vote
+    """,
+    "seed": """
+        points surface
+    """,
+    "seeded": """
+        conformance erase forward griffin-lim mix probe randaugment untrained weights
+    """,
+    "uniform": """
+        crop crop/{} cut drop dropout dropped example flip frame gain input jitter mask/{} mask/{}/cell
+        mask/{}/centre mask/{}/channels mask/{}/exact mask/{}/ties mask/{}/time mask/{}/{} mixup noise
+        noise/level picture radii roll rotate scale segments shift spec_augment/{} time
+    """,
+}
+
+
+@pytest.fixture(scope="module")
+def record():
+    """benchmarks/record.py, which reads the keys from the syntax trees."""
+    spec = importlib.util.spec_from_file_location("record_of_a_checkout", REPOSITORY / "benchmarks/record.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_texts_of_random_keys_stay(record):
+    texts = {kind: set(counts) for kind, counts in record.random_keys(record.modules(REPOSITORY)).items()}
+    assert texts == {kind: set(listed.split()) for kind, listed in KEYS.items()}
