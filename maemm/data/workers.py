@@ -15,7 +15,8 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
@@ -128,7 +129,7 @@ class Workers:
         ours, theirs = context.Pipe()
         arguments = (theirs, reader, self.board[number], os.getpid())
         process = context.Process(target=_serve, args=arguments, name=f"data worker {number}", daemon=True)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _signals_held_back():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: threads do not survive a fork
             process.start()
         theirs.close()  # now only the worker has that end, and its death closes the pipe
@@ -173,6 +174,7 @@ def _death(code: int | None) -> str:
     return _NAMES.get(-code, f"signal {-code}") if code and code < 0 else f"exit status {code}"
 
 
+_IGNORED = (signal.SIGINT, signal.SIGTERM)  # by workers: the main process handles them and then ends its workers
 _NAMES = {number.value: number.name for number in signal.Signals}
 _ADVICE = {
     "SIGKILL": "if memory ran out, use fewer data.workers; else look at that sample",
@@ -180,12 +182,27 @@ _ADVICE = {
 }
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """A worker that starts now inherits the mask, so that nothing ends it before it ignores these signals."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 # ---------------------------------------------------------------------------------------------- in the worker
 def _serve(pipe: Connection, reader: Reader, at: Tensor, parent: int) -> None:
     """The main function of a worker: do tasks until None is received, or the main process is gone."""
     # The main process handles interrupts: it saves and then ends its workers. Batch systems send SIGTERM to all.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     threading.Thread(target=_end_with, args=(os.getppid(), parent), daemon=True).start()
     torch.set_num_threads(1)
     reader.at = at
