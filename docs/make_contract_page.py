@@ -24,8 +24,8 @@ A tutorial that uses it is [plugins.md](plugins.md); `maemm plugins check NAME` 
 COMMAND = "python docs/make_contract_page.py > docs/contract.md"
 DATA = ("Sample", "Preprocessed", "Tokens", "Plan", "ModalityInput", "Latents", "Term", "Output", "ExportedState")
 PARTS = (
-    "Source", "Modality", "Masking", "PerModalityMasking", "Encoder", "Decoder", "Target", "Objective", "Head",
-    "CheckpointFormat",
+    "Source", "Modality", "Masking", "PerModalityMasking", "Encoder", "Decoder", "Target", "Objective", "Phase",
+    "Head", "CheckpointFormat",
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, Tra
 from maemm.contract.errors import MaemmError, advice
 
 KEYS = ("modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "out", "name")
-NOT_OPTIONS = ("type", "masking", "target")  # keys of a modality that are not options of its class
+NOT_OPTIONS = ("type", "masking", "target", "align")  # keys of a modality that are not options of its class
 
 
 def checked(layer: Layer, name: str | None, training: bool) -> dict[str, Any]:
@@ -142,6 +142,12 @@ class _Checker:
         target = spec.get("target") if isinstance(spec, dict) else None
         resolved["masking"] = self.part("maskings", masking, join(where, "masking"))
         resolved["target"] = self.part("targets", target, join(where, "target"))
+        align = resolved.pop("align", None)
+        if align is not None:
+            others = [other for other in self.modality_specs if other != name]
+            if align not in others:
+                self.add(f"{where}.align is {value_text(align)}", f"{where}.align", advice(str(align), others))
+            resolved["align"] = align
         return resolved
 
     def check_same_as(self, name: str, spec: dict[str, Any]) -> None:

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Modality,
         Objective,
         PerModalityMasking,
+        Phase,
         Source,
         Target,
     )
@@ -58,7 +59,7 @@ _NAMES = {
     "grid": ("GridModality",),
     "parts": (
         "CheckpointFormat", "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective",
-        "PerModalityMasking", "Source", "Target",
+        "PerModalityMasking", "Phase", "Source", "Target",
     ),
     "rng": ("Rng",),
     "version": ("CONTRACT_VERSION",),
@@ -81,6 +82,7 @@ __all__ = [
     "Objective",
     "Output",
     "PerModalityMasking",
+    "Phase",
     "Plan",
     "Preprocessed",
     "Rng",

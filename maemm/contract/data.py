@@ -48,6 +48,9 @@ class Tokens:
     valid: Tensor | None = None  # (B, N) bool, False where padded; None: all valid
     rows: Tensor | None = None  # (R,) int64 sample of each plan row; None: R = B, in order
     context: Mapping[str, Any] = field(default_factory=dict)  # what the modality needs in target or untokenize
+    # (B, N, P) bool like values, False where a value of a valid token is missing (a gap in a recording, a cloud over a
+    # map); None: all are known. Such values are in no loss, no statistic of the target and no baseline.
+    known: Tensor | None = None
 
     @property
     def batch(self) -> int:
@@ -62,6 +65,10 @@ class Tokens:
     def gather(self, index: Tensor) -> Tensor:
         """Values of the tokens ``index`` (R, V) -> (R, V, ...)."""
         return gather_tokens(self.values, index, self.rows)
+
+    def gather_known(self, index: Tensor) -> Tensor | None:
+        """Which values of the tokens ``index`` (R, V) are known: (R, V, P) bool; None: all."""
+        return None if self.known is None else gather_tokens(self.known, index, self.rows)
 
     def gather_coords(self, index: Tensor) -> Tensor:
         """Coordinates of the tokens ``index`` (R, V) -> (R, V, A)."""
@@ -103,6 +110,12 @@ class Plan:
     predict_valid: Tensor | None = None  # (R, M) bool, False where padded
     counted: Tensor = field(default=cast(Tensor, None))  # (R, M) float weight in the loss; see above
     rows: Tensor | None = None  # (R,) int64 sample of each row; None: R = B, in order
+    # Several predicted sets for one pass of the encoder (I-JEPA): rows that see the same tokens share a pass.
+    passes: Tensor | None = None  # (R,) int64 pass of each row, 0 .. E - 1; None: a pass per row
+    first: Tensor | None = None  # (E,) int64 one row of each pass
+    # A budget over all modalities (MultiMAE): number of tokens that every row sees in all of them together. ``visible``
+    # is padded to what one modality can have; the encoder runs on this many tokens.
+    budget: int | None = None
 
     def __post_init__(self) -> None:
         if self.counted is not None:  # given
@@ -135,6 +148,15 @@ class Plan:
         if self.rows is not None and (self.rows.min() < 0 or self.rows.max() >= tokens.batch):
             raise MaemmError(f"plan of {name!r}: rows point outside the batch of {tokens.batch} samples")
         return self
+
+    def of_passes(self) -> Plan:
+        """The plan of the encoder's passes: a row for each (P, V), with nothing to predict (P, 0)."""
+        if self.first is None:
+            return self
+        rows = torch.arange(len(self.visible), device=self.visible.device) if self.rows is None else self.rows
+        valid = None if self.visible_valid is None else self.visible_valid[self.first]
+        visible = self.visible[self.first]
+        return Plan(visible, visible[:, :0], visible_valid=valid, rows=rows[self.first], budget=self.budget)
 
     @classmethod
     def all_visible(cls, tokens: Tokens) -> Plan:
@@ -178,6 +200,7 @@ class ModalityInput:
     tokens: Tokens  # ``tokens.rows`` are those of the plan
     plan: Plan
     preprocessed: Preprocessed
+    computed: Any = None  # what the target computed once for all plans of the batch, see :meth:`Target.precompute`
 
     def __post_init__(self) -> None:
         if self.tokens.rows is not self.plan.rows:
@@ -194,6 +217,16 @@ class Latents:
     positions: dict[str, Tensor] = field(default_factory=dict)  # (R, M, D) decoder positions replacing the true ones
     terms: dict[str, Term] = field(default_factory=dict)  # losses computed in the encoder, by term name
     layers: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # {block: tokens after it, before any norm}
+    hidden: dict[str, Tensor] = field(default_factory=dict)  # (R, M, D) of predicted tokens that stayed in the sequence
+
+    def of_rows(self, passes: Tensor) -> Latents:
+        """The latents of the rows of a plan, from those of its passes; ``passes`` (R,)."""
+
+        def rows(latents: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: x[passes] for name, x in latents.items()}
+
+        layers = {layer: rows(latents) for layer, latents in self.layers.items()}
+        return Latents(rows(self.tokens), rows(self.prefix), rows(self.streams), layers=layers)
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class GridModality(Modality):
         position: position of tokens in the encoder: sincos, learned, fixed (stored, not trained) or none
         decoder_position: the same in the decoder; null: like position
         normalize: patch: each target patch has mean 0 and variance 1; none: raw values; null: not recorded, refused
+        gaps: values may be missing, NaN in what is read: they are in no loss, statistic or picture
     """
 
     axes = 2  # number of axes besides channels; ``size`` or ``patch`` given for each axis override it
@@ -59,6 +60,7 @@ class GridModality(Modality):
         position: PositionKind = "sincos",
         decoder_position: PositionKind | None = None,
         normalize: Literal["patch", "none"] | None = "patch",
+        gaps: bool = False,
     ):
         super().__init__()
         axes = next((len(v) for v in (size, patch) if not isinstance(v, int)), self.axes)
@@ -70,14 +72,15 @@ class GridModality(Modality):
         if normalize == "patch" and self.values_dim() < 2:
             raise MaemmError("a patch of one value has no variance; set normalize: none or a larger patch")
         self.position_kinds = {"encoder": position, "decoder": decoder_position or position}
-        self.normalize = normalize
+        self.normalize, self.gaps = normalize, gaps
 
     # ---- in the worker
     def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
         """Crop an array (channels, *sides), or (*sides) for one channel -> {"x": (channels, *size)}.
 
         The crop is random, or central with ``rng=None``. Raises ValueError (the sample counts as unreadable) for a
-        wrong number of axes or channels, a side shorter than ``size``, or values that are not finite.
+        wrong number of axes or channels, a side shorter than ``size``, or values that are not finite; with ``gaps``
+        where no value is.
         """
         x = torch.as_tensor(raw)
         if x.ndim == len(self.size) and self.channels == 1:
@@ -91,22 +94,40 @@ class GridModality(Modality):
             starts = [int(offset * (margin + 1)) for offset, margin in zip(offsets, margins, strict=True)]
             for axis, (start, side) in enumerate(zip(starts, self.size, strict=True), start=1):
                 x = x.narrow(axis, start, side)
-        if not x.isfinite().all():
-            raise ValueError("holds NaN or infinity")
+        if self.gaps and not x.isfinite().any():
+            raise ValueError("holds no value")
+        if not self.gaps and not x.isfinite().all():
+            raise ValueError("holds NaN or infinity; set gaps: true where values may be missing")
         return {"x": x}
+
+    # ---- on the device
+    def preprocess(self, raw: Any, rng: Rng | None) -> Preprocessed:
+        """Floats. With ``gaps`` values that are not finite become 0 and not valid, in each channel by itself."""
+        x = raw["x"].float()
+        if not self.gaps:
+            return Preprocessed(x)
+        valid = x.isfinite()
+        return Preprocessed(torch.where(valid, x, 0.0), valid)
 
     # ---- tokens
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:
-        """x (B, C, *size) -> patches (B, N, P). A patch is valid if all its elements are."""
+        """x (B, C, *size) -> patches (B, N, P). A patch is valid if all its elements are, with ``gaps`` if any is.
+
+        ``preprocessed.valid`` is (B, *size), the same for all channels, or (B, C, *size).
+        """
         x = preprocessed.x
         if x.ndim != len(self.patch) + 2 or x.shape[1] != self.channels:
             axes = ", ".join(str(side) for side in self.size)
             raise MaemmError(f"{type(self).__name__} expects (B, {self.channels}, {axes}), got {tuple(x.shape)}")
         grid = grid_of(tuple(x.shape[2:]), self.patch)
-        valid = None
+        values, valid, known = patchify(x, self.patch), None, None
         if preprocessed.valid is not None:
-            valid = patchify(preprocessed.valid.unsqueeze(1), self.patch).all(-1)
-        return Tokens(patchify(x, self.patch), lattice(grid, x.device)[None], grid, valid)
+            elements = preprocessed.valid if preprocessed.valid.ndim == x.ndim else preprocessed.valid.unsqueeze(1)
+            valid = patchify(elements, self.patch).all(-1)
+            if self.gaps:
+                known = patchify(elements.expand_as(x), self.patch)
+                values, valid = torch.where(known, values, 0.0), known.any(-1)
+        return Tokens(values, lattice(grid, x.device)[None], grid, valid, known=known)
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
         """Patches (R, M, P) -> signal (R, C, *size), NaN where no token is given."""
@@ -114,6 +135,9 @@ class GridModality(Modality):
         if index is not None:
             whole = values.new_full((values.shape[0], tokens.count, values.shape[-1]), float("nan"))
             values = whole.scatter(1, index[..., None].expand(-1, -1, values.shape[-1]), values)
+        if tokens.known is not None:  # what is missing stays missing
+            known = tokens.known if tokens.rows is None else tokens.known[tokens.rows]
+            values = values.masked_fill(~known, float("nan"))
         return unpatchify(values, tokens.grid, self.patch)
 
     # ---- model
@@ -153,18 +177,24 @@ class GridModality(Modality):
             raise MaemmError("the checkpoint does not record whether targets were normalised; pass norm_pix=")
         if self.normalize == "none" or not values.numel():
             return values
-        mean, scale = self._statistics(values)
+        mean, scale = self._statistics(values, tokens.gather_known(index))
         return (values - mean) / scale
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
         if self.normalize != "patch":
             return pred.float()
-        mean, scale = self._statistics(tokens.gather(index).float())
+        mean, scale = self._statistics(tokens.gather(index).float(), tokens.gather_known(index))
         return pred.float() * scale + mean
 
-    def _statistics(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        mean = values.mean(-1, keepdim=True)
-        return mean, (values.var(-1, keepdim=True) + VARIANCE_EPS).sqrt()
+    def _statistics(self, values: Tensor, known: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and sqrt(unbiased variance + eps) of each patch (..., P), of its known values."""
+        if known is None:
+            mean = values.mean(-1, keepdim=True)
+            return mean, (values.var(-1, keepdim=True) + VARIANCE_EPS).sqrt()
+        count = known.sum(-1, keepdim=True)
+        mean = torch.where(known, values, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+        variance = torch.where(known, values - mean, 0.0).square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
+        return mean, (variance + VARIANCE_EPS).sqrt()
 
     # ---- pictures, statistics and tests
     def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:

@@ -19,6 +19,21 @@ from maemm.contract.rng import Rng
 Model: TypeAlias = Any
 
 
+def mean_over_known(errors: Tensor, known: Tensor | None) -> Tensor:
+    """Errors (R, M, O) -> their mean over the known values (R, M); 0 where a token has none."""
+    if known is None:
+        return errors.mean(-1)
+    return torch.where(known, errors, 0.0).sum(-1) / known.sum(-1).clamp(min=1)
+
+
+def mean_of_counted(target: Tensor, counted: Tensor, known: Tensor | None = None) -> Tensor:
+    """Targets (R, M, O) with weights (R, M) -> their mean (O,), of known values where ``known`` (R, M, O) is given."""
+    if known is None:
+        return (target * counted[..., None]).sum((0, 1)) / counted.sum().clamp(min=1e-12)
+    weights = counted[..., None] * known
+    return (torch.where(known, target, 0.0) * weights).sum((0, 1)) / weights.sum((0, 1)).clamp(min=1e-12)
+
+
 class Source(ABC):
     """Where samples come from. Runs in worker processes: keep it light and picklable, open files in ``read``.
 
@@ -74,6 +89,8 @@ class Modality(nn.Module, ABC):
     """
 
     tta_views: int = 1  # number of samples that ``load_tta_views`` makes of one
+    aligned_with: str | None = None  # the modality whose random numbers it uses too: same crop, same flip (``align``)
+    side_inputs: Sequence[str] = ()  # what objectives and targets want made in the worker, see :meth:`side_input`
 
     # ---- in the worker, one sample
     def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
@@ -82,6 +99,13 @@ class Modality(nn.Module, ABC):
         ``rng=None``: no augmentation; where the signal is longer than a sample, a fixed part of it.
         """
         return {"x": torch.as_tensor(raw)}
+
+    def side_input(self, name: str, loaded: Mapping[str, Any], rng: Rng | None) -> Tensor:
+        """What an objective or a target requests by ``name``, made in the worker from one loaded sample.
+
+        They find it, batched, in ``Preprocessed.info[name]`` (B, ...): a map of regions (R-MAE), a caption.
+        """
+        raise MaemmError(f"{type(self).__name__} has no side input {name!r}; add it to side_input()")
 
     def load_tta_views(self, raw: Any) -> list[dict[str, Any]]:
         """``tta_views`` samples made of what was read once: a classifier averages its outputs over them.
@@ -127,9 +151,22 @@ class Modality(nn.Module, ABC):
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
         """What predictions of the tokens ``index`` (R, M) are compared with: (R, M, O) float32."""
 
-    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Loss of each predicted token: (R, M, O) twice -> (R, M) float32. By default the mean squared error."""
-        return (pred.float() - target).square().mean(-1)
+    def loss(self, pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        """Loss of each predicted token: (R, M, O) twice -> (R, M) float32. By default the mean squared error.
+
+        ``known`` (R, M, P) bool is passed where ``Tokens.known`` is set: other values are in no loss.
+        """
+        return mean_over_known((pred.float() - target).square(), known)
+
+    def baseline(self, target: Tensor, counted: Tensor, known: Tensor | None = None) -> Tensor | None:
+        """Loss of the best constant prediction: targets (R, M, O), weights (R, M) -> (R, M) float32, as :meth:`loss`.
+
+        Logs show it beside the loss ("mean-predictor"). By default that of the mean target, the best one for squared
+        errors. A modality with a loss of its own overrides it too; without that it is None, and logs say so.
+        """
+        if type(self).loss is not Modality.loss:
+            return None
+        return self.loss(mean_of_counted(target, counted, known).expand_as(target), target, known)
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
         """Undo the target's normalisation with the tokens' own statistics: (R, M, O) -> like ``tokens.values``."""
@@ -196,10 +233,14 @@ class Masking(ABC):
     guide: Literal["attention", "features"] | None = None  # what the encoder computes first and passes as ``guides``
 
     @abstractmethod
-    def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
+    def __call__(
+        self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None
+    ) -> dict[str, Plan] | list[dict[str, Plan]]:
         """{modality: Tokens} -> {modality: Plan}, visible (R, V) and predict (R, M). All randomness comes from ``rng``.
 
-        ``guides``: {modality: what the encoder computed}, if ``guide`` is set.
+        A list holds several plans of different sizes for the same samples (V-JEPA 2): each is a forward pass with its
+        own terms and counts, and the loss is their mean. ``guides``: {modality: what the encoder computed}, if
+        ``guide`` is set.
         """
 
 
@@ -225,6 +266,7 @@ class Encoder(nn.Module, ABC):
 
     dim: int  # D
     norm: nn.Module  # the final norm, which pooling may apply later
+    reads_predict: bool = False  # True: ``plan.predict`` changes its latents, so that rows cannot share a pass
 
     @abstractmethod
     def forward(
@@ -253,11 +295,21 @@ class Encoder(nn.Module, ABC):
         """{term name: count, a scalar} of the terms in ``Latents.terms``, from the plans alone."""
         return {}
 
+    def guide(
+        self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality], kind: str
+    ) -> dict[str, Tensor]:
+        """What a masking needs to know of all tokens: "features" (B, N, D) or "attention" (B, N).
+
+        ``inputs`` hide nothing; called in eval mode, without gradient. Raises :class:`MaemmError` if it has none.
+        """
+        raise MaemmError(f"the masking needs {kind!r} of {type(self).__name__}, which has no guide(); choose another")
+
 
 class Decoder(nn.Module, ABC):
     """Latents and mask tokens -> predictions."""
 
-    dim: int  # D of the decoder
+    dim: int | None  # D of the decoder; None: it needs no positions
+    encoder_options: Mapping[str, Any] = {}  # options that the encoder must have for it
 
     @abstractmethod
     def forward(
@@ -267,15 +319,62 @@ class Decoder(nn.Module, ABC):
 
 
 class Target(nn.Module, ABC):
-    """Replaces a modality's own target: features of a frozen network, HOG, latents of a moving average."""
+    """Replaces a modality's own target: features of a frozen network, HOG, latents of a moving average.
+
+    Positional parameters: ``names``, the modalities that it serves (those with equal ``target`` options share one), and
+    ``encoder_dim``. Its parameters and buffers are part of every checkpoint.
+    """
+
+    side_inputs: Sequence[str] = ()  # what it needs of each of its modalities, see :meth:`Modality.side_input`
 
     @abstractmethod
     def output_dim(self) -> int:
-        """O: number of values of a token's target."""
+        """O: number of values of a token's target, all levels together."""
+
+    def connect(self, model: Model) -> None:
+        """Called once, when the model is complete: a teacher copies its modalities and its encoder."""
+
+    def precompute(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Any]:
+        """{modality: value that :meth:`forward` finds in ``ModalityInput.computed``}, such as a teacher's latents.
+
+        Called once for all plans of a micro-batch, without gradient, outside any compiled graph. ``inputs`` are its
+        modalities with nothing hidden, a row per sample.
+        """
+        return {}
 
     @abstractmethod
-    def forward(self, inputs: ModalityInput) -> Tensor:
-        """Targets of ``plan.predict``, (R, M, O) float32, without gradient."""
+    def forward(self, inputs: ModalityInput, index: Tensor) -> Tensor:
+        """Targets of the tokens ``index`` (R, M) -> (R, M, O) float32, without gradient."""
+
+    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
+        """Loss of each predicted token: (R, M, O) twice -> (R, M) float32. By default the mean squared error."""
+        return (pred.float() - target).square().mean(-1)
+
+    def baseline(self, target: Tensor, counted: Tensor) -> Tensor | None:
+        """Loss of the best constant prediction, (R, M) float32 as :meth:`loss`; see :meth:`Modality.baseline`."""
+        if type(self).loss is not Target.loss:
+            return None
+        return self.loss(mean_of_counted(target, counted).expand_as(target), target)
+
+    def after_step(self, model: Model, step: int, bad: Tensor) -> None:
+        """Called after each optimiser step, to update moving averages.
+
+        ``bad`` (bool, on the device): nothing was updated, so nothing may move; use it there, the host must not wait.
+        """
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A second optimisation inside a step, with its own parameters: the discriminator of GAN-MAE.
+
+    After the main update :meth:`Objective.phase_loss` is minimised for ``parameters``, which the main optimiser leaves
+    alone.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    optimizer: str | Mapping[str, Any] = "adamw"  # like train.optimizer
+    lr_scale: float = 1.0  # times the learning rate of the step
 
 
 class Objective(nn.Module, ABC):
@@ -284,6 +383,7 @@ class Objective(nn.Module, ABC):
     coupled: bool = False  # True: samples affect each other, so that micro-batches do not add up exactly
     masked: bool = True  # False: no masked forward pass needed; if that holds for all objectives, nothing is hidden
     hide: bool = False  # True: hide tokens in training even if ``masked`` is False
+    side_inputs: Mapping[str, Sequence[str]] = {}  # {modality: what it needs of it}, see :meth:`Modality.side_input`
 
     @abstractmethod
     def forward(self, out: Output, model: Model) -> dict[str, Term]:
@@ -313,8 +413,16 @@ class Objective(nn.Module, ABC):
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
         """{term name: count, a scalar} from the plans alone: the training loop needs them before the first backward."""
 
-    def after_step(self, model: Model, step: int) -> None:
-        """Called after each optimiser step, for example to update a moving average."""
+    def after_step(self, model: Model, step: int, bad: Tensor) -> None:
+        """Called after each optimiser step, to update moving averages; ``bad`` as in :meth:`Target.after_step`."""
+
+    def phases(self, model: Model) -> Sequence[Phase]:
+        """Its own optimisations inside a step, by default none."""
+        return ()
+
+    def phase_loss(self, phase: str, out: Output, model: Model) -> Term:
+        """The loss of a phase; predictions in ``out`` carry no gradient."""
+        raise MaemmError(f"{type(self).__name__} has no phase_loss() for its phase {phase!r}; add it")
 
 
 class Head(nn.Module, ABC):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from maemm.contract import Label, Modality, Sample, Source
 from maemm.contract.errors import MaemmError
@@ -27,6 +28,7 @@ from maemm.data.workers import Failure, Workers
 Task = tuple[int, int]  # step, micro-batch
 Loaded = dict[str, Any]  # {modality: what its ``load`` returned} of one sample
 Missing = Literal["skip", "allow"]
+_SIDE = "side inputs"  # key beside what ``load`` returned; ``collate`` never sees it
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Batch:
     micro: int  # number of the micro-batch in the step
     # {modality: (B,) bool} where samples may lack modalities; False: ``raw`` holds a copy of another sample there
     present: dict[str, Tensor] = field(default_factory=dict)
+    side_inputs: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # {modality: {name: (B, ...)}}
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on ``device``; the copy is asynchronous if the batch is pinned."""
@@ -55,8 +58,10 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         labels = None if self.labels is None else function(self.labels)
-        present = _map_tensors(self.present, function)
-        return replace(self, raw=_map_tensors(self.raw, function), labels=labels, present=present)
+        raw, present, side_inputs = (
+            _map_tensors(tensors, function) for tensors in (self.raw, self.present, self.side_inputs)
+        )
+        return replace(self, raw=raw, labels=labels, present=present, side_inputs=side_inputs)
 
 
 class Loader:
@@ -191,27 +196,33 @@ class _Reader:
         names = {tuple(self._names(request.index)) for request in requests}
         if len(names) > 1:
             raise MaemmError("samples of several data sets cannot be in one batch (data.mix); read one of them alone")
-        raw, present = self._collate(loaded, names.pop())
-        return Batch(raw, ids, labels_.stack(labels), rows, bad, step, micro, present)
+        raw, present, side_inputs = self._collate(loaded, names.pop())
+        return Batch(raw, ids, labels_.stack(labels), rows, bad, step, micro, present, side_inputs)
 
     def _names(self, index: int) -> list[str]:
         """The modalities that a sample should have."""
         of_set = self.source.modalities(index) if isinstance(self.source, Mixture) else self.modalities
         return [name for name in self.modalities if name in of_set]
 
-    def _collate(self, loaded: list[Loaded], names: Iterable[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """``Batch.raw`` and ``Batch.present``."""
+    def _collate(
+        self, loaded: list[Loaded], names: Iterable[str]
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """``Batch.raw``, ``Batch.present`` and ``Batch.side_inputs``."""
         if not loaded:
-            return {}, {}
-        raw, present = {}, {}
+            return {}, {}, {}
+        raw, present, side_inputs = {}, {}, {}
         try:
             for name in names:
                 fill = next((sample[name] for sample in loaded if name in sample), None)
                 if fill is not None:
-                    raw[name] = self.modalities[name].collate([sample.get(name, fill) for sample in loaded])
+                    samples = [sample.get(name, fill) for sample in loaded]
+                    if self.modalities[name].side_inputs:
+                        side_inputs[name] = default_collate([sample[_SIDE] for sample in samples])
+                        samples = [{key: sample[key] for key in sample if key != _SIDE} for sample in samples]
+                    raw[name] = self.modalities[name].collate(samples)
                 if self.missing == "allow":
                     present[name] = torch.tensor([name in sample for sample in loaded])
-            return raw, present
+            return raw, present, side_inputs
         except (MemoryError, MaemmError):
             raise
         except Exception as error:
@@ -255,7 +266,13 @@ class _Reader:
         return sample, loaded
 
     def _load(self, name: str, raw: Mapping[str, Any], rng: Rng) -> Any:
-        return self.modalities[name].load(raw[name], rng.fold_in(name) if self.augment else None)
+        modality = self.modalities[name]
+        modality_rng = rng.fold_in(modality.aligned_with or name) if self.augment else None
+        loaded = modality.load(raw[name], modality_rng)
+        if modality.side_inputs:
+            sides = {side: modality.side_input(side, loaded, modality_rng) for side in modality.side_inputs}
+            loaded = {**loaded, _SIDE: sides}
+        return loaded
 
 
 def name_of(source: Source, index: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from maemm.contract import Modality, Sample, Source
@@ -12,6 +12,8 @@ from maemm.contract.rng import Rng
 
 class TtaModality:
     """Wraps a modality in the worker so that batches hold ``count`` views of each sample, one after the other."""
+
+    side_inputs: Sequence[str] = ()  # classifiers need none
 
     def __init__(self, inner: Modality, count: int):
         self.inner, self.count = inner, count

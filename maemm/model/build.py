@@ -4,19 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+from maemm import registry
 from maemm.contract import Masking, Modality, Objective, Target
 from maemm.model.masking.per_modality import EachModality
 from maemm.model.model import Model
-from maemm.registry.make import make
+from maemm.registry.make import make, part_of
 
-_NOT_OPTIONS = ("type", "masking", "target", "same_as")  # keys of a modality that are not options of its class
+_NOT_OPTIONS = ("type", "masking", "target", "same_as", "align")  # keys of a modality that are not options of its class
 
 
 def build_modality(recipe: dict[str, Any], name: str) -> Modality:
     """One modality without parameters, as workers need it to load samples."""
     spec = recipe["modalities"][name]
     options = {key: value for key, value in spec.items() if key not in _NOT_OPTIONS}
-    return make("modalities", {"type": spec.get("type", name), **options}, where=f"modalities.{name}")
+    modality = make("modalities", {"type": spec.get("type", name), **options}, where=f"modalities.{name}")
+    modality.aligned_with, modality.side_inputs = spec.get("align"), _side_inputs(recipe, name)
+    return modality
+
+
+def _side_inputs(recipe: dict[str, Any], name: str) -> tuple[str, ...]:
+    """What objectives and the modality's target want of its samples, made in the workers."""
+    requested = [side for objective in _objectives(recipe).values() for side in objective.side_inputs.get(name, ())]
+    if target := recipe["modalities"][name].get("target"):
+        requested += registry.find("targets", part_of(target)[0]).side_inputs
+    return tuple(dict.fromkeys(requested))
+
+
+def _objectives(recipe: dict[str, Any]) -> dict[str, Objective]:
+    return {
+        name: make("objectives", spec, name, default=name, where=f"objectives.{name}")
+        for name, spec in (recipe.get("objectives") or {"reconstruct": {}}).items()
+    }
+
+
+def _targets(recipe: dict[str, Any], encoder_dim: int) -> dict[str, Target]:
+    """A target for each modality that has one; modalities with equal options share it."""
+    groups: list[tuple[Any, list[str]]] = []
+    for name, spec in recipe["modalities"].items():
+        if spec.get("target"):
+            names = next((names for other, names in groups if other == spec["target"]), None)
+            if names is None:
+                groups.append((spec["target"], names := []))
+            names.append(name)
+    targets: dict[str, Target] = {}
+    for spec, names in groups:
+        target = make("targets", spec, names, encoder_dim, where=f"modalities.{names[0]}.target")
+        targets |= dict.fromkeys(names, target)
+    return targets
 
 
 def build_modalities(recipe: dict[str, Any]) -> dict[str, Modality]:
@@ -42,11 +76,7 @@ def build_model(recipe: dict[str, Any]) -> Model:
     """A model with fresh weights from a resolved recipe (a plain dict)."""
     modalities = build_modalities(recipe)
     encoder = make("encoders", recipe["encoder"], list(modalities), where="encoder")
-    targets: dict[str, Target] = {
-        name: make("targets", spec["target"], name, where=f"modalities.{name}.target")
-        for name, spec in recipe["modalities"].items()
-        if spec.get("target")
-    }
+    targets = _targets(recipe, encoder.dim)
     decoder = None
     if recipe.get("decoder"):
         outputs = {name: targets.get(name, modality).output_dim() for name, modality in modalities.items()}
@@ -56,12 +86,11 @@ def build_model(recipe: dict[str, Any]) -> Model:
     for modality in dict.fromkeys(modalities.values()):
         modality.connect(encoder.dim, None if decoder is None else decoder.dim)
     head = make("heads", recipe["head"], encoder.dim, where="head") if recipe.get("head") else None
-    masking = build_masking(recipe)
-    objectives: dict[str, Objective] = {
-        name: make("objectives", spec, name, default=name, where=f"objectives.{name}")
-        for name, spec in (recipe.get("objectives") or {"reconstruct": {}}).items()
-    }
-    return Model(modalities, masking, encoder, decoder, objectives, targets, head, recipe=recipe)
+    masking, objectives = build_masking(recipe), _objectives(recipe)
+    model = Model(modalities, masking, encoder, decoder, objectives, targets, head, recipe=recipe)
+    for target in dict.fromkeys(targets.values()):
+        target.connect(model)
+    return model
 
 
 def build(recipe: str | dict[str, Any], **overrides: Any) -> Model:

@@ -97,7 +97,7 @@ def _check_embedding(model: Any, modality: Modality, x: ModalityInput) -> None:
     visible, predict = tuple(plan.visible.shape), tuple(plan.predict.shape)
     _shape(modality, "embed", lambda: modality.embed(tokens, plan.visible), (*visible, model.encoder.dim))
     roles = [("encoder", plan.visible, visible, model.encoder.dim)]
-    if model.decoder is not None:
+    if model.decoder is not None and model.decoder.dim is not None:
         roles.append(("decoder", plan.predict, predict, model.decoder.dim))
     for role, index, (rows, count), dim in roles:
         expected = f"({rows} or 1, {count}, {dim}) for the {role}"
@@ -117,7 +117,7 @@ def _check_target(model: Any, name: str, x: ModalityInput) -> None:
     shape = (*predict.shape, part.output_dim())
 
     def compute() -> Tensor:
-        return part(x) if part is not modality else modality.target(x.tokens, predict)
+        return part(x, predict) if part is not modality else modality.target(x.tokens, predict)
 
     target = _shape(part, method, compute, shape, torch.float32)
     counted = target[x.plan.counted > 0]

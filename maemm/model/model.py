@@ -70,41 +70,71 @@ class Model(nn.Module):
     # ------------------------------------------------------------------------------- before the graph
     @torch.no_grad()
     def preprocess(
-        self, raw: dict[str, Any], rng: Rng | None = None, present: dict[str, Tensor] | None = None
+        self,
+        raw: dict[str, Any],
+        rng: Rng | None = None,
+        present: dict[str, Tensor] | None = None,
+        side_inputs: dict[str, dict[str, Tensor]] | None = None,
     ) -> dict[str, Preprocessed]:
         """Collated raw batches -> preprocessed batches, on the same device. ``rng=None``: no augmentation.
 
         ``present``: {modality: (B,) bool} for the modalities that samples may lack. One that no sample of the batch has
-        is not in ``raw``; its example is used instead, so that every batch has the same modalities.
+        is not in ``raw``; its example is used instead, so that every batch has the same modalities. ``side_inputs``:
+        {modality: {name: (B, ...)}} from the workers, which are added to ``Preprocessed.info``.
         """
         batch: dict[str, Preprocessed] = {}
         for name, values in raw.items():
-            modality_rng = None if rng is None else rng.fold_in(name)
-            batch[name] = contract_checks.preprocessed(self._modality(name), values, modality_rng)
+            modality = self._modality(name)
+            modality_rng = None if rng is None else rng.fold_in(modality.aligned_with or name)
+            batch[name] = contract_checks.preprocessed(modality, values, modality_rng)
+            if side_inputs and name in side_inputs:
+                x = as_preprocessed(batch[name])
+                batch[name] = replace(x, info={**x.info, **side_inputs[name]})
         for name, mask in (present or {}).items():
             x = batch[name] if name in batch else self._modality(name).example(len(mask), Rng(("absent", name)))
             x = as_preprocessed(x)
             batch[name] = replace(x, x=x.x.to(mask.device), present=mask)
         return {name: batch[name] for name in self.modalities if name in batch}
 
-    @torch.no_grad()
     def plan(self, batch: dict[str, Any], rng: Rng) -> dict[str, ModalityInput]:
-        """Tokenise and draw masks: without gradient, outside the compiled graph."""
+        """Tokenise and draw masks: without gradient, outside the compiled graph.
+
+        Where the masking makes several plans of each sample, the first of them, see :meth:`plan_sets`.
+        """
+        return self.plan_sets(batch, rng)[0]
+
+    @torch.no_grad()
+    def plan_sets(self, batch: dict[str, Any], rng: Rng) -> list[dict[str, ModalityInput]]:
+        """:meth:`plan`, all plans of each sample: each is for a forward pass of its own."""
         preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
         tokens = self._tokenize(preprocessed)
         hides = self.training and any(objective.hide for objective in self.objectives.values())
         if not self.masked and not hides:
-            return _all_visible(preprocessed, tokens)
+            return [_all_visible(preprocessed, tokens)]
         guides = None
         if self.masking.guide:
-            guide = getattr(self.encoder, "guide", None)
-            if guide is None:
-                raise MaemmError(
-                    f"the masking needs {self.masking.guide!r} of the encoder, which has no guide(); choose another"
-                )
-            guides = guide(_all_visible(preprocessed, tokens), self.masking.guide)
+            training = self.encoder.training
+            self.encoder.eval()
+            try:
+                guides = self.encoder.guide(_all_visible(preprocessed, tokens), self.modalities, self.masking.guide)
+            finally:
+                self.encoder.train(training)
         plans = self.masking(tokens, rng, guides)
-        return {name: ModalityInput(tokens[name], plans[name], preprocessed[name]) for name in preprocessed}
+        computed = self._precompute(preprocessed, tokens)
+        return [
+            _planned(preprocessed, tokens, plan, computed) for plan in (plans if isinstance(plans, list) else [plans])
+        ]
+
+    @torch.no_grad()
+    def _precompute(self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, Any]:
+        """What targets compute once for all plans; a target that serves several modalities is called once."""
+        computed: dict[str, Any] = {}
+        for target in dict.fromkeys(self.targets.values()):
+            names = [name for name, other in self.targets.items() if other is target]
+            served = {name: preprocessed[name] for name in names if name in preprocessed}
+            if served:
+                computed |= target.precompute(self, _all_visible(served, tokens))
+        return computed
 
     def _tokenize(self, preprocessed: dict[str, Preprocessed]) -> dict[str, Tokens]:
         tokens = {name: contract_checks.tokenized(self._modality(name), x) for name, x in preprocessed.items()}
@@ -159,20 +189,41 @@ class Model(nn.Module):
         inputs = self._inputs(batch, plans, rng)
         if self.decoder is None:
             raise MaemmError("this model has no decoder (encoder-only weights); use embed, or load a file with one")
-        latents = self.encoder(inputs, self.modalities)
+        latents = self._encode_rows(inputs)
         pred = self.decoder(latents, inputs, self.modalities)
         target, loss = {}, {}
         for name, x in inputs.items():
             with torch.autocast(pred[name].device.type, enabled=False):
                 if name in self.targets:
-                    target[name] = self.targets[name](x).detach()
+                    target[name] = self.targets[name](x, x.plan.predict).detach()
+                    loss[name] = self.targets[name].loss(pred[name], target[name])
                 else:
                     target[name] = self.modalities[name].target(x.tokens, x.plan.predict)
-                loss[name] = self.modalities[name].loss(pred[name], target[name])
+                    known = x.tokens.gather_known(x.plan.predict)
+                    optional = () if known is None else (known,)  # losses that know no gaps need not accept it
+                    loss[name] = self.modalities[name].loss(pred[name], target[name], *optional)
         plans = {name: x.plan for name, x in inputs.items()}
         out = Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams)
         out.parts |= latents.terms
         return out
+
+    def _encode_rows(self, inputs: dict[str, ModalityInput]) -> Latents:
+        """Latents of every row of the plans; rows that share a pass of the encoder are encoded once."""
+        passes = [x.plan.passes for x in inputs.values()]
+        shared = [index for index in passes if index is not None]
+        if not shared:
+            return self.encoder(inputs, self.modalities)
+        if len(shared) < len(passes):
+            raise MaemmError(
+                "some modalities' plans share passes of the encoder, others do not; set Plan.passes in all"
+            )
+        if self.encoder.reads_predict:
+            raise MaemmError(
+                f"{type(self.encoder).__name__} reads what is predicted, so every predicted set needs its own pass "
+                "(Plan.passes); choose another encoder or masking"
+            )
+        by_pass = {name: replace(x, plan=x.plan.of_passes()) for name, x in inputs.items()}
+        return self.encoder(by_pass, self.modalities).of_rows(shared[0])
 
     def _inputs(
         self, batch: dict[str, Any], plans: dict[str, Plan] | None, rng: Rng | None
@@ -184,17 +235,20 @@ class Model(nn.Module):
                 raise MaemmError(
                     "model(batch) has no masks; pass plans= or rng=, or what model.plan(batch, rng) returned"
                 )
-            return self.plan(batch, rng)
+            sets = self.plan_sets(batch, rng)
+            if len(sets) > 1:
+                raise MaemmError(
+                    f"the masking makes {len(sets)} plans of each sample; call the model on each of plan_sets"
+                )
+            return sets[0]
         preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
         tokens = self._tokenize(preprocessed)
         if set(plans) != set(preprocessed):
             raise MaemmError(
                 f"plans are for {sorted(plans)}, the batch holds {sorted(preprocessed)}; pass one for each"
             )
-        return {
-            name: ModalityInput(tokens[name], plans[name].check(name, tokens[name]), preprocessed[name])
-            for name in preprocessed
-        }
+        checked = {name: plans[name].check(name, tokens[name]) for name in preprocessed}
+        return _planned(preprocessed, tokens, checked, self._precompute(preprocessed, tokens))
 
     # -------------------------------------------------------------------------------------- features
     def everything(self, batch: dict[str, Any]) -> dict[str, ModalityInput]:
@@ -284,6 +338,14 @@ class Model(nn.Module):
 def _all_visible(preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, ModalityInput]:
     return {
         name: ModalityInput(tokens[name], Plan.all_visible(tokens[name]), preprocessed[name]) for name in preprocessed
+    }
+
+
+def _planned(
+    preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], plans: dict[str, Plan], computed: dict[str, Any]
+) -> dict[str, ModalityInput]:
+    return {
+        name: ModalityInput(tokens[name], plans[name], preprocessed[name], computed.get(name)) for name in preprocessed
     }
 
 

@@ -18,7 +18,7 @@ CORE = Plugin(
         "multi_mask": "model.masking.multi_mask:MultiMask",
     },
     encoders={"vit": "model.encoders.vit:ViT", "streams": "model.encoders.streams:Streams"},
-    decoders={"full": "model.decoders.full:Full"},
+    decoders={"full": "model.decoders.full:Full", "linear": "model.decoders.linear:LinearDecoder"},
     objectives={
         "classify": "model.objectives.classify:Classify",
         "reconstruct": "model.objectives.reconstruct:Reconstruct",

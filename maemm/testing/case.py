@@ -79,6 +79,8 @@ class Case:
             modality[SINGULAR[self.role]] = self._spec()
         elif self.role in ("encoders", "decoders", "heads"):
             recipe[SINGULAR[self.role]] = self._spec()
+            if self.role == "decoders":
+                recipe["encoder"].update(getattr(registry.find(self.role, self.part), "encoder_options", {}))
         elif self.role == "objectives":
             recipe["objectives"] = {"reconstruct": {}, self.part: self._spec()}
         return recipe

@@ -75,6 +75,8 @@ def metrics_text(row: Mapping[str, Any]) -> str:
     """Loss, baseline, validation, speed and data wait of a line of metrics.jsonl."""
     baseline = row.get("baseline")
     mean_predictor = "" if baseline is None else f" (mean-predictor {baseline:.3f})"
+    if names := row.get("without_baseline"):
+        mean_predictor = f" (no baseline: the loss of {', '.join(names)} has none)"
     validation = "".join(f"  validation {name} {value:.4g}" for name, value in row.get("validation", {}).items())
     return (
         f"loss {row['loss']:.4g}{mean_predictor}{validation}  {row['samples_per_second']:,.0f} samples/s  "

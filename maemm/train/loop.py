@@ -189,6 +189,8 @@ class Run:
         if resume_from is not None:
             state = checkpoint.read(resume_from, self.train_state.model, self.train_state.ema_model)
             self.train_state.optimizer.load_state_dict(state["optimizer"])
+            for phase in self.train_state.phases:
+                phase.optimizer.load_state_dict(state["phases"][phase.name])
             self.means.load_state_dict(state["means"])
             self.watch.skipped = state["skipped"]
             self.validator.load_state_dict(state.get("validation", {}))
@@ -336,6 +338,7 @@ class Run:
             return self.folder.checkpoints / f"step-{self.step:06d}"
         state = {
             "optimizer": self.train_state.optimizer.state_dict(),
+            "phases": {phase.name: phase.optimizer.state_dict() for phase in self.train_state.phases},
             "means": self.means.state_dict(),
             "skipped": self.watch.skipped,
             "seconds": self.clock.seconds,
@@ -354,6 +357,6 @@ def _baselines(result: StepResult) -> dict[str, Any]:
     baselines = {name: value.item() for name, value in result.baselines.items()}
     modalities = {term: term.rpartition(".")[2] for term in result.terms}
     if not baselines or any(name not in baselines for name in modalities.values()):
-        return {"baselines": baselines}
+        return {"baselines": baselines, "without_baseline": result.without_baseline}
     total = sum(result.weights[term] * baselines[name] for term, name in modalities.items())
     return {"baseline": total, "baselines": baselines}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from maemm import registry
 from maemm.config.options import check, options_of
+from maemm.contract import Phase
 from maemm.contract.errors import MaemmError
 
 NO_DECAY = ("*.bias",)
@@ -22,16 +23,18 @@ def parameter_groups(
     weight_decay: float,
     no_decay: Sequence[str] = NO_DECAY,
     lr_scale: Callable[[str], float] | None = None,
+    without: Collection[nn.Parameter] = (),
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: one for each pair of weight decay and learning rate scale.
 
     Parameters with at most one axis, and those whose name matches a pattern of ``no_decay``, are not decayed.
-    Frozen parameters are in no group. ``lr_scale``: parameter name -> factor of the learning rate. Each group also
-    has the ``names`` of its parameters. Raises :class:`MaemmError` where all parameters are frozen.
+    Frozen parameters and those of ``without`` are in no group. ``lr_scale``: parameter name -> factor of the learning
+    rate. Each group also has the ``names`` of its parameters. Raises :class:`MaemmError` where all are frozen.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
+    excluded = {id(parameter) for parameter in without}
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
+        if not parameter.requires_grad or id(parameter) in excluded:
             continue
         undecayed = parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in no_decay)
         key = (0.0 if undecayed else weight_decay, 1.0 if lr_scale is None else lr_scale(name))
@@ -174,9 +177,9 @@ def _fused(groups: list[dict[str, Any]]) -> bool:
     return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in parameters)
 
 
-def make_optimizer(model: nn.Module, train: Mapping[str, Any]) -> Optimizer:
+def make_optimizer(model: nn.Module, train: Mapping[str, Any], without: Collection[nn.Parameter] = ()) -> Optimizer:
     """The optimiser for a recipe's ``train``: ``optimizer`` (default ``adamw``), ``no_decay``, ``layer_decay``,
-    ``head_lr_scale``."""
+    ``head_lr_scale``; for all parameters but those of ``without``."""
     name, options = registry.part_of(train.get("optimizer"), default="adamw")
     make = registry.find("optimizers", name)
     options = check(make, options, "train.optimizer")
@@ -184,7 +187,19 @@ def make_optimizer(model: nn.Module, train: Mapping[str, Any]) -> Optimizer:
     no_decay = train.get("no_decay")
     layers, head = train.get("layer_decay") or 1.0, train.get("head_lr_scale") or 1.0
     lr_scale = layer_scales(model, layers, head) if layers != 1 or head != 1 else None
-    return make(parameter_groups(model, decay, NO_DECAY if no_decay is None else no_decay, lr_scale), **options)
+    groups = parameter_groups(model, decay, NO_DECAY if no_decay is None else no_decay, lr_scale, without)
+    return make(groups, **options)
+
+
+def make_phase_optimizer(phase: Phase, where: str) -> Optimizer:
+    """The optimiser for the parameters of a phase; ``where`` names it in messages."""
+    name, options = registry.part_of(phase.optimizer)
+    make = registry.find("optimizers", name)
+    options = check(make, options, where)
+    decay = options.get("weight_decay", options_of(make)["weight_decay"].default)
+    names = [str(number) for number in range(len(phase.parameters))]
+    group = {"params": list(phase.parameters), "names": names, "weight_decay": decay, "lr_scale": phase.lr_scale}
+    return make([group], **options)
 
 
 # ------------------------------------------------------------------------------------------------- stepping

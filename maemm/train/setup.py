@@ -21,8 +21,8 @@ from maemm.model.model import Model
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initialize import initialize_from
-from maemm.train.optim import freeze, make_optimizer
-from maemm.train.step import TrainState
+from maemm.train.optim import freeze, make_optimizer, make_phase_optimizer
+from maemm.train.step import PhaseState, TrainState
 
 
 def make_order(
@@ -99,7 +99,8 @@ def make_train_state(
         initialize_from(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
     model.to(dist_context.device).train()
-    optimizer = make_optimizer(model, train)
+    phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
+    optimizer = make_optimizer(model, train, [parameter for _, phase in phases for parameter in phase.parameters])
     ema = _average(model, train, steps_per_epoch or steps)
     if train.get("compile"):
         model.compile(dynamic=False)
@@ -116,6 +117,10 @@ def make_train_state(
         clip=train.get("clip_grad"),
         ema=ema,
         mixed=bool(recipe["data"].get("mix")),
+        phases=[
+            PhaseState(name, phase, make_phase_optimizer(phase, f"objectives.{name}, phase {phase.name}"))
+            for name, phase in phases
+        ],
     )
 
 

@@ -7,23 +7,52 @@ before the first backward pass, so micro-batches and ranks of unequal counts add
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from maemm.contract import ModalityInput, Output
+from maemm.contract import ModalityInput, Objective, Output, Phase, Target
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng, seeded
 from maemm.data.loader import Batch
 from maemm.model.model import Model
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average
-from maemm.train.optim import grad_norm, step_unless
+from maemm.train.optim import grad_norm, set_lr, step_unless
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of BatchNorm
+
+
+@dataclass
+class PhaseState:
+    """An optimisation of its own inside a step, see :class:`maemm.contract.Phase`."""
+
+    objective: str  # its name in the recipe
+    phase: Phase
+    optimizer: Optimizer
+
+    @property
+    def name(self) -> str:
+        return f"{self.objective}.{self.phase.name}"
+
+    def step(self, train_state: TrainState, outputs: list[Output], bad: Tensor) -> None:
+        """One update of its parameters, or none where ``bad``. Sums and counts add up over ranks, as in the loss."""
+        model, dist_context = train_state.model, train_state.dist_context
+        terms = [model.objectives[self.objective].phase_loss(self.phase.name, out, model) for out in outputs]
+        count = dist_context.all_reduce_sum(torch.stack([term.count.detach().float() for term in terms]).sum(0, True))
+        loss = torch.stack([term.sum for term in terms]).sum() / count.squeeze().clamp(min=1e-12)
+        parameters = list(self.phase.parameters)
+        gradients = torch.autograd.grad(loss, parameters)
+        flat = dist_context.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad = gradient.view_as(parameter)
+        main = train_state.optimizer.param_groups[0]
+        set_lr(self.optimizer, main["lr"] / main["lr_scale"])
+        step_unless(self.optimizer, bad | ~torch.isfinite(flat).all())
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 @dataclass
@@ -42,6 +71,7 @@ class TrainState:
     clip: float | None = None  # norm to which the gradient is clipped
     ema: Average | None = None
     mixed: bool = False  # steps differ in their modalities (data.mix)
+    phases: list[PhaseState] = field(default_factory=list)  # optimisations besides the main one
 
     @property
     def ema_model(self) -> Model | None:
@@ -54,10 +84,11 @@ class MicroBatches:
     """The micro-batches of one rank and step, ready for the model."""
 
     step: int
-    inputs: list[dict[str, ModalityInput]]
-    counts: dict[str, Tensor]  # by term, summed over these micro-batches
-    ids: list[list[str]]  # of the samples of each micro-batch
-    labels: list[Tensor | None] = field(default_factory=list)  # of each micro-batch
+    inputs: list[dict[str, ModalityInput]]  # of each forward pass: one per micro-batch and set of plans
+    counts: dict[str, Tensor]  # by term, summed over these micro-batches; of several sets of plans by "SET/TERM"
+    ids: list[list[str]]  # of the samples of each forward pass
+    labels: list[Tensor | None] = field(default_factory=list)  # of each forward pass
+    sets: int = 1  # plans of different sizes for each sample, see :class:`maemm.contract.Masking`
 
 
 @dataclass
@@ -68,8 +99,9 @@ class StepResult:
     total: Tensor  # the loss
     grad_norm: Tensor
     bad: Tensor  # bool: loss or gradient was not finite, and nothing has been updated
-    bad_micro: Tensor  # (micro-batches,) bool: whose loss was not finite, on this rank
-    baselines: dict[str, Tensor] = field(default_factory=dict)  # by modality: loss of predicting the mean target
+    bad_micro: Tensor  # (forward passes,) bool: whose loss was not finite, on this rank
+    baselines: dict[str, Tensor] = field(default_factory=dict)  # by modality: loss of the best constant prediction
+    without_baseline: list[str] = field(default_factory=list)  # modalities whose loss has none
     weights: dict[str, float] = field(default_factory=dict)  # of each term
 
 
@@ -78,24 +110,39 @@ def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch])
     inputs: list[dict[str, ModalityInput]] = []
     labels: list[Tensor | None] = []
     counts: dict[str, Tensor] = {}
+    ids: list[list[str]] = []
+    sets = 1
     for batch in batches:
         rng = Rng((train_state.seed, step), batch.rows, train_state.batch, step / train_state.steps)
         moved = batch.to(train_state.dist_context.device)
-        preprocessed, targets = train_state.model.preprocess(moved.raw, rng, moved.present), batch.labels
+        preprocessed = train_state.model.preprocess(moved.raw, rng, moved.present, moved.side_inputs)
+        targets = batch.labels
         for name, objective in train_state.model.objectives.items():
             preprocessed, targets = objective.batch(preprocessed, targets, rng.fold_in(name), train_state.model)
-        labels.append(None if targets is None else targets.to(train_state.dist_context.device, non_blocking=True))
-        inputs.append(train_state.model.plan(preprocessed, rng))
-        for name, count in train_state.model.counts(inputs[-1]).items():
-            counts[name] = counts.get(name, 0) + count.float()
-    return MicroBatches(step, inputs, counts, [batch.ids for batch in batches], labels)
+        if targets is not None:
+            targets = targets.to(train_state.dist_context.device, non_blocking=True)
+        planned = train_state.model.plan_sets(preprocessed, rng)
+        sets = len(planned)
+        for number, plan in enumerate(planned):
+            for name, count in train_state.model.counts(plan).items():
+                key = _key(name, number, sets)
+                counts[key] = counts.get(key, 0) + count.float()
+        inputs += planned
+        labels += [targets] * sets
+        ids += [batch.ids] * sets
+    return MicroBatches(step, inputs, counts, ids, labels, sets)
+
+
+def _key(term: str, number: int, sets: int) -> str:
+    """The key of a term's count and sum: every set of plans has its own."""
+    return term if sets == 1 else f"{number}/{term}"
 
 
 def take_step(train_state: TrainState, micro_batches: MicroBatches, *, baseline: bool = False) -> StepResult:
-    """Forward, backward, update. ``baseline=True`` also computes the loss of predicting the mean target.
+    """Forward, backward, update. ``baseline=True`` also computes the loss of the best constant prediction.
 
     Where the loss or the gradient is not finite, parameters, moments, averages and BatchNorm statistics stay as they
-    are; the host does not wait to find out. ``Objective.after_step`` is called all the same.
+    are; the host does not wait to find out. ``after_step`` of objectives and targets is called all the same.
     """
     model, optimizer, dist_context = train_state.model, train_state.optimizer, train_state.dist_context
     running_statistics = [
@@ -110,7 +157,14 @@ def take_step(train_state: TrainState, micro_batches: MicroBatches, *, baseline:
         local = _accumulate_gradients(train_state, micro_batches, counts, baseline)
     norm = grad_norm(optimizer, train_state.clip)
     sums, baselines = _sum_over_ranks(dist_context, local.terms), _sum_over_ranks(dist_context, local.baselines)
-    terms = {name: value / counts[name].clamp(min=1e-12) for name, value in sums.items()}
+    means = {key: value / counts[key].clamp(min=1e-12) for key, value in sums.items()}
+    sets = micro_batches.sets
+    terms = {
+        name: means[name]
+        if sets == 1
+        else torch.stack([means[_key(name, number, sets)] for number in range(sets)]).mean()
+        for name in local.weights
+    }
     total = sum((local.weights[name] * value for name, value in terms.items()), torch.zeros_like(norm))
 
     # Update, unless the step is bad; a decision that is made on the device.
@@ -121,8 +175,11 @@ def take_step(train_state: TrainState, micro_batches: MicroBatches, *, baseline:
     optimizer.zero_grad(set_to_none=True)
     if train_state.ema is not None:
         train_state.ema.update(bad, micro_batches.step)
-    for objective in model.objectives.values():
-        objective.after_step(model, micro_batches.step)
+    for phase in train_state.phases:
+        phase.step(train_state, local.outputs, bad)
+    learners: list[Objective | Target] = [*model.objectives.values(), *dict.fromkeys(model.targets.values())]
+    for part in learners:
+        part.after_step(model, micro_batches.step, bad)
 
     return StepResult(
         terms,
@@ -131,6 +188,7 @@ def take_step(train_state: TrainState, micro_batches: MicroBatches, *, baseline:
         bad,
         bad_micro=~torch.stack(local.finite),
         baselines={name: value[0] / value[1].clamp(min=1e-12) for name, value in baselines.items()},
+        without_baseline=sorted(local.without_baseline),
         weights=local.weights,
     )
 
@@ -142,7 +200,9 @@ class _LocalSums:
     terms: dict[str, Tensor] = field(default_factory=dict)
     baselines: dict[str, Tensor] = field(default_factory=dict)  # (sum, count) by modality
     weights: dict[str, float] = field(default_factory=dict)  # of each term
-    finite: list[Tensor] = field(default_factory=list)  # of each micro-batch: whether its loss is
+    finite: list[Tensor] = field(default_factory=list)  # of each forward pass: whether its loss is
+    outputs: list[Output] = field(default_factory=list)  # of each forward pass, where phases need them
+    without_baseline: set[str] = field(default_factory=set)  # modalities
 
 
 def _accumulate_gradients(
@@ -150,47 +210,60 @@ def _accumulate_gradients(
 ) -> _LocalSums:
     """Forward and backward of all micro-batches of this rank; ``counts`` are those of the global batch."""
     model, net, dist_context = train_state.model, train_state.net, train_state.dist_context
-    sums = _LocalSums()
+    sums, sets = _LocalSums(), micro_batches.sets
     labels = micro_batches.labels or [None] * len(micro_batches.inputs)
     for number, inputs in enumerate(micro_batches.inputs):
         with dist_context.no_sync(net, last=number == len(micro_batches.inputs) - 1):
             with torch.autocast(dist_context.device.type, torch.bfloat16, enabled=train_state.bf16):
                 out = net(inputs, labels=labels[number])
-            loss = _loss(out, counts)
+            loss = _loss(out, counts, number % sets, sets)
             if train_state.mixed:  # parameters that this step does not use get a gradient of 0, as DDP waits for all
                 firsts = (p.flatten()[0].float() for p in model.parameters() if p.requires_grad)
                 loss = loss + 0.0 * cast(Tensor, sum(firsts))
             (loss * dist_context.world_size).backward()  # DDP averages over ranks, the loss is a sum
         sums.finite.append(torch.isfinite(loss.detach()))
         for name, term in out.parts.items():
+            key = _key(name, number % sets, sets)
             sums.weights[name] = term.weight
-            sums.terms[name] = sums.terms.get(name, 0) + term.sum.detach().float()
+            sums.terms[key] = sums.terms.get(key, 0) + term.sum.detach().float()
+        if train_state.phases:
+            pred = {name: x.detach() for name, x in out.pred.items()}
+            sums.outputs.append(replace(out, pred=pred, parts={}))
         if baseline:
-            _add_baselines(sums.baselines, out, model)
+            _add_baselines(sums, out, model)
     return sums
 
 
-def _loss(out: Output, counts: Mapping[str, Tensor]) -> Tensor:
-    """What this micro-batch adds to the loss of the global batch, whose ``counts`` are given."""
-    unknown = sorted(set(out.parts) - set(counts))
+def _loss(out: Output, counts: Mapping[str, Tensor], number: int, sets: int) -> Tensor:
+    """What this forward pass, of set ``number`` of ``sets``, adds to the loss of the global batch with ``counts``."""
+    unknown = sorted(name for name in out.parts if _key(name, number, sets) not in counts)
     if unknown:
         raise MaemmError(f"the loss has terms that counts() does not return ({', '.join(unknown)}); fix the objective")
-    terms = [term.weight * term.sum / counts[name].clamp(min=1e-12) for name, term in out.parts.items()]
+    terms = [
+        term.weight * term.sum / counts[_key(name, number, sets)].clamp(min=1e-12) for name, term in out.parts.items()
+    ]
     if not terms:
         raise MaemmError("the model has no term to minimise (objectives); add one, such as reconstruct")
-    return sum(terms[1:], terms[0])
+    loss = sum(terms[1:], terms[0])
+    return loss if sets == 1 else loss / sets
 
 
 @torch.no_grad()
-def _add_baselines(baselines: dict[str, Tensor], out: Output, model: Model) -> None:
-    """Add (sum, count) of the loss of predicting, for every token of this micro-batch, the mean of their targets."""
+def _add_baselines(sums: _LocalSums, out: Output, model: Model) -> None:
+    """Add (sum, count) of the loss of the best constant prediction for every token of this forward pass."""
     for name, target in out.target.items():
         if not target.numel():
             continue
         counted = out.plans[name].counted
-        mean = (target * counted[..., None]).sum((0, 1)) / counted.sum().clamp(min=1e-12)
-        loss = model.modalities[name].loss(mean.expand_as(target), target)
-        baselines[name] = baselines.get(name, 0) + torch.stack([(loss * counted).sum(), counted.sum()])
+        if name in model.targets:
+            loss = model.targets[name].baseline(target, counted)
+        else:
+            known = out.inputs[name].tokens.gather_known(out.plans[name].predict)
+            loss = model.modalities[name].baseline(target, counted, known)
+        if loss is None:
+            sums.without_baseline.add(name)
+            continue
+        sums.baselines[name] = sums.baselines.get(name, 0) + torch.stack([(loss * counted).sum(), counted.sum()])
 
 
 def _sum_over_ranks(dist_context: DistContext, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -136,8 +136,8 @@ def validate(model: Model, source: Source, recipe: Mapping[str, Any], *, bf16: b
                 if not batch.raw:  # none of its samples could be read
                     continue
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    out, batch_rows = _forward(model, batch.to(device), train["seed"], tta_views)
-                    loss_sum, rows = loss_sum + float(out.total) * batch_rows, rows + batch_rows
+                    out, loss, batch_rows = _forward(model, batch.to(device), train["seed"], tta_views)
+                    loss_sum, rows = loss_sum + loss * batch_rows, rows + batch_rows
                     for name, objective in model.objectives.items():
                         for key, value in objective.answers(out).items():
                             answers[name].setdefault(key, []).append(_mean_over_views(value, tta_views).cpu())
@@ -170,13 +170,17 @@ def _batches(
             yield from batches
 
 
-def _forward(model: Model, batch: Batch, seed: int, tta_views: int) -> tuple[Output, int]:
-    """The output for a batch, with masks that depend on its number alone, and how many rows it has."""
+def _forward(model: Model, batch: Batch, seed: int, tta_views: int) -> tuple[Output, float, int]:
+    """The output for a batch, with masks that depend on its number alone, its loss and how many rows it has.
+
+    Of several sets of plans the output is the first and the loss the mean.
+    """
     rows = len(batch.ids) * tta_views
     rng = Rng((seed, "validation", batch.step), range(rows), rows)
-    inputs = model.plan(model.preprocess(batch.raw, None, batch.present), rng)
+    sets = model.plan_sets(model.preprocess(batch.raw, None, batch.present, batch.side_inputs), rng)
     labels = batch.labels if batch.labels is None or tta_views == 1 else batch.labels.repeat_interleave(tta_views, 0)
-    return model(inputs, labels=labels), rows
+    outputs = [model(inputs, labels=labels) for inputs in sets]
+    return outputs[0], float(torch.stack([out.total for out in outputs]).mean()), rows
 
 
 def _mean_over_views(values: Tensor, tta_views: int) -> Tensor:

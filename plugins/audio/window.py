@@ -39,6 +39,8 @@ class Window(Decoder):
         bias_hidden: hidden width of the MLP that makes the relative bias
     """
 
+    dim: int
+
     def __init__(
         self,
         outputs: dict[str, int],

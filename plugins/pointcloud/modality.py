@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maemm.contract import Modality, Preprocessed, Tokens, gather_tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.parts import mean_of_counted
 from maemm.contract.positions import sincos
 from maemm.contract.rng import Rng
 
@@ -188,10 +189,14 @@ class PointCloud(Modality):
         """Points of the groups relative to their centres, (R, M, 3 K): x0, y0, z0, x1, ..."""
         return tokens.gather(index)[..., :3].flatten(2).float()
 
-    def loss(self, pred: Tensor, target: Tensor) -> Tensor:
+    def loss(self, pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         """Chamfer distance of each group, (R, M)."""
         a, b = (x.float().unflatten(-1, (self.group_size, 3)) for x in (pred, target))
         return chamfer(a, b, self.loss_kind)
+
+    def baseline(self, target: Tensor, counted: Tensor, known: Tensor | None = None) -> Tensor:
+        """Of the mean group, averaged point by point in the order of the targets."""
+        return self.loss(mean_of_counted(target, counted).expand_as(target), target)
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
         """Predicted points (R, M, K, 3 + features) relative to their centres; features are not predicted: NaN."""

@@ -76,7 +76,7 @@ class Signal(GridModality):
             super().__init__(size=(size,), patch=(patch,), channels=len(names), **grid)
         self.names, self.by_name, self.per_channel = names, not isinstance(channels, int), tokens == "channel_time"
         self.length, self.step = size, patch
-        self.scale, self.gaps, self.flat, self.whole = scale, gaps, flat, whole
+        self.scale, self.gap_rule, self.flat, self.whole = scale, gaps, flat, whole
         self.mean, self.std = _per_channel(mean, names, "mean"), _per_channel(std, names, "std")
         self.gain, self.drop_channel, self.shift = gain, drop_channel, shift
         self._check()
@@ -231,12 +231,12 @@ class Signal(GridModality):
         """(x, valid): the options ``gaps`` and ``flat`` applied."""
         finite = np.isfinite(x)
         if not finite.all():
-            if self.gaps == "refuse":
+            if self.gap_rule == "refuse":
                 raise ValueError(f"{int((~finite).sum()):,} samples are not finite numbers; see gaps: fill or hide")
             if not finite.any():
                 raise ValueError("no sample is a finite number")
-            x = np.where(finite, x, 0) if self.gaps == "hide" else _interpolated(x, finite)
-        if self.gaps == "fill":
+            x = np.where(finite, x, 0) if self.gap_rule == "hide" else _interpolated(x, finite)
+        if self.gap_rule == "fill":
             finite = np.broadcast_to(finite.any(1, keepdims=True), x.shape)  # a channel of gaps alone stays missing
         if self.flat != "keep":
             still = np.all(x == x[:, :1], axis=1)

@@ -44,6 +44,8 @@ class ProjectLast(Full):
     Modalities are decoded one by one with the same blocks; those with equal ``output_dim`` share a head.
     """
 
+    dim: int
+
     def __init__(self, outputs: dict[str, int], encoder_dim: int, prefix_count: int, **options: Any):
         super().__init__(outputs, encoder_dim, prefix_count, **{"prefix": "none", **options})
         self.mask_token = nn.Parameter(torch.randn(1, 1, encoder_dim) * 0.02)

@@ -83,7 +83,7 @@ def test_rows_of_a_process_equal_those_of_the_whole_batch():
     assert torch.equal(part, whole[[1, 3]])
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1.0, 2.0])
+@pytest.mark.parametrize("ratio", [-0.1, 1.1, 2.0])
 def test_bad_ratio(ratio):
     with pytest.raises(MaemmError, match="ratio"):
         Random(ratio=ratio)

@@ -16,9 +16,13 @@ REPOSITORY = Path(__file__).parents[2]
 
 # What waits for its first user, and the work that brings it.
 WAITING = {
-    "role targets": "targets beyond the signal (HOG, teachers, latents): Contract 2",
-    "hook Encoder.guide": "maskings by attention or features: Contract 2",
-    "hook Objective.after_step": "moving averages of objectives: Contract 2",
+    "role targets": "HOG, teachers, latents of a moving average: the family, part 1",
+    "hook Target.precompute": "teachers that see the whole sample: the family, part 1",
+    "hook Target.after_step": "moving averages of targets: the family, part 1",
+    "hook Modality.side_input": "classes of tokens (BEiT, SemMAE): the family, part 1",
+    "hook Objective.after_step": "moving averages of objectives: the family, part 1",
+    "hook Objective.phases": "generators against discriminators: the family, part 2",
+    "hook Objective.phase_loss": "generators against discriminators: the family, part 2",
 }
 BASES = {
     name: base for name, base in vars(parts).items() if inspect.isclass(base) and base.__module__ == parts.__name__
@@ -61,7 +65,6 @@ def unused_hooks() -> set[str]:
             called = re.search(rf"\.{method}\(|\"{method}\"", calls) or method == "forward"
             if not definitions().get(method) or not called:
                 hooks.add(f"hook {name}.{method}")
-    hooks |= {"hook Encoder.guide"} if not definitions().get("guide") else set()  # looked up by name, not declared
     return hooks
 
 

@@ -9,5 +9,12 @@ plugin = Plugin(
     summary="tiny made-up grids for tests",
     modalities={"toy": "parts:Toy"},
     sources={"toy": "parts:open_toys"},
-    objectives={"coupled": "parts:Coupled"},
+    maskings={
+        "four": "contract2:FourSets",
+        "sizes": "contract2:TwoSizes",
+        "budget": "contract2:JointBudget",
+        "guided": "contract2:Guided",
+    },
+    targets={"teacher": "contract2:Teacher", "codes": "contract2:Codes", "levels": "contract2:Levels"},
+    objectives={"coupled": "parts:Coupled", "adversary": "contract2:Adversary", "regions": "contract2:Regions"},
 )

@@ -41,6 +41,11 @@ class Toy(GridModality):
             x = torch.where(turned, x.flip(-1), x)
         return Preprocessed(x)
 
+    def side_input(self, name: str, loaded: Any, rng: Rng | None) -> torch.Tensor:
+        if name != "brightness":
+            return super().side_input(name, loaded, rng)
+        return loaded["x"].mean((0, 1))  # of each column
+
     def embed(self, tokens: Any, index: torch.Tensor) -> torch.Tensor:
         embedded = super().embed(tokens, index)
         if self.norm is not None:

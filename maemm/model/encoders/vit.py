@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class ViT(Encoder):
         drop_path: rate of the last block, growing linearly from 0
         final_norm: a norm after the last block; false for fine-tuned weights without
         init: initial weights of linear layers: xavier (MAE), or normal with std 0.02 (Point-MAE)
+        hidden: whether hidden tokens are removed from the sequence, or replaced by a learned vector (BEiT, MaskFeat)
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ViT(Encoder):
         drop_path: float = 0.0,
         final_norm: bool = True,
         init: Init = "xavier",
+        hidden: Literal["remove", "replace"] = "remove",
     ):
         super().__init__()
         check_width(dim, heads, "encoder")
@@ -62,6 +64,9 @@ class ViT(Encoder):
         if prefix:
             self.prefix = nn.Parameter(torch.randn(1, prefix, dim) * 0.02)
             register_position(self, prefix_position, prefix, dim)
+        self.reads_predict = hidden == "replace"
+        if self.reads_predict:
+            self.hidden_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         if len(self.names) > 1:
             self.vectors = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in self.names})
 
@@ -73,50 +78,89 @@ class ViT(Encoder):
         layers: Iterable[int] = (),
         norm: bool = True,
     ) -> Latents:
-        parts, positions = self._sequence(inputs, modalities)
+        parts, positions, valid = self._sequence(inputs, modalities)
         lengths = [part.shape[1] for part in parts]
-        valid = [None] * (len(parts) - len(inputs)) + [x.plan.visible_valid for x in inputs.values()]
         x, position = torch.cat(parts, 1), torch.cat(positions, 1)
-        mask = key_mask(valid, lengths, x.shape[0], x.device)
+        index = None
+        if (budget := _budget(inputs)) is not None:  # only the tokens that rows see, a static number
+            prefix_count = 0 if self.prefix is None else lengths[0]
+            index, valid = _first_valid(valid, lengths, x, prefix_count + budget)
+            x, position = (t.gather(1, index[..., None].expand(-1, -1, t.shape[-1])) for t in (x, position))
+        mask = key_mask(valid, lengths if index is None else [x.shape[1]], x.shape[0], x.device)
         numbers, outputs = set(layers), {}
         x = x if self.position_every_block else x + position
         for number, block in enumerate(self.blocks):
             x = block(x + position if self.position_every_block else x, attn_mask=mask)
             if number in numbers:
-                outputs[number] = self._split(x, lengths, inputs)[0]
-        tokens, prefix = self._split(self.norm(x) if norm else x, lengths, inputs)
-        return Latents(tokens, prefix, layers=outputs)
+                outputs[number] = self._split(x, lengths, inputs, index)[0]
+        tokens, prefix, hidden = self._split(self.norm(x) if norm else x, lengths, inputs, index)
+        return Latents(tokens, prefix, layers=outputs, hidden=hidden)
 
     def _sequence(
         self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """(embedded prefix and modalities, their positions), each (R, length, D)."""
-        parts, positions = [], []
+    ) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+        """The parts of the sequence (prefix, then visible and, where they stay, hidden tokens of each modality): their
+        embeddings and positions, (R, length, D) each, and which are valid, (R, length) or None."""
+        parts, positions, valid = [], [], []
         for name, x in inputs.items():
+            vector = self.vectors[name] if len(self.names) > 1 else None
             embedded = modalities[name].embed(x.tokens, x.plan.visible)
-            if len(self.names) > 1:
-                embedded = embedded + self.vectors[name]
-            parts.append(embedded)
-            position = modalities[name].position(x.tokens, x.plan.visible, "encoder")
-            positions.append(position.to(embedded.dtype).expand_as(embedded))
+            sections = [(embedded, x.plan.visible, x.plan.visible_valid)]
+            if self.reads_predict:
+                hidden = self.hidden_token.to(embedded.dtype).expand(len(embedded), x.plan.predict.shape[1], -1)
+                sections.append((hidden, x.plan.predict, x.plan.predict_valid))
+            for section, index, section_valid in sections:
+                parts.append(section if vector is None else section + vector)
+                position = modalities[name].position(x.tokens, index, "encoder")
+                positions.append(position.to(embedded.dtype).expand_as(section))
+                valid.append(section_valid)
         if self.prefix is not None:
             prefix = self.prefix.to(parts[0].dtype).expand(parts[0].shape[0], -1, -1)
             if self.prefix_position is None:
                 position = torch.zeros_like(prefix)
             else:
                 position = self.prefix_position.expand_as(prefix)
-            parts, positions = [prefix, *parts], [position.to(prefix.dtype), *positions]
-        return parts, positions
+            parts, positions, valid = [prefix, *parts], [position.to(prefix.dtype), *positions], [None, *valid]
+        return parts, positions, valid
 
     def _split(
-        self, x: Tensor, lengths: list[int], inputs: dict[str, ModalityInput]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The whole sequence (R, L, D) -> ({modality: its tokens}, {modality or "joint": prefix tokens})."""
+        self, x: Tensor, lengths: list[int], inputs: dict[str, ModalityInput], index: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        """The whole sequence (R, L, D) -> ({modality: visible tokens}, {modality or "joint": prefix tokens}, {modality:
+        hidden tokens}). ``index`` (R, L): where x comes from in a longer sequence, of which the rest is 0."""
+        if index is not None:
+            whole = x.new_zeros(len(x), sum(lengths), x.shape[-1])
+            x = whole.scatter(1, index[..., None].expand_as(x), x)
         parts = list(x.split(lengths, dim=1))
-        prefix = {}
+        prefix, hidden = {}, {}
         if self.prefix is not None:
             prefix["joint" if len(inputs) > 1 else next(iter(inputs))] = parts.pop(0)
-        return dict(zip(inputs, parts, strict=True)), prefix
+        if self.reads_predict:
+            parts, hidden = parts[::2], dict(zip(inputs, parts[1::2], strict=True))
+        return dict(zip(inputs, parts, strict=True)), prefix, hidden
+
+    def guide(
+        self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality], kind: str
+    ) -> dict[str, Tensor]:
+        """ "features": tokens after the last block and the norm (B, N, D). "attention": how much attention each token
+        receives in the last block, mean over heads and queries (B, N)."""
+        if kind == "features":
+            return self.forward(inputs, modalities).tokens
+        if kind != "attention":
+            return super().guide(inputs, modalities, kind)
+        received: list[Tensor] = []
+
+        def note(module: nn.Module, arguments: tuple[Tensor, ...], options: dict[str, Tensor | None]) -> None:
+            received.append(_attention_received(module, arguments[0], options.get("attn_mask")))
+
+        attention: Any = self.blocks[-1].attn
+        hook = attention.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            self.forward(inputs, modalities)
+        finally:
+            hook.remove()
+        lengths = [x.plan.visible.shape[1] for x in inputs.values()]
+        return dict(zip(inputs, received[0][:, -sum(lengths) :].split(lengths, dim=1), strict=True))
 
     def layer_of(self, name: str) -> int:
         """Prefix tokens and modality vectors: 0, block i: i + 1, the rest (the final norm): depth + 1."""
@@ -137,3 +181,34 @@ def plain_vit(model: nn.Module, layout: str) -> ViT:
             f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"
         )
     return encoder
+
+
+def _budget(inputs: dict[str, ModalityInput]) -> int | None:
+    budgets = {x.plan.budget for x in inputs.values()}
+    if len(budgets) > 1:
+        raise MaemmError(f"plans have different budgets ({', '.join(map(str, budgets))}); a joint masking sets one")
+    return budgets.pop()
+
+
+def _first_valid(
+    valid: list[Tensor | None], lengths: list[int], x: Tensor, count: int
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The first ``count`` valid tokens of each row of x (R, L, D), in order: their index (R, count) and validity."""
+    parts = [
+        torch.ones(len(x), length, dtype=torch.bool, device=x.device) if part is None else part
+        for part, length in zip(valid, lengths, strict=True)
+    ]
+    whole = torch.cat(parts, dim=1)
+    index = whole.long().argsort(dim=1, descending=True, stable=True)[:, :count].sort(1).values
+    return index, [whole.gather(1, index)]
+
+
+def _attention_received(attention: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+    """timm's attention on x (R, L, D) -> (R, L): the weight of each key, mean over heads and queries."""
+    rows, length, width = x.shape
+    heads = attention.num_heads
+    q, k, _ = attention.qkv(x).reshape(rows, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+    scores = (attention.q_norm(q) * attention.scale) @ attention.k_norm(k).transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.float().softmax(-1).mean((1, 2))

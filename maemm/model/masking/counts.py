@@ -13,10 +13,22 @@ from maemm.contract.errors import MaemmError
 Count = Literal["floor_visible", "floor_hidden", "round_visible"]
 
 
+def single_set(plans: dict[str, Plan] | list[dict[str, Plan]]) -> dict[str, Plan]:
+    """The plans of a masking that is used within another. Raises :class:`MaemmError` for several sets of plans."""
+    if isinstance(plans, list):
+        if len(plans) != 1:
+            raise MaemmError(f"a masking that draws {len(plans)} sets of plans cannot be used within another (masking)")
+        return plans[0]
+    return plans
+
+
 def check_ratio(ratio: float) -> None:
-    """Raise :class:`MaemmError` for a mask ratio outside 0 <= ratio < 1."""
-    if not 0.0 <= ratio < 1.0:
-        raise MaemmError(f"mask ratio is {ratio} (masking.ratio); give at least 0 and below 1")
+    """Raise :class:`MaemmError` for a mask ratio outside 0 .. 1.
+
+    A modality with ratio 0 is only encoded, one with ratio 1 only decoded, where other modalities are visible.
+    """
+    if not 0.0 <= ratio <= 1.0:
+        raise MaemmError(f"mask ratio is {ratio} (masking.ratio); give at least 0 and at most 1")
 
 
 def visible_count(total: int, ratio: float, count: Count) -> int:

@@ -9,6 +9,7 @@ import torch
 from maemm.contract import Masking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
+from maemm.model.masking.counts import single_set
 from maemm.registry.make import make
 
 
@@ -30,7 +31,8 @@ class MultiMask(Masking):
         self.guide = self.masking.guide
 
     def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
-        drawn = [self.masking(tokens, rng.fold_in("several", k), guides) for k in range(self.masks_per_sample)]
+        keys = [rng.fold_in("several", k) for k in range(self.masks_per_sample)]
+        drawn = [single_set(self.masking(tokens, key, guides)) for key in keys]
         return {name: _joined([plans[name] for plans in drawn], tokens[name].batch) for name in tokens}
 
 

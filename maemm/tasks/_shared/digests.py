@@ -39,6 +39,8 @@ def _update(state: Any, value: Any) -> None:
 class DigestingModality:
     """A modality in a worker whose batches are ``{"raw": the batch of the modality, "digest": (B,) int64}``."""
 
+    side_inputs: Sequence[str] = ()  # features need none
+
     def __init__(self, modality: Modality):
         self.modality = modality
 

@@ -114,7 +114,8 @@ class Collector:
     def _add(self, batch: Batch) -> None:
         with evaluating(self.model):
             preprocessed = {
-                name: as_preprocessed(x) for name, x in self.model.preprocess(batch.raw, None, batch.present).items()
+                name: as_preprocessed(x)
+                for name, x in self.model.preprocess(batch.raw, None, batch.present, batch.side_inputs).items()
             }
             usable = self._usable(preprocessed, batch)
         if not usable:

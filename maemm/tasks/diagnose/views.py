@@ -73,7 +73,7 @@ def _complete(batch: Batch) -> set[int]:
 def view_features(model: Model, batch: Batch, key: tuple[int | str, ...]) -> dict[str, np.ndarray]:
     """{modality: (B, D)} of one view: the mean over visible tokens, and over the plans of a sample with several."""
     rng = PerSampleRng([(*key, row) for row in batch.rows], key)
-    inputs = model.plan(model.preprocess(batch.raw, rng, batch.present), rng)
+    inputs = model.plan(model.preprocess(batch.raw, rng, batch.present, batch.side_inputs), rng)
     latents = model.encoder(inputs, model.modalities)
     return {
         name: _by_sample(mean_of_tokens(latents.tokens[name], [x.plan]), x).cpu().numpy() for name, x in inputs.items()

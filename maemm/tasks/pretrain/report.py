@@ -45,7 +45,9 @@ class Report(Callback):
             if not self._batches:
                 device = self.train_state.dist_context.device
                 batches = [batch.to(device) for batch in self._loader.batches(0, len(self._order.spans))]
-                self._batches = [model.preprocess(batch.raw, None, batch.present) for batch in batches]
+                self._batches = [
+                    model.preprocess(batch.raw, None, batch.present, batch.side_inputs) for batch in batches
+                ]
             path = self.folder.pictures / f"step-{step:06d}.png"
             with _eager(self.train_state.compiled):
                 save_pictures(

@@ -124,7 +124,10 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
     preprocessed = {name: _preprocessed(opened, read, name, 0, seed) for name in opened.modalities}
     tokens = {name: modality.tokenize(preprocessed[name]) for name, modality in opened.modalities.items()}
     masking = build_masking(opened.recipe)
-    plans = {} if masking.guide else masking(tokens, Rng((seed, "show"), range(len(read)), len(read)))
+    plans: dict[str, Plan] = {}
+    if not masking.guide:  # of several sets of plans the first is shown
+        drawn = masking(tokens, Rng((seed, "show"), range(len(read)), len(read)))
+        plans = drawn[0] if isinstance(drawn, list) else drawn
     parts = {}
     for name, modality in opened.modalities.items():
         part = Part(

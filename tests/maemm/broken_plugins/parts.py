@@ -124,7 +124,7 @@ class Counting(Reconstruct):
         weight = 1.0 + self.steps
         return {name: replace(term, sum=term.sum * weight) for name, term in super().forward(out, model).items()}
 
-    def after_step(self, model: nn.Module, step: int) -> None:
+    def after_step(self, model: nn.Module, step: int, bad: Tensor) -> None:
         self.steps += 1
 
 

@@ -114,7 +114,7 @@ def test_needs_a_lattice():
     with pytest.raises(MaemmError, match="on a grid of time"):
         Time().plan("audio", tokens, rng(1))
     with pytest.raises(MaemmError, match="ratio"):
-        Time(ratio=1.0)
+        Time(ratio=1.5)
 
 
 @pytest.mark.parametrize("shape", ["square", "round"])

@@ -141,7 +141,7 @@ def test_tokens_over_all_channels():
 
 
 def test_wrong_options():
-    for wrong in ({"ratio": 1.0}, {"span": 0}):
+    for wrong in ({"ratio": 1.5}, {"span": 0}):
         with pytest.raises(MaemmError):
             TimeBlock(**wrong)
     with pytest.raises(MaemmError):
