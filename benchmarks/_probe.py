@@ -12,7 +12,7 @@ from _machine import about
 
 from maemm.tasks._shared.features import Features
 from maemm.tasks.probe.linear import linear
-from maemm.tasks.probe.neighbours import knn
+from maemm.tasks.probe.neighbours import knn_accuracy
 
 Pair = tuple[Features, Features]  # what is learned from, what is asked
 PROTOCOLS = ("knn", "linear")
@@ -23,7 +23,7 @@ def figures(pairs: Iterable[Pair], seed: int) -> dict[str, float]:
 
     Features are z-scored with the statistics of the training part.
     """
-    found = [(knn(train, test), linear(train, test, seed=seed)) for train, test in pairs]
+    found = [(knn_accuracy(train, test), linear(train, test, seed=seed)) for train, test in pairs]
     return dict(zip(PROTOCOLS, (float(one) for one in np.mean(found, axis=0)), strict=True))
 
 

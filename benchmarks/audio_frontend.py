@@ -114,7 +114,7 @@ def published_order(model: maemm.Model, inputs: dict) -> torch.Tensor:
     """The loss of the same modules in the published order of operations."""
     (one,) = model._masked(inputs).values()
     audio, encoder, decoder, plan = one.modality, model.encoder, model.decoder, one.plan
-    every = one.tokens.everything()
+    every = one.tokens.all_indices()
     whole = audio.embed(one.tokens, every) + one.position(every, "encoder")
     kept = whole.gather(1, plan.visible[..., None].expand(-1, -1, whole.shape[-1]))
     x = torch.cat([encoder.prefix.expand(len(kept), -1, -1), kept], 1)

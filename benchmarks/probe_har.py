@@ -42,7 +42,7 @@ from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.scoring import score_samples
 from maemm.tasks.pretrain.run import train_recipe
 from maemm.tasks.probe.linear import linear
-from maemm.tasks.probe.neighbours import knn
+from maemm.tasks.probe.neighbours import knn_accuracy
 
 RECIPE = "signal/tiny_har"
 ACTIVITIES = ("walking", "upstairs", "downstairs", "sitting", "standing", "lying")
@@ -94,14 +94,14 @@ def raw_rows(data: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         mean, std = train[name].mean(0), train[name].std(0) + 1e-6
         a, b = (train[name] - mean) / std, (test[name] - mean) / std
         fitted = LogisticRegression(C=1.0, max_iter=1000).fit(a, data["y_train"])
-        near = knn(table(train[name], data["y_train"]), table(test[name], data["y_test"]))
+        near = knn_accuracy(table(train[name], data["y_train"]), table(test[name], data["y_test"]))
         rows.append({"features": name, "linear": fitted.score(b, data["y_test"]), "knn": near})
     return rows
 
 
 def probed(name: str, seed: int, train: Features, test: Features) -> dict[str, Any]:
     row: dict[str, Any] = {"features": name, "seed": seed}
-    row |= {"linear": linear(train, test), "knn": knn(train, test)}
+    row |= {"linear": linear(train, test), "knn": knn_accuracy(train, test)}
     for fraction in SHARES:
         row[f"linear {fraction}"] = linear(train.select(Shots.parse(fraction).choose(train.labels, seed)), test)
     print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)

@@ -30,7 +30,7 @@ from maemm.data.shots import Shots
 from maemm.tasks._shared.embedding import features
 from maemm.tasks._shared.features import Features
 from maemm.tasks.probe.linear import linear
-from maemm.tasks.probe.neighbours import knn
+from maemm.tasks.probe.neighbours import knn_accuracy
 
 FEW, DRAWS = "10", 5  # labels of each class, and how often they are drawn
 CELLS = 12  # a side of the occupancy grid
@@ -73,7 +73,7 @@ def untrained(recipe: dict, source: maemm.Source, seed: int, batches: int = 10) 
 
 def figures(train: Features, test: Features) -> dict[str, float]:
     few = [linear(train.select(Shots.parse(FEW).choose(train.labels, seed)), test, seed=seed) for seed in range(DRAWS)]
-    return {"linear": linear(train, test), "few": float(np.mean(few)), "knn": knn(train, test)}
+    return {"linear": linear(train, test), "few": float(np.mean(few)), "knn": knn_accuracy(train, test)}
 
 
 def row(name: str, values: Sequence[dict[str, float]], **about: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import traceback
 from maemm.contract.errors import MaemmError, advice
 from maemm.contract.version import __version__
 from maemm.tasks import VERBS
-from maemm.ui.parser import Verb, common, screen
+from maemm.ui.parser import Verb, help_screen, parse_common_flags
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
@@ -44,12 +44,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    flags, rest = common(argv)
+    flags, rest = parse_common_flags(argv)
     if flags.version:
         print(f"maemm {__version__}")
         return 0
     if not rest or rest[0] in ("-h", "--help", "help"):
-        print(screen(__version__, map(_verb, VERBS)))
+        print(help_screen(__version__, map(_verb, VERBS)))
         return 0
     verb = rest[0]
     if verb not in VERBS:

@@ -36,7 +36,7 @@ def plugin_path() -> Iterator[None]:
         os.environ.pop(registry.VARIABLE, None)
         if before is not None:
             os.environ[registry.VARIABLE] = before
-        registry.forget()
+        registry.clear_cache()
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from maemm import registry
 
     monkeypatch.setenv(registry.VARIABLE, str(Path(__file__).parent / "toy_plugin"))
-    registry.forget()
+    registry.clear_cache()
     yield
-    registry.forget()
+    registry.clear_cache()
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
     monkeypatch.setenv(registry.VARIABLE, os.environ.get(registry.VARIABLE, ""))
     monkeypatch.setattr(maemm_plugins, "__path__", list(maemm_plugins.__path__))
     before = set(sys.modules)
-    registry.forget()
+    registry.clear_cache()
 
     def make(name: str, add: bool = True, above: str = "plugins", **files: str) -> Path:
         folder = tmp_path / above / name
@@ -69,7 +69,7 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
             path.write_text(dedent(text))
         if add:
             registry.add_path(folder)
-            registry.forget()
+            registry.clear_cache()
         return folder
 
     yield make
@@ -78,4 +78,4 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
             monkeypatch.delattr(maemm_plugins, name.split(".")[1], raising=False)
             del sys.modules[name]
     monkeypatch.undo()
-    registry.forget()
+    registry.clear_cache()

@@ -30,7 +30,7 @@ def guess(data: str | os.PathLike[str]) -> tuple[str, str]:
         ) from error
     present = Counter(islice(_endings(path), _MAX_FILES)) if is_folder else Counter([_ending(path.name)])
     recipes: dict[str, list[str]] = {}  # {recipe: endings} of all plugins
-    for plugin in registry.all():
+    for plugin in registry.all_plugins():
         for recipe, endings in (plugin.plugin.files if plugin.plugin else {}).items():
             recipes.setdefault(recipe, []).extend(endings.split())
     counts: Counter[str] = Counter()  # files that fit each recipe

@@ -36,7 +36,7 @@ def _folders() -> list[tuple[str, Path]]:
     except ModuleNotFoundError as error:
         raise MaemmError(f"the packaged recipes are not installed ({error}); run: pip install -e .") from None
     folders = [(path.name, path) for path in sorted(home.iterdir()) if path.is_dir() and path.name[0] not in "._"]
-    for plugin in registry.all():
+    for plugin in registry.all_plugins():
         if plugin.plugin is not None and plugin.name != "core":
             module = import_module(plugin.package)
             folders += [(plugin.name, Path(path) / "configs") for path in getattr(module, "__path__", [])]

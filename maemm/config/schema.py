@@ -59,7 +59,9 @@ class DataConfig(_Keys):
     groups: str | None = Field(None, description="regular expression: sample ids with the same match share a fold")
     balance: bool = Field(False, description="sample all classes equally often")
     epoch: int | None = Field(None, ge=1, description="samples per epoch, drawn anew each time; null: all, once")
-    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="fraction of unreadable samples at which a run stops")
+    max_bad_fraction: float = Field(
+        0.05, ge=0, le=1, description="fraction of unreadable samples above which a run stops"
+    )
 
 
 class TrainConfig(_Keys):
@@ -75,14 +77,14 @@ class TrainConfig(_Keys):
         None, gt=0, description="learning rate for a batch of 256; default 1.5e-4, unless lr is given"
     )
     lr: float | None = Field(None, gt=0, description="learning rate, not scaled with the batch")
-    schedule: str | dict[str, Any] = Field("cosine", description="schedule part: cosine, constant or step")
+    schedule: str | dict[str, Any] = Field("cosine", description="a schedule of `maemm plugins list`, such as cosine")
     lr_per: Literal["step", "epoch", "epoch_before"] = Field(
         "step", description="how often the learning rate changes; epoch_before: per epoch, one epoch late"
     )
     warmup_epochs: float = Field(40.0, ge=0, description="epochs of linear warmup")
     warmup_lr: float = Field(0.0, ge=0, description="learning rate at the start of the warmup")
     min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
-    optimizer: str | dict[str, Any] = Field("adamw", description="optimiser part: adamw, adam, sgd or lars")
+    optimizer: str | dict[str, Any] = Field("adamw", description="an optimiser of `maemm plugins list`, such as adamw")
     no_decay: list[str] = Field(
         ["*.bias"], description="name patterns of parameters without weight decay, besides those of one axis"
     )

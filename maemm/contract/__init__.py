@@ -1,4 +1,4 @@
-"""The contract between the core and its plugins: all that a plugin author must read.
+"""The contract between the core and its plugins: where a plugin author starts to read.
 
     source -> load (worker) -> collate -> preprocess (device) -> tokenize -> plan
            -> encoder (visible tokens only) -> decoder (+ mask tokens) -> loss per token -> objectives

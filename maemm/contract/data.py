@@ -76,7 +76,7 @@ class Tokens:
             return self.coords[0][index]
         return gather_tokens(self.coords, index, self.rows)
 
-    def everything(self) -> Tensor:
+    def all_indices(self) -> Tensor:
         """(R, N) index of all tokens."""
         rows = self.batch if self.rows is None else self.rows.shape[0]
         return torch.arange(self.count, device=self.values.device).expand(rows, -1)
@@ -161,7 +161,7 @@ class Plan:
     @classmethod
     def all_visible(cls, tokens: Tokens) -> Plan:
         """Nothing hidden and nothing predicted: visible (R, N), predict (R, 0). The plan of feature extraction."""
-        index = tokens.everything()
+        index = tokens.all_indices()
         if tokens.valid is None:
             return cls(index, index[:, :0])
         # Valid tokens first, in order; padding repeats the last valid one.

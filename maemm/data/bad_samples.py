@@ -70,6 +70,12 @@ class BadSampleLog:
         self.check()
         return len(new)
 
+    def summary(self) -> str:
+        """How many samples were unreadable, on all ranks, and where they are listed; "" if none was."""
+        self._read_new()
+        where = f" (list: {self.path})" if self.path else ""
+        return f"{len(self._ids):,} of {self.total:,} samples unreadable{where}" if self._ids else ""
+
     def check(self) -> None:
         """Raise :class:`MaemmError` if more than ``max_fraction`` of the samples are bad; call it on resume too."""
         bad = len(self._ids)
@@ -82,7 +88,7 @@ class BadSampleLog:
         )
 
     def _read_new(self) -> None:
-        """Read the complete lines behind the offset; lines that are no record are skipped."""
+        """Read the complete lines after the offset; lines that are no record are skipped."""
         if self.path is None or not self.path.exists():
             return
         with self.path.open("rb") as file:

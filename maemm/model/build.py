@@ -6,7 +6,7 @@ from typing import Any
 
 from maemm import registry
 from maemm.contract import Masking, Modality, Objective, Target
-from maemm.model.masking.per_modality import EachModality
+from maemm.model.masking.each_modality import EachModality
 from maemm.model.model import Model
 from maemm.registry.make import make, part_of
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maemm.contract import Modality, ModalityInput, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.registry.make import who
+from maemm.registry.make import describe_owner
 
 
 @contextmanager
@@ -28,13 +28,14 @@ def _blaming(part: Any, method: str, expected: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         raise MaemmError(
-            f"{who(part)}: {method}() fails with {type(error).__name__}: {text}; expected {expected}, fix {method}()"
+            f"{describe_owner(part)}: {method}() fails with {type(error).__name__}: {text}; "
+            f"expected {expected}, fix {method}()"
         ) from error
 
 
 def _require(holds: bool, part: Any, method: str, received: Any, expected: str) -> None:
     if not holds:
-        raise MaemmError(f"{who(part)}: {method}() gives {received}; expected {expected}, fix {method}()")
+        raise MaemmError(f"{describe_owner(part)}: {method}() gives {received}; expected {expected}, fix {method}()")
 
 
 def _text(value: Any) -> str:

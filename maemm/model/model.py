@@ -251,7 +251,7 @@ class Model(nn.Module):
         return _planned(preprocessed, tokens, checked, self._precompute(preprocessed, tokens))
 
     # -------------------------------------------------------------------------------------- features
-    def everything(self, batch: dict[str, Any]) -> dict[str, ModalityInput]:
+    def with_all_visible(self, batch: dict[str, Any]) -> dict[str, ModalityInput]:
         """The batch with all tokens visible: the encoder's input for feature extraction.
 
         Where the model is not :attr:`masked`, plans that come with the batch are kept.
@@ -266,8 +266,8 @@ class Model(nn.Module):
     def encode(
         self, batch: dict[str, Any], *, layers: Iterable[int] = (), norm: bool = True
     ) -> tuple[dict[str, ModalityInput], Latents]:
-        """(:meth:`everything`, the latents of the encoder for it). ``layers``, ``norm``: see :class:`Encoder`."""
-        inputs = self.everything(batch)
+        """(:meth:`with_all_visible`, the latents of the encoder for it). ``layers``, ``norm``: see :class:`Encoder`."""
+        inputs = self.with_all_visible(batch)
         return inputs, self.encoder(inputs, self.modalities, layers=layers, norm=norm)
 
     def embed(

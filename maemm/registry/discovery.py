@@ -36,7 +36,7 @@ class DiscoveredPlugin:
     error: str | None = None
 
 
-def all() -> list[DiscoveredPlugin]:
+def all_plugins() -> list[DiscoveredPlugin]:
     """All plugins in order of discovery, the core first. Broken ones have their ``error`` set.
 
     Two plugins of the same name are both marked as broken, since it is not known which is meant; the core is not.
@@ -56,7 +56,7 @@ def all() -> list[DiscoveredPlugin]:
 @contextmanager
 def with_plugins(*more: DiscoveredPlugin) -> Iterator[None]:
     """Within the block, add plugins to this process, to check a manifest; those whose name is taken are ignored."""
-    taken = {plugin.name for plugin in all()}
+    taken = {plugin.name for plugin in all_plugins()}
     before = list(_temporary)
     _temporary.extend({plugin.name: plugin for plugin in more if plugin.name not in taken}.values())
     try:
@@ -104,7 +104,7 @@ def _installed() -> Iterator[DiscoveredPlugin]:
         except MaemmError as error:
             yield DiscoveredPlugin(point.name, point.module, origin, None, str(error))
         except (Exception, SystemExit) as error:  # whatever a package raises when it is imported
-            yield DiscoveredPlugin(point.name, point.module, origin, None, reason_of(error))
+            yield DiscoveredPlugin(point.name, point.module, origin, None, import_failure(error))
         else:
             yield _checked(plugin, point.name, point.module, origin)
 
@@ -144,9 +144,9 @@ def _import(package: str, folder: Path, origin: str) -> DiscoveredPlugin:
     except MaemmError as error:
         return DiscoveredPlugin(name, package, origin, None, str(error))
     except (Exception, SystemExit) as error:  # a broken plugin must not break the others
-        return DiscoveredPlugin(name, package, origin, None, reason_of(error))
+        return DiscoveredPlugin(name, package, origin, None, import_failure(error))
     if Path(module.__file__ or "").resolve().parent != folder.resolve():
-        # Another folder of that name was imported first: all() reports the name twice, with both origins.
+        # Another folder of that name was imported first: all_plugins() reports the name twice, with both origins.
         return DiscoveredPlugin(name, package, origin, None, f"hidden by {module.__file__}")
     return _checked(getattr(module, "plugin", None), name, package, origin)
 
@@ -158,13 +158,13 @@ def _checked(plugin: Any, name: str, package: str, origin: str) -> DiscoveredPlu
     return DiscoveredPlugin(plugin.name, package, origin, plugin)
 
 
-def reason_of(error: BaseException) -> str:
+def import_failure(error: BaseException) -> str:
     """``Type: text`` of an error, on one line."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def forget() -> None:
+def clear_cache() -> None:
     """Discover plugins again at the next call, as their files may have changed."""
     _discovered.cache_clear()
     importlib.invalidate_caches()

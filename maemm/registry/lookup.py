@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 from maemm.contract.errors import MaemmError, advice
-from maemm.registry.discovery import HOME, DiscoveredPlugin, all, reason_of
+from maemm.registry.discovery import HOME, DiscoveredPlugin, all_plugins, import_failure
 from maemm.registry.manifest import ROLES, SINGULAR
 
 
@@ -16,7 +16,7 @@ def find(role: str, name: str) -> Any:
     Raises :class:`MaemmError`: unknown name (with the closest one), two plugins that provide it, a broken plugin,
     a missing package.
     """
-    plugin, target = where(role, name)
+    plugin, target = owner_of(role, name)
     module, attribute = target.split(":")
     title = f"{SINGULAR[role]} {name!r} of plugin {plugin.name!r}"
     try:
@@ -24,7 +24,7 @@ def find(role: str, name: str) -> Any:
     except MaemmError:
         raise
     except (Exception, SystemExit) as error:  # whatever a plugin's module raises when it is imported
-        reason = str(error) if isinstance(error, (ModuleNotFoundError, AttributeError)) else reason_of(error)
+        reason = str(error) if isinstance(error, (ModuleNotFoundError, AttributeError)) else import_failure(error)
         if isinstance(error, ModuleNotFoundError):
             missing = (error.name or "").split(".")[0]
             if missing not in {"maemm", HOME, plugin.package.split(".")[0]}:
@@ -32,14 +32,14 @@ def find(role: str, name: str) -> Any:
         raise MaemmError(f"{title} cannot be imported ({reason}); fix the plugin ({plugin.origin})") from error
 
 
-def where(role: str, name: str) -> tuple[DiscoveredPlugin, str]:
+def owner_of(role: str, name: str) -> tuple[DiscoveredPlugin, str]:
     """The plugin that provides the part ``name``, and its "module:Name". Does not import the part.
 
     Raises :class:`MaemmError` as :func:`find` does.
     """
     if role not in ROLES:
         raise MaemmError(f"unknown role {role!r}; {advice(role, ROLES)}")
-    owners = [plugin for plugin in all() if plugin.plugin and name in getattr(plugin.plugin, role)]
+    owners = [plugin for plugin in all_plugins() if plugin.plugin and name in getattr(plugin.plugin, role)]
     if len(owners) > 1:
         origins = " and ".join(f"{plugin.name} ({plugin.origin})" for plugin in owners)
         raise MaemmError(f"{SINGULAR[role]} {name!r} is claimed by two plugins: {origins}; remove one")
@@ -50,12 +50,14 @@ def where(role: str, name: str) -> tuple[DiscoveredPlugin, str]:
 
 def names(role: str) -> list[str]:
     """Names of all parts in a role, sorted."""
-    return sorted({name for plugin in all() if plugin.plugin for name in getattr(plugin.plugin, role)})
+    return sorted({name for plugin in all_plugins() if plugin.plugin for name in getattr(plugin.plugin, role)})
 
 
 def get(name: str) -> DiscoveredPlugin:
     """The plugin called ``name``; raises :class:`MaemmError` where there is none or where it is broken."""
-    plugins = {plugin.name: plugin for plugin in reversed(all())}  # reversed: the core wins over a plugin of its name
+    plugins = {
+        plugin.name: plugin for plugin in reversed(all_plugins())
+    }  # reversed: the core wins over a plugin of its name
     if name not in plugins:
         raise MaemmError(f"unknown plugin {name!r}; {advice(name, plugins)}")
     plugin = plugins[name]
@@ -66,7 +68,7 @@ def get(name: str) -> DiscoveredPlugin:
 
 def _unknown(role: str, name: str) -> str:
     """The message for a part that no plugin provides, which may be because a plugin is broken."""
-    broken = [plugin for plugin in all() if plugin.error]
+    broken = [plugin for plugin in all_plugins() if plugin.error]
     for plugin in broken:
         if plugin.name == name:  # a plugin's main part usually has the plugin's name
             return f"{SINGULAR[role]} {name!r} is missing since its plugin ({plugin.origin}) is broken: {plugin.error}"

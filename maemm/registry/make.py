@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from maemm.contract.errors import MaemmError
-from maemm.registry.discovery import all
+from maemm.registry.discovery import all_plugins
 from maemm.registry.lookup import find
 
 
@@ -37,11 +37,11 @@ def make(role: str, spec: Any, *positional: Any, default: str | None = None, whe
         raise MaemmError(f"{error} ({where or role}: {name})") from None
 
 
-def who(part: Any) -> str:
+def describe_owner(part: Any) -> str:
     """The plugin and the class of a part, for messages: ``plugin 'sonar' (Sonar)``."""
     cls = part if inspect.isclass(part) else type(part)
     module = f"{cls.__module__}."
-    owners = [plugin for plugin in all() if module.startswith(f"{plugin.package}.")]
+    owners = [plugin for plugin in all_plugins() if module.startswith(f"{plugin.package}.")]
     owner = max(owners, key=lambda plugin: len(plugin.package), default=None)
     return f"plugin {owner.name if owner else module.split('.')[0]!r} ({cls.__name__})"
 
@@ -56,4 +56,4 @@ def missing_methods(part: type) -> str | None:
         method = getattr(part, name)
         summary = (inspect.getdoc(method) or str(inspect.signature(method))).split("\n\n")[0]
         texts.append(f"{name}(): {' '.join(summary.split())}")
-    return f"{who(part)} lacks {'; '.join(texts)}"
+    return f"{describe_owner(part)} lacks {'; '.join(texts)}"

@@ -25,7 +25,7 @@ def embed_of_some_is_part_of_all(case: Case) -> None:
     tokens, visible = inputs.tokens, inputs.plan.visible
     embedded, expected = modality.embed(tokens, visible), (*visible.shape, WIDTH)
     case.require(tuple(embedded.shape) == expected, "embed()'s shape", tuple(embedded.shape), expected, "fix embed()")
-    gathered = modality.embed(tokens, tokens.everything()).gather(1, visible[..., None].expand_as(embedded))
+    gathered = modality.embed(tokens, tokens.all_indices()).gather(1, visible[..., None].expand_as(embedded))
     change = "embed each token from its own values alone, through tokens.gather(index)"
     case.equal(embedded, gathered, "embedding some tokens is part of embedding all", change, CLOSE)
 
@@ -42,7 +42,7 @@ def position_of_some_is_part_of_all(case: Case) -> None:
         good = positions.ndim == 3 and positions.shape[0] in (1, rows) and tuple(positions.shape[1:]) == shape
         expected = (f"1 or {rows}", *shape)
         case.require(good, f"position()'s shape for the {role}", tuple(positions.shape), expected, "fix position()")
-        whole = modality.position(tokens, tokens.everything(), role).expand(rows, -1, -1)
+        whole = modality.position(tokens, tokens.all_indices(), role).expand(rows, -1, -1)
         gathered = whole.gather(1, index[..., None].expand(-1, -1, width))
         change = "look positions up by index, for example from tokens.gather_coords(index)"
         positions = positions.expand(rows, -1, -1)

@@ -27,7 +27,7 @@ def untokenize_is_the_inverse(case: Case) -> None:
     case.equal(whole, preprocessed.x, "untokenize(tokenize(x)) is x", change, atol=1e-5)
     if tokens.grid is None:
         return
-    index = tokens.everything()[:, : max(tokens.count // 2, 1)]
+    index = tokens.all_indices()[:, : max(tokens.count // 2, 1)]
     part = modality.untokenize(tokens.gather(index), tokens, index)
     if part is None:
         case.require(False, "untokenize() of half the tokens", "None", "a signal, as for all tokens", change)
@@ -43,7 +43,7 @@ def untokenize_is_the_inverse(case: Case) -> None:
 def denormalize_target_is_the_inverse(case: Case) -> None:
     """denormalize_target(target) gives the tokens' values, so that pictures show the signal."""
     modality, tokens = case.modality(), case.modality().tokenize(case.example())
-    index = tokens.everything()
+    index = tokens.all_indices()
     if modality.untokenize(tokens.values, tokens) is None:
         raise DoesNotApply("untokenize() returns None: there are no pictures of predictions")
     back = modality.denormalize_target(modality.target(tokens, index), tokens, index)
@@ -71,7 +71,7 @@ def target_of_some_is_part_of_all(case: Case) -> None:
     model = case.model()
     inputs, modality = case.planned(model)[case.signal], case.modality_of(model)
     tokens, index = inputs.tokens, inputs.plan.predict
-    whole = modality.target(tokens, tokens.everything())
+    whole = modality.target(tokens, tokens.all_indices())
     gathered = whole.gather(1, index[..., None].expand(-1, -1, whole.shape[-1]))
     rule, change = "target of some tokens is part of the target of all", "compute a token's target from it alone"
     case.equal(modality.target(tokens, index), gathered, rule, change, atol=1e-5)
@@ -111,7 +111,7 @@ def plot_works_without_a_screen(case: Case) -> None:
 
     modality, preprocessed = case.modality(), case.example(1)
     tokens = modality.tokenize(preprocessed)
-    index = tokens.everything()[:, : max(tokens.count // 2, 1)]
+    index = tokens.all_indices()[:, : max(tokens.count // 2, 1)]
     for values, where in ((tokens.values, None), (tokens.gather(index), index)):
         signal = modality.untokenize(values, tokens, where)
         if signal is None:

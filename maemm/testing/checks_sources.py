@@ -107,7 +107,7 @@ def _read_in_new_process(case: Case, pickled: dict[str, bytes], change: str) -> 
         request, answer = Path(folder) / "request", Path(folder) / "answer"
         request.write_bytes(pickle.dumps((pickled, _rng_of(0))))
         code = (
-            "import pickle, sys; from maemm import registry; registry.all(); "
+            "import pickle, sys; from maemm import registry; registry.all_plugins(); "
             "pickled, rng = pickle.load(open(sys.argv[1], 'rb')); "
             "sources = {name: pickle.loads(data) for name, data in pickled.items()}; "
             "results = {name: (source.read(0, rng), source.fingerprint()) for name, source in sources.items()}; "

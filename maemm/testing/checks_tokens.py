@@ -80,7 +80,7 @@ def plan_is_legal(case: Case) -> None:
     case.require(counted.ge(0).all(), "weights in the loss", "negative ones", "none below 0", change)
     if case.role == "modalities" and tokens.valid is None:
         both = torch.cat([plan.visible, plan.predict], 1).sort(1).values
-        expected = tokens.everything()
+        expected = tokens.all_indices()
         case.equal(both, expected, "random masking shows or hides each token once", "fix N in tokenize()")
         count = int(tokens.count * 0.5)
         case.require(plan.visible.shape[1] == count, "exact counts", plan.visible.shape[1], count, "fix tokenize()")

@@ -82,7 +82,7 @@ def checks_of(plugin: Plugin, options: Options | None = None, package: str | Non
 
 
 def _package_of(plugin: Plugin) -> str:
-    for discovered in registry.all():
+    for discovered in registry.all_plugins():
         if discovered.plugin == plugin:
             return discovered.package
     raise MaemmError(

@@ -98,7 +98,7 @@ def prune(folder: Path, keep: int) -> None:
 
 def versions() -> dict[str, Any]:
     """For ``meta``: versions of maemm, torch, Python and plugins, and the commit if maemm runs from a git checkout."""
-    discovered = [entry for entry in registry.all() if entry.name != "core"]
+    discovered = [entry for entry in registry.all_plugins() if entry.name != "core"]
     return {
         "versions": {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "plugins": {entry.name: entry.plugin.version for entry in discovered if entry.plugin is not None},

@@ -1,4 +1,4 @@
-"""Pre-training: from a resolved recipe to the last checkpoint. The step itself is in :mod:`maemm.train.step`."""
+"""The training loop: from a resolved recipe to the last checkpoint. The step itself is in :mod:`maemm.train.step`."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ class Run:
             for phase in self.train_state.phases:
                 phase.optimizer.load_state_dict(state["phases"][phase.name])
             self.means.load_state_dict(state["means"])
-            self.watch.skipped = state["skipped"]
+            self.watch.steps = state["nonfinite_steps"]
             self.validator.load_state_dict(state.get("validation", {}))
             self.step = self.saved_step = resume_from.step
         if self.dist_context.is_rank0:
@@ -229,6 +229,9 @@ class Run:
             step, loaded = next(batches)
             self.clock.step(waited=time.monotonic() - start)
             for batch in loaded:
+                if not self.bad_samples and batch.bad:
+                    first = batch.bad[0]
+                    self.console.log(f"unreadable: {first.id}: {first.reason}; more are listed in {self.folder.bad}")
                 self.bad_samples.add(batch.bad)
             micro_batches = plan_micro_batches(self.train_state, step, loaded)
             names = tuple(micro_batches.inputs[0])
@@ -280,6 +283,8 @@ class Run:
             self.tensorboard.close()
         advice = f"; open {page}" if page else ""
         self.console.log(f"Finished {self.step} steps in {self.folder.path}{self.validator.best_text}{advice}")
+        if unreadable := self.bad_samples.summary():
+            self.console.log(unreadable)
 
     def _stop(self) -> str:
         """After a signal: save, and return the message for it."""
@@ -304,7 +309,7 @@ class Run:
             **_baselines(result),
             "lr": lr,
             "batch": self.settings["batch"],
-            "skipped": self.watch.skipped,
+            "nonfinite_steps": self.watch.steps,
             "parameters": self.parameters,
             "memory": memory_bytes(self.dist_context.device),
             **self.clock.flush(),
@@ -340,7 +345,7 @@ class Run:
             "optimizer": self.train_state.optimizer.state_dict(),
             "phases": {phase.name: phase.optimizer.state_dict() for phase in self.train_state.phases},
             "means": self.means.state_dict(),
-            "skipped": self.watch.skipped,
+            "nonfinite_steps": self.watch.steps,
             "seconds": self.clock.seconds,
             "validation": self.validator.state_dict(),
         }

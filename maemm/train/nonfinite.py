@@ -33,7 +33,7 @@ class NonFiniteWatch:
 
     def __init__(self, dist_context: DistContext, limit: int, log: Callable[[str], Any]):
         self.dist_context, self.limit, self.log = dist_context, max(limit, 1), log
-        self.skipped, self._in_a_row = 0, 0
+        self.steps, self._in_a_row = 0, 0
         self._pending: list[_Pending] = []
 
     def add(self, step: int, result: StepResult, ids: list[list[str]]) -> None:
@@ -68,7 +68,7 @@ class NonFiniteWatch:
             quantity, bad_ids = "gradient", [id_ for ids in pending.ids for id_ in ids]
         more = f" and {len(bad_ids) - LISTED_IDS} more" if len(bad_ids) > LISTED_IDS else ""
         samples = ", ".join(bad_ids[:LISTED_IDS]) + more
-        self.skipped += 1
+        self.steps += 1
         self._in_a_row += 1
         if self._in_a_row >= self.limit:
             raise MaemmError(

@@ -1,4 +1,9 @@
-"""Parameter groups, optimisers, and a step that changes nothing where the gradient is not finite."""
+"""Parameter groups, optimisers, and a step that changes nothing where the gradient is not finite.
+
+An optimiser of the registry is a function of the groups of :func:`parameter_groups` and of options, which are keywords
+with defaults; one of them is ``weight_decay``. The groups hold the weight decay already, and the learning rate is set
+before every step, so that the function uses neither: ``return Lion(groups, lr=0.0, betas=betas)``.
+"""
 
 from __future__ import annotations
 
@@ -183,6 +188,8 @@ def make_optimizer(model: nn.Module, train: Mapping[str, Any], without: Collecti
     name, options = registry.part_of(train.get("optimizer"), default="adamw")
     make = registry.find("optimizers", name)
     options = check(make, options, "train.optimizer")
+    if "weight_decay" not in options_of(make):
+        raise MaemmError(f"{registry.describe_owner(make)} has no option weight_decay (train.optimizer); add it")
     decay = options.get("weight_decay", options_of(make)["weight_decay"].default)
     no_decay = train.get("no_decay")
     layers, head = train.get("layer_decay") or 1.0, train.get("head_lr_scale") or 1.0
@@ -196,6 +203,8 @@ def make_phase_optimizer(phase: Phase, where: str) -> Optimizer:
     name, options = registry.part_of(phase.optimizer)
     make = registry.find("optimizers", name)
     options = check(make, options, where)
+    if "weight_decay" not in options_of(make):
+        raise MaemmError(f"{registry.describe_owner(make)} has no option weight_decay (train.optimizer); add it")
     decay = options.get("weight_decay", options_of(make)["weight_decay"].default)
     names = [str(number) for number in range(len(phase.parameters))]
     group = {"params": list(phase.parameters), "names": names, "weight_decay": decay, "lr_scale": phase.lr_scale}

@@ -1,4 +1,8 @@
-"""Learning rates as pure functions of the step, so that a checkpoint holds no state of a schedule."""
+"""Learning rates as pure functions of the step, so that a checkpoint holds no state of a schedule.
+
+A schedule of the registry is a function ``(peak, warmup, epochs, *, options)``, with the peak of the learning rate and
+two numbers of epochs, that returns a :data:`Curve`: epoch, with its fraction -> learning rate.
+"""
 
 from __future__ import annotations
 

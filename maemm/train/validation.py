@@ -95,13 +95,13 @@ class Validator:
         return self.best_score is None or _score(metrics) > self.best_score
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best_score, "since": self.without_improvement, "told": self.best_text}
+        return {"best": self.best_score, "without_improvement": self.without_improvement, "best_text": self.best_text}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """``state`` of :meth:`state_dict`, or empty."""
         if state:
-            self.best_score, self.without_improvement = state["best"], state["since"]
-            self.best_text = state["told"]
+            self.best_score, self.without_improvement = state["best"], state["without_improvement"]
+            self.best_text = state["best_text"]
 
 
 def _score(metrics: Mapping[str, float]) -> float:
@@ -126,13 +126,14 @@ def validate(model: Model, source: Source, recipe: Mapping[str, Any], *, bf16: b
     if tta_views > 1:
         modalities = {name: TtaModality(modality, tta_views) for name, modality in modalities.items()}
         batch_size = max(1, batch_size // tta_views)
-    loss_sum, rows = 0.0, 0
+    loss_sum, rows, unreadable = 0.0, 0, 0
     answers: dict[str, dict[str, list[Tensor]]] = {name: {} for name in model.objectives}
     training = model.training
     model.eval()
     try:
         with closing(_batches(source, modalities, data, batch_size)) as batches:
             for batch in batches:
+                unreadable += len(batch.bad)
                 if not batch.raw:  # none of its samples could be read
                     continue
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -149,7 +150,7 @@ def validate(model: Model, source: Source, recipe: Mapping[str, Any], *, bf16: b
     for name, objective in model.objectives.items():
         if answers[name]:
             metrics |= objective.metrics({key: torch.cat(values) for key, values in answers[name].items()})
-    return metrics | {"loss": loss_sum / rows}
+    return metrics | {"loss": loss_sum / rows} | ({"unreadable_samples": float(unreadable)} if unreadable else {})
 
 
 def _batches(

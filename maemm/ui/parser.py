@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         raise MaemmError(f"{text}; see: maemm {verb} --help".replace("  ", " "))
 
 
-def common(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_common_flags(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags that every verb accepts, wherever they stand, and the remaining arguments."""
     parser = Parser(prog="maemm", add_help=False)
     parser.add_argument("--plugin", action="append", default=[], metavar="PATH")
@@ -74,7 +74,7 @@ def verb_parser(verb: Verb, epilog: str = "") -> Parser:
     return parser
 
 
-def split(words: list[str], least: int, most: int, usage: str) -> tuple[list[str | None], list[str]]:
+def split_words(words: list[str], least: int, most: int, usage: str) -> tuple[list[str | None], list[str]]:
     """Arguments -> ``most`` positional ones (None where left out) and the ``key=value`` overrides.
 
     Raises :class:`MaemmError` for less than ``least`` positional ones, and for more than ``most``.
@@ -82,13 +82,13 @@ def split(words: list[str], least: int, most: int, usage: str) -> tuple[list[str
     overrides = [word for word in words if OVERRIDE.match(word)]
     plain: list[str | None] = [word for word in words if not OVERRIDE.match(word)]
     if len(plain) < least:
-        raise MaemmError(f"too few words; write: maemm {usage}")
+        raise MaemmError(f"missing argument; usage: maemm {usage}")
     if len(plain) > most:
-        raise MaemmError(f"one word too many: {plain[most]!r}; write: maemm {usage}")
+        raise MaemmError(f"unexpected argument {plain[most]!r}; usage: maemm {usage}")
     return plain + [None] * (most - len(plain)), overrides
 
 
-def screen(version: str, verbs: Iterable[Verb]) -> str:
+def help_screen(version: str, verbs: Iterable[Verb]) -> str:
     """The help that ``maemm`` alone prints: the verbs, one line each, and the first command to try."""
     lines = "\n".join(f"  {verb.name:<13}{verb.summary}" for verb in verbs)
     flags = "\n".join(f"  {flag:<16}{text}" for flag, text in FLAGS.items())
@@ -109,7 +109,7 @@ def refuse_flag(word: str, args: argparse.Namespace) -> None:
     raise MaemmError(f"{key} is a flag (override {word}); write {flag}{value}")
 
 
-def values(overrides: list[str], args: argparse.Namespace) -> dict[str, object]:
+def parse_overrides(overrides: list[str], args: argparse.Namespace) -> dict[str, object]:
     """``["heads=12"]`` -> {"heads": 12}, for verbs whose keys have no dots. Raises :class:`MaemmError` for flags."""
     parsed: dict[str, object] = {}
     for word in overrides:

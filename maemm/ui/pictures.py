@@ -81,7 +81,7 @@ def _rows_of(modality: Modality, inputs: ModalityInput, pred: Tensor, count: int
 
     visible = (tokens.gather(plan.visible).float(), plan.visible, plan.visible_valid)
     columns = {
-        INPUT: signal((values, tokens.everything(), tokens.valid)),
+        INPUT: signal((values, tokens.all_indices(), tokens.valid)),
         f"visible to the encoder ({visible_fraction(tokens, plan)})": signal(visible),
     }
     with_true = modality.denormalize_target(pred, tokens, plan.predict)

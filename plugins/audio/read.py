@@ -25,7 +25,7 @@ EXTENSIONS = (
     *(".w64", ".rf64", ".m4a", ".aac", ".wma", ".mka"),
 )
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".3gp")
-SLACK = 1024  # bytes that may be missing at the end of a WAV file: writers count their padding differently
+MAX_MISSING_BYTES = 1024  # bytes that may be missing at the end of a WAV file: writers count their padding differently
 _STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # lengths written by programs that stream
 
 Truncated = Literal["refuse", "read"]
@@ -187,11 +187,11 @@ def _check_file(path: bytes, truncated: Truncated) -> None:
         raise ValueError("not an ordinary file")  # opening a pipe would block
     if not status.st_size:
         raise ValueError("empty file (0 bytes)")
-    if truncated == "refuse" and (reason := why_cut(path, status.st_size)):
+    if truncated == "refuse" and (reason := truncation_reason(path, status.st_size)):
         raise ValueError(f"{reason} (data.source.truncated)")
 
 
-def why_cut(path: bytes, size: int) -> str | None:
+def truncation_reason(path: bytes, size: int) -> str | None:
     """Why the file is truncated, which libsndfile does not report; None: no sign of it."""
     with open(path, "rb") as file:
         head = file.read(12)
@@ -210,7 +210,11 @@ def _wav_cut(file: Any, size: int) -> str | None:
         kind, length = struct.unpack("<4sI", file.read(8))
         if kind == b"data":
             missing = 0 if length in _STREAMED else position + 8 + length - size
-            return f"the file is cut off: {missing} of {length} bytes of sound are missing" if missing > SLACK else None
+            return (
+                f"the file is cut off: {missing} of {length} bytes of sound are missing"
+                if missing > MAX_MISSING_BYTES
+                else None
+            )
         position += 8 + length + length % 2
     return None
 

@@ -81,7 +81,7 @@ class Window(Decoder):
 
     def _decode(self, name: str, latents: Latents, inputs: ModalityInput, modality: Modality) -> Tensor:
         tokens, plan = inputs.tokens, inputs.plan
-        grid, index = tokens.grid, tokens.everything()
+        grid, index = tokens.grid, tokens.all_indices()
         if grid is None or len(grid) != 2:
             raise MaemmError(f"the window decoder needs tokens on a lattice of two axes, {name!r} has {grid}")
         x = self._filled(self.project(latents.tokens[name]), plan, index.shape[1])

@@ -39,7 +39,7 @@ class StreamHead(Head):
         encoder = model.encoder
         if not isinstance(encoder, Streams):
             raise MaemmError(f"head cav needs encoder streams, not {type(encoder).__name__} (encoder.type)")
-        inputs = model.everything(batch)
+        inputs = model.with_all_visible(batch)
         towers = {name: encoder.tower(name, x, model.modalities[name]) for name, x in inputs.items()}
         features: dict[str, Tensor] = {}
         for name, mode in MODES.items():

@@ -205,7 +205,7 @@ class PointCloud(Modality):
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
         """Groups (R, M, K, 3 + features) -> their points (R, M K, 3 + features); those in two groups occur twice."""
-        index = tokens.everything() if index is None else index
+        index = tokens.all_indices() if index is None else index
         centers = tokens.gather_coords(index)[:, :, None].to(values.dtype)
         return torch.cat([values[..., :3] + centers, values[..., 3:]], -1).flatten(1, 2)
 

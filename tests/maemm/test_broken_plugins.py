@@ -13,7 +13,7 @@ from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.model.checks import tokenized
-from maemm.registry.make import who
+from maemm.registry.make import describe_owner
 
 MANIFEST = """
     from maemm.registry import Plugin
@@ -201,7 +201,7 @@ def test_a_part_is_told_by_its_class_and_its_plugin():
         def tokenize(self, preprocessed):
             raise torch.OutOfMemoryError("full")
 
-    assert who(GridModality) == "plugin 'core' (GridModality)"
+    assert describe_owner(GridModality) == "plugin 'core' (GridModality)"
     with pytest.raises(torch.OutOfMemoryError):  # says what it is, whoever's code asked for it
         tokenized(Mine(size=4, patch=2), Preprocessed(torch.zeros(1, 1, 4, 4)))
     with pytest.raises(MaemmError, match=r"GridModality expects \(B, 1, 4, 4\), got \(1, 2, 4, 4\)"):

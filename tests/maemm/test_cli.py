@@ -91,25 +91,25 @@ def test_version(capsys):
     [
         (["pretain"], "unknown verb 'pretain'; did you mean 'pretrain'?"),
         (["--jsn"], "unknown flag '--jsn'"),
-        (["pretrain"], "too few words; write: maemm pretrain RECIPE [DATA] [key=value ...]"),
-        (["pretrain", "a", "b", "c"], "one word too many: 'c'"),
+        (["pretrain"], "missing argument; usage: maemm pretrain RECIPE [DATA] [key=value ...]"),
+        (["pretrain", "a", "b", "c"], "unexpected argument 'c'"),
         (["pretrain", "a", "b", "data.root=c"], "the data are given twice"),
         (["pretrain", "r.yaml", "--jso"], "unknown flag --jso; did you mean '--json'?"),
         (["pretrain", "--plugin"], "expected one argument"),
-        (["convert", "a"], "too few words"),
+        (["convert", "a"], "missing argument"),
         (["convert", "a", "b", "--too", "c"], "unknown flag --too; did you mean '--to'?"),
         (["convert", "a", "b", "x.y=1"], "'x.y' means nothing here"),
-        (["reconstruct", "a"], "too few words"),
+        (["reconstruct", "a"], "missing argument"),
         (["plugins", "shw", "core"], "unknown action 'shw'; did you mean 'show'?"),
         (["plugins", "show"], "show needs a name; known: core"),
         (["plugins", "show", "vitt"], "unknown plugin or part 'vitt'; did you mean 'vit'?"),
         (["plugins", "a=1"], "plugins does not accept 'a=1'"),
-        (["config"], "too few words"),
+        (["config"], "missing argument"),
         (["config", "lss"], "unknown action 'lss'; did you mean 'ls'?"),
         (["config", "ls", "x"], "ls needs no recipe"),
         (["config", "cat"], "cat needs a recipe"),
         (["config", "cat", "x", "a=1"], "cat does not accept 'a=1'"),
-        (["demo", "x"], "one word too many: 'x'"),
+        (["demo", "x"], "unexpected argument 'x'"),
         (["demo", "outt=x"], "unknown key 'outt'; did you mean 'out'?"),
     ],
 )
@@ -146,7 +146,7 @@ def test_reconstruct_checks_numbers_and_passes_the_rest(capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "reconstruct", reconstruct, raising=False)
         assert main(["reconstruct", "run", "data", "-o", "x.png", "count=2", "norm_pix=true", "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {"file": "x.png", "shown": ["a"], "skipped": []}
+        assert json.loads(capsys.readouterr().out) == {"file": "x.png", "shown": ["a"], "skipped": 0, "bad_samples": []}
         assert asked == [("run", "data", "x.png", 2, 0, {"norm_pix": True})]
         assert "reconstruct.count must be int, got 'x'" in failed(capsys, "reconstruct", "run", "data", "count=x")
 

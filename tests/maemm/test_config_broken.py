@@ -211,7 +211,7 @@ def test_all_mistakes_at_once(capsys):
         (["train.epochs.x=1"], "train.epochs must be int | null, got {x: 1} (override)"),
         (["train.epoch=1"], "unknown key 'train.epoch' (override); did you mean 'train.epochs'?"),
         (["_base_=toy/tiny"], "_base_ is only allowed in a file (override)"),
-        (["train.epochs=1", "extra"], "one word too many"),
+        (["train.epochs=1", "extra"], "unexpected argument"),
     ],
 )
 def test_broken_overrides(words, message, capsys):

@@ -73,17 +73,17 @@ def test_target_normalisation():
     x = unpatchify(patches, (4, 4), (8, 8))
     tokens = modality.tokenize(Preprocessed(x))
     assert torch.equal(tokens.values, patches)
-    target = modality.target(tokens, tokens.everything())
+    target = modality.target(tokens, tokens.all_indices())
     limits = torch.tensor([1e-5, 1e-5, 2e-4, 2e-4])
     assert ((target - stored["target"]).abs().amax((1, 2)) <= limits).all()
-    assert torch.allclose(modality.denormalize_target(target, tokens, tokens.everything()), patches, atol=1e-5)
+    assert torch.allclose(modality.denormalize_target(target, tokens, tokens.all_indices()), patches, atol=1e-5)
 
 
 def test_unknown_normalisation_is_never_guessed():
     modality = GridModality(size=4, patch=2, normalize=None)
     tokens = modality.tokenize(Preprocessed(torch.zeros(1, 1, 4, 4)))
     with pytest.raises(MaemmError, match="norm_pix"):
-        modality.target(tokens, tokens.everything())
+        modality.target(tokens, tokens.all_indices())
 
 
 @pytest.mark.parametrize(

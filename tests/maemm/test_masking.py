@@ -29,7 +29,7 @@ def test_plans_partition_the_tokens(masking):
     tokens = grid_tokens()
     plan = masking.plan("thing", tokens, rng()).check("thing", tokens)
     both = torch.cat([plan.visible, plan.predict], 1).sort(1).values
-    assert torch.equal(both, tokens.everything())
+    assert torch.equal(both, tokens.all_indices())
     assert torch.equal(masking.plan("thing", tokens, rng()).visible, plan.visible)
     assert not torch.equal(masking.plan("thing", tokens, rng(step=1)).visible, plan.visible)
 

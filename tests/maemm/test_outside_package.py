@@ -46,13 +46,13 @@ def weather(target, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     site.addsitedir(str(target))
-    registry.forget()
+    registry.clear_cache()
     registry.find("samples", "weather")(Path("maps"))
     yield registry.get("weather")
     monkeypatch.undo()
     for name in [one for one in sys.modules if one.split(".")[0] == "maemm_weather"]:
         del sys.modules[name]
-    registry.forget()
+    registry.clear_cache()
 
 
 def test_it_is_small():
@@ -76,7 +76,7 @@ def test_another_process_finds_it_by_its_entry_point(target, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
     found = {one["name"]: one for one in json.loads(done.stdout)}
     assert found["weather"]["origin"] == "installed: maemm-weather 0.1.0" and found["weather"]["error"] is None
-    assert {"weather"} == set(found) - {one.name for one in registry.all()}
+    assert {"weather"} == set(found) - {one.name for one in registry.all_plugins()}
 
 
 def test_it_keeps_all_rules(weather):

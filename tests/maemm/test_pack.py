@@ -182,7 +182,7 @@ def known(monkeypatch):
         name="texts", version="1", contract=2, packs={"doubled": "x:Doubled"}, files={"texts/r": ".txt"}
     )
     found = [registry.DiscoveredPlugin("texts", "texts", "here", here)]
-    monkeypatch.setattr(registry, "all", lambda: found)
+    monkeypatch.setattr(registry, "all_plugins", lambda: found)
     monkeypatch.setattr(registry, "find", lambda role, name: Doubled)
 
 
@@ -200,7 +200,7 @@ def test_the_verb(home, known, capsys):
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        ([], "too few words; write: maemm data pack DATA OUT"),
+        ([], "missing argument; usage: maemm data pack DATA OUT"),
         (["{raw}", "{out}", "folder=true"], "pack.folder"),
         (["{raw}", "{out}", "pause=fast"], "pack.pause"),
         (["{raw}", "{out}", "--recipe", "x"], "pack has no recipe"),

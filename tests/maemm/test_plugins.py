@@ -35,7 +35,7 @@ def toy(name: str = "toy", part: str = "toy_part", code: str = PART) -> dict[str
 
 
 def names() -> list[str]:
-    return [one.name for one in registry.all()]
+    return [one.name for one in registry.all_plugins()]
 
 
 def test_core_comes_first_and_folders_last(make_plugin):
@@ -43,7 +43,7 @@ def test_core_comes_first_and_folders_last(make_plugin):
     assert names()[0] == "core" and names()[-1] == "toy"
     part = registry.find("encoders", "toy_part")
     assert part([], size=2).size == 2
-    found, target = registry.where("encoders", "toy_part")
+    found, target = registry.owner_of("encoders", "toy_part")
     assert (found.name, target) == ("toy", "parts:Part")
 
 
@@ -94,7 +94,7 @@ def test_a_broken_plugin_breaks_only_itself(make_plugin, capsys, kind):
     make_plugin("sound", **toy("sound", "sound_part"))
     make_plugin("toy", **{"__init__.py": code})
     assert registry.find("encoders", "sound_part")
-    broken = next(one for one in registry.all() if one.name == "toy")
+    broken = next(one for one in registry.all_plugins() if one.name == "toy")
     assert broken.plugin is None and reason in broken.error
     assert main(["plugins"]) == 0
     assert reason in capsys.readouterr().out
@@ -122,7 +122,7 @@ def test_of_two_plugins_with_one_name_neither_can_be_used(make_plugin, capsys):
 def test_nothing_takes_the_place_of_the_core(make_plugin):
     make_plugin("core", **toy("core"))
     assert registry.get("core").plugin is registry.CORE and registry.find("encoders", "vit")
-    assert "two plugins are called 'core' (maemm and folder" in registry.all()[-1].error
+    assert "two plugins are called 'core' (maemm and folder" in registry.all_plugins()[-1].error
 
 
 def test_a_part_claimed_twice_fails_when_it_is_used(make_plugin):
@@ -189,15 +189,15 @@ def test_installed_plugins_are_found_by_entry_point(tmp_path, monkeypatch):
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
         (info / "entry_points.txt").write_text(f"[maemm.plugins]\n{name.split('_')[0]} = {name}:plugin\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    registry.forget()
+    registry.clear_cache()
     try:
-        found = {one.name: one for one in registry.all()}
+        found = {one.name: one for one in registry.all_plugins()}
         assert found["good"].origin == "installed: good_toy 1.5"
         assert registry.find("encoders", "p").__module__ == "good_toy.parts"
         assert "ValueError: no" in found["bad"].error
     finally:
         monkeypatch.undo()
-        registry.forget()
+        registry.clear_cache()
 
 
 def test_show_lists_options_with_their_lines(make_plugin, capsys):

@@ -219,7 +219,7 @@ def test_one_file_with_everything(tmp_path):
     page = write_page(make_run(tmp_path / "my <run>"))
     text = check(page)
     assert page.name == "report.html"
-    for expected in ("my <run>", "predicting the mean", "0.03333", "bad samples", "<b>bold</b>", "maemm reconstruct"):
+    for expected in ("my <run>", "mean-predictor", "0.03333", "unreadable samples", "<b>bold</b>", "maemm reconstruct"):
         assert expected in text, expected
     html = page.read_text()
     assert "<b>bold" not in html and "data:image/png;base64," in html and "width=device-width" in html

@@ -33,7 +33,7 @@ def made(make_plugin, tmp_path, monkeypatch, capsys):
         assert main(["plugins", "new", name, *KINDS[name], "--json"]) == 0
         folder = Path(json.loads(capsys.readouterr().out)["folder"])
         registry.add_path(folder / f"maemm_{name}")
-        registry.forget()
+        registry.clear_cache()
         return folder
 
     return make

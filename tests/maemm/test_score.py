@@ -111,7 +111,7 @@ class Last(Random):
     """Hides the last two tokens and no others; the first of them is visible too, so it does not count."""
 
     def plan(self, name, tokens, rng):
-        every = tokens.everything()
+        every = tokens.all_indices()
         return Plan(every[:, :-1], every[:, -2:])
 
 
@@ -211,7 +211,7 @@ def test_the_command_scores_a_model_on_its_own_data(tmp_path, monkeypatch, capsy
     from maemm import registry
 
     monkeypatch.setenv(registry.VARIABLE, str(Path(__file__).parents[1] / "toy_plugin"))
-    registry.forget()
+    registry.clear_cache()
     monkeypatch.chdir(tmp_path)
     maemm.save(build_model(RECIPE), "m.safetensors")
     assert main(["score", "m.safetensors", "-o", "s.csv", "--plans", "2", "--json"]) == 0
@@ -221,4 +221,4 @@ def test_the_command_scores_a_model_on_its_own_data(tmp_path, monkeypatch, capsy
     assert alone.samples.mean() == pytest.approx(told["mean"], rel=1e-5)
     assert main(["score", "m.safetensors", "-o", "s.csv", "data.wrkers=2"]) == 2
     assert "'data.wrkers' means nothing here" in capsys.readouterr().err
-    registry.forget()
+    registry.clear_cache()

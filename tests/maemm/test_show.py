@@ -132,7 +132,7 @@ def test_manifests_with_malformed_files(files):
 def test_recipes_of_manifests_exist():
     from maemm import config
 
-    for one in registry.all():
+    for one in registry.all_plugins():
         for recipe in one.plugin.files if one.plugin else ():
             config.locate(recipe)
 
@@ -226,13 +226,13 @@ def test_commands(data, capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["data"], "too few words"),
+        (["data"], "missing argument"),
         (["data", "chek", "x"], "unknown action 'chek'; did you mean 'check'?"),
-        (["data", "check"], "too few words; write: maemm data check DATA"),
+        (["data", "check"], "missing argument; usage: maemm data check DATA"),
         (["data", "check", "x", "--workers", "-1"], "--workers is -1"),
         (["data", "stats", "x", "-o", "y.csv"], "stats writes no file"),
         (["data", "stats", "missing"], "cannot be opened (missing: No such file"),
-        (["show"], "too few words"),
+        (["show"], "missing argument"),
         (["show", "x", "--count", "a"], "invalid int value"),
         (["show", "missing"], "cannot be opened (missing"),
         (["score", "x"], "no file to write is given; add -o scores.csv"),

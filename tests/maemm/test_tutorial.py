@@ -69,14 +69,14 @@ class Reader:
         done = subprocess.run([*pip, *words, *offline], capture_output=True, text=True, env=env, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         site.addsitedir(str(folder))
-        registry.forget()
+        registry.clear_cache()
 
 
 def forget() -> None:
     """A new start of Python would read the package's files again."""
     for name in [one for one in sys.modules if one.split(".")[0] == "maemm_sonar"]:
         del sys.modules[name]
-    registry.forget()
+    registry.clear_cache()
 
 
 @pytest.fixture

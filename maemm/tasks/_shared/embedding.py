@@ -152,7 +152,7 @@ def _valid_tokens(model: Model, name: str, preprocessed: dict[str, Preprocessed]
     tokens = model.modalities[name].tokenize(preprocessed[name])
     if tokens.valid is None:
         return None
-    return (tokens.everything() < tokens.valid.sum(1, keepdim=True)).cpu().numpy()
+    return (tokens.all_indices() < tokens.valid.sum(1, keepdim=True)).cpu().numpy()
 
 
 def reading_modalities(model: Model, workers: int) -> dict[str, Modality]:

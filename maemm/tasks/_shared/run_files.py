@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclass
-class Run:
+class RunContents:
     """What a run folder holds."""
 
     folder: Path
@@ -36,14 +36,14 @@ class Run:
         return list(dict.fromkeys(name for row in self.rows for name in row if name.startswith("terms.")))
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path) -> RunContents:
     """Read a run folder; files that are missing, empty or cut off leave their part of the run empty."""
-    run = Run(Path(folder))
+    run = RunContents(Path(folder))
     by_step: dict[int, dict[str, Any]] = {}
     for row in read_lines(run.folder / "metrics.jsonl", run.unread):
         step = row.get("step")
         if isinstance(step, int) and not isinstance(step, bool):
-            by_step[step] = _flat(row)  # a resumed run writes some steps again: the later line holds
+            by_step[step] = _flat(row)  # a resumed run writes some steps again: the later line wins
     run.rows = [by_step[step] for step in sorted(by_step)]
     run.bad = len(read_lines(run.folder / "bad_samples.jsonl", run.unread))
     run.pictures = sorted((run.folder / "pictures").glob("*.png"))

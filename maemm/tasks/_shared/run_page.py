@@ -11,7 +11,7 @@ from typing import Any
 
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.evaluations import evaluations
-from maemm.tasks._shared.run_files import Run, read_run
+from maemm.tasks._shared.run_files import RunContents, read_run
 from maemm.ui.charts import Line, charts
 from maemm.ui.interactive import interactive_beside
 from maemm.ui.page import embedded, render, write_html
@@ -37,13 +37,13 @@ def write_page(run_folder: str | Path) -> Path:
     return write_html(folder / "report.html", render("run.html", title=title, lead=lead, run=page_data(run)))
 
 
-def name_of(run: Run) -> str:
+def name_of(run: RunContents) -> str:
     """The recipe's name; its modalities where it has none."""
     name = run.recipe.get("name")
     return str(name) if name else ", ".join(map(str, run.recipe.get("modalities") or {})) or "unknown"
 
 
-def page_data(run: Run) -> dict[str, Any]:
+def page_data(run: RunContents) -> dict[str, Any]:
     """What the templates ``run.html`` and ``demo.html`` show of a run, see ``run_macros.html``."""
     records = evaluations(run.folder)
     last = run.pictures[-1] if run.pictures else None
@@ -69,21 +69,21 @@ def page_data(run: Run) -> dict[str, Any]:
     }
 
 
-def _tiles(run: Run) -> list[tuple[str, str]]:
+def _tiles(run: RunContents) -> list[tuple[str, str]]:
     steps, data_wait = run.last("steps"), run.last("data_wait")
     done = f"{run.rows[-1]['step']:,}" + (f" of {int(steps):,}" if steps else "") if run.rows else "-"
     tiles = [
         (number(run.last("loss")), "loss"),
-        (number(run.last("baseline")), "loss of predicting the mean"),
+        (number(run.last("baseline")), "loss of the mean-predictor"),
         (done, "steps"),
         (number(run.last("samples_per_second")), "samples per second"),
         ("-" if data_wait is None else f"{100 * data_wait:.0f} %", "of the time waiting for data"),
-        (f"{run.bad:,}", "bad samples"),
+        (f"{run.bad:,}", "unreadable samples"),
     ]
     return [(value, label) for value, label in tiles if value != "-" or label in ("loss", "steps")]
 
 
-def _details(run: Run) -> list[tuple[str, str]]:
+def _details(run: RunContents) -> list[tuple[str, str]]:
     memory, seconds = run.last("memory"), run.last("seconds")
     rows = [
         ("parameters", number(run.last("parameters"))),
@@ -96,7 +96,7 @@ def _details(run: Run) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value != "-"]
 
 
-def _loss(run: Run) -> str:
+def _loss(run: RunContents) -> str:
     lines = [Line("training", *run.column("loss"))]
     if len(run.terms()) > 1:
         for name, style in zip(run.terms(), cycle(_TERMS), strict=False):

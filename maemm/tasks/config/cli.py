@@ -10,7 +10,7 @@ from typing import Any
 from maemm import config
 from maemm.config.layers import flatten
 from maemm.contract.errors import MaemmError, advice
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb(
     "config", "ls | show RECIPE [key=value ...] | cat RECIPE", "list recipes, show one resolved, print its file"
@@ -23,7 +23,7 @@ _WIDTH = 60  # of the column of values, at most
 def run(argv: list[str], flags: Namespace) -> int:
     """List recipes, show one resolved with the origin of every value, or print its file."""
     words = verb_parser(VERB).parse_intermixed_args(argv).words
-    (action, recipe), overrides = split(words, 1, 2, VERB.usage)
+    (action, recipe), overrides = split_words(words, 1, 2, VERB.usage)
     if action not in ACTIONS:
         raise MaemmError(f"unknown action {action!r}; {advice(str(action), ACTIONS)}")
     if (action == "ls") != (recipe is None):

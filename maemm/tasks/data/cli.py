@@ -9,7 +9,7 @@ from typing import Any
 
 from maemm.config import reader
 from maemm.contract.errors import MaemmError, advice
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb(
     "data",
@@ -38,7 +38,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--workers", type=int, help="processes (default: as the recipe says; pack: one per core)")
     parser.add_argument("-o", "--out", metavar="FILE", help="list of check (default: DATA.check.csv)")
     args = parser.parse_intermixed_args(argv)
-    (action, data, out), overrides = split(args.words, 1, 3, VERB.usage)
+    (action, data, out), overrides = split_words(args.words, 1, 3, VERB.usage)
     if action not in ACTIONS:
         raise MaemmError(f"unknown action {action!r}; {advice(str(action), ACTIONS)}")
     if args.workers is not None and args.workers < 0:
@@ -46,7 +46,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     if action == "pack":
         return _pack(data, out, args, overrides, flags.json)
     if data is None:
-        raise MaemmError(f"too few words; write: maemm data {action} DATA [--recipe R]")
+        raise MaemmError(f"missing argument; usage: maemm data {action} DATA [--recipe R]")
     if out is not None:
         raise MaemmError(f"one word too many: {out!r}; write: maemm data {action} DATA [--recipe R]")
     if args.packer is not None:
@@ -82,7 +82,7 @@ def _pack(data: str | None, out: str | None, args: Namespace, overrides: list[st
     """Returns 0, or ``INCOMPLETE`` where files could not be read."""
     out = args.out if out is None else out
     if data is None or out is None:
-        raise MaemmError("too few words; write: maemm data pack DATA OUT [key=value ...]")
+        raise MaemmError("missing argument; usage: maemm data pack DATA OUT [key=value ...]")
     if args.recipe is not None:
         raise MaemmError("pack has no recipe; choose the form with --as NAME and key=value")
     from maemm.tasks.data.pack import data_pack

@@ -44,7 +44,7 @@ def open_packer(data: str | os.PathLike, name: str | None, options: Mapping[str,
 def _packer_for(data: str | os.PathLike) -> str:
     """The only packer of the plugin whose recipe fits the files."""
     recipe, ending = guess(data)
-    for discovered in registry.all():
+    for discovered in registry.all_plugins():
         if discovered.plugin is not None and recipe in discovered.plugin.files:
             if len(discovered.plugin.packs) == 1:
                 return next(iter(discovered.plugin.packs))

@@ -11,7 +11,7 @@ from typing import Any
 
 from maemm import registry
 from maemm.contract.errors import MaemmError
-from maemm.tasks._shared.run_files import Run, read_run
+from maemm.tasks._shared.run_files import RunContents, read_run
 from maemm.tasks._shared.run_page import page_data
 from maemm.tasks.demo.pairs import pair_of, retrieval
 from maemm.ui.page import render, write_html
@@ -51,7 +51,7 @@ def demo(
         raise MaemmError("no plugin has a demo; see: maemm plugins")
     modalities = "1 modality" if len(shows) == 1 else f"{len(shows)} modalities"
     say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; about three minutes on two cores")
-    runs: dict[str, Run] = {}
+    runs: dict[str, RunContents] = {}
     failed: dict[str, str] = {}
     with one_thread():
         for show in shows:
@@ -72,7 +72,7 @@ def demo(
 
 def _shows() -> list[Show]:
     shows = []
-    for entry in registry.all():
+    for entry in registry.all_plugins():
         if entry.plugin and entry.plugin.demo:
             sets = entry.plugin.samples
             samples = entry.name if entry.name in sets else next(iter(sets), None)
@@ -80,7 +80,7 @@ def _shows() -> list[Show]:
     return shows
 
 
-def _train(show: Show, out: Path, overrides: list[str], say: Callable[[str], Any]) -> Run:
+def _train(show: Show, out: Path, overrides: list[str], say: Callable[[str], Any]) -> RunContents:
     """Write the sample set, train, and print the summary."""
     from maemm import config
     from maemm.tasks.pretrain.run import train_recipe
@@ -136,7 +136,7 @@ class _Sparse:
             self.say(f"{self.name:<12}{line}")
 
 
-def summary(name: str, run: Run, before: float = 0.0) -> str:
+def summary(name: str, run: RunContents, before: float = 0.0) -> str:
     """One line: a bar, steps, loss and the loss of predicting the mean, seconds without those ``before``."""
     step, steps = (run.rows[-1]["step"], run.last("steps") or 0) if run.rows else (0, 0)
     loss, baseline = run.last("loss"), run.last("baseline")
@@ -148,7 +148,7 @@ def summary(name: str, run: Run, before: float = 0.0) -> str:
     return f"{name:<12}{'█' * filled}{'░' * (_BAR - filled)}  {step}/{steps:.0f}  {result}   {spent}"
 
 
-def _page(runs: Mapping[str, Run], failed: Mapping[str, str]) -> str:
+def _page(runs: Mapping[str, RunContents], failed: Mapping[str, str]) -> str:
     lead = (
         "Small masked autoencoders, each trained for some seconds on synthetic objects. "
         "They show that everything works here, not what the method can do with more data and time."
@@ -157,7 +157,7 @@ def _page(runs: Mapping[str, Run], failed: Mapping[str, str]) -> str:
     return str(render("demo.html", title="maemm demo", lead=lead, runs=data, failed=failed))
 
 
-def _pairs(run: Run) -> dict[str, Any] | None:
+def _pairs(run: RunContents) -> dict[str, Any] | None:
     """Retrieval among the held-out samples; None for recipes that align no pair."""
     pair = pair_of(run.recipe) if run.recipe.get("modalities") else None
     if pair is None or not (run.recipe.get("data") or {}).get("validation"):

@@ -48,7 +48,7 @@ class AttentionStatistics:
 
     def add(self, preprocessed: Preprocessed) -> None:
         """Run the encoder on this modality alone with all tokens visible: a sequence is [prefix, tokens]."""
-        inputs = self.model.everything({self.name: preprocessed})
+        inputs = self.model.with_all_visible({self.name: preprocessed})
         tokens, plan = inputs[self.name].tokens, inputs[self.name].plan
         coords = tokens.gather_coords(plan.visible).float()  # (B, N, A)
         valid = plan.visible_valid

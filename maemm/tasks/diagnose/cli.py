@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.cli_options import EPILOG, words
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb(
     "diagnose", "RUN_OR_WEIGHTS [DATA] [-o FILE]", "rank, alignment, attention, clusters and losses on one page"
@@ -30,7 +30,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--batch", type=int, default=32, help="samples at a time (default: 32)")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
     args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split(args.words, 1, 2, VERB.usage)
+    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
     if args.batch < 1:
         raise MaemmError(f"--batch is {args.batch}; give 1 or more")
     options = words(overrides, args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ class Diagnosis:
             {
                 **self.about,
                 "samples": self.samples,
-                "skipped": [{"id": bad.id, "reason": bad.reason} for bad in self.skipped],
+                "skipped": len(self.skipped),
+                "bad_samples": [asdict(bad) for bad in self.skipped],
                 "notes": self.notes,
                 "findings": {
                     network: {name: findings.record() for name, findings in by_name.items()}

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.cli_options import EPILOG, add_embedding_flags, embedding_options
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb("embed", "RUN_OR_WEIGHTS [DATA] -o FILE", "features of every sample in one file, with ids and labels")
 
@@ -19,7 +19,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--tokens", action="store_true", help="features of every token")
     add_embedding_flags(parser)
     args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split(args.words, 1, 2, VERB.usage)
+    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
     if args.out is None:
         raise MaemmError("no file to write is given; add -o features.npz (or .safetensors, .parquet)")
     from maemm.tasks.embed.run import embed

@@ -7,7 +7,7 @@ import sys
 from argparse import Namespace
 
 from maemm.tasks._shared.cli_options import EPILOG, words
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb("evaluate", "RUN_OR_WEIGHTS [DATA]", "evaluate a fine-tuned model on labelled data")
 
@@ -25,7 +25,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("-o", "--out", metavar="FILE", help="metrics as JSON (default: evaluate/ in the run's folder)")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
     args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split(args.words, 1, 2, VERB.usage)
+    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
     reading = [word for word in overrides if word.startswith("modalities.")]
     options = words([word for word in overrides if word not in reading], args, "classes")
     options |= {} if args.kind is None else {"kind": args.kind}

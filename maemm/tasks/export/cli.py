@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.ui.parser import Verb, split, values, verb_parser
+from maemm.ui.parser import Verb, parse_overrides, split_words, verb_parser
 
 VERB = Verb(
     "export", "RUN_OR_WEIGHTS --to TARGET -o PATH", "write a model for timm, transformers, torch or ONNX, checked"
@@ -28,14 +28,14 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--force", action="store_true", help="replace PATH where it exists")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
     args = parser.parse_intermixed_args(argv)
-    (weights,), overrides = split(args.words, 1, 1, VERB.usage)
+    (weights,), overrides = split_words(args.words, 1, 1, VERB.usage)
     if args.to is None:
         raise MaemmError("no target is given; add --to safetensors (or torch, onnx, timm, hf)")
     if args.out is None:
         raise MaemmError("no file to write is given; add -o PATH")
     from maemm.tasks.export.run import export
 
-    settings = {**values(overrides, args), "output": args.output, "pool": args.pool, "shape": args.shape}
+    settings = {**parse_overrides(overrides, args), "output": args.output, "pool": args.pool, "shape": args.shape}
     if args.kind is not None:
         settings["kind"] = args.kind
     exported = export(str(weights), args.out, to=args.to, force=args.force, **settings)

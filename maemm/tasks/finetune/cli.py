@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from maemm.contract.errors import MaemmError
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb(
     "finetune", "RUN_OR_WEIGHTS_OR_RECIPE [DATA] [key=value ...]", "train a classifier from a pre-trained model"
@@ -37,7 +37,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--groups", metavar="REGEX", help="part of the ids by which samples stay in one fold")
     parser.add_argument("--seeds", type=int, default=1, help="a run for each: weights, order, folds and labels (1)")
     args = parser.parse_intermixed_args(argv)
-    (weights, data), words = split(args.words, 1, 2, VERB.usage)
+    (weights, data), words = split_words(args.words, 1, 2, VERB.usage)
     if data is not None and any(word.startswith("data.root=") for word in words):
         raise MaemmError(f"the data are given twice ({data} and data.root=); give them once")
     from maemm.tasks.finetune.recipe import parse_overrides

@@ -107,7 +107,7 @@ def find(name: str) -> DiscoveredPlugin:
     Raises :class:`MaemmError` where there is none, and for a plugin that cannot be imported.
     """
     path = Path(name).expanduser()
-    names = [plugin.name for plugin in registry.all()]
+    names = [plugin.name for plugin in registry.all_plugins()]
     if name in names:
         return registry.get(name)
     if not path.exists():
@@ -126,7 +126,7 @@ def find(name: str) -> DiscoveredPlugin:
 
 def _plugin_in(folder: Path) -> DiscoveredPlugin | None:
     """The plugin whose manifest lies in ``folder``, installed or not."""
-    for plugin in registry.all():
+    for plugin in registry.all_plugins():
         if plugin.origin == f"folder: {folder}":
             return plugin
         try:

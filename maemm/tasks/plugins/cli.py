@@ -11,7 +11,7 @@ from maemm import registry
 from maemm.config.options import describe
 from maemm.contract.errors import MaemmError, advice
 from maemm.registry import DiscoveredPlugin
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb(
     "plugins",
@@ -33,7 +33,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--set", action="store_true", dest="as_set", help="new: a set of elements with coordinates")
     parser.add_argument("--into", metavar="DIR", help="new: the folder to write the package in (default: this one)")
     args = parser.parse_intermixed_args(argv)
-    (action, name), overrides = split(args.words, 0, 2, VERB.usage)
+    (action, name), overrides = split_words(args.words, 0, 2, VERB.usage)
     if overrides and action != "check":
         raise MaemmError(f"plugins does not accept {overrides[0]!r}; leave it out")
     if action != "new" and (args.axes is not None or args.as_set or args.into is not None):
@@ -46,7 +46,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     if name is None:
         if action == "new":
             raise MaemmError("new needs a name; write: maemm plugins new NAME")
-        raise MaemmError(f"{action} needs a name; known: {', '.join(plugin.name for plugin in registry.all())}")
+        raise MaemmError(f"{action} needs a name; known: {', '.join(plugin.name for plugin in registry.all_plugins())}")
     if action == "check":
         from maemm.tasks.plugins import check
 
@@ -59,7 +59,7 @@ def run(argv: list[str], flags: Namespace) -> int:
 
 
 def _list(as_json: bool) -> None:
-    plugins = registry.all()
+    plugins = registry.all_plugins()
     if as_json:
         print(json.dumps([_plugin_as_dict(plugin) for plugin in plugins], indent=2))
         return
@@ -106,7 +106,7 @@ def _show(name: str, as_json: bool) -> None:
 
 def _parts_called(name: str) -> Iterator[tuple[str, str]]:
     """(role, part) of all parts of the plugin called ``name``, or of all parts of that name."""
-    plugins = registry.all()
+    plugins = registry.all_plugins()
     if any(plugin.name == name for plugin in plugins):
         plugin = registry.get(name).plugin
         assert plugin is not None  # registry.get raises for a broken one

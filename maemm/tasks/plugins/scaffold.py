@@ -85,12 +85,12 @@ def _check_name(name: str, class_name: str, templates: dict[Path, str]) -> None:
 
     if hasattr(ModuleDict(), name):
         raise MaemmError(f"{name!r} is a reserved word of torch modules; {todo}")
-    for plugin in registry.all():
+    for plugin in registry.all_plugins():
         if plugin.name == name:
             raise MaemmError(f"there is a plugin {name!r} ({plugin.origin}); {todo}")
     for role in ("modalities", "sources", "samples"):
         if name in registry.names(role):
-            origin = registry.where(role, name)[0].origin
+            origin = registry.owner_of(role, name)[0].origin
             raise MaemmError(f"there is a {registry.SINGULAR[role]} {name!r} ({origin}); {todo}")
     if find_spec(f"maemm_{name}") is not None:
         raise MaemmError(f"there is a package maemm_{name} in this environment; {todo}")

@@ -6,7 +6,7 @@ import json
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb("pretrain", "RECIPE [DATA] [key=value ...]", "train a recipe; the same command again continues")
 
@@ -14,7 +14,7 @@ VERB = Verb("pretrain", "RECIPE [DATA] [key=value ...]", "train a recipe; the sa
 def run(argv: list[str], flags: Namespace) -> int:
     """Train a recipe and return the exit status. DATA is short for data.root=DATA."""
     words = verb_parser(VERB, _keys() if {"-h", "--help"} & set(argv) else "").parse_intermixed_args(argv).words
-    (recipe_name, data), overrides = split(words, 1, 2, VERB.usage)
+    (recipe_name, data), overrides = split_words(words, 1, 2, VERB.usage)
     if data is not None:
         if any(override.startswith("data.root=") for override in overrides):
             raise MaemmError(f"the data are given twice ({data} and data.root=); give them once")

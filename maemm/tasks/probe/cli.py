@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.cli_options import EPILOG, add_embedding_flags, embedding_options
-from maemm.ui.parser import Parser, Verb, split, verb_parser
+from maemm.ui.parser import Parser, Verb, split_words, verb_parser
 
 if TYPE_CHECKING:  # it loads torch
     from maemm.tasks._shared.comparison import Comparison
@@ -73,7 +73,7 @@ def run_verb(
     verb: Verb, function: Callable[..., Comparison], args: Namespace, flags: Namespace, options: dict[str, Any]
 ) -> int:
     """Call the verb's function with the flags of :func:`add_probe_flags` and ``options``, and print its results."""
-    (weights, data), overrides = split(args.words, 1, 2, verb.usage)
+    (weights, data), overrides = split_words(args.words, 1, 2, verb.usage)
     options |= {key: getattr(args, key) for key in ("test", "folds", "groups", "seeds", "baselines", "out")}
     options["shots"] = args.shots.split(",") if args.shots else ()
     from maemm.ui.progress import progress

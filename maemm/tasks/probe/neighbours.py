@@ -12,7 +12,7 @@ from maemm.tasks._shared.tables import Table, tables
 _QUERIES = 1024  # test samples that are compared with the whole training part at a time
 
 
-def knn(train: Features, test: Features, *, k: int = 20, temperature: float = 0.07) -> float:
+def knn_accuracy(train: Features, test: Features, *, k: int = 20, temperature: float = 0.07) -> float:
     """Accuracy on ``test`` (multi-label: mAP) of a weighted vote among the ``k`` nearest samples of ``train``.
 
     Features are z-scored; a neighbour of cosine similarity s weighs exp(s / temperature). Raises :class:`MaemmError`

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from dataclasses import asdict
 from typing import Any
 
-from maemm.ui.parser import Verb, split, values, verb_parser
+from maemm.ui.parser import Verb, parse_overrides, split_words, verb_parser
 
 VERB = Verb("reconstruct", "RUN_OR_WEIGHTS DATA [-o FILE]", "draw input, visible part and reconstruction")
 
@@ -20,8 +21,8 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("-o", "--out", metavar="FILE", help="picture to write (default: reconstruction.png)")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
     args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split(args.words, 2, 2, VERB.usage)
-    settings: dict[str, Any] = values(overrides, args)
+    (weights, data), overrides = split_words(args.words, 2, 2, VERB.usage)
+    settings: dict[str, Any] = parse_overrides(overrides, args)
     out = args.out or "reconstruction.png"
     if args.kind is not None:
         settings["kind"] = args.kind
@@ -35,7 +36,8 @@ def run(argv: list[str], flags: Namespace) -> int:
         record = {
             "file": str(reconstruction.path),
             "shown": reconstruction.shown,
-            "skipped": reconstruction.skipped,
+            "skipped": len(reconstruction.skipped),
+            "bad_samples": [asdict(bad) for bad in reconstruction.skipped],
         }
         print(json.dumps(record))
     else:

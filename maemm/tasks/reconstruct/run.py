@@ -10,6 +10,8 @@ from typing import Any
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
+from maemm.data.bad_samples import BadSample, reason_of
+from maemm.data.loader import name_of
 from maemm.data.open import open_source
 from maemm.model.model import Model
 from maemm.ui.interactive import save_interactive
@@ -25,11 +27,13 @@ class Reconstruction:
 
     path: Path
     shown: list[str]  # ids of the samples, top to bottom
-    skipped: list[str]  # "id: reason" of samples that could not be read
+    skipped: list[BadSample]
     view: Path | None = None  # an HTML fragment with 3D views, players or animations
 
     def __str__(self) -> str:
-        skipped = f", {len(self.skipped)} unreadable left out (first: {self.skipped[0]})" if self.skipped else ""
+        skipped = ""
+        if self.skipped:
+            skipped = f", {len(self.skipped)} skipped (first: {self.skipped[0].id}: {self.skipped[0].reason})"
         view = f" and {self.view}" if self.view else ""
         return f"{len(self.shown)} samples: input | visible | reconstruction -> {self.path}{view}{skipped}"
 
@@ -62,15 +66,15 @@ def reconstruct(
     return Reconstruction(path, shown, skipped, view)
 
 
-def _load_samples(model: Model, source: Source, count: int) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """(samples {modality: loaded}, their ids, "id: reason" of unreadable ones).
+def _load_samples(model: Model, source: Source, count: int) -> tuple[list[dict[str, Any]], list[str], list[BadSample]]:
+    """(samples {modality: loaded}, their ids, unreadable ones).
 
     ``count`` samples at regular intervals; an unreadable one is replaced by the next.
     """
     total = len(source)
     loaded: list[dict[str, Any]] = []
     shown: list[str] = []
-    skipped: list[str] = []
+    skipped: list[BadSample] = []
     tried: set[int] = set()
     for k in range(min(count, total)):
         for step in range(min(total, _TRIES)):
@@ -84,12 +88,12 @@ def _load_samples(model: Model, source: Source, count: int) -> tuple[list[dict[s
             except (MemoryError, MaemmError):
                 raise
             except Exception as error:  # whatever a broken file does
-                skipped.append(f"{source.name(index)}: {' '.join(str(error).split()) or type(error).__name__}")
+                skipped.append(BadSample(index, name_of(source, index), reason_of(error)))
                 continue
             loaded.append(inputs)
             shown.append(sample.id)
             break
     if not loaded:
-        reason = f" ({skipped[0]})" if skipped else ""
+        reason = f" ({skipped[0].id}: {skipped[0].reason})" if skipped else ""
         raise MaemmError(f"none of {len(skipped)} samples can be read{reason}; give other data")
     return loaded, shown, skipped

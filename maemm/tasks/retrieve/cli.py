@@ -7,7 +7,7 @@ from argparse import Namespace
 from contextlib import ExitStack
 
 from maemm.tasks._shared.cli_options import EPILOG, words
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb("retrieve", "RUN_OR_WEIGHTS [DATA] [--pair A,B]", "find the partners of one modality in another")
 
@@ -20,7 +20,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--baselines", action="store_true", help="also the untrained network")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
     args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split(args.words, 1, 2, VERB.usage)
+    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
     from maemm.tasks.retrieve.run import retrieve
     from maemm.ui.progress import progress
 
@@ -37,5 +37,6 @@ def run(argv: list[str], flags: Namespace) -> int:
         )
     print(json.dumps(retrieval.record()) if flags.json else retrieval)
     if retrieval.skipped and not flags.json:
-        print(f"{len(retrieval.skipped):,} samples left out (first: {retrieval.skipped[0]})")
+        first = retrieval.skipped[0]
+        print(f"{len(retrieval.skipped):,} samples skipped (first: {first.id}: {first.reason})")
     return 0

@@ -10,6 +10,7 @@ import numpy as np
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
+from maemm.data.bad_samples import BadSample
 from maemm.data.tta import TtaView
 from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED, UNTRAINED, Show, untrained
@@ -37,13 +38,14 @@ class Retrieval:
     """The ranks of every representation, in both directions."""
 
     rows: dict[str, Sequence[Ranks]]  # by representation, one for each direction
-    skipped: Sequence[str]  # samples that could not be read
+    skipped: Sequence[BadSample]
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "rows": {name: [asdict(ranks) for ranks in directions] for name, directions in self.rows.items()},
-            "skipped": self.skipped,
+            "skipped": len(self.skipped),
+            "bad_samples": [asdict(bad) for bad in self.skipped],
         }
 
     def __str__(self) -> str:
@@ -114,13 +116,13 @@ def retrieve(
     opened = open_data(model.recipe, data, **options)
     count = data_config(model.recipe, data, **options)["workers"]
     rows: dict[str, Sequence[Ranks]] = {}
-    skipped: Sequence[str] = []
+    skipped: Sequence[BadSample] = []
     models = {TRAINED: model, **({UNTRAINED: untrained(model, seed)} if baselines else {})}
     for kind, network in models.items():
         progress = show(kind) if show else None
         by_modality = features_of_views(network, opened, tta, batch=batch, workers=count, on_progress=progress)
         rows[kind] = both_ways(by_modality, pair)
-        skipped = [f"{bad.id}: {bad.reason}" for bad in by_modality[pair[0]].skipped]
+        skipped = by_modality[pair[0]].skipped
     return Retrieval(rows, skipped)
 
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.cli_options import EPILOG, words
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb("score", "RUN_OR_WEIGHTS [DATA] -o FILE", "reconstruction error of every sample, to find odd ones")
 
@@ -26,7 +26,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
     args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split(args.words, 1, 2, VERB.usage)
+    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
     if args.out is None:
         raise MaemmError("no file to write is given; add -o scores.csv (or .npz)")
     if args.batch < 1:

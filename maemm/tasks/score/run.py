@@ -175,5 +175,5 @@ def _add_worst_tokens(model: Model, name: str, rows: Rows, preprocessed: Preproc
         tokens = modality.tokenize(preprocessed)
         errors = errors[:, : tokens.count].to(tokens.values.device)
         threshold = errors.nanquantile(1 - _WORST_TOKENS, dim=1, keepdim=True)
-        picture = put_together(modality, tokens, (tokens.values.float(), tokens.everything(), errors >= threshold))
+        picture = put_together(modality, tokens, (tokens.values.float(), tokens.all_indices(), errors >= threshold))
     rows.columns[f"the {100 * _WORST_TOKENS:.0f} % of the tokens\nthat are predicted worst"] = picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 
-from maemm.ui.parser import Verb, split, verb_parser
+from maemm.ui.parser import Verb, split_words, verb_parser
 
 VERB = Verb(
     "show", "FILE_OR_FOLDER [--recipe R] [-o FILE]", "draw samples as the model gets them, with tokens and masks"
@@ -24,7 +24,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of masks and augmentation (default: 0)")
     parser.add_argument("--augment", action="store_true", help="also show what augmentation does")
     args = parser.parse_intermixed_args(argv)
-    (data,), overrides = split(args.words, 1, 1, VERB.usage)
+    (data,), overrides = split_words(args.words, 1, 1, VERB.usage)
     from maemm.tasks.show.run import show
 
     shown = show(

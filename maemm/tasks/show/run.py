@@ -175,7 +175,7 @@ def _add_target(part: Part, spec: dict[str, Any]) -> None:
 
 
 def _all(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:
-    return tokens.values.float(), replace(tokens, rows=None).everything(), tokens.valid
+    return tokens.values.float(), replace(tokens, rows=None).all_indices(), tokens.valid
 
 
 def _add_rows(part: Part) -> None:

@@ -13,11 +13,11 @@ from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
 from maemm.weights.transformers import call_of, known_settings
 
-from .hf_config import config_of, run_there
+from .hf_config import config_of, run_in_transformers
 from .mae import MAE
 
 #: name in files -> MAE's name, outside the blocks
-WHOLE = {
+OUTSIDE_BLOCKS = {
     "vit.embeddings.cls_token": "cls_token",
     "vit.embeddings.position_embeddings": "pos_embed",
     "vit.embeddings.patch_embeddings.projection.": "patch_embed.proj.",
@@ -29,14 +29,14 @@ WHOLE = {
     "decoder.decoder_pred.": "decoder_pred.",
 }
 #: inside a block: name in files, name in memory since transformers 5, MAE's name
-INSIDE = [
+INSIDE_BLOCKS = [
     ("attention.output.dense.", "attention.o_proj.", "attn.proj."),
     ("intermediate.dense.", "mlp.fc1.", "mlp.fc1."),
     ("output.dense.", "mlp.fc2.", "mlp.fc2."),
     ("layernorm_before.", "layernorm_before.", "norm1."),
     ("layernorm_after.", "layernorm_after.", "norm2."),
 ]
-SPLIT = [
+QKV = [
     ("attention.attention.query.", "attention.q_proj."),
     ("attention.attention.key.", "attention.k_proj."),
     ("attention.attention.value.", "attention.v_proj."),
@@ -84,7 +84,7 @@ class HFViTMAE(MAE):
         """The encoder, and the decoder where there is one, with a config.json for transformers."""
         self.check(model)
         config = config_of(model, self.name)
-        return ExportedState(self.write(model, {}), call_of(config), "tokens", run_there, config)
+        return ExportedState(self.write(model, {}), call_of(config), "tokens", run_in_transformers, config)
 
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return known_settings(config, mask_ratio="mask_ratio", size="image_size")
@@ -101,7 +101,7 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         side, number, rest = block.groups()
         start = f"{'decoder_blocks' if side else 'blocks'}.{number}."
-        part = next((i for i, names in enumerate(SPLIT) if rest.startswith(names)), None)  # query, key or value
+        part = next((i for i, names in enumerate(QKV) if rest.startswith(names)), None)  # query, key or value
         if part is None:
             result[start + _inside(rest)] = value
         else:
@@ -114,14 +114,14 @@ def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _whole(key: str) -> str:
-    for theirs, mae in WHOLE.items():
+    for theirs, mae in OUTSIDE_BLOCKS.items():
         if key.startswith(theirs):
             return mae + key[len(theirs) :]
     return key
 
 
 def _inside(rest: str) -> str:
-    for file, memory, mae in INSIDE:
+    for file, memory, mae in INSIDE_BLOCKS:
         for name in (file, memory):
             if rest.startswith(name):
                 return mae + rest[len(name) :]
@@ -134,15 +134,15 @@ def to_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         start = next((s for s in BLOCKS.values() if key.startswith(s)), None)
         if start is None:
-            theirs = next((t for t, mae in WHOLE.items() if key.startswith(mae)), None)
-            result[key if theirs is None else theirs + key[len(WHOLE[theirs]) :]] = value
+            theirs = next((t for t, mae in OUTSIDE_BLOCKS.items() if key.startswith(mae)), None)
+            result[key if theirs is None else theirs + key[len(OUTSIDE_BLOCKS[theirs]) :]] = value
             continue
         number, rest = key[len(start) :].split(".", 1)
         block = next(t for t, mae in BLOCKS.items() if mae == start) + number + "."
         if rest.startswith("attn.qkv."):
-            for (name, _), part in zip(SPLIT, value.chunk(3), strict=True):
+            for (name, _), part in zip(QKV, value.chunk(3), strict=True):
                 result[block + name + rest.rsplit(".", 1)[1]] = part
         else:
-            file, _, mae = next(names for names in INSIDE if rest.startswith(names[2]))
+            file, _, mae = next(names for names in INSIDE_BLOCKS if rest.startswith(names[2]))
             result[block + file + rest[len(mae) :]] = value
     return result

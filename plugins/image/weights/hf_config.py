@@ -57,7 +57,7 @@ def _mask_ratio(model: Any) -> float:
     return masking.get("ratio", 0.75) if isinstance(masking, dict) else 0.75
 
 
-def run_there(path: str) -> Callable[[Tensor], Tensor]:
+def run_in_transformers(path: str) -> Callable[[Tensor], Tensor]:
     """The encoder in transformers: x (B, C, H, W) -> patch tokens (B, N, D)."""
     from transformers import ViTMAEModel
 

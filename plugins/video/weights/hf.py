@@ -14,17 +14,17 @@ from maemm.contract.errors import MaemmError
 from maemm.model.model import Model
 from maemm.weights.transformers import call_of
 
-from .hf_config import config_of, run_there, settings_of
+from .hf_config import config_of, run_in_transformers, settings_of
 from .videomae import VideoMAE
 
 #: their prefix -> VideoMAE's, outside the blocks (``{e}`` is ``encoder.`` in pre-training files)
-WHOLE = {
+OUTSIDE_BLOCKS = {
     "videomae.embeddings.patch_embeddings.projection.": "{e}patch_embed.proj.",
     "videomae.layernorm.": "{e}norm.",
     "classifier.": "head.",
 }
 BLOCKS = {"videomae.encoder.layer.": "{e}blocks.", "decoder.decoder_layers.": "decoder.blocks."}
-INSIDE = {
+INSIDE_BLOCKS = {
     "attention.output.dense.": "attn.proj.",
     "intermediate.dense.": "mlp.fc1.",
     "output.dense.": "mlp.fc2.",
@@ -85,7 +85,7 @@ class HFVideoMAE(VideoMAE):
             state = {key: value for key, value in state.items() if not key.startswith("encoder.norm.")}
         config = config_of(model, self.name)
         answers = "tokens" if model.head is None else "logits"
-        return ExportedState(state, call_of(config), answers, run_there, config)
+        return ExportedState(state, call_of(config), answers, run_in_transformers, config)
 
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return settings_of(config)
@@ -101,8 +101,8 @@ def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         block = _BLOCK.fullmatch(key)
         if block is None:
-            start = next((prefix for prefix in WHOLE if key.startswith(prefix)), None)
-            renamed[key if start is None else WHOLE[start].format(e=encoder) + key[len(start) :]] = value
+            start = next((prefix for prefix in OUTSIDE_BLOCKS if key.startswith(prefix)), None)
+            renamed[key if start is None else OUTSIDE_BLOCKS[start].format(e=encoder) + key[len(start) :]] = value
             continue
         stack, number, rest = block.groups()
         layer = f"{BLOCKS[stack].format(e=encoder)}{number}."
@@ -110,8 +110,8 @@ def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = rest.removeprefix(ATTENTION)
             attentions.setdefault(layer, {})[IN_MEMORY.get(name, name)] = value
         else:
-            start = next((prefix for prefix in INSIDE if rest.startswith(prefix)), None)
-            renamed[layer + (rest if start is None else INSIDE[start] + rest[len(start) :])] = value
+            start = next((prefix for prefix in INSIDE_BLOCKS if rest.startswith(prefix)), None)
+            renamed[layer + (rest if start is None else INSIDE_BLOCKS[start] + rest[len(start) :])] = value
     for layer, attention in attentions.items():
         renamed |= _attention(layer, attention)
     return renamed
@@ -129,9 +129,9 @@ def _attention(prefix: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
 def to_hf(state: Mapping[str, Tensor], in_memory: bool = False) -> dict[str, Tensor]:
     """VideoMAE's names -> theirs, as ``save_pretrained`` writes them or as they are in memory."""
     encoder = "" if "head.weight" in state else "encoder."
-    whole = {ours.format(e=encoder): theirs for theirs, ours in WHOLE.items()}
+    whole = {ours.format(e=encoder): theirs for theirs, ours in OUTSIDE_BLOCKS.items()}
     blocks = {ours.format(e=encoder): theirs for theirs, ours in BLOCKS.items()}
-    inside = {ours: theirs for theirs, ours in INSIDE.items()}
+    inside = {ours: theirs for theirs, ours in INSIDE_BLOCKS.items()}
     biases = {ours: theirs for theirs, ours in IN_MEMORY.items()} if in_memory else {}
     renamed = {}
     for key, value in state.items():

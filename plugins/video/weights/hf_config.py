@@ -76,7 +76,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def run_there(path: str) -> Callable[[Tensor], Tensor]:
+def run_in_transformers(path: str) -> Callable[[Tensor], Tensor]:
     """Load with transformers: x (B, C, T, H, W) -> tokens (B, N, D), or the logits of a classifier."""
     import transformers
 

@@ -91,7 +91,7 @@ class NeedsHidden(Signal):
     """Returns one target for an empty index."""
 
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
-        return super().target(tokens, index if index.shape[1] else tokens.everything()[:, :1])
+        return super().target(tokens, index if index.shape[1] else tokens.all_indices()[:, :1])
 
 
 class Blank(Signal):
@@ -236,7 +236,7 @@ class WholeOnly(Signal):
     """denormalize_target() fails on a part of the tokens."""
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
-        return super().denormalize_target(pred, tokens, tokens.everything())
+        return super().denormalize_target(pred, tokens, tokens.all_indices())
 
 
 MODALITIES: dict[str, type[Signal]] = {

@@ -63,7 +63,7 @@ class Overlaps(PerModalityMasking):
     """Counts visible tokens in the loss."""
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        index = tokens.everything()
+        index = tokens.all_indices()
         return Plan(index, index, counted=torch.ones(index.shape))
 
 

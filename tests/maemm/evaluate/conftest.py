@@ -69,9 +69,9 @@ def world(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "maemm.tasks.pretrain.report.save_pictures", lambda model, batch, path, **rest: path, raising=False
     )
-    registry.forget()
+    registry.clear_cache()
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield World(tmp_path)
     torch.set_num_threads(before)
-    registry.forget()
+    registry.clear_cache()

@@ -13,7 +13,7 @@ from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.records import save_record
 from maemm.tasks._shared.tables import Table, held_out, tables
 from maemm.tasks.probe.linear import _fit, choose_l2_c, linear, logistic_scores
-from maemm.tasks.probe.neighbours import knn, knn_scores
+from maemm.tasks.probe.neighbours import knn_accuracy, knn_scores
 from maemm.tasks.probe.run import probe
 from maemm.tasks.probe.trained import (
     PUBLISHED,
@@ -82,8 +82,8 @@ def test_knn_equals_the_slow_way():
         votes = np.bincount(a.y[best], np.exp(near[best] / 0.07), minlength=3)
         expected.append(votes / votes.sum())
     np.testing.assert_allclose(knn_scores(a, b, k=5), expected, atol=1e-4)
-    assert knn(train, test, k=5) == np.mean(np.argmax(expected, 1) == test.labels)
-    assert knn(train, test, k=5000) == knn(train, test, k=50)  # no more than there are
+    assert knn_accuracy(train, test, k=5) == np.mean(np.argmax(expected, 1) == test.labels)
+    assert knn_accuracy(train, test, k=5000) == knn_accuracy(train, test, k=50)  # no more than there are
     far = Features(np.vstack([train.x, -train.x]), np.tile(train.labels, 2), train.ids * 2)
     assert np.isfinite(knn_scores(*tables(far, test), k=100, temperature=0.001)).all()
 
@@ -223,7 +223,7 @@ def test_labels_are_matched_by_their_names():
     # The test part knows the classes in another order, and one more that it does not use.
     renamed = Features(test.x, np.array([3, 1, 0])[test.labels], test.ids, classes=("c", "b", "unused", "a"))
     same = Features(test.x, test.labels, test.ids, classes=("a", "b", "c"))
-    assert knn(train, renamed) == knn(train, same) > 0.8
+    assert knn_accuracy(train, renamed) == knn_accuracy(train, same) > 0.8
     assert linear(train, renamed) == linear(train, same)
 
 
@@ -253,7 +253,7 @@ def test_labels_are_matched_by_their_names():
 def test_what_is_no_task_is_said_in_one_line(change, message):
     a, b = blobs(30, names=("a", "b", "c")), blobs(30, seed=1, names=("a", "b", "c"))
     a, b = change(replaced(a, classes=None) if "(3" in message else a, b)
-    for fit in (knn, linear):
+    for fit in (knn_accuracy, linear):
         with pytest.raises(MaemmError, match=message) as error:
             fit(a, b)
         assert "\n" not in str(error.value)

@@ -19,7 +19,7 @@ from maemm.tasks.evaluate.run import evaluate
 from maemm.tasks.finetune.recipe import recipe_for
 from maemm.tasks.finetune.run import finetune
 from maemm.tasks.probe.linear import linear
-from maemm.tasks.probe.neighbours import knn
+from maemm.tasks.probe.neighbours import knn_accuracy
 from maemm.tasks.probe.run import probe
 from maemm.tasks.probe.trained import published_scores
 
@@ -40,7 +40,7 @@ def made(count=120, seed=0, classes=("a", "b", "c")):
 def test_every_classifier_finds_several_labels():
     train, test = made(), made(40, seed=1)
     chance = test.labels.mean()
-    assert linear(train, test) > 0.95 and knn(train, test) > 0.85 > 2 * chance - 0.05
+    assert linear(train, test) > 0.95 and knn_accuracy(train, test) > 0.85 > 2 * chance - 0.05
     a, b = tables(train, test)
     assert b.metric(published_scores(a, b, base_lr=[1.0, 100.0], epochs=20)) > 0.9
     assert b.metric(np.zeros((40, 3))) == pytest.approx(test.labels.mean(0).mean())

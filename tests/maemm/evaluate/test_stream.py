@@ -54,7 +54,7 @@ def test_streams_together_are_the_joint_pass(encoder):
     model = made(encoder)
     batch = {name: torch.randn(3, 1, 8, 8) for name in ("toy", "other")}
     (joint,) = open_model(model, stream="toy+other").embed(batch).values()
-    tokens = model.encoder(model.everything(batch), model.modalities).tokens
+    tokens = model.encoder(model.with_all_visible(batch), model.modalities).tokens
     if encoder is VIT:
         assert torch.allclose(joint, torch.cat([tokens["toy"], tokens["other"]], 1).mean(1), atol=1e-6)
     else:  # in which each modality has gone through the joint blocks alone

@@ -14,7 +14,16 @@ import pytest
 import torch
 
 PLUGIN = Path(__file__).parents[2] / "toy_plugin"
-FIGURES = ("step", "epoch", "loss", "grad_norm", "terms", "baseline", "lr", "skipped")  # what time does not change
+FIGURES = (
+    "step",
+    "epoch",
+    "loss",
+    "grad_norm",
+    "terms",
+    "baseline",
+    "lr",
+    "nonfinite_steps",
+)  # what time does not change
 SCRIPT = """
 import json, os, sys
 os.environ.update({environment!r})
@@ -164,7 +173,7 @@ def toys(tmp_path, monkeypatch):
     from maemm import registry
 
     monkeypatch.setenv(registry.VARIABLE, str(PLUGIN))
-    registry.forget()
+    registry.clear_cache()
     monkeypatch.setattr(
         "maemm.tasks.pretrain.report.save_pictures", lambda model, batch, path, **rest: path, raising=False
     )

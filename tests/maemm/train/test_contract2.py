@@ -198,7 +198,7 @@ def test_a_joint_budget_costs_what_its_tokens_cost(toys):
         out = net.encoder(inputs, net.modalities)
     assert set(lengths) == {99}  # and the class token
     single = net.plan({"a": batch["a"]}, rng(2))["a"]
-    index = single.tokens.everything()[:, :98]
+    index = single.tokens.all_indices()[:, :98]
     alone = ModalityInput(
         single.tokens, replace(single.plan, visible=index, visible_valid=None, budget=None), batch["a"]
     )

@@ -162,7 +162,7 @@ def test_non_finite_steps_are_skipped_and_named(toys):
     skipped = [line for line in toys.lines if "skipped: " in line]
     assert len(skipped) == 2 and all("(samples: " in line and "toy-5" in line for line in skipped)
     rows = toys.metrics()
-    assert [row["loss"] is None for row in rows].count(True) == 2 and rows[-1]["skipped"] == 2
+    assert [row["loss"] is None for row in rows].count(True) == 2 and rows[-1]["nonfinite_steps"] == 2
     for name in ("model.safetensors", "ema.safetensors"):
         assert all(torch.isfinite(value).all() for value in toys.weights(name=name).values())
 

@@ -164,7 +164,7 @@ def test_the_scrambled_table_is_used_as_it_is():
     assert model.modalities["audio"].grid == (16, 6)
     assert torch.equal(model.modalities["audio"].positions.table((16, 6)), state["pos_embed"][:, 1:])
     tokens = model.modalities["audio"].tokenize(maemm.contract.Preprocessed(torch.randn(1, 64, 48)))
-    found = model.modalities["audio"].position(tokens, tokens.everything(), "encoder")
+    found = model.modalities["audio"].position(tokens, tokens.all_indices(), "encoder")
     assert torch.equal(found[0], state["pos_embed"][0, 1:49])  # a shorter clip keeps the codes of its tokens
 
 

@@ -49,7 +49,7 @@ def norm(x, layer):
 def by_the_published_formulas(model, x, category):
     head, modality = model.head, model.modalities["pointcloud"]
     tokens = modality.tokenize(maemm.Preprocessed(x))
-    every = tokens.everything()
+    every = tokens.all_indices()
     latents, place = modality.embed(tokens, every), modality.position(tokens, every, "encoder")
     taken = []
     for number, block in enumerate(model.encoder.blocks):

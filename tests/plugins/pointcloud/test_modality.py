@@ -44,9 +44,9 @@ def test_a_group_is_its_points_around_its_centre():
     assert whole.shape == (3, 40, 5)
     apart = (whole[0, :, None] - x[0]).abs().amax(-1)  # features unchanged, coordinates back in place
     assert (apart.amin(1) < 1e-6).all()
-    target = modality.target(tokens, tokens.everything())
+    target = modality.target(tokens, tokens.all_indices())
     assert torch.equal(target.unflatten(-1, (5, 3)), tokens.values[..., :3])
-    restored = modality.denormalize_target(target, tokens, tokens.everything())
+    restored = modality.denormalize_target(target, tokens, tokens.all_indices())
     assert torch.equal(restored[..., :3], tokens.values[..., :3]) and restored[..., 3:].isnan().all()
 
 
@@ -55,7 +55,7 @@ def test_features_change_neither_groups_nor_target():
     other = x.clone()
     other[..., 3:] *= -7
     one, two = tokens_of(modality, x), tokens_of(modality, other)
-    every = one.everything()
+    every = one.all_indices()
     assert torch.equal(one.coords, two.coords)
     assert torch.equal(modality.target(one, every), modality.target(two, every))
     modality.connect(12, None)
@@ -178,7 +178,7 @@ def test_hidden_groups_count_in_all_and_not_in_visible():
         modality = connected(stats=stats)
         tokens = tokens_of(modality, x)
         every = connected(stats=stats)
-        expected = embedded(every, tokens, tokens.everything())
+        expected = embedded(every, tokens, tokens.all_indices())
         found = embedded(modality, tokens, index)
         same = torch.allclose(found, expected.gather(1, index[..., None].expand(-1, -1, 12)), atol=1e-5)
         assert same == (stats == "all")
@@ -196,7 +196,7 @@ def test_several_plans_of_a_cloud_count_it_once():
     modality, plain = connected(), connected()
     tokens = tokens_of(modality, x)
     found = embedded(modality, type(tokens)(tokens.values, tokens.coords, rows=rows), index)
-    every = embedded(plain, tokens, tokens.everything())
+    every = embedded(plain, tokens, tokens.all_indices())
     expected = every[rows[:, None], index]
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(modality.embedding.mix_norm.running_var, plain.embedding.mix_norm.running_var)
@@ -217,7 +217,7 @@ def test_padding_counts_in_no_statistics(stats):
         expected = embedded(flat, one, torch.tensor([[0, 2, 3, 7, 9, 12, 13]]))
     else:
         one = type(tokens)(tokens.gather(index)[seen][None], tokens.gather_coords(index)[seen][None])
-        expected = embedded(flat, one, one.everything())
+        expected = embedded(flat, one, one.all_indices())
     torch.testing.assert_close(found[seen], expected[0], rtol=1e-4, atol=1e-5)
     for name in ("first_norm", "mix_norm"):
         for buffer in ("running_mean", "running_var"):
@@ -231,7 +231,7 @@ def test_the_split_layer_is_the_concatenated_one():
     point = embedding.point(embedding.first_norm(embedding.first(tokens.values)).relu())
     both = torch.cat([point.amax(2, keepdim=True).expand_as(point), point], -1)
     expected = embedding.last(embedding.mix_norm(embedding.mix(both)).relu()).amax(2)
-    torch.testing.assert_close(modality.embed(tokens, tokens.everything()), expected)
+    torch.testing.assert_close(modality.embed(tokens, tokens.all_indices()), expected)
 
 
 # ------------------------------------------------------------------------------------------------ the whole way

@@ -136,7 +136,7 @@ def test_tokens_and_centres_as_published():
     modality = model.modalities["pointcloud"]
     tokens = modality.tokenize(maemm.Preprocessed(data["x"]))
     assert torch.equal(tokens.coords, data["centers"])
-    every = tokens.everything()
+    every = tokens.all_indices()
     torch.testing.assert_close(modality.code(tokens, every), data["sincos_all"], rtol=0, atol=1e-6)
     torch.testing.assert_close(modality.embed(tokens, every), data["tokens"], rtol=0, atol=1e-5)
     out = loaded("pcp_mae_tiny#train")[0](batch, plans=plans)

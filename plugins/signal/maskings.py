@@ -35,7 +35,7 @@ class TimeBlock(PerModalityMasking):
         self.ratio, self.span, self.count = ratio, span, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        channels, steps = _lattice(tokens)
+        channels, steps = _channels_and_steps(tokens)
         valid = _valid(tokens, channels, steps)
         keep = _visible_counts(steps, self.ratio, self.count)
         hidden = _hidden_steps(name, valid.any(1), keep, self.span, rng)
@@ -106,7 +106,7 @@ class PerChannel(PerModalityMasking):
         self.ratio, self.count = ratio, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        channels, steps = _lattice(tokens)
+        channels, steps = _channels_and_steps(tokens)
         valid = _valid(tokens, channels, steps)
         keep = _visible_counts(steps, self.ratio, self.count)
         noise = rng.uniform(f"mask/{name}", channels, steps).to(valid.device)
@@ -115,7 +115,7 @@ class PerChannel(PerModalityMasking):
 
 
 # ------------------------------------------------------------------------------------------------- helpers
-def _lattice(tokens: Tokens) -> tuple[int, int]:
+def _channels_and_steps(tokens: Tokens) -> tuple[int, int]:
     """(channels, time steps); tokens of all channels together count as one channel."""
     if tokens.grid is None or len(tokens.grid) > 2:
         raise MaemmError(f"this masking needs tokens of channels and time, not a grid {tokens.grid}; use random")
@@ -124,7 +124,7 @@ def _lattice(tokens: Tokens) -> tuple[int, int]:
 
 
 def _several_channels(name: str, tokens: Tokens) -> tuple[int, int]:
-    channels, steps = _lattice(tokens)
+    channels, steps = _channels_and_steps(tokens)
     if channels < 2:
         raise MaemmError(
             f"there is no channel to hide: the tokens have one channel (modalities.{name}.masking); "

@@ -6,7 +6,7 @@ import torch
 from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
-from maemm_plugins.signal.masking import Channel, ChannelTime, PerChannel, TimeBlock
+from maemm_plugins.signal.maskings import Channel, ChannelTime, PerChannel, TimeBlock
 from maemm_plugins.signal.modality import Signal
 
 ROWS, CHANNELS, STEPS = 40, 5, 12
