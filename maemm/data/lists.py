@@ -98,7 +98,7 @@ def read_list(
     the folder of the list. Labels are numbers from 0, or words, which are numbered in alphabetical order. Raises
     :class:`MaemmError` for a list that cannot be read or names no file.
     """
-    lines, endings, names = _lines(path), tuple(extensions), {*PATH_COLUMNS, *columns}
+    lines, endings, names = list_lines(path), tuple(extensions), {*PATH_COLUMNS, *columns}
     table = path.suffix.lower() in (".csv", ".tsv")
     multilabel = False
     if table:
@@ -115,7 +115,8 @@ def read_list(
     return home, paths, labels, classes
 
 
-def _lines(path: Path) -> list[str]:
+def list_lines(path: Path) -> list[str]:
+    """Lines of a text file, without empty ones and comments. Raises :class:`MaemmError` where it is no text."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from maemm.contract.errors import MaemmError
-from maemm.data.lists import PATH_COLUMNS, Labels, read_list, whole_number
+from maemm.data.lists import PATH_COLUMNS, Labels, list_lines, read_list, whole_number
 
 Columns = Literal["path label", "path start frames", "path frames label"]
 Part = tuple[int, int]  # first frame and number of frames, -1: all
@@ -92,14 +92,7 @@ def hmdb51(folder: Path, root: Path | None, split: int, part: str) -> Listed:
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from error
-    if b"\0" in data:
-        raise MaemmError(f"the list is not text ({path}); give a .txt or .csv file of paths")
-    lines = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf")).splitlines()
-    lines = [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    lines = list_lines(path)
     if not lines:
         raise MaemmError(f"the list names no video ({path}); write one path a line")
     return lines
