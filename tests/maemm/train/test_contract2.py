@@ -243,6 +243,11 @@ def test_modalities_that_are_only_encoded_or_only_decoded(toys):
         model(modalities__toy__masking={"type": "random", "ratio": 1.0})
 
 
+def test_training_on_nothing_is_refused(toys):
+    with pytest.raises(MaemmError, match="no token is hidden"):
+        toys.train(toys.recipe(toys.out / "nothing", modalities__toy__masking={"type": "random", "ratio": 0.0}))
+
+
 def test_a_row_with_nothing_to_predict_counts_nothing(toys):
     net = model(modalities__toy__masking={"type": "random", "ratio": 0.0})
     out = net(pictures(), rng=rng())
