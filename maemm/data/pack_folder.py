@@ -73,6 +73,8 @@ class PackFolder:
             raise MaemmError(f"cannot write {path} ({error.strerror}); make room there") from error
 
     def _lock(self) -> None:
+        # flock, unlike the lock of a run folder, is inherited by forked workers: those of a killed run hold it until
+        # they end, and no other run clears away what they still write.
         try:
             import fcntl
         except ImportError:  # Windows
