@@ -13,7 +13,12 @@ from typing import Any
 
 from maemm import contract
 from maemm.contract import grid
+from maemm.contract.data import gather_tokens
+from maemm.contract.parts import mean_of_counted, mean_over_known
 from maemm.contract.rng import Rng
+from maemm.model.masking import counts
+from maemm.model.pooling import mean_of_tokens
+from maemm.train import optim, schedules
 
 HEADER = """\
 # The contract
@@ -29,6 +34,12 @@ PARTS = (
 )  # fmt: skip
 
 
+HELPERS = (
+    counts.check_ratio, counts.visible_count, counts.noise_order, counts.plan_from_order, counts.plan_from_hidden,
+    counts.single_set, gather_tokens, mean_over_known, mean_of_counted, mean_of_tokens,
+)  # fmt: skip
+
+
 def page() -> str:
     """The whole page as Markdown."""
     intro = inspect.getdoc(contract) or ""
@@ -39,9 +50,20 @@ def page() -> str:
     pieces.append(_class(Rng))
     pieces.append("## Parts\n\n**must** marks methods that a part has to write; the others have a default.")
     pieces += [_class(getattr(contract, name)) for name in PARTS]
+    pieces.append("## Optimisers and schedules")
+    pieces += [_text((module.__doc__ or "").partition("\n\n")[2].strip()) for module in (optim, schedules)]
+    pieces.append("## Helpers of maskings and losses")
+    pieces += [_function(function) for function in HELPERS]
     pieces.append("## The modality of signals on a grid\n\nWhat it adds to, and how it fills in, `Modality`.")
     pieces.append(_class(grid.GridModality))
     return "\n\n".join(pieces) + "\n"
+
+
+def _function(function: Callable[..., Any]) -> str:
+    signature = str(inspect.signature(function)).replace("'", "")
+    doc = _text(inspect.getdoc(function) or "")
+    head = f"- `{function.__module__}.{function.__name__}{signature}`  "
+    return "\n".join([head, *(f"  {line}".rstrip() for line in doc.splitlines())])
 
 
 def methods_of(cls: type) -> Iterator[tuple[str, Any]]:
@@ -83,7 +105,7 @@ def _method(cls: type, name: str, member: Any) -> str:
 
 def _text(doc: str) -> str:
     """reStructuredText marks of docstrings -> Markdown; indented blocks (options, diagrams) stay as they are."""
-    doc = re.sub(r":(?:class|func|meth|mod):`[~.]*([^`]+)`", r"``\1``", doc)
+    doc = re.sub(r":(?:class|func|meth|mod|data):`[~.]*([^`]+)`", r"``\1``", doc)
     doc = re.sub(r"``([^`]*)``", r"`\1`", doc)
     lines, inside = [], False
     for line in doc.splitlines():

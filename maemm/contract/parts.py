@@ -228,7 +228,7 @@ class Modality(nn.Module, ABC):
 
 
 class Masking(ABC):
-    """Draws a plan for every modality of a batch."""
+    """Draws a plan for every modality of a batch. No positional parameters."""
 
     guide: Literal["attention", "features"] | None = None  # what the encoder computes first and passes as ``guides``
 
@@ -262,7 +262,10 @@ class PerModalityMasking(Masking):
 
 
 class Encoder(nn.Module, ABC):
-    """Visible tokens -> latents."""
+    """Visible tokens -> latents.
+
+    Positional parameters: ``modalities``, the list of their names.
+    """
 
     dim: int  # D
     norm: nn.Module  # the final norm, which pooling may apply later
@@ -306,7 +309,11 @@ class Encoder(nn.Module, ABC):
 
 
 class Decoder(nn.Module, ABC):
-    """Latents and mask tokens -> predictions."""
+    """Latents and mask tokens -> predictions.
+
+    Positional parameters: ``outputs``, {modality: O, values of a predicted token}; ``encoder_dim``, D of the latents;
+    ``prefix_count``, P prefix tokens of the encoder.
+    """
 
     dim: int | None  # D of the decoder; None: it needs no positions
     encoder_options: Mapping[str, Any] = {}  # options that the encoder must have for it
@@ -378,7 +385,10 @@ class Phase:
 
 
 class Objective(nn.Module, ABC):
-    """Computes terms of the loss from the model's output."""
+    """Computes terms of the loss from the model's output.
+
+    Positional parameters: ``name``, its key below ``objectives`` in the recipe, with which names of its terms begin.
+    """
 
     coupled: bool = False  # True: samples affect each other, so that micro-batches do not add up exactly
     masked: bool = True  # False: no masked forward pass needed; if that holds for all objectives, nothing is hidden
@@ -426,7 +436,10 @@ class Objective(nn.Module, ABC):
 
 
 class Head(nn.Module, ABC):
-    """The classifier of a fine-tuned model: encoder -> logits."""
+    """The classifier of a fine-tuned model: encoder -> logits.
+
+    Positional parameters: ``encoder_dim``, D of the latents.
+    """
 
     classes: int  # number of classes
 
