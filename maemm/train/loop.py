@@ -238,7 +238,9 @@ class Run:
             if names not in self.checked:  # once for each set of modalities, as data sets that are mixed differ
                 self.checked.add(names)
                 first_batch(self.train_state.model, micro_batches.inputs[0])
-                if not any(count.any() for count in micro_batches.counts.values()):
+                # By shapes first: a ragged batch may happen to count nothing here though its masking hides tokens.
+                predicts = any(x.plan.predict.shape[1] for x in micro_batches.inputs[0].values())
+                if not predicts and not any(count.any() for count in micro_batches.counts.values()):
                     raise MaemmError("no token is hidden, so there is nothing to learn; raise the mask ratio (masking)")
             return micro_batches
 

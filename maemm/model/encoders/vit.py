@@ -163,11 +163,11 @@ class ViT(Encoder):
         return dict(zip(inputs, received[0][:, -sum(lengths) :].split(lengths, dim=1), strict=True))
 
     def layer_of(self, name: str) -> int:
-        """Prefix tokens and modality vectors: 0, block i: i + 1, the rest (the final norm): depth + 1."""
+        """Prefix and hidden tokens, modality vectors: 0, block i: i + 1, the rest (the final norm): depth + 1."""
         block = re.match(r"blocks\.(\d+)\.", name)
         if block:
             return int(block.group(1)) + 1
-        return 0 if name.startswith(("prefix", "vectors")) else len(self.blocks) + 1
+        return 0 if name.startswith(("prefix", "hidden_token", "vectors")) else len(self.blocks) + 1
 
 
 def plain_vit(model: nn.Module, layout: str) -> ViT:
