@@ -13,13 +13,11 @@ parts, public names) differ by more than the renames; counts of lines, files and
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -29,7 +27,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-SOURCES = {"maemm": "maemm", "plugins": "maemm_plugins"}  # folders, and the packages that they are
+from _record_files import SOURCES, graph, modules, random_keys, sizes
+from _record_table import compare
+
 RENAMES = {"several": "multi_mask", "Draw": "Rng"}  # names of parts and public names: old, new
 STEPS = 20
 COLUMNS = ("loss", "grad_norm", "baseline", "baselines", "terms", "lr", "validation")  # of metrics.jsonl
@@ -40,20 +40,7 @@ SETTINGS = (
     "train.picture_every=100000",
     "train.validate_every=10",
 )
-NAMES = ("one", "found", "known", "what", "given")  # counted as identifiers
-SHORT, LONG = 40, 400  # lines of a file
 
-# Calls whose texts go into a seed -> what they are called here, under the names of either state.
-METHODS = {
-    "rand": "uniform",
-    "uniform": "uniform",
-    "under": "fold_in",
-    "fold_in": "fold_in",
-    "seed": "seed",
-    "generator": "generator",
-    "numpy": "numpy",
-}
-FUNCTIONS = {"Draw": "key", "Rng": "key", "derive": "derive", "seeded": "seeded"}
 
 # ``python -m maemm`` for a list of commands, in one process.
 DRIVER = """
@@ -190,11 +177,6 @@ def shortened(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     return {"usual": usual, "own": own}
 
 
-def in_full(recipes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What :func:`shortened` was given."""
-    return {name: {**recipes["usual"], **own} for name, own in recipes["own"].items()}
-
-
 def _leaves(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -297,224 +279,6 @@ def weights(path: Path) -> dict[str, Any]:
     return {"tensors": len(tensors), "tensor_names": names.hexdigest()[:32], "tensor_values": values.hexdigest()[:32]}
 
 
-# --------------------------------------------------------------------------------------------- text of the files
-@dataclass
-class Module:
-    """A Python file of the checkout."""
-
-    name: str  # as it is imported
-    path: str  # relative to the checkout
-    lines: int
-    tree: ast.Module
-
-    @property
-    def package(self) -> list[str]:
-        """Names of the package in which its relative imports begin."""
-        return self.name.split(".")[: None if self.path.endswith("__init__.py") else -1]
-
-    @property
-    def place(self) -> str:
-        """maemm/FOLDER or plugins/FOLDER, or the file itself where it lies in no folder below."""
-        return "/".join(self.path.split("/")[:2])
-
-
-def modules(checkout: Path) -> dict[str, Module]:
-    """{name: module} of both packages; templates of new plugins are no modules."""
-    record = {}
-    for folder, package in SOURCES.items():
-        for path in sorted((checkout / folder).rglob("*.py")):
-            inner = path.relative_to(checkout / folder).with_suffix("")
-            if "templates" in inner.parts:
-                continue
-            name = ".".join([package, *inner.parts]).removesuffix(".__init__")
-            text = path.read_text(encoding="utf-8")
-            record[name] = Module(name, path.relative_to(checkout).as_posix(), text.count("\n"), ast.parse(text))
-    return record
-
-
-def random_keys(files: Mapping[str, Module]) -> dict[str, dict[str, int]]:
-    """{kind of call: {text: how often}}; what is filled into a text is written {}."""
-    record: dict[str, Counter[str]] = defaultdict(Counter)
-    for module in files.values():
-        for call in ast.walk(module.tree):
-            if not isinstance(call, ast.Call):
-                continue
-            kind = None
-            if isinstance(call.func, ast.Attribute):
-                kind = METHODS.get(call.func.attr)
-            name = getattr(call.func, "attr", getattr(call.func, "id", None))
-            kind = kind or FUNCTIONS.get(str(name))
-            if kind is not None:
-                values = [*call.args, *(keyword.value for keyword in call.keywords)]
-                record[kind].update(text for value in values for text in _texts(value))
-    return {kind: dict(sorted(texts.items())) for kind, texts in sorted(record.items()) if texts}
-
-
-def _texts(value: ast.expr) -> Iterator[str]:
-    """Texts that a value consists of; calls inside it, and keys into dictionaries, are something else."""
-    if isinstance(value, ast.Constant) and isinstance(value.value, str):
-        yield value.value
-    elif isinstance(value, ast.JoinedStr):
-        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in value.values)
-    elif isinstance(value, ast.Tuple | ast.List | ast.IfExp | ast.BinOp | ast.Starred):
-        for inner in ast.iter_child_nodes(value):
-            if isinstance(inner, ast.expr):
-                yield from _texts(inner)
-
-
-# ------------------------------------------------------------------------------------------------------- imports
-@dataclass(frozen=True)
-class Import:
-    """One module that a statement imports from another."""
-
-    origin: str
-    target: str
-    statement: int  # its line
-    in_function: bool
-    for_types: bool  # under TYPE_CHECKING
-
-
-def imports(files: Mapping[str, Module]) -> list[Import]:
-    """Every import between modules. That importing a module runs the packages around it first is not counted."""
-    return [
-        Import(module.name, target, node.lineno, in_function, for_types)
-        for module in files.values()
-        for node, in_function, for_types in _statements(module.tree)
-        for target in _targets(node, module, files)
-        if target != module.name
-    ]
-
-
-def _statements(
-    node: ast.AST, in_function: bool = False, for_types: bool = False
-) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
-    if isinstance(node, ast.Import | ast.ImportFrom):
-        yield node, in_function, for_types
-    in_function |= isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    for_types |= isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
-    for inner in ast.iter_child_nodes(node):
-        yield from _statements(inner, in_function, for_types)
-
-
-def _targets(node: ast.Import | ast.ImportFrom, module: Module, files: Mapping[str, Module]) -> set[str]:
-    if isinstance(node, ast.Import):
-        wanted = [alias.name for alias in node.names]
-    else:
-        above = module.package[: len(module.package) - node.level + 1] if node.level else []
-        base = ".".join([*above, *([node.module] if node.module else [])])
-        wanted = [f"{base}.{alias.name}" for alias in node.names]
-    return {target for name in wanted if (target := _nearest(name, files))}
-
-
-def _nearest(name: str, files: Mapping[str, Module]) -> str | None:
-    """The module of that name, or the one that it is a name in."""
-    while name and name not in files:
-        name = name.rpartition(".")[0]
-    return name or None
-
-
-def graph(files: Mapping[str, Module]) -> dict[str, Any]:
-    """Counts of imports, and what imports itself in a circle, by file and by folder."""
-    every = imports(files)
-    first = [line for line in every if not line.in_function and not line.for_types]  # run when a module is imported
-    folders: Counter[str] = Counter()
-    for module in files.values():
-        folders[module.place] += module.lines
-    lines = {name: module.lines for name, module in files.items()}
-
-    def pairs(some: list[Import], by_folder: bool) -> set[tuple[str, str]]:
-        ends = [(line.origin, line.target) for line in some]
-        if by_folder:
-            ends = [(files[origin].place, files[target].place) for origin, target in ends]
-        return {(origin, target) for origin, target in ends if origin != target}
-
-    edges = pairs(every, True)
-    statements = {(line.origin, line.statement): line for line in every}.values()
-    return {
-        "modules": len(files),
-        "edges": len(pairs(every, False)),
-        "import statements": len(statements),
-        "in functions": sum(line.in_function for line in statements),
-        "for types only": sum(line.for_types for line in statements),
-        "folders": len(folders),
-        "folder edges": len(edges),
-        "largest circle of files": circle(pairs(every, False), lines),
-        "largest circle of files, at import": circle(pairs(first, False), lines),
-        "largest circle of folders": circle(edges, folders),
-        "largest circle of folders, at import": circle(pairs(first, True), folders),
-        "folder edges of": {
-            origin: sorted(target for start, target in edges if start == origin) for origin in sorted(folders)
-        },
-    }
-
-
-def circle(edges: set[tuple[str, str]], lines: Mapping[str, int]) -> dict[str, Any]:
-    """The largest strongly connected component: how many, how many lines, which."""
-    after: dict[str, set[str]] = defaultdict(set)
-    for origin, target in edges:
-        after[origin].add(target)
-    reached = {name: _reach(name, after) for name in after}
-    groups = [{other for other in reached[name] if name in reached.get(other, ())} for name in reached]
-    largest = max(groups, key=lambda group: (len(group), sum(lines[name] for name in group)), default=set())
-    return {"size": len(largest), "lines": sum(lines[name] for name in largest), "members": sorted(largest)}
-
-
-def _reach(name: str, after: Mapping[str, set[str]]) -> set[str]:
-    reached: set[str] = set()
-    left = [name]
-    while left:
-        new = after.get(left.pop(), set()) - reached
-        reached |= new
-        left += new
-    return reached
-
-
-# --------------------------------------------------------------------------------------------------------- sizes
-def sizes(checkout: Path, files: Mapping[str, Module]) -> dict[str, Any]:
-    """Lines, files, functions and names."""
-    lines: Counter[str] = Counter()
-    number: Counter[str] = Counter()
-    for module in files.values():
-        for place in {module.place, module.place.split("/")[0]}:
-            lines[place] += module.lines
-            number[place] += 1
-    for place in ("tests", "benchmarks"):
-        texts = [path.read_text(encoding="utf-8") for path in (checkout / place).rglob("*.py")]
-        lines[place], number[place] = sum(text.count("\n") for text in texts), len(texts)
-    nodes = [node for module in files.values() for node in ast.walk(module.tree)]
-    functions = [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    lengths = [(node.end_lineno or node.lineno) - node.lineno + 1 for node in functions]
-    words = Counter(getattr(node, "id", getattr(node, "arg", None)) for node in nodes if _is_name(node))
-    return {
-        "lines": dict(sorted(lines.items())),
-        "files": dict(sorted(number.items())),
-        f"files under {SHORT} lines": sum(module.lines < SHORT for module in files.values()),
-        f"files over {LONG} lines": sum(module.lines > LONG for module in files.values()),
-        "functions": len(functions),
-        "median lines of a function": statistics.median(lengths),
-        "private functions": sum(_is_private(node.name) for node in functions),
-        "private functions used once": sum(_used_once(module.tree) for module in files.values()),
-        "def take": sum(node.name == "take" for node in functions),
-        "names": {name: words[name] for name in NAMES},
-    }
-
-
-def _is_name(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name | ast.arg)
-
-
-def _is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
-
-
-def _used_once(tree: ast.Module) -> int:
-    """Private functions and methods of a file, each of another name, whose name is written once beside its own."""
-    nodes = list(ast.walk(tree))
-    functions = Counter(node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
-    uses = Counter(getattr(node, "id", getattr(node, "attr", None)) for node in nodes if not isinstance(node, ast.arg))
-    return sum(_is_private(name) and count == 1 and uses[name] == 1 for name, count in functions.items())
-
-
 # ------------------------------------------------------------------------------------------------------ recording
 def make(checkout: Path, python: str, with_runs: bool = True, suite_cpu: float | None = None) -> dict[str, Any]:
     """The whole record of a checkout."""
@@ -571,183 +335,6 @@ def dump(value: Any, width: int = 160, indent: int = 0) -> str:
     ]
     opened, closed = "{}" if isinstance(value, dict) else "[]"
     return f"{opened}\n" + ",\n".join(rows) + f"\n{' ' * indent}{closed}"
-
-
-# ------------------------------------------------------------------------------------------------------ comparing
-class Table:
-    """Rows of a comparison; ``failed`` where something differs that must not."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str]] = []
-        self.details: list[str] = []
-        self.failed = False
-
-    def head(self, title: str) -> None:
-        self.rows.append((title, "", "", ""))
-
-    def same(self, title: str, before: Any, after: Any, sizes: tuple[str, str], details: list[str]) -> None:
-        """A row of what must be equal."""
-        equal = before == after
-        self.failed |= not equal
-        self.rows.append((f"  {title}", *sizes, "equal" if equal else "DIFFERS"))
-        self.details += [] if equal else [f"{title}: {text}" for text in details]
-
-    def show(self, title: str, before: Any, after: Any) -> None:
-        """A row of what may change."""
-        change = ""
-        if isinstance(before, int | float) and isinstance(after, int | float):
-            change = "equal" if before == after else f"{after - before:+g}"
-        self.rows.append((f"  {title}", _shown(before), _shown(after), change))
-
-    def __str__(self) -> str:
-        rows = [("", "before", "after", ""), *self.rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        table = [
-            f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]}".rstrip() for row in rows
-        ]
-        return "\n".join([*table, *(["", "What differs:"] if self.details else []), *self.details])
-
-
-def _shown(value: Any) -> str:
-    return "-" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """The same with names replaced where they are a word of a key or a whole text."""
-    if isinstance(value, Mapping):
-        return {
-            " ".join(names.get(word, word) for word in key.split(" ")): renamed(inner, names)
-            for key, inner in value.items()
-        }
-    if isinstance(value, list):
-        return [renamed(inner, names) for inner in value]
-    return names.get(value, value) if isinstance(value, str) else value
-
-
-def compare(before: Mapping[str, Any], after: Mapping[str, Any], names: Mapping[str, str]) -> Table:
-    """Everything side by side."""
-    table = Table()
-    _compare_runs(table, before.get("runs"), after.get("runs"))
-    _compare_keys(table, before["random keys"], after["random keys"])
-    table.head("lists")
-    _compare_lists(table, *(renamed(_lists(state), names) for state in (before, after)))
-    table.head("texts")
-    changed = [
-        name
-        for name, verb in before["verbs"].items()
-        if name in after["verbs"] and verb["help"] != after["verbs"][name]["help"]
-    ]
-    table.show("help texts that changed", None, f"{len(changed)} of {len(before['verbs'])}")
-    for section in ("imports", "sizes"):
-        table.head(section)
-        old, new = dict(_counts(before[section])), dict(_counts(after[section]))
-        titles = dict.fromkeys((*old, *new))
-        quiet = [title for title in titles if "/" in title and old.get(title) == new.get(title)]
-        for title in titles:
-            if title not in quiet:
-                table.show(title, old.get(title), new.get(title))
-        if quiet:
-            table.rows.append((f"  {len(quiet)} more of single folders", "", "", "equal"))
-    table.show("CPU seconds of the tests", *(state.get("CPU seconds of the tests") for state in (before, after)))
-    for key in ("machine", "python", "torch"):
-        if before["about"][key] != after["about"][key]:
-            table.details.append(f"made with another {key}: {before['about'][key]}, {after['about'][key]}")
-    return table
-
-
-def _compare_runs(table: Table, before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> None:
-    table.head("runs")
-    if before is None or after is None:
-        table.rows.append(("  not recorded in both", "", "", ""))
-        return
-    for name in dict.fromkeys((*before, *after)):
-        old, new = before.get(name, {"error": "no such run"}), after.get(name, {"error": "no such run"})
-        last = tuple(f"{run['series']['loss'][-1]:.9g}" if "series" in run else "failed" for run in (old, new))
-        table.same(name, old, new, (last[0], last[1]), list(_run_details(old, new)))
-        if "error" in old:
-            table.failed = True
-
-
-def _run_details(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    if "error" in old or "error" in new:
-        yield f"{old.get('error', 'went well')} / {new.get('error', 'went well')}"
-        return
-    for key in dict.fromkeys((*old["series"], *new["series"])):
-        first, second = old["series"].get(key, []), new["series"].get(key, [])
-        if len(first) != len(second):
-            yield f"{key} has {len(first)} and {len(second)} values"
-        elif first != second:
-            pairs = [(a, b) for a, b in zip(first, second, strict=True) if None not in (a, b)]
-            worst = max((abs(a - b) / max(abs(a), abs(b), 1e-300) for a, b in pairs), default=float("nan"))
-            place = next(row for row, pair in enumerate(zip(first, second, strict=True), 1) if pair[0] != pair[1])
-            yield f"{key} differs from row {place} on, by {worst:.1e} of its size at most"
-    for key in ("tensors", "tensor_names", "tensor_values"):
-        if old[key] != new[key]:
-            yield f"{key}: {old[key]} / {new[key]}"
-
-
-def _compare_keys(table: Table, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """The texts must be the same; how often each is written may change where code is joined."""
-    table.head("texts in random keys")
-    for kind in dict.fromkeys((*before, *after)):
-        old, new = before.get(kind, {}), after.get(kind, {})
-        details = _difference(old, new)
-        table.same(kind, set(old), set(new), (f"{len(old)}", f"{len(new)}"), details)
-        table.show("  written how often", sum(old.values()), sum(new.values()))
-
-
-def _lists(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """{title: {entry: what belongs to it}}."""
-    plugins = record["parts"]
-    roles = sorted({role for brings in plugins.values() for role in brings})
-    entries = {
-        role: {
-            f"{plugin} {name}": options
-            for plugin, brings in plugins.items()
-            for name, options in brings.get(role, {}).items()
-        }
-        for role in roles
-    }
-    return {
-        "public names": dict.fromkeys(record["public names"]),
-        "verbs and flags": {name: [verb["words"], *verb["flags"]] for name, verb in record["verbs"].items()},
-        "recipes": in_full(record["recipes"]),
-        "plugins": dict.fromkeys(plugins),
-        "roles": dict.fromkeys(roles),
-        "weights kinds": dict.fromkeys(record["weights kinds"]),
-        **entries,
-    }
-
-
-def _compare_lists(table: Table, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    for title in dict.fromkeys((*before, *after)):
-        old, new = before.get(title, {}), after.get(title, {})
-        table.same(title, old, new, (f"{len(old)}", f"{len(new)}"), _difference(old, new))
-
-
-def _difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    rows = [f"gone: {name}" for name in old if name not in new] + [f"new: {name}" for name in new if name not in old]
-    for name in old:
-        if name in new and old[name] != new[name]:
-            rows.append(f"{name}: {_changes(old[name], new[name])}")
-    return rows
-
-
-def _changes(old: Any, new: Any) -> str:
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        keys = [key for key in dict.fromkeys((*old, *new)) if old.get(key, "none") != new.get(key, "none")]
-        return "; ".join(f"{key} {old.get(key, 'none')!r} -> {new.get(key, 'none')!r}" for key in keys)[:400]
-    if isinstance(old, list) and isinstance(new, list):
-        return f"gone {[v for v in old if v not in new]}, new {[v for v in new if v not in old]}"
-    return f"{old!r} -> {new!r}"[:400]
-
-
-def _counts(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _counts(value, f"{above}{key}: ")
-        elif isinstance(value, int | float):
-            yield f"{above}{key}", value
 
 
 # ----------------------------------------------------------------------------------------------------------- main

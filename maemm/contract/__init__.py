@@ -33,12 +33,11 @@ if TYPE_CHECKING:
         gather_tokens,
     )
     from maemm.contract.errors import MaemmError
+    from maemm.contract.formats import CheckpointFormat, ExportedState
     from maemm.contract.grid import GridModality
     from maemm.contract.parts import (
-        CheckpointFormat,
         Decoder,
         Encoder,
-        ExportedState,
         Head,
         Masking,
         Modality,
@@ -57,10 +56,11 @@ _NAMES = {
         "gather_tokens",
     ),
     "errors": ("MaemmError",),
+    "formats": ("CheckpointFormat", "ExportedState"),
     "grid": ("GridModality",),
     "parts": (
-        "CheckpointFormat", "Decoder", "Encoder", "ExportedState", "Head", "Masking", "Modality", "Objective",
-        "PerModalityMasking", "Phase", "Source", "Target",
+        "Decoder", "Encoder", "Head", "Masking", "Modality", "Objective", "PerModalityMasking", "Phase", "Source",
+        "Target",
     ),
     "rng": ("Rng",),
     "version": ("CONTRACT_VERSION",),

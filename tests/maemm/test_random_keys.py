@@ -37,8 +37,8 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def record():
-    """benchmarks/record.py, which reads the keys from the syntax trees."""
-    spec = importlib.util.spec_from_file_location("record_of_a_checkout", REPOSITORY / "benchmarks/record.py")
+    """benchmarks/_record_files.py, which reads the keys from the syntax trees."""
+    spec = importlib.util.spec_from_file_location("record_of_a_checkout", REPOSITORY / "benchmarks/_record_files.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)

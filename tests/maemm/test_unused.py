@@ -10,7 +10,7 @@ from pathlib import Path
 
 from maemm import registry
 from maemm.config.options import options_of
-from maemm.contract import parts
+from maemm.contract import formats, parts
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -25,7 +25,10 @@ WAITING = {
     "hook Objective.phase_loss": "generators against discriminators: the family, part 2",
 }
 BASES = {
-    name: base for name, base in vars(parts).items() if inspect.isclass(base) and base.__module__ == parts.__name__
+    name: base
+    for module in (parts, formats)
+    for name, base in vars(module).items()
+    if inspect.isclass(base) and base.__module__ == module.__name__
 }
 
 
