@@ -20,6 +20,9 @@ from numpy.lib.npyio import NpzFile
 
 from maemm.data.arrays import array_key, open_array_file
 
+from .._sounds.files import SoundStream, open_sound
+from .._sounds.promises import truncation_reason
+
 MOST_VALUES = 2**28  # in one sample; more is a mistake, or needs data.source.window
 CACHE_BYTES = 2**26  # of tables in memory
 _TIME = ("time", "t", "timestamp", "seconds", "time_s", "time (s)", "sec")
@@ -222,36 +225,26 @@ def _rate(time: np.ndarray) -> float:
 
 # ----------------------------------------------------------------------------------------------------- sound
 class Sound:
-    """WAV, FLAC and other sound files, through libsndfile, read in parts; full scale is 1. Channels have no names."""
+    """WAV, FLAC and other sound files, read in parts; full scale is 1. Channels have no names."""
 
     def header(self, path: Path) -> Header:
-        with self._opened(path) as file:
-            return uniform_header(None, float(file.samplerate), file.channels, file.frames)
+        file = self._opened(path)
+        return uniform_header(None, float(file.rate), file.channels, file.length)
 
     def read(self, path: Path, rows: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
         first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
-        with self._opened(path) as file:
-            try:
-                file.seek(first)
-                x = file.read(last - first, dtype="float32", always_2d=True)
-            except RuntimeError as error:  # LibsndfileError
-                raise ValueError(f"cannot be decoded ({getattr(error, 'error_string', error)})") from None
+        try:
+            x = self._opened(path).read(first, last - first)
+        except RuntimeError as error:  # LibsndfileError
+            raise ValueError(f"cannot be decoded ({getattr(error, 'error_string', error)})") from None
         if len(x) < last - first:
             raise ValueError(f"the file ends after {first + len(x):,} samples")
         return [x[start - first : stop - first, row] for row, (start, stop) in zip(rows, spans, strict=True)]
 
-    def _opened(self, path: Path) -> Any:
-        import soundfile
-
-        with open(path, "rb") as file:
-            head = file.read(8)
-        if not head:
+    def _opened(self, path: Path) -> SoundStream:
+        status = path.stat()
+        if not status.st_size:
             raise ValueError("empty file (0 bytes)")
-        promised = int.from_bytes(head[4:8], "little") + 8
-        # libsndfile silently reads what there is. Streaming writers leave the size at 0 or at its maximum.
-        if head[:4] == b"RIFF" and 8 < promised < 0xFFFFFFF0 and promised > path.stat().st_size + 1:
-            raise ValueError(f"truncated: the header promises {promised:,} bytes, there are {path.stat().st_size:,}")
-        try:
-            return soundfile.SoundFile(os.fspath(path))
-        except RuntimeError as error:  # LibsndfileError
-            raise ValueError(f"not a readable sound file ({getattr(error, 'error_string', error)})") from None
+        if (reason := truncation_reason(os.fsencode(path), status.st_size)) is not None:
+            raise ValueError(reason)
+        return open_sound(os.fsencode(path))

@@ -386,7 +386,7 @@ def test_awkward_sound_files(tmp_path):
     expected = {
         "a_ok_16k.wav": "", "a_ok.flac": "", "a_u8.wav": "", "a_s24.wav": "", "a_f32.wav": "", "a_silent.wav": "",
         "a_5ch.wav": "has 5 channels", "a_empty.wav": "no samples", "a_zero_bytes.wav": "empty file",
-        "a_cut.wav": "truncated", "a_nan.wav": "not finite",
+        "a_cut.wav": "cut off", "a_nan.wav": "not finite",
     }  # fmt: skip
     for name, text in expected.items():
         assert (text in verdict[name]) and bool(text) == bool(verdict[name]), (name, verdict[name])

@@ -1,0 +1,1 @@
+"""Sound files, read in parts, for every plugin that meets one. Not a plugin: it has no manifest."""
