@@ -203,9 +203,27 @@ class Model(nn.Module):
                     optional = () if known is None else (known,)  # losses that know no gaps need not accept it
                     loss[name] = self.modalities[name].loss(pred[name], target[name], *optional)
         plans = {name: x.plan for name, x in inputs.items()}
-        out = Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams)
+        out = Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams, inputs=inputs)
         out.parts |= latents.terms
         return out
+
+    @torch.no_grad()
+    def baseline(self, out: Output, name: str) -> Tensor | None:
+        """What ``out.loss[name]`` (R, M) would be for the best constant prediction; None where its loss has none.
+
+        The constant is the best for the tokens of ``out``: of a small batch it is a little better than of all data.
+        """
+        target, counted = out.target[name], out.plans[name].counted
+        known = out.inputs[name].tokens.gather_known(out.plans[name].predict)
+        predicted = target.shape[1]
+        if not predicted:  # one token of zeros, to learn whether there is a baseline: other ranks predict some
+            target, counted = (x.new_zeros(len(x), 1, *x.shape[2:]) for x in (target, counted))
+            known = None if known is None else known.new_zeros(target.shape)
+        if name in self.targets:
+            loss = self.targets[name].baseline(target, counted)
+        else:
+            loss = self.modalities[name].baseline(target, counted, known)
+        return None if loss is None else loss[:, :predicted]
 
     def _encode_rows(self, inputs: dict[str, ModalityInput]) -> Latents:
         """Latents of every row of the plans; rows that share a pass of the encoder are encoded once."""

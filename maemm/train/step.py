@@ -251,24 +251,12 @@ def _loss(out: Output, counts: Mapping[str, Tensor], number: int, sets: int) -> 
 @torch.no_grad()
 def _add_baselines(sums: _LocalSums, out: Output, model: Model) -> None:
     """Add (sum, count) of the loss of the best constant prediction for every token of this forward pass."""
-    for name, target in out.target.items():
-        counted, known = out.plans[name].counted, out.inputs[name].tokens.gather_known(out.plans[name].predict)
-        if not target.shape[1]:  # nothing to predict here, but maybe on other ranks, which add up the same modalities
-            target, counted = _one_token(target), _one_token(counted)
-            known = None if known is None else _one_token(known)
-        if name in model.targets:
-            loss = model.targets[name].baseline(target, counted)
-        else:
-            loss = model.modalities[name].baseline(target, counted, known)
+    for name, plan in out.plans.items():
+        counted, loss = plan.counted, model.baseline(out, name)
         if loss is None:
             sums.without_baseline.add(name)
             continue
         sums.baselines[name] = sums.baselines.get(name, 0) + torch.stack([(loss * counted).sum(), counted.sum()])
-
-
-def _one_token(x: Tensor) -> Tensor:
-    """(R, 0, ...) -> (R, 1, ...), zeros."""
-    return x.new_zeros(len(x), 1, *x.shape[2:])
 
 
 def _sum_over_ranks(dist_context: DistContext, values: dict[str, Tensor]) -> dict[str, Tensor]:

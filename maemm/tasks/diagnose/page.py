@@ -92,10 +92,9 @@ def _losses_data(name: str, losses: Mapping[str, Losses]) -> dict[str, str]:
     if name not in trained.loss:
         note = trained.note or "nothing is predicted by this model"
         return {"losses": "", "losses_note": note, "other_losses": ""}
-    lines = [
-        Line(TRAINED, trained.ratios, trained.loss[name], "main"),
-        Line("predicting the mean", trained.ratios, trained.mean_predictor[name], "baseline dashed"),
-    ]
+    lines = [Line(TRAINED, trained.ratios, trained.loss[name], "main")]
+    if any(map(math.isfinite, trained.mean_predictor[name])):
+        lines.append(Line("predicting the mean", trained.ratios, trained.mean_predictor[name], "baseline dashed"))
     chart = charts(lines, x_label="mask ratio", y_label="loss of a hidden token", width=1100, height=280)
     others = ""
     for network, other in losses.items():

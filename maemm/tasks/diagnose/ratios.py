@@ -29,7 +29,7 @@ class Losses:
 
     ratios: list[float] = field(default_factory=list)
     loss: dict[str, list[float]] = field(default_factory=dict)
-    mean_predictor: dict[str, list[float]] = field(default_factory=dict)  # of predicting the mean target of a batch
+    mean_predictor: dict[str, list[float]] = field(default_factory=dict)  # of the best constant prediction for a batch; NaN: unknown
     note: str = ""
 
 
@@ -39,7 +39,7 @@ class LossesByRatio:
     def __init__(self, model: Model, ratios: Sequence[float], seed: int = 0):
         self.model, self.ratios, self.seed, self.note = model, list(ratios), seed, ""
         self.maskings: dict[float, Masking] = {}
-        self.sums: dict[tuple[str, float], Tensor] = {}  # (3,) loss, loss of the mean predictor, count
+        self.sums: dict[tuple[str, float], Tensor] = {}  # (3,) loss, loss of the mean-predictor, count
         try:
             if model.decoder is None:
                 raise MaemmError("these weights hold an encoder only")
@@ -76,12 +76,10 @@ class LossesByRatio:
 
 
 def _sums(model: Model, output: Output, name: str) -> Tensor:
-    """(3,) sums of the loss and of the loss of predicting the batch's mean target, and the count, in float64."""
-    plan, target = output.plans[name], output.target[name]
-    counted = plan.counted.double()
-    mean = (target * counted[..., None].float()).sum((0, 1), keepdim=True) / counted.sum().clamp(min=1e-12).float()
-    mean_loss = model.modalities[name].loss(mean.expand_as(target), target)
-    sums = [(loss.double() * counted).sum() for loss in (output.loss[name], mean_loss)]
+    """(3,) sums of the loss and of that of the best constant (NaN if unknown), and the count, in float64."""
+    counted, loss, baseline = output.plans[name].counted.double(), output.loss[name], model.baseline(output, name)
+    baseline = torch.full_like(loss, torch.nan) if baseline is None else baseline
+    sums = [(x.double() * counted).sum() for x in (loss, baseline)]
     return torch.stack([*sums, counted.sum()]).cpu()
 
 

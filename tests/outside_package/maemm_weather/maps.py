@@ -56,3 +56,20 @@ def write(root):
         front[:, :2, :4, :4] = np.nan if index % 2 else front[:, :2, :4, :4]
         (root / ("calm", "storm")[index % 2]).mkdir(parents=True, exist_ok=True)
         np.save(root / ("calm", "storm")[index % 2] / f"{index:02d}.npy", front.astype(np.float32))
+
+
+def write_radar(root):
+    """Write 12 made-up clips: showers that drift, 3 % of the pixels missing."""
+    y, x = np.mgrid[:64, :64]
+    for index in range(12):
+        random = np.random.default_rng(index)
+        centres, drift = random.uniform(0, 64, (3, 2)), random.uniform(-2, 2, 2)
+        clip = np.stack(
+            [
+                sum(40 * np.exp(-((y - a - t * drift[0]) ** 2 + (x - b - t * drift[1]) ** 2) / 80) for a, b in centres)
+                for t in range(8)
+            ]
+        )
+        clip[random.random(clip.shape) < 0.03] = np.nan
+        (root / "rain").mkdir(parents=True, exist_ok=True)
+        np.save(root / "rain" / f"{index:02d}.npy", clip[None].astype(np.float32))
