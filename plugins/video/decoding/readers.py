@@ -15,8 +15,8 @@ import av
 import numpy as np
 
 from .limits import check_bytes
+from .packets import OPTIONS, Timeline, stored_packets
 
-_OPTIONS = {"protocol_whitelist": "file"}  # a playlist disguised as a video must not open URLs
 _EXACT = {"mp4", "mov"}  # containers whose header has the exact number of frames
 _INDEXED = {
     "mp4",
@@ -26,7 +26,7 @@ _INDEXED = {
     "avi",
 }  # containers in which seeking finds key frames; others are read from the start
 _LOST = 0.25  # fraction of the requested frames that may be missing (frames that are never shown, as in VP8)
-_SHORT = 0.1  # fraction of frames by which other containers' headers may be wrong
+_SHORT = 0.1  # fraction of frames by which other containers' headers may be wrong, or that may repeat a time stamp
 
 av.logging.set_level(None)  # FFmpeg writes thousands of warnings to stderr
 
@@ -42,17 +42,22 @@ class AvReader:
     def __init__(self, path: str, partial: bool = False):
         self.path = path
         with _Opened(path) as (container, stream):
-            self._stamps, keys = _stamps(container, stream)
+            scan = _Scan(container, stream)
             formats = set(container.format.name.split(","))
-            self._keys = keys if formats & _INDEXED else keys[:0]
             declared, base, self._size = stream.frames, float(stream.time_base), (stream.height, stream.width)
-            tolerance = 0 if formats & _EXACT else _SHORT * declared
+        self._stamps, self._joined = scan.stamps, scan.joined
+        self._keys = scan.keys if formats & _INDEXED else scan.keys[:0]
         if not len(self._stamps):
             raise ValueError("has no frame that can be read")
-        if len(self._stamps) < declared - tolerance and not partial:
-            raise ValueError(
-                f"ends too early: {len(self._stamps)} of {declared} frames can be read (data.source.partial: true)"
-            )
+        tolerance = 0 if formats & _EXACT else _SHORT * declared
+        if not partial and scan.stored < declared - tolerance:
+            # Edit lists leave frames out: those behind the last one that is shown do not even arrive as packets.
+            stored = stored_packets(path)
+            if stored < declared - tolerance:
+                there = min(stored, len(self._stamps))
+                raise ValueError(f"ends too early: {there} of {declared} frames can be read (data.source.partial: true)")
+        if declared and (repeated := scan.shown - len(self._stamps)) > _SHORT * scan.shown:
+            raise ValueError(f"{repeated} of {scan.shown} frames have the time stamps of others")
         self.times = self._stamps * base
 
     def frames_at(self, index: list[int]) -> np.ndarray:
@@ -74,6 +79,7 @@ class AvReader:
         last = None
         check_bytes(len(stamps), stream.height, stream.width)
         packets = container.demux(stream) if first is None else chain([first], container.demux(stream))
+        packets = Timeline().moved(packets) if self._joined else packets
         for frame in _frames(_needed(packets, stamps, self._keys), stream.codec_context, set(stamps.tolist())):
             if frame.pts is None:
                 continue
@@ -100,7 +106,7 @@ class _Opened:
 
     def __enter__(self) -> tuple[Any, Any]:
         try:
-            self.container = av.open(self.path, options=_OPTIONS)
+            self.container = av.open(self.path, options=OPTIONS)
         except EOFError:  # FFmpeg's, which is neither OSError nor ValueError
             raise ValueError("has no frame that can be read") from None
         try:
@@ -118,24 +124,36 @@ class _Opened:
         self.container.close()
 
 
-def _stamps(container: Any, stream: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Time stamps of all frames that are shown, and of the key frames among them: (n,) and (k,) int64, ascending.
+class _Scan:
+    """What the packets of a file say: ``stamps`` of the frames that are shown, and of the key frames among them.
 
-    No key frames if one comes after a frame that is shown later: such files are read from the start.
+    Both are (n,) int64, ascending; there are no ``keys`` if one comes after a frame that is shown later, or if time
+    stamps step back (``joined``): such files are read from the start. ``stored`` packets are there, of which ``shown``
+    are not left out by an edit list.
     """
-    stamps, keys, ordered, last = [], [], True, -np.inf
-    try:
-        for packet in container.demux(stream):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if packet.size and stamp is not None and not packet.is_discard and not packet.is_corrupt:
+
+    def __init__(self, container: Any, stream: Any):
+        stamps, keys, ordered, last = [], [], True, -np.inf
+        self.stored = 0
+        timeline = Timeline()
+        try:
+            for packet in timeline.moved(container.demux(stream)):
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                if not packet.size or stamp is None or packet.is_corrupt:
+                    continue
+                self.stored += 1
+                if packet.is_discard:
+                    continue
                 if packet.is_keyframe:
                     ordered = ordered and stamp > last
                     keys.append(stamp)
                 last = max(last, stamp)
                 stamps.append(stamp)
-    except (av.error.FFmpegError, EOFError):
-        pass  # the frames so far count; the reader compares their number with the header's
-    return np.unique(np.array(stamps, np.int64)), np.unique(np.array(keys if ordered else [], np.int64))
+        except (av.error.FFmpegError, EOFError):
+            pass  # the frames so far count; the reader compares their number with the header's
+        self.joined, self.shown = timeline.broken, len(stamps)
+        self.stamps = np.unique(np.array(stamps, np.int64))
+        self.keys = np.unique(np.array(keys if ordered and not self.joined else [], np.int64))
 
 
 def _needed(packets: Iterable[Any], stamps: np.ndarray, keys: np.ndarray) -> Iterator[Any]:
@@ -205,7 +223,8 @@ class DecordReader(AvReader):
         with suppress(decord.DECORDError):
             reader = decord.VideoReader(self.path, num_threads=1)  # with more it fails on VP9
             # It fails on batches of rotated frames.
-            if len(reader) == len(self._stamps) and reader[index[0]].shape[:2] == self._size:
+            count = 0 if self._joined else len(reader)
+            if count == len(self._stamps) and reader[index[0]].shape[:2] == self._size:
                 return reader.get_batch(index).asnumpy()
         return super().frames_at(index)
 
@@ -219,7 +238,7 @@ class TorchcodecReader(AvReader):
         check_bytes(len(index), *self._size)
         with suppress(RuntimeError):
             decoder = VideoDecoder(self.path, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
-            if decoder.metadata.num_frames == len(self._stamps):
+            if decoder.metadata.num_frames == len(self._stamps) and not self._joined:
                 return decoder.get_frames_at(index).data.numpy()
         return super().frames_at(index)
 
