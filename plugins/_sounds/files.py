@@ -20,6 +20,7 @@ from .promises import chained, length_is_recorded
 _MOST_SAMPLES = 2**48  # libsndfile says more where it does not know
 _EXACT = {"mov", "mp4", "matroska", "webm", "asf", "avi", "flv", "wav"}  # containers that record how long they are
 _MOST_DAMAGED = 16  # packets of a raw stream that need not be sound: tags between two streams
+_LATE = 0.5  # seconds from which on a recording is said to begin later than at 0
 _SETTLE = 0.2  # seconds that are decoded before the requested ones: codecs need some frames to settle
 
 
@@ -123,6 +124,8 @@ class _Container:
                 self.rate, self.channels = stream.codec_context.sample_rate, stream.codec_context.channels
                 self.origin = float((stream.start_time or 0) * stream.time_base)
                 seconds = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6
+                if self.origin > _LATE and not stream.duration and "matroska" in container.format.name:
+                    seconds -= self.origin  # it records when the last frame ends
                 exact = bool({*container.format.name.split(",")} & _EXACT)
                 self.length = round(float(seconds) * self.rate)
                 if count or not exact or not self.length:

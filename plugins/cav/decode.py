@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maemm.contract.errors import MaemmError
 
 from ..audio.load import Wave
+from ..video.decoding.packets import OPTIONS, Timeline, stored_packets
 
-_OPTIONS = {"protocol_whitelist": "file"}  # a playlist disguised as a video must not open URLs
 _MOST_BYTES = 2**31  # of the frames, or of the sound, of one clip: headers may claim any size
+_RECORDED = {"mp4", "mov", "matroska", "webm", "avi"}  # containers whose header has the length
+_EXACT = {"mp4", "mov"}  # and those that have the exact number of frames
+_SHORT = 0.1  # fraction of frames by which the headers of others may be wrong
+_LONGER = 0.5  # seconds by which a file may be longer than its frames: sound goes on a little
 _LATE = 0.1  # seconds by which sound may begin after the frames: codecs differ in their first samples
 
 
@@ -57,8 +62,13 @@ class Clip:
     def length(self) -> float:
         """Seconds, from the frames or else from the sound."""
         if self.times is not None:
-            return float(self.times[-1]) + last_step(self.times)
+            return float(self.times[-1] - self.times[0]) + last_step(self.times)
         return 0.0 if self.sound is None else len(self.sound) / self.rate
+
+    @property
+    def first(self) -> float:
+        """Second at which it begins."""
+        return self.begin if self.times is None else float(self.times[0])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What a cache stores."""
@@ -84,14 +94,57 @@ def last_step(times: np.ndarray) -> float:
 
 
 # ------------------------------------------------------------------------------------------------- decoding
-def seconds_of(path: str) -> float:
-    """Length of a file by its header; 0 where the header does not record it."""
+class Extent(NamedTuple):
+    """When a file begins and how long it is, in seconds; whether a moment of it can be found by its time stamp."""
+
+    begin: float
+    seconds: float
+    seekable: bool = True
+
+
+def extent_of(path: str) -> Extent:
+    """From the header where it has the length, else from all packets."""
     with _opened(path) as container:
-        return max(0.0, (container.duration or 0) / 1e6)
+        streams = [*_streams(container.streams.video)[:1], *_streams(container.streams.audio)[:1]]
+        if not streams:
+            raise ValueError("has neither frames nor sound")
+        if not {*container.format.name.split(",")} & _RECORDED or not container.duration:
+            return _extent_of_packets(container, streams)
+        first = streams[0]
+        begin, seconds = float((first.start_time or 0) * first.time_base), container.duration / 1e6
+        if begin > _LONGER and "matroska" in container.format.name:  # it records when the last frame ends
+            seconds -= begin
+        if first.type == "video" and first.duration:
+            own = float(first.duration * first.time_base)
+            seconds = own if seconds - own > _LONGER else seconds
+        return Extent(begin, seconds)
 
 
-def decode(path: str, look: Look, start: float = 0.0, stop: float = float("inf")) -> Clip:
-    """Frames and sound from second ``start`` to ``stop``, in one pass. Raises ValueError for broken files."""
+def _extent_of_packets(container: Any, streams: list[Any]) -> Extent:
+    import av
+
+    timeline, begin, end = Timeline(), {}, Fraction(0)
+    try:
+        for packet in timeline.moved(container.demux(streams)):
+            if packet.size and packet.pts is not None and not packet.is_discard:
+                time = packet.pts * packet.time_base
+                begin[packet.stream.index] = min(time, begin.get(packet.stream.index, time))
+                end = max(end, time + (packet.duration or 0) * packet.time_base)
+    except (av.error.FFmpegError, EOFError):
+        pass  # what there is so far counts
+    if not begin:
+        raise ValueError("nothing in it can be read")
+    start = begin.get(streams[0].index, min(begin.values()))
+    return Extent(float(start), max(0.0, float(end - start)), not timeline.broken)
+
+
+def decode(
+    path: str, look: Look, start: float = -float("inf"), stop: float = float("inf"), seekable: bool = True
+) -> Clip:
+    """Frames and sound from second ``start`` to ``stop``, in one pass; with a ``start`` that is finite it seeks.
+
+    Raises ValueError for broken files.
+    """
     import av
 
     with _opened(path) as container:
@@ -99,13 +152,17 @@ def decode(path: str, look: Look, start: float = 0.0, stop: float = float("inf")
         if not streams:
             raise ValueError("has neither frames nor sound")
         frames, sounds = _Frames(look, start, stop), _Sounds(start, stop)
+        stored = shown = 0  # packets of frames
         try:
-            if start > 0:
-                container.seek(max(0, int((start - 0.2) * 1e6)))  # the key frame before
+            begin = (container.start_time or 0) / 1e6
+            if seekable and start > begin and start > -float("inf"):
+                container.seek(int(max(begin, start - 0.2) * 1e6))  # the key frame before
             unfinished = {stream.index for stream in streams}
-            for packet in container.demux(streams):
+            for packet in Timeline().moved(container.demux(streams)):
                 if packet.stream.index not in unfinished:
                     continue
+                if packet.stream.type == "video" and packet.size:
+                    stored, shown = stored + 1, shown + (not packet.is_discard)
                 collector = frames if packet.stream.type == "video" else sounds
                 if any(collector.add(frame) for frame in packet.decode()):
                     unfinished.discard(packet.stream.index)
@@ -114,11 +171,24 @@ def decode(path: str, look: Look, start: float = 0.0, stop: float = float("inf")
         except av.error.FFmpegError as error:
             raise ValueError(f"cannot be decoded after {frames.count} frames ({error.strerror or error})") from None
         by_type = {stream.type: stream for stream in streams}
-        if "video" in by_type and stop == float("inf") and frames.count < by_type["video"].frames:
-            raise ValueError(f"ends too early: {frames.count} of {by_type['video'].frames} frames can be read")
+        if "video" in by_type and start == -float("inf") and stop == float("inf"):
+            exact = bool({*container.format.name.split(",")} & _EXACT)
+            _check_count(path, by_type["video"].frames, stored, shown, frames.count, exact)
         times, pictures = frames.result() if "video" in by_type else (None, None)
         sound, rate, begin = sounds.result() if "audio" in by_type else (None, 0, 0.0)
         return Clip(times, pictures, sound, rate, begin)
+
+
+def _check_count(path: str, declared: int, stored: int, shown: int, decoded: int, exact: bool) -> None:
+    """Compare frames with what the header declares. Raises ValueError where there are fewer.
+
+    Edit lists leave frames out (``shown`` of ``stored`` packets are not), and some packets do not even arrive.
+    """
+    tolerance = 0 if exact else _SHORT * declared
+    if stored < declared - tolerance:
+        stored = stored_packets(path)
+    if stored < declared - tolerance or (declared and decoded < shown - tolerance):
+        raise ValueError(f"ends too early: {min(decoded, stored)} of {declared} frames can be read")
 
 
 def _opened(path: str) -> Any:
@@ -130,7 +200,7 @@ def _opened(path: str) -> Any:
     if not os.path.getsize(path):
         raise ValueError("empty file (0 bytes)")
     try:
-        return av.open(path, options=_OPTIONS)
+        return av.open(path, options=OPTIONS)
     except av.error.FFmpegError as error:
         raise ValueError(f"not a readable video ({error.strerror or error})") from None
 

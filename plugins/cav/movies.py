@@ -20,7 +20,7 @@ from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
 
 from ..audio.read import VIDEO_EXTENSIONS
-from .decode import Clip, Look, decode, last_step, seconds_of
+from .decode import Clip, Look, decode, extent_of, last_step
 
 _MARGIN = 0.05  # seconds of sound after the last frame, for the last window of a filter bank
 
@@ -64,17 +64,20 @@ class Movies(Files):
         """``position`` in [0, 1): of the interval in the file; ``at``: of the image in the interval."""
         if self.cache is not None:
             clip = _cached(self.cache, file, self.look)
-            start = position * max(0.0, clip.length - (self.seconds or clip.length))
+            start = clip.first + position * max(0.0, clip.length - (self.seconds or clip.length))
         elif self.seconds is None:
-            clip, start = decode(file, self.look), 0.0
+            clip = decode(file, self.look)
+            start = clip.first
         else:
-            start = position * max(0.0, seconds_of(file) - self.seconds)
-            clip = decode(file, self.look, start, start + self.seconds + _MARGIN)
+            begin, length, seekable = extent_of(file)
+            start = begin + position * max(0.0, length - self.seconds)
+            clip = decode(file, self.look, start, start + self.seconds + _MARGIN, seekable)
         raw: dict[str, Any] = {}
         stop = start + self.seconds if self.seconds else float("inf")
         if clip.times is not None and clip.pictures is not None:
             shown = self._shown(clip.times, start)
-            start = max(float(clip.times[shown[0]]), 0.0)  # sound begins with the first frame
+            # Sound begins with the first frame, if not at 0: some containers let frames begin a little before.
+            start = max(float(clip.times[shown[0]]), min(clip.begin, 0.0))
             stop = start + self.seconds if self.seconds else float("inf")
             if self.names.video:
                 raw[self.names.video] = clip.pictures[shown]

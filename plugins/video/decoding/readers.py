@@ -55,7 +55,9 @@ class AvReader:
             stored = stored_packets(path)
             if stored < declared - tolerance:
                 there = min(stored, len(self._stamps))
-                raise ValueError(f"ends too early: {there} of {declared} frames can be read (data.source.partial: true)")
+                raise ValueError(
+                    f"ends too early: {there} of {declared} frames can be read (data.source.partial: true)"
+                )
         if declared and (repeated := scan.shown - len(self._stamps)) > _SHORT * scan.shown:
             raise ValueError(f"{repeated} of {scan.shown} frames have the time stamps of others")
         self.times = self._stamps * base

@@ -78,9 +78,10 @@ def test_a_cut_that_also_ends_too_early(videos, cuts, tmp_path):
     front = tmp_path / "front.mp4"
     source = tmp_path / "x.mp4"
     source.write_bytes(data)
-    with av.open(str(source), options={"ignore_editlist": "1"}) as old, av.open(
-        str(front), "w", options={"movflags": "faststart"}
-    ) as new:
+    with (
+        av.open(str(source), options={"ignore_editlist": "1"}) as old,
+        av.open(str(front), "w", options={"movflags": "faststart"}) as new,
+    ):
         stream = new.add_stream_from_template(old.streams.video[0])
         for packet in old.demux(old.streams.video[0]):
             if packet.size:
