@@ -426,6 +426,13 @@ class Objective(nn.Module, ABC):
     def after_step(self, model: Model, step: int, bad: Tensor) -> None:
         """Called after each optimiser step, to update moving averages; ``bad`` as in :meth:`Target.after_step`."""
 
+    def unused_parameters(self, model: Model) -> Iterable[nn.Parameter]:
+        """Parameters of the model that its loss does not depend on; those that no objective uses are not trained.
+
+        By default none.
+        """
+        return ()
+
     def phases(self, model: Model) -> Sequence[Phase]:
         """Its own optimisations inside a step, by default none."""
         return ()
@@ -442,6 +449,10 @@ class Head(nn.Module, ABC):
     """
 
     classes: int  # number of classes
+
+    def unused_parameters(self, model: Model, stream: str | None = None) -> Iterable[nn.Parameter]:
+        """Parameters of the model that its output (or its output ``stream``) does not depend on. By default none."""
+        return ()
 
     @abstractmethod
     def features(self, model: Model, batch: dict[str, Any]) -> Tensor | dict[str, Tensor]:

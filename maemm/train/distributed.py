@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -124,10 +124,15 @@ class DistContext:
             dist.all_reduce(values)
         return values
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` wrapped in DistributedDataParallel, or itself where there is one rank."""
+    def wrap(self, model: nn.Module, without: Collection[str] = ()) -> nn.Module:
+        """``model`` wrapped in DistributedDataParallel, or itself where there is one rank.
+
+        ``without``: names of parameters whose gradient is not averaged, such as those that the loss does not reach: DDP
+        waits for a gradient of all others in every step.
+        """
         if self.world_size == 1:
             return model
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(without))
         # Our BatchNorm keeps its statistics equal itself. The option is called forward_sync_buffers from torch 2.13 on.
         parameters = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"

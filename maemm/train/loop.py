@@ -31,9 +31,10 @@ from maemm.train.run_folder import RunFolder
 from maemm.train.schedules import learning_rate
 from maemm.train.setup import make_loader, make_order, make_train_state
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
-from maemm.train.step import MicroBatches, StepResult, TrainState, plan_micro_batches, take_step
+from maemm.train.step import MicroBatches, StepResult, TrainState, leave_out_unused, plan_micro_batches, take_step
 from maemm.train.validation import Validator
 from maemm.weights import BEST
+from maemm.weights.own import some_of
 
 SAVES, PICTURES = 200, 10  # about how many of each a run makes by default
 
@@ -155,6 +156,7 @@ class Run:
         saves_per_picture = max(1, math.ceil(steps / self.save_every / PICTURES))
         self.picture_every = self.settings.get("picture_every") or self.save_every * saves_per_picture
         self.step, self.saved_step = 0, -1
+        self.stepped = False  # whether this start has done a step
 
         # What a step uses.
         self.lr = learning_rate(self.settings, order.steps_per_epoch, steps)
@@ -205,7 +207,6 @@ class Run:
     # ------------------------------------------------------------------------------------------ the loop
     def train(self, interrupts: Interrupts) -> None:
         """Step until the end. At an interrupt, or an error between two steps, first save what has been learned."""
-        self.train_state.net = self.dist_context.wrap(self.train_state.model)
         self.console.log(first_line(self.folder.path, self.train_state, len(self.source), self.order, self.steps))
         if self.step:
             self.console.log(f"resuming from step {self.step}")
@@ -261,7 +262,11 @@ class Run:
         lr = self.lr(micro_batches.step)
         set_lr(self.train_state.optimizer, lr)
         with self.dist_context.explain_errors():
-            result = take_step(self.train_state, micro_batches, baseline=logs)
+            unused = [] if self.stepped else leave_out_unused(self.train_state, micro_batches)
+            result = take_step(self.train_state, micro_batches, baseline=logs, first=not self.stepped)
+        if not self.stepped:
+            self.stepped = True
+            self._warn_of_unused(unused or result.without_gradient)
         self.step = done
         terms = {f"terms.{name}": value for name, value in result.terms.items()}
         self.means.add({"loss": result.total, "grad_norm": result.grad_norm} | terms, result.bad)
@@ -277,6 +282,15 @@ class Run:
             self._save()
         if done % self.picture_every == 0 and not is_last:
             self.dist_context.on_rank0(lambda: self.callback.draw_pictures(done))
+
+    def _warn_of_unused(self, names: list[str]) -> None:
+        if names:
+            listed, count = some_of(names), len(names)
+            self.console.log(
+                f"warning: {count} parameter{'s get' if count > 1 else ' gets'} no gradient and "
+                f"stay{'' if count > 1 else 's'} untrained ({listed}): no loss depends on "
+                f"{'them' if count > 1 else 'it'}; leave the part out, or use it in an objective"
+            )
 
     def _finish(self) -> None:
         self._save()

@@ -19,6 +19,7 @@ from maemm import registry
 from maemm.config.options import check, options_of
 from maemm.contract import Phase
 from maemm.contract.errors import MaemmError
+from maemm.model.model import Model
 
 NO_DECAY = ("*.bias",)
 
@@ -104,6 +105,14 @@ def freeze(model: nn.Module, trainable: str) -> None:
 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and is_trainable(name))
+
+
+def freeze_unused(model: Model) -> None:
+    """Freeze the parameters that no objective uses, by what objectives and heads say (``unused_parameters``)."""
+    unused = [{id(parameter) for parameter in part.unused_parameters(model)} for part in model.objectives.values()]
+    everywhere = set.intersection(*unused) if unused else set()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.requires_grad and id(parameter) not in everywhere)
 
 
 # ---------------------------------------------------------------------------------------------- optimisers
@@ -233,7 +242,7 @@ def step_unless(optimizer: Optimizer, bad: Tensor) -> None:
     Fused optimisers check ``found_inf`` on the device, as with :class:`torch.amp.GradScaler`, so that the host need
     not wait for it; for others it waits.
     """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
+    if getattr(optimizer, "_step_supports_amp_scaling", False) and _has_momentum(optimizer):
         fused: Any = optimizer
         fused.grad_scale, fused.found_inf = None, bad.float()
         try:
@@ -242,3 +251,23 @@ def step_unless(optimizer: Optimizer, bad: Tensor) -> None:
             del fused.grad_scale, fused.found_inf
     elif not bad.item():
         optimizer.step()
+
+
+def _has_momentum(optimizer: Optimizer) -> bool:
+    """Give SGD the momentum of parameters that have none yet: 0, which makes the same first update.
+
+    Its fused step would make it of uninitialised memory, and leave that as it is where the step is skipped. False where
+    0 would not be the same, since dampening spares the first step: such an optimiser is to wait for the host.
+    """
+    if not isinstance(optimizer, torch.optim.SGD):
+        return True
+    for group in optimizer.param_groups:
+        if group["momentum"] == 0:
+            continue
+        with_gradient = [parameter for parameter in group["params"] if parameter.grad is not None]
+        new = [p for p in with_gradient if optimizer.state[p].get("momentum_buffer") is None]
+        if new and group["dampening"]:
+            return False
+        for parameter in new:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
+    return True

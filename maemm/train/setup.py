@@ -21,7 +21,7 @@ from maemm.model.model import Model
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initialize import initialize_from
-from maemm.train.optim import freeze, make_optimizer, make_phase_optimizer
+from maemm.train.optim import freeze, freeze_unused, make_optimizer, make_phase_optimizer
 from maemm.train.step import PhaseState, TrainState
 
 
@@ -98,6 +98,7 @@ def make_train_state(
     if fresh and recipe.get("init"):
         initialize_from(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
+    freeze_unused(model)
     model.to(dist_context.device).train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
     optimizer = make_optimizer(model, train, [parameter for _, phase in phases for parameter in phase.parameters])

@@ -103,6 +103,9 @@ class StepResult:
     baselines: dict[str, Tensor] = field(default_factory=dict)  # by modality: loss of the best constant prediction
     without_baseline: list[str] = field(default_factory=list)  # modalities whose loss has none
     weights: dict[str, float] = field(default_factory=dict)  # of each term
+    without_gradient: list[str] = field(
+        default_factory=list
+    )  # names of parameters to train that the loss did not reach
 
 
 def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch]) -> MicroBatches:
@@ -138,8 +141,11 @@ def _key(term: str, number: int, sets: int) -> str:
     return term if sets == 1 else f"{number}/{term}"
 
 
-def take_step(train_state: TrainState, micro_batches: MicroBatches, *, baseline: bool = False) -> StepResult:
-    """Forward, backward, update. ``baseline=True`` also computes the loss of the best constant prediction.
+def take_step(
+    train_state: TrainState, micro_batches: MicroBatches, *, baseline: bool = False, first: bool = False
+) -> StepResult:
+    """Forward, backward, update. ``baseline=True`` also computes the loss of the best constant prediction, and
+    ``first=True`` finds parameters without a gradient.
 
     Where the loss or the gradient is not finite, parameters, moments, averages and BatchNorm statistics stay as they
     are; the host does not wait to find out. ``after_step`` of objectives and targets is called all the same.
@@ -155,6 +161,7 @@ def take_step(train_state: TrainState, micro_batches: MicroBatches, *, baseline:
     counts = _sum_over_ranks(dist_context, micro_batches.counts)
     with seeded(train_state.seed, micro_batches.step, "forward", dist_context.rank):
         local = _accumulate_gradients(train_state, micro_batches, counts, baseline)
+    without_gradient = _without_gradient(train_state)[0] if first else []
     norm = grad_norm(optimizer, train_state.clip)
     sums, baselines = _sum_over_ranks(dist_context, local.terms), _sum_over_ranks(dist_context, local.baselines)
     means = {key: value / counts[key].clamp(min=1e-12) for key, value in sums.items()}
@@ -190,7 +197,48 @@ def take_step(train_state: TrainState, micro_batches: MicroBatches, *, baseline:
         baselines={name: value[0] / value[1].clamp(min=1e-12) for name, value in baselines.items()},
         without_baseline=sorted(local.without_baseline),
         weights=local.weights,
+        without_gradient=without_gradient,
     )
+
+
+def leave_out_unused(train_state: TrainState, micro_batches: MicroBatches) -> list[str]:
+    """Wrap the model for several ranks, without the parameters that its loss does not reach; returns their names.
+
+    DDP would wait for a gradient of theirs for ever. They are found by a forward and a backward pass of the first
+    micro-batch, which leaves no trace, and are frozen. Raises :class:`MaemmError` where ranks do not agree on them.
+    """
+    model, dist_context = train_state.model, train_state.dist_context
+    if dist_context.world_size == 1:
+        train_state.net = model
+        return []
+    sets = micro_batches.sets
+    first = replace(micro_batches, inputs=micro_batches.inputs[:sets], labels=micro_batches.labels[:sets])
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    train_state.net = model
+    with seeded(train_state.seed, micro_batches.step, "forward", dist_context.rank):
+        _accumulate_gradients(train_state, first, micro_batches.counts, baseline=False)
+    unused, of_phases = _without_gradient(train_state)
+    model.zero_grad(set_to_none=True)
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    if any(names != unused for names in dist_context.all_gather_object(unused)):
+        raise MaemmError(
+            f"parameters get a gradient on some ranks only ({', '.join(unused[:3])}); let every forward pass use them"
+        )
+    for name in unused:
+        model.get_parameter(name).requires_grad_(False)
+    train_state.net = dist_context.wrap(model, [*unused, *of_phases])
+    return unused
+
+
+def _without_gradient(train_state: TrainState) -> tuple[list[str], list[str]]:
+    """Names of the parameters without a gradient: of those of the main optimisation, and of those of phases."""
+    of_phases = {id(parameter) for state in train_state.phases for parameter in state.phase.parameters}
+    names: tuple[list[str], list[str]] = ([], [])
+    for name, parameter in train_state.model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None:
+            names[id(parameter) in of_phases].append(name)
+    return names
 
 
 @dataclass

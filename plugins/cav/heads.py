@@ -34,6 +34,21 @@ class StreamHead(Head):
         self.norm = nn.LayerNorm(encoder_dim, eps=eps)
         self.linear = nn.Linear(encoder_dim, classes)
 
+    def unused_parameters(self, model: Model, stream: str | None = None) -> list[nn.Parameter]:
+        """What the pass ``stream`` leaves out: norms of other passes, and all that is the other modality's alone."""
+        encoder = model.encoder
+        if stream is None or not isinstance(encoder, Streams):
+            return []
+        single = next((name for name, mode in MODES.items() if stream.removeprefix("missing") == mode), None)
+        unused: list[Any] = [part[name] for part in (encoder.own, encoder.own_norm) for name in part if name != single]
+        if single is not None:
+            others = [name for name in encoder.names if name != single]
+            unused += [part[name] for part in (model.modalities, encoder.trunks) for name in others]
+            unused.append(nn.ParameterList(encoder.vectors[name] for name in others))
+            if not stream.startswith("missing"):  # which also takes the shared norms
+                unused += [encoder.norm, *(norm for block in encoder.joint for norm in (block.norm1, block.norm2))]
+        return [parameter for module in unused for parameter in module.parameters()]
+
     def features(self, model: Model, batch: dict[str, Any]) -> dict[str, Tensor]:
         """{mode: (B, D)} of all modes that the modalities of the batch allow."""
         encoder = model.encoder

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maemm.contract import Objective, Output, Plan, Preprocessed, Term
@@ -105,6 +106,9 @@ class Classify(Objective):
         return {
             self.name: Term(sum(losses[1:], losses[0]) / len(losses), self.counts(out.plans)[self.name], self.weight)
         }
+
+    def unused_parameters(self, model: Any) -> Iterable[nn.Parameter]:
+        return () if model.head is None else model.head.unused_parameters(model, self.stream)
 
     def _streams(self, logits: Tensor | dict[str, Tensor]) -> list[Tensor]:
         if not isinstance(logits, dict):
