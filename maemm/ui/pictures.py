@@ -19,14 +19,17 @@ from torch import Tensor
 from maemm.contract import Modality, ModalityInput, Plan, Preprocessed, Tokens
 from maemm.contract.rng import Rng
 from maemm.data.atomic import write_whole
+from maemm.data.encodable import encodable
 from maemm.model.model import Model, as_preprocessed
 from maemm.ui.interactive import save_interactive
 from maemm.ui.picture_rows import Rows
 
 _WIDTH, _HEIGHT = 2.15, 1.6  # inches of a column, and of a row at most
 _NOTE = 0.75  # inches of a note in place of pictures
+_FARTHEST = 1e3  # times the largest input: predictions beyond are not drawn as they are
 _TITLE, _CAPTION = 0.25, 0.12  # inches of a modality's name, and of a line of a caption
 
+DIVERGED = "no pictures: nothing that the model predicts is a finite number"
 INPUT = "input"
 OUTRIGHT = "reconstruction"
 TRUE = "reconstruction: uses each\nhidden patch's true mean and std"
@@ -52,6 +55,8 @@ def make_rows(
     for name, inputs in inputs_by_name.items():
         if name in model.targets:
             rows[name] = Rows(note="no pictures: the model predicts features, not the signal")
+        elif pred[name].numel() and not pred[name].isfinite().any():
+            rows[name] = Rows(note=DIVERGED)
         else:
             rows[name] = _rows_of(modalities[name], inputs, pred[name].float(), count)
     return rows
@@ -61,13 +66,25 @@ Layer = tuple[Tensor, Tensor, Tensor | None]  # values (R, M, ...), index (R, M)
 
 
 def put_together(modality: Modality, tokens: Tokens, *layers: Layer) -> Tensor:
-    """The signal (R, ...) of tokens laid on top of each other, on the CPU; NaN where there is none."""
+    """The signal (R, ...) of tokens laid on top of each other, on the CPU; NaN where there is none.
+
+    Predictions far beyond the input, such as those of a model that has diverged, are cut: what draws or encodes them
+    was not made for such numbers.
+    """
     whole = torch.full_like(tokens.values, math.nan, dtype=torch.float32)
     for values, index, valid in layers:
         whole = _put(whole, values, index, valid)
-    signal = modality.untokenize(whole, tokens)
+    signal = modality.untokenize(whole, _without_padding(tokens))
     assert signal is not None  # modalities without an inverse are not asked
-    return signal.cpu()
+    largest = _FARTHEST * max(1.0, float(tokens.values.float().nan_to_num(0, 0, 0).abs().amax()))
+    return encodable(signal.cpu(), -largest, largest, math.nan)
+
+
+def _without_padding(tokens: Tokens) -> Tokens:
+    """A set with NaN for the coordinates of padding, which would be drawn at the origin."""
+    if tokens.grid is not None or tokens.valid is None or not tokens.coords.is_floating_point():
+        return tokens
+    return replace(tokens, coords=tokens.coords.masked_fill(~tokens.valid[..., None], math.nan))
 
 
 def _rows_of(modality: Modality, inputs: ModalityInput, pred: Tensor, count: int) -> Rows:

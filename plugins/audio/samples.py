@@ -6,8 +6,10 @@ import wave
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from maemm.contract import Source
+from maemm.data.encodable import encodable
 
 from .._objects.objects import COUNT
 from .._objects.sound import ring
@@ -42,9 +44,10 @@ def open_samples(root: str | None, list: str | None = None, *, name: str = "audi
 
 
 def write_wav(path: Path, sound: np.ndarray, rate: int) -> None:
-    """(samples,) float -1 .. 1 as a 16-bit mono WAV file."""
+    """(samples,) float -1 .. 1 as a 16-bit mono WAV file; louder samples are clipped, NaN is silence."""
+    sound = encodable(torch.from_numpy(np.asarray(sound)), -1.0, 1.0).numpy()
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)
-        file.writeframes((sound.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+        file.writeframes((sound * 32767).round().astype("<i2").tobytes())

@@ -12,15 +12,17 @@ import torch
 from torch import Tensor
 
 from maemm.contract.rng import seeded
+from maemm.data.encodable import encodable
 
 from .frontend import FLOOR, PREEMPHASIS, FilterBank
 
 ITERATIONS = 32  # of Griffin-Lim
+LOUDEST = 30.0  # log-mel; full scale reaches about 25, and exp() of more is soon infinite
 MOST_SAMPLES, MOST_SECONDS = 3, 10.0  # on a page
 
 
 def to_wave(logmel: Tensor, bank: FilterBank) -> Tensor:
-    """Log-mel (R, T, F) -> (R, samples) whose spectrogram is near it; NaN is silence.
+    """Log-mel (R, T, F) -> (R, samples) whose spectrogram is near it, all finite; NaN is silence.
 
     The mel triangles are inverted by least squares, without negative power, pre-emphasis is undone, and phases are
     estimated by Griffin and Lim (1984; torchaudio). The filter bank keeps neither phases nor the fine detail of the
@@ -29,7 +31,8 @@ def to_wave(logmel: Tensor, bank: FilterBank) -> Tensor:
     from torchaudio.functional import griffinlim
 
     window, triangles = bank.tables(torch.device("cpu"))
-    mel = logmel.float().cpu().nan_to_num(float(np.log(FLOOR))).exp()
+    silence = float(np.log(FLOOR))
+    mel = encodable(logmel.float().cpu(), -LOUDEST, LOUDEST, silence).exp()
     power = (mel @ torch.linalg.pinv(triangles)).clamp(min=0)  # (R, T, padded / 2)
     angle = torch.arange(power.shape[-1]) * (torch.pi / power.shape[-1])
     power = power / (1 + PREEMPHASIS**2 - 2 * PREEMPHASIS * angle.cos())
@@ -72,9 +75,13 @@ def _audio(wave: Tensor, rate: int) -> str:
 
 
 def encoded(wave: np.ndarray, rate: int) -> tuple[str, bytes]:
-    """(MIME subtype, bytes) of (samples,) float -1 .. 1: MP3, which every browser plays, else WAV."""
+    """(MIME subtype, bytes) of (samples,) float -1 .. 1: MP3, which every browser plays, else WAV.
+
+    Louder samples are clipped, NaN is silence.
+    """
     import soundfile
 
+    wave = encodable(torch.from_numpy(np.asarray(wave, np.float32)), -1.0, 1.0).numpy()
     for kind, format in (("mpeg", "MP3"), ("wav", "WAV")):
         file = io.BytesIO()
         try:

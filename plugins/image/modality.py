@@ -16,6 +16,7 @@ from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.contract.rng import Rng
+from maemm.data.encodable import encodable
 
 from .._augment.randaugment import RandAugment
 from . import preprocess as on_device
@@ -177,7 +178,7 @@ class Image(GridModality):
         pixels = self.denormalize_input(signal.detach()).cpu()
         pixels = pixels[: 3 if len(pixels) >= 3 else 1]
         hidden = pixels.isnan().any(0)
-        pixels = pixels.clamp(0, 1).nan_to_num(0).expand(3, -1, -1)
+        pixels = encodable(pixels, 0, 1).expand(3, -1, -1)
         axes.set_axis_off()
         axes.imshow(torch.where(hidden, 0.6, pixels).permute(1, 2, 0).numpy(), interpolation="nearest")
 

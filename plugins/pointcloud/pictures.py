@@ -6,10 +6,14 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
+
+from maemm.data.encodable import encodable
 
 TURN, TILT = math.radians(-32), math.radians(22)  # of the view: about the upward axis, then towards the viewer
 _DISTANCE = 4.0  # of the eye, in radii
+_LARGEST = 1e15  # a coordinate whose square is finite in float32
 _FAR = 0.62  # fraction of white in the colour of the farthest points
 
 
@@ -17,7 +21,7 @@ def plot(axes: Any, signal: Tensor, up: str = "y") -> None:
     """Draw one cloud (P, 3 + F) on a matplotlib ``Axes``, coloured by height; rows with NaN are left out."""
     points = upright(signal.detach().float().cpu().numpy()[:, :3], up)
     dot = _dot(axes, len(points))  # with hidden points, so that all pictures of a cloud have equal dots
-    points = points[np.isfinite(points).all(1)]
+    points = drawable(points[~np.isnan(points).any(1)])
     axes.set_axis_off()
     axes.set_aspect("equal")
     axes.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2))
@@ -31,6 +35,11 @@ def plot(axes: Any, signal: Tensor, up: str = "y") -> None:
     axes.scatter(
         (across * near)[order], (upward * near)[order], s=(dot * near)[order] ** 2, c=colour[order], linewidths=0
     )
+
+
+def drawable(points: np.ndarray) -> np.ndarray:
+    """(P, 3) without infinity: what a model that has diverged predicts lies far outside instead."""
+    return encodable(torch.from_numpy(points), -_LARGEST, _LARGEST, math.nan).numpy()
 
 
 def _dot(axes: Any, count: int) -> float:

@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 from torch import Tensor
 
-from .pictures import TILT, TURN, fitted, upright
+from .pictures import TILT, TURN, drawable, fitted, upright
 
 _SCALE = 2**14  # of the 16-bit numbers; coordinates are within -2 .. 2
 
@@ -24,7 +24,7 @@ def interactive(columns: Mapping[str, Tensor], up: str = "y") -> str | None:
     if len(columns) < 3:
         return None
     signals = list(columns.values())
-    whole, visible, predicted = (signal.float().numpy() for signal in (signals[0], signals[1], signals[-1]))
+    whole, visible, predicted = (drawable(signal.float().numpy()) for signal in (signals[0], signals[1], signals[-1]))
     clouds = [_packed(*rows, up) for rows in zip(whole, visible, predicted, strict=True)]
     captions = [escape(" ".join(list(columns)[at].split())) for at in (0, 1, -1)]
     captions[-1] += ': <b class="seen">seen</b> and <b class="guess">predicted</b>'

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maemm.data.encodable import encodable
+
 _INK, _HIDDEN = "#14507a", "#d9d4cb"
 _MOST = 16  # channels in a picture
+_LARGEST = 1e30  # that is drawn: matplotlib multiplies
 
 
 def traces(axes: Any, signal: Tensor, names: Sequence[str] | None = None) -> None:
@@ -19,7 +22,7 @@ def traces(axes: Any, signal: Tensor, names: Sequence[str] | None = None) -> Non
     Each trace is centred on its median; all share one scale, a power of two that most values fit, so that input,
     visible part and reconstruction of a sample mostly have the same scale. Of many channels an even selection is drawn.
     """
-    signal = signal.detach().float().cpu()
+    signal = encodable(signal.detach().float().cpu(), -_LARGEST, _LARGEST, math.nan)
     chosen = torch.linspace(0, len(signal) - 1, min(_MOST, len(signal))).round().long()
     signal = signal[chosen]
     signal = signal - signal.nanmedian(-1, keepdim=True).values.nan_to_num(0.0)

@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from maemm.data.encodable import encodable
+
 _FRAMES, _COLUMNS = 8, 4
 LARGEST = 700_000  # bytes of an animation, before base64
 _WIDE, _WIDEST = 640, 960  # pixels: narrower sheets are enlarged by whole factors, wider ones shrunk
@@ -38,7 +40,7 @@ def _as_rgb(pixels: Tensor) -> Tensor:
     """(C, T, H, W) -> (T, H, W, 3), grey where a pixel is NaN."""
     pixels = pixels[: 3 if len(pixels) >= 3 else 1]
     hidden = pixels.isnan().any(0)
-    shown = pixels.clamp(0, 1).nan_to_num(0).expand(3, -1, -1, -1)
+    shown = encodable(pixels, 0, 1).expand(3, -1, -1, -1)
     return torch.where(hidden, 0.6, shown).permute(1, 2, 3, 0)
 
 

@@ -15,7 +15,7 @@ from maemm.data.loader import name_of
 from maemm.data.open import open_source
 from maemm.model.model import Model
 from maemm.ui.interactive import save_interactive
-from maemm.ui.pictures import draw_rows, make_rows
+from maemm.ui.pictures import DIVERGED, draw_rows, make_rows
 from maemm.weights import load
 
 _TRIES = 50  # samples that are read for each picture at most, so that a folder of broken files ends soon
@@ -52,18 +52,29 @@ def reconstruct(
     Clips, sounds and 3D shapes also go to ``NAME.view.html`` beside ``NAME.png``, where they can be played and turned.
     ``weights``: a run or checkpoint folder, a weights file, or a model. ``data``: what the modality's source reads.
     ``seed``: of the masks. ``settings`` go to :func:`maemm.load`. Raises :class:`MaemmError` for weights without a
-    decoder, for data that cannot be opened, and where no sample can be read.
+    decoder or with NaN, for data that cannot be opened, and where no sample can be read.
     """
     model = weights if isinstance(weights, Model) else load(Path(weights), **settings)
     if model.decoder is None:
         raise MaemmError(f"reconstruct needs a decoder ({weights} holds an encoder only); load a file with one")
+    _check_finite(model, weights)
     config = {"root": os.fspath(data), "list": None, "source": (model.recipe.get("data") or {}).get("source")}
     loaded, shown, skipped = _load_samples(model, open_source({**model.recipe, "data": config}), count)
     raw = {name: modality.collate([sample[name] for sample in loaded]) for name, modality in model.modalities.items()}
     rows = make_rows(model, model.preprocess(raw, None), seed, count)
+    if all(row.note == DIVERGED for row in rows.values()):
+        raise MaemmError(f"nothing that the model predicts is a finite number ({weights}); use an earlier checkpoint")
     path = draw_rows(model.modalities, rows, out)
     view = save_interactive(model.modalities, rows, path.with_suffix(".view.html"))
     return Reconstruction(path, shown, skipped, view)
+
+
+def _check_finite(model: Model, weights: Any) -> None:
+    """Raises :class:`MaemmError` for weights with NaN or infinity: pictures of them would show nothing."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            where = "the model" if isinstance(weights, Model) else weights
+            raise MaemmError(f"weights are not finite numbers ({where}: {name}); use an earlier checkpoint")
 
 
 def _load_samples(model: Model, source: Source, count: int) -> tuple[list[dict[str, Any]], list[str], list[BadSample]]:
