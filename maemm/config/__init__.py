@@ -15,6 +15,7 @@ from maemm.config.check import checked
 from maemm.config.layers import Layer, flatten, from_file, from_overrides
 from maemm.config.messages import plain, value_text
 from maemm.config.names import RECIPE, locate, packaged, shown, summary
+from maemm.config.paths import expanded
 from maemm.config.schema import DataConfig, TrainConfig
 from maemm.contract.errors import MaemmError
 
@@ -77,7 +78,7 @@ def _read(recipe: RecipeLike) -> tuple[str | None, Layer]:
         raise MaemmError(f"a recipe is a name, a path or a dict, not {type(recipe).__name__}")
     name, path = locate(recipe)
     layer = _with_base(from_file(*reader.read(path, name), name), path, name)
-    if path.name == RECIPE and Path(recipe).expanduser().is_dir():
+    if path.name == RECIPE and expanded(recipe).is_dir():
         layer.set("out", str(recipe), name)  # the run may have been moved
     return name, layer
 

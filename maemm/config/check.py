@@ -11,6 +11,7 @@ from maemm import registry
 from maemm.config.layers import EXCLUSIVE, Layer
 from maemm.config.messages import join, validate, value_text
 from maemm.config.options import problems
+from maemm.config.paths import with_expanded_paths
 from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, key_types
 from maemm.contract.errors import MaemmError, advice
 
@@ -57,7 +58,7 @@ class _Checker:
         for key in ("masking", "init"):
             if resolved[key] is None:
                 del resolved[key]
-        return resolved
+        return with_expanded_paths(resolved)
 
     # ---------------------------------------------------------------------------------------------- helpers
     def add(self, text: str, key: str, todo: str) -> None:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from maemm import registry
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 
 _MAX_FILES = 5000  # of a folder, that are looked at
@@ -20,7 +21,7 @@ def guess(data: str | os.PathLike[str]) -> tuple[str, str]:
 
     Raises :class:`MaemmError` where there is no such file, no recipe fits, or several do.
     """
-    path = Path(data).expanduser()
+    path = expanded(data)
     try:
         is_folder = os.path.isdir(path)
         path.stat()

@@ -6,6 +6,7 @@ from importlib import import_module, resources
 from pathlib import Path
 
 from maemm import registry
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError, advice
 
 RECIPE = "recipe.yaml"  # of a run folder
@@ -52,7 +53,7 @@ def locate(recipe: str | Path) -> tuple[str, Path]:
     recipes = packaged()
     if text in recipes:
         return text, recipes[text]
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.is_dir():
         if not (path / RECIPE).is_file():
             raise MaemmError(f"{text} holds no {RECIPE}; give a recipe, a YAML file or a run folder")

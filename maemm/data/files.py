@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maemm.config.paths import expanded
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
@@ -77,13 +78,13 @@ class Files(Source):
 
 def existing(path: str, key: str) -> Path:
     """The path, with ``~`` expanded. Raises :class:`MaemmError`, naming the option ``key``, where it is missing."""
-    expanded = Path(path).expanduser()
+    place = expanded(path)
     try:
-        expanded.stat()
+        place.stat()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise MaemmError(f"{key} cannot be opened ({path}: {reason}); check the path") from error
-    return expanded
+    return place
 
 
 def endings(chosen: Iterable[str] | None, supported: Sequence[str]) -> tuple[str, ...]:

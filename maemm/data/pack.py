@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.lists import find_files
@@ -82,7 +83,7 @@ def pack(
     ``workers``: number of processes; 0: this one. ``on_progress(done, all)``. Raises :class:`MaemmError` where there is
     nothing to pack, for a ``target`` that holds other files or lies in ``source``, and when it cannot be written.
     """
-    source, target = Path(source).expanduser(), Path(target).expanduser()
+    source, target = expanded(source), expanded(target)
     folder, paths = _files(source, packer)
     if folder.resolve() == target.resolve() or folder.resolve() in target.resolve().parents:
         raise MaemmError(f"the packed files would be among those to pack ({target}); choose another folder")

@@ -70,7 +70,7 @@ def add_path(path: str | Path) -> None:
 
     Raises :class:`MaemmError` where the folder holds no manifest.
     """
-    folder = Path(path).expanduser().resolve()
+    folder = Path(os.path.expanduser(path)).resolve()
     if not folder.is_dir():
         raise MaemmError(f"--plugin {path} is not a folder; give the folder that holds the plugin's __init__.py")
     if not (folder / "__init__.py").is_file() and not _packages_in(str(folder)):

@@ -6,16 +6,13 @@ size and SHA-256 of every other file, so that later damage is detected, and the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
 import platform
-import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,24 +25,9 @@ from maemm.contract.version import __version__
 from maemm.data.atomic import WRITE_ERRORS, cause_of, fsync
 from maemm.model.model import Model
 from maemm.weights import EMA, MODEL, fill, save
+from maemm.weights.checkpoints import FORMAT, META, Checkpoint, stamp, steps_in
 
-OPTIMIZER, META = "optimizer.pt", "meta.json"
-FORMAT = 1
-_STEP = re.compile(r"step-(\d{6,})")
-_CHUNK = 1 << 20
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete checkpoint on the disk."""
-
-    path: Path
-    meta: dict[str, Any]
-
-    @property
-    def step(self) -> int:
-        """Steps that have been done, which is the number of the next one, counted from 0."""
-        return self.meta["step"]
+OPTIMIZER = "optimizer.pt"
 
 
 # --------------------------------------------------------------------------------------------------- writing
@@ -73,7 +55,7 @@ def write(
             save(ema_model, temporary / EMA)
         with open(temporary / OPTIMIZER, "wb") as file:
             torch.save(dict(state), file)
-        files = {path.name: _stamp(path) for path in sorted(temporary.iterdir())}
+        files = {path.name: stamp(path) for path in sorted(temporary.iterdir())}
         text = json.dumps({**meta, "format": FORMAT, "step": step, "files": files}, indent=1)
         (temporary / META).write_text(text + "\n", encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
@@ -92,7 +74,7 @@ def write(
 
 def prune(folder: Path, keep: int) -> None:
     """Remove all but the ``keep`` newest checkpoints, and what an interrupted :func:`write` left behind."""
-    for path in [*_folders(folder)[keep:], *folder.glob(".step-*.tmp")]:
+    for path in [*steps_in(folder)[keep:], *folder.glob(".step-*.tmp")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -123,70 +105,7 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _stamp(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 # -------------------------------------------------------------------------------------------------- reading
-def latest(folder: Path, log: Callable[[str], Any]) -> Checkpoint | None:
-    """The newest complete checkpoint in ``folder``, or None if there is none; damaged ones are logged and skipped.
-
-    Raises :class:`MaemmError` where all are damaged: starting from the beginning would lose the run silently.
-    """
-    paths = _folders(folder)
-    for path in paths:
-        reason = damage(path)
-        if reason is None:
-            return Checkpoint(path, _meta(path))
-        log(f"{path} is damaged ({reason}); falling back to the one before it")
-    if paths:
-        raise MaemmError(
-            f"all {len(paths)} checkpoints of the run are damaged ({folder}); remove them to start from the beginning"
-        )
-    return None
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None if it is complete. Reads every byte."""
-    try:
-        meta = _meta(path)
-        if meta["format"] != FORMAT:
-            return f"written in format {meta['format']}, this version reads {FORMAT}"
-        for name, stamp in meta["files"].items():
-            if not (path / name).is_file():
-                return f"{name} is missing"
-            size = (path / name).stat().st_size
-            if size != stamp["bytes"]:
-                return f"{name} has {size:,} bytes, not {stamp['bytes']:,}"
-            if _sha256(path / name) != stamp["sha256"]:
-                return f"{name} does not have the SHA-256 that it was written with"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{META} cannot be read: {type(error).__name__}"
-    return None
-
-
-def _meta(path: Path) -> dict[str, Any]:
-    meta = json.loads((path / META).read_text(encoding="utf-8"))
-    if path.name != f"step-{meta['step']:06d}":
-        raise ValueError("the step is not that of the folder")
-    return meta
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Checkpoint folders, the newest first."""
-    names = os.listdir(folder) if folder.is_dir() else []
-    steps = sorted((int(match.group(1)), match.group(0)) for name in names if (match := _STEP.fullmatch(name)))
-    return [folder / name for _, name in reversed(steps)]
-
-
 def read(checkpoint: Checkpoint, model: Model, ema_model: Model | None = None) -> dict[str, Any]:
     """Fill ``model``, and ``ema_model`` if there is one, from a checkpoint; returns the ``state`` of :func:`write`."""
     _fill(model, checkpoint.path / MODEL)

@@ -25,7 +25,7 @@ def initialize_from(model: Model, weights: str | Path | Model) -> None:
     copy of its table). Raises :class:`MaemmError` that names all other weights that are missing, unexpected or of
     another shape.
     """
-    old = weights if isinstance(weights, Model) else load(Path(weights))
+    old = weights if isinstance(weights, Model) else load(weights)
     old_state, state = old.state_dict(), model.state_dict()
     unused = [*UNUSED, *(f"modalities.{name}.*" for name in old.modalities if name not in model.modalities)]
     if not any(key.startswith("encoder.norm.") for key in state):

@@ -21,7 +21,6 @@ from maemm.data.open import open_parts
 from maemm.data.order import ShuffledBatches
 from maemm.model.checks import first_batch
 from maemm.train import checkpoint, distributed
-from maemm.train.checkpoint import Checkpoint
 from maemm.train.console import Console, first_line
 from maemm.train.distributed import DistContext
 from maemm.train.logging import Clock, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
@@ -34,6 +33,7 @@ from maemm.train.signals import Interrupted, Interrupts, catch_signals
 from maemm.train.step import MicroBatches, StepResult, TrainState, leave_out_unused, plan_micro_batches, take_step
 from maemm.train.validation import Validator
 from maemm.weights import BEST
+from maemm.weights.checkpoints import Checkpoint, latest
 from maemm.weights.own import some_of
 
 SAVES, PICTURES = 200, 10  # about how many of each a run makes by default
@@ -76,7 +76,7 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
         source, held_out = dist_context.on_all_ranks(lambda: open_parts(recipe))
         order = dist_context.on_all_ranks(lambda: make_order(recipe, source, dist_context))
         steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
-        resume_from = dist_context.on_rank0(lambda: _latest_checkpoint(folder, source, console.log))
+        resume_from = dist_context.on_rank0(lambda: _latest_checkpoint(folder, source, held_out, console.log))
         if resume_from is not None and resume_from.step >= steps:
             console.log(
                 f"{folder.path} is finished ({resume_from.step} steps); raise train.epochs to continue, or set another "
@@ -104,19 +104,17 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
     return folder.path
 
 
-def _latest_checkpoint(folder: RunFolder, source: Source, log: Callable[[str], Any]) -> Checkpoint | None:
+def _latest_checkpoint(
+    folder: RunFolder, source: Source, held_out: Source | None, log: Callable[[str], Any]
+) -> Checkpoint | None:
     """The checkpoint to resume from, if any. Raises :class:`MaemmError` where the data have changed since."""
-    latest = checkpoint.latest(folder.checkpoints, log)
-    if latest is None:
+    newest = latest(folder.checkpoints, log)
+    if newest is None:
         folder.bad.unlink(missing_ok=True)
         return None
-    old, new = latest.meta.get("data"), source.fingerprint()
-    if old != new:
-        raise MaemmError(
-            f"the data of {folder.path} have changed since step {latest.step} ({old} -> {new}); "
-            "bring the old data back, or choose another out="
-        )
-    return latest
+    validation = None if held_out is None else held_out.fingerprint()
+    folder.check_data(newest.meta, newest.step, source.fingerprint(), validation)
+    return newest
 
 
 @contextmanager
@@ -157,6 +155,7 @@ class Run:
         self.picture_every = self.settings.get("picture_every") or self.save_every * saves_per_picture
         self.step, self.saved_step = 0, -1
         self.stepped = False  # whether this start has done a step
+        self.started = False  # whether a batch has been read and checked
 
         # What a step uses.
         self.lr = learning_rate(self.settings, order.steps_per_epoch, steps)
@@ -215,6 +214,9 @@ class Run:
         try:
             while self.step < self.steps and not self.validator.should_stop:
                 micro_batches = self._next_micro_batches(batches, interrupts)
+                if not self.started:
+                    self.started = True
+                    self.dist_context.on_rank0(lambda: self.folder.store(self.recipe))
                 self._train_step(micro_batches)
         except Interrupted as interrupt:
             raise Interrupted(interrupt.signum, self._stop()) from None
@@ -367,7 +369,9 @@ class Run:
             "seconds": self.clock.seconds,
             "validation": self.validator.state_dict(),
         }
-        meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **checkpoint.versions()}
+        held_out = self.validator.source
+        validation = {} if held_out is None else {"validation": held_out.fingerprint()}
+        meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **validation, **checkpoint.versions()}
         model, ema_model = self.train_state.model, self.train_state.ema_model
         path = checkpoint.write(self.folder.checkpoints, self.step, model, state, meta, ema_model)
         self.saved_step = self.step

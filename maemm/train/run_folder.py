@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from maemm.config import diff, dump, reader
+from maemm.config import RECIPE, diff, dump, load
+from maemm.config.layers import flatten
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_text
 
-RECIPE, METRICS, BAD, LOCK = "recipe.yaml", "metrics.jsonl", "bad_samples.jsonl", ".lock"
+METRICS, BAD, LOCK = "metrics.jsonl", "bad_samples.jsonl", ".lock"
 
 # Keys that may change in an existing run: the numbers of a step do not depend on them.
 FREE = {
@@ -23,6 +25,11 @@ FREE = {
 }  # fmt: skip
 # Keys that may change too, though the learning rate of the remaining steps changes with them.
 LENGTH = {"train.epochs", "train.steps"}
+# Keys that say where the data lie: they may change where the fingerprint of the data does not.
+VALIDATION = "data.validation"
+PLACES = re.compile(
+    r"data\.(validation|(mix\.[^.]+\.)?(source\.((parts\.[^.]+|videos)\.)?(labels|images|cache|root|list)|root|list))"
+)
 
 
 class RunFolder:
@@ -32,13 +39,14 @@ class RunFolder:
         self.path = Path(path)
         self.recipe, self.metrics, self.bad = self.path / RECIPE, self.path / METRICS, self.path / BAD
         self.checkpoints, self.pictures = self.path / "checkpoints", self.path / "pictures"
+        self.moved: dict[str, str] = {}  # keys that say where the data lie, of those that changed, and how
 
     @contextmanager
     def opened(self, recipe: Mapping[str, Any], log: Callable[[str], Any]) -> Iterator[None]:
-        """Create the folder, :func:`locked` within the block, and store the recipe there.
+        """Create the folder, :func:`locked` within the block.
 
         A folder with checkpoints must hold the same recipe, see :func:`compare`; without any, every recipe may begin.
-        Raises :class:`MaemmError` where the folder cannot be used.
+        The recipe is not stored before :meth:`store`. Raises :class:`MaemmError` where the folder cannot be used.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -50,19 +58,40 @@ class RunFolder:
             if any(self.checkpoints.glob("step-*")):
                 if not self.recipe.exists():
                     raise MaemmError(f"{self.path} has checkpoints but no {RECIPE}; choose another out=, or delete it")
-                stored, _ = reader.read(self.recipe, str(self.recipe))
-                compare(self.path, stored, recipe, log)
-            write_text(self.recipe, dump(recipe), "the recipe of the run", advice="free space or choose another out=")
+                self.moved = compare(self.path, load(self.recipe, training=True), recipe, log)
             yield
 
+    def store(self, recipe: Mapping[str, Any]) -> None:
+        """Write the recipe of a start that has succeeded: its data are open, and the first batch has been checked."""
+        write_text(self.recipe, dump(recipe), "the recipe of the run", advice="free space or choose another out=")
 
-def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Callable[[str], Any]) -> None:
+    def check_data(self, meta: Mapping[str, Any], step: int, data: str, validation: str | None) -> None:
+        """Raises :class:`MaemmError` where the fingerprints of the data are not those in ``meta`` of a checkpoint.
+
+        Validation data are compared where they are said to have moved, as older checkpoints do not record them.
+        """
+        old, new, where = meta.get("data"), data, [line for key, line in self.moved.items() if key != VALIDATION]
+        if old == new and VALIDATION in self.moved:
+            old, new, where = meta.get("validation", "not recorded"), validation, [self.moved[VALIDATION]]
+        if old != new:
+            places = f"{', '.join(where)}; " if where else ""
+            raise MaemmError(
+                f"the data of {self.path} have changed since step {step} ({places}{old} -> {new}); "
+                "bring the old data back, or choose another out="
+            )
+
+
+def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Callable[[str], Any]) -> dict[str, str]:
     """Let a run continue with a recipe that trains the same, and log where its length has changed.
 
+    Returns {key: "key: old -> new"} of the places of the data that differ, which is right if the data are the same.
     Raises :class:`MaemmError` that lists every other key that differs.
     """
     changed = {line.partition(": ")[0]: line for line in diff(old, new)}
-    refused = [line for key, line in changed.items() if key not in FREE | LENGTH]
+    before, after = flatten(old), flatten(new)
+    moved = {key: line for key, line in changed.items() if _is_place(key, before.get(key), after.get(key))}
+    same = [key for key in ("init",) if key in changed and _same_file(before.get(key), after.get(key))]
+    refused = [line for key, line in changed.items() if key not in FREE | LENGTH | {*moved, *same}]
     if refused:
         raise MaemmError(
             f"{path} holds a run with another recipe ({', '.join(refused)}); choose another out=, or delete it"
@@ -73,6 +102,19 @@ def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Cal
             f"{path} was started with another length ({', '.join(length)}): it continues, but does not equal a run of "
             "the new length, as the learning rate has followed the old schedule until here"
         )
+    return moved
+
+
+def _is_place(key: str, old: Any, new: Any) -> bool:
+    """Whether a change says that the data lie elsewhere. Validation that is a fraction on one side is another one."""
+    if not PLACES.fullmatch(key):
+        return False
+    values = [value for value in (old, new) if value is not None]
+    return all(isinstance(value, str) for value in values) and (key != VALIDATION or len(values) == 2)
+
+
+def _same_file(old: Any, new: Any) -> bool:
+    return all(isinstance(path, str) for path in (old, new)) and Path(old).resolve() == Path(new).resolve()
 
 
 # -------------------------------------------------------------------------------------------------- locking

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -14,7 +13,6 @@ from torch import Tensor
 from maemm.contract import Modality, Output, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
-from maemm.data.atomic import write_text, write_whole
 from maemm.data.loader import Batch
 from maemm.data.mixture import parts_of
 from maemm.data.single_pass import each
@@ -22,7 +20,7 @@ from maemm.data.tta import TtaModality, tta_views_of
 from maemm.model.build import build_modalities
 from maemm.model.model import Model
 from maemm.train.step import TrainState
-from maemm.weights import MODEL, save
+from maemm.weights.checkpoints import write_best
 
 HIGHER_IS_BETTER = ("accuracy", "mAP")  # the first of these that there is decides; without any, the loss does
 
@@ -77,10 +75,7 @@ class Validator:
         model = train_state.ema_model or train_state.model
         metrics = validate(model, self.source, self.recipe, bf16=train_state.bf16)
         if self._improves(metrics):
-            advice = "free space: the same command continues"
-            write_whole(self.folder / MODEL, lambda path: save(model, path), "the best weights", advice=advice)
-            text = json.dumps({"step": step, "validation": metrics}, indent=1) + "\n"
-            write_text(self.folder / "meta.json", text, "the metrics of the best weights", advice=advice)
+            write_best(self.folder, model, {"step": step, "validation": metrics})
         return metrics
 
     def record(self, metrics: Mapping[str, float]) -> None:

@@ -11,11 +11,13 @@ from torch import Tensor
 from maemm import config
 from maemm.config import options
 from maemm.config.layers import flatten, from_overrides
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.model.build import build_model
 from maemm.model.model import Model
+from maemm.weights.checkpoints import check_file, find_checkpoint
 from maemm.weights.foreign import detect_format, read_library_config, read_state, strip_wrappers
-from maemm.weights.own import MODEL, fill, find_checkpoint, load_own, read_header
+from maemm.weights.own import MODEL, fill, load_own, read_header
 
 
 def load(weights: str | Path | dict[str, Tensor], kind: str | None = None, **settings: Any) -> Model:
@@ -33,13 +35,14 @@ def load(weights: str | Path | dict[str, Tensor], kind: str | None = None, **set
     if isinstance(weights, dict):
         state = strip_wrappers(weights)
     else:
-        path = Path(weights)
+        path = expanded(weights)
         library_config = read_library_config(path)
         if library_config is not None:
             path = path / MODEL
         elif path.is_dir():
             return load_own(find_checkpoint(path), settings)
-        elif read_header(path) is not None:
+        check_file(path)
+        if read_header(path) is not None:
             return load_own(path, settings)
         state = strip_wrappers(read_state(path))
     checkpoint_format = detect_format(kind, state)

@@ -93,21 +93,3 @@ def load_own(path: Path, settings: dict[str, Any]) -> Model:
     fill(model, state, str(path))
     model.extras, model.kind = extras, header.get("kind")
     return model.eval()
-
-
-def find_checkpoint(folder: Path) -> Path:
-    """The weights file of a checkpoint folder, or of the checkpoint of a run folder that is to be used.
-
-    Of a run folder that is the best checkpoint if the run trained a classifier and validated it, else the last. Of a
-    checkpoint it is the average of the weights (``train.ema``, ``train.average``) if there is one. Raises
-    :class:`MaemmError` where the folder holds no checkpoint.
-    """
-    best = folder / BEST / MODEL
-    if not (folder / MODEL).is_file():
-        if ((read_header(best) or {}).get("recipe") or {}).get("head"):
-            return best
-        steps = [path.parent for path in (folder / "checkpoints").glob(f"step-*/{MODEL}")]
-        if not steps:
-            raise MaemmError(f"{folder} holds no checkpoint; give a run folder, a checkpoint folder or a weights file")
-        folder = max(steps, key=lambda path: (len(path.name), path.name))  # step-1000000 after step-999999
-    return folder / EMA if (folder / EMA).is_file() else folder / MODEL

@@ -7,7 +7,6 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,7 +40,7 @@ def open_model(weights: Weights, *, stream: str | None = None, **settings: Any) 
     if isinstance(weights, Model):
         model = weights
     else:
-        model = load(Path(weights), **settings).to("cuda" if torch.cuda.is_available() else "cpu")
+        model = load(weights, **settings).to("cuda" if torch.cuda.is_available() else "cpu")
     return model if stream is None else StreamModel(model, stream)
 
 

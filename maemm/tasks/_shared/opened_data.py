@@ -10,6 +10,7 @@ from typing import Any
 
 from maemm import config
 from maemm.config.guess import guess
+from maemm.config.paths import expanded
 from maemm.contract import Modality, Source
 from maemm.contract.errors import MaemmError
 from maemm.data.open import open_source
@@ -38,7 +39,7 @@ class Opened:
     @property
     def stem(self) -> str:
         """The name of the data, for names of files about them."""
-        return Path(self.data).expanduser().resolve().name or "data"
+        return expanded(self.data).resolve().name or "data"
 
 
 def open_data(data: str | os.PathLike, recipe: Recipe = None, overrides: Overrides = None) -> Opened:

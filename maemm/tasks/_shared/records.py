@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.contract.version import __version__
 from maemm.tasks._shared.run_page import write_page
@@ -26,10 +27,10 @@ def save_record(record: Mapping[str, Any], verb: str, weights: Any, out: str | o
     """
     path = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
     if out is None:
-        if path is None or not (Path(path) / "checkpoints").is_dir():
+        if path is None or not (expanded(path) / "checkpoints").is_dir():
             return None
-        out = _reserve(Path(path) / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json")
-    out = Path(out)
+        out = _reserve(expanded(path) / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json")
+    out = expanded(out)
     versions = {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()}
     about = {"verb": verb, "what": "a model" if path is None else path}
     about |= {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions, "machine": platform.machine()}

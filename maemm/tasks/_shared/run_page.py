@@ -9,6 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.evaluations import evaluations
 from maemm.tasks._shared.run_files import RunContents, read_run
@@ -28,7 +29,7 @@ def write_page(run_folder: str | Path) -> Path:
     Shows what there is: a run without metrics, pictures or recipe gets a page that says so.
     Raises :class:`MaemmError` when the folder is missing or cannot be written.
     """
-    folder = Path(run_folder)
+    folder = expanded(run_folder)
     if not folder.is_dir():
         raise MaemmError(f"there is no run folder {folder}; give the folder that pretrain wrote (out=...)")
     run = read_run(folder)

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from maemm import registry
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import usual_permissions, write_whole
 from maemm.weights.loading import load
@@ -23,7 +24,7 @@ def convert(
     ``kind``: the checkpoint format of ``source``; None: recognise it. ``settings``: what the weights do not record,
     see :func:`maemm.load`. Raises :class:`MaemmError`.
     """
-    out = Path(out)
+    out = expanded(out)
     if out.exists():
         raise MaemmError(f"{out} exists; choose another name or remove it")
     # Found before the weights are read: a wrong name is reported at once.

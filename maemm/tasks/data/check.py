@@ -11,6 +11,7 @@ from typing import Any
 
 from maemm import registry
 from maemm.config.options import Option, options_of
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive
 from maemm.data.atomic import write_whole
@@ -94,7 +95,7 @@ def data_check(
     and where none can be read.
     """
     opened = open_data(data, recipe, overrides)
-    path = Path(f"{opened.stem}.check.csv" if out is None else out)
+    path = expanded(f"{opened.stem}.check.csv" if out is None else out)
     state = ScanState(path.with_name(f"{path.name}.part"), _header(opened))
     complete(state, opened.source, opened.modalities, on_progress=on_progress, echo=echo, **_settings(opened, workers))
     findings = Findings.from_rows(state.rows(), opened.source.classes)
@@ -148,7 +149,7 @@ def _readable(checked: Checked) -> Checked:
 def _stray_files(opened: Opened) -> list[str]:
     """A line about files because of which folders are not classes."""
     source = opened.source
-    if source.classes is not None or not Path(opened.data).expanduser().is_dir() or opened.recipe["data"].get("list"):
+    if source.classes is not None or not expanded(opened.data).is_dir() or opened.recipe["data"].get("list"):
         return []
     stray = strays([name_of(source, index) for index in range(len(source))])
     if not stray:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from maemm import registry
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.run_files import RunContents, read_run
 from maemm.tasks._shared.run_page import page_data
@@ -45,7 +46,7 @@ def demo(
     """
     from maemm.data.threads import one_thread
 
-    folder, began = Path(out), time.monotonic()
+    folder, began = expanded(out), time.monotonic()
     shows = _shows()
     if not shows:
         raise MaemmError("no plugin has a demo; see: maemm plugins")

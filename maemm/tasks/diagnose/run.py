@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_json
@@ -94,11 +95,11 @@ def _check_options(samples: int, ratios: Sequence[float], clusters: int) -> None
 
 def _page_path(weights: Weights, out: str | os.PathLike | None) -> Path:
     if out is not None:
-        path = Path(out)
+        path = expanded(out)
         if path.suffix.lower() not in (".html", ".htm"):
             raise MaemmError(f"diagnose writes a page, not {path.name!r} (-o); give a name that ends in .html")
         return path
-    run = None if isinstance(weights, Model) else Path(weights)
+    run = None if isinstance(weights, Model) else expanded(weights)
     return (run if run is not None and (run / "checkpoints").is_dir() else Path()) / "diagnose.html"
 
 

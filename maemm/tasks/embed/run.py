@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample
@@ -68,7 +69,7 @@ def embed(
     call after an interrupt resumes. Samples that cannot be read are left out and listed beside ``out``. Raises
     :class:`MaemmError`.
     """
-    out = Path(out)
+    out = expanded(out)
     files.check_target(out)
     model = open_model(weights, **settings)
     options = {k: v for k, v in (("source", source), ("list", list and str(list))) if v is not None}

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError, advice
 from maemm.data.atomic import usual_permissions
 from maemm.model.model import Model
@@ -78,11 +79,11 @@ def export(
     fit the target, and where ``out`` exists, unless ``force``.
     """
     writer = writer_of(to)
-    path = _checked_path(Path(out), to, force)
+    path = _checked_path(expanded(out), to, force)
     if isinstance(weights, Model):
         model, origin, run = copy.deepcopy(weights), "a model", None
     else:
-        model, origin, run = open_model(weights, **settings), os.fspath(weights), Path(weights)
+        model, origin, run = open_model(weights, **settings), os.fspath(weights), expanded(weights)
     if to not in FORMATS:
         format_for(model, to)
         if output is not None or pool is not None:

@@ -93,11 +93,10 @@ def _several_runs(
     if args.test is None and args.folds is None and args.groups is None:
         flag = "--shots" if args.shots else "--seeds"
         raise MaemmError(f"{flag} needs --test DATA, or --folds or --groups, to evaluate the runs")
-    if args.shots and (args.scratch or args.balanced):
-        raise MaemmError(
-            "--shots trains from scratch by itself, and cannot be combined with --balanced; leave --scratch and "
-            "--balanced out"
-        )
+    if args.shots and args.scratch:
+        raise MaemmError("--shots trains from scratch too, to compare with; leave --scratch out")
+    if args.shots and args.balanced:
+        raise MaemmError("--shots cannot be combined with --balanced, as each class has as many labels; leave one out")
     from maemm.tasks.finetune.run import label_efficiency, repeated
 
     splits: dict[str, Any] = {

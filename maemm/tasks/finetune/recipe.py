@@ -12,6 +12,7 @@ import numpy as np
 from maemm import config, registry
 from maemm.config import RECIPE, reader
 from maemm.config.options import options_of
+from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.open import open_fold, open_source
@@ -45,9 +46,9 @@ def recipe_for(
 ) -> dict[str, Any]:
     """The resolved recipe of a fine-tuning.
 
-    ``weights``: a pre-trained run or weights, for which a recipe is made (see :data:`TRAIN`); or a recipe or a
-    fine-tuned run, whose recipe is taken. ``data`` is short for ``data.root``. ``balanced``: weigh classes by the
-    inverse of their frequency. Raises :class:`MaemmError`.
+    ``weights``: a run or weights, for which a recipe is made (see :data:`TRAIN`) that begins with them and has a new
+    head; or a recipe. A fine-tuned run whose ``out`` and data are not changed goes on with its own recipe. ``data`` is
+    short for ``data.root``. ``balanced``: weigh classes by the inverse of their frequency. Raises :class:`MaemmError`.
     """
     changes = parse_overrides(overrides)
     if data is not None:
@@ -72,7 +73,7 @@ def scratch_or_tuned_recipe(
     if scratch:
         recipe.pop("init", None)
         recipe["out"] += "-scratch"
-    elif not recipe.get("init") and not (Path(weights) / RECIPE).is_file():
+    elif not recipe.get("init") and not (expanded(weights) / RECIPE).is_file():
         raise MaemmError(
             f"{weights} starts from no weights, as its recipe has no init; set init=RUN_OR_WEIGHTS, or add --scratch"
         )
@@ -94,13 +95,15 @@ def is_supervised(recipe: Mapping[str, Any]) -> bool:
 
 
 def _recipe_for(weights: str | os.PathLike, overrides: dict[str, Any]) -> dict[str, Any]:
-    path = Path(weights)
-    run_recipe = path / RECIPE
-    if run_recipe.is_file():
-        is_pretrained = not is_supervised(reader.read(run_recipe, str(run_recipe))[0])
+    path = expanded(weights)
+    if (path / RECIPE).is_file():
+        stored = config.load(path)
+        is_new = not (is_supervised(stored) and _continues(path, stored, overrides))
+        if is_new and is_supervised(stored) and len(stored["modalities"]) > 1:
+            return _with_new_head(path, stored, overrides)
     else:
-        is_pretrained = path.exists() and path.suffix not in (".yaml", ".yml")
-    if is_pretrained:
+        is_new = path.exists() and path.suffix not in (".yaml", ".yml")
+    if is_new:
         return _recipe_from(path, load(path), overrides)
     recipe = config.load(str(weights), overrides, training=True)
     if not is_supervised(recipe):
@@ -112,7 +115,32 @@ def _recipe_for(weights: str | os.PathLike, overrides: dict[str, Any]) -> dict[s
     return recipe if "train.batch" in overrides else _with_small_batch(recipe)
 
 
+def _continues(run: Path, recipe: Mapping[str, Any], overrides: Mapping[str, Any]) -> bool:
+    """Whether a fine-tuned run is to go on in its folder. It begins another one with another ``out``, or other data."""
+    if overrides.get("out") is not None:
+        return expanded(overrides["out"]).resolve() == run.resolve()
+    root, own = overrides.get("data.root"), recipe["data"].get("root")
+    return root is None or (own is not None and expanded(root).resolve() == Path(own).resolve())
+
+
 # ------------------------------------------------------------------------------------------------ a recipe changed
+def _with_new_head(run: Path, stored: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The recipe of a fine-tuned run of several modalities, with a new head, to begin from what the run has learned."""
+    objectives = {
+        name: {key: value for key, value in (spec or {}).items() if key != "class_weights"}
+        for name, spec in stored["objectives"].items()
+    }
+    base = {**stored, "objectives": objectives, "init": str(run), "out": _default_out(run)}
+    base["data"] = {**stored["data"], "classes": None}
+    del base["name"]
+    recipe = config.load(base, overrides, training=True)
+    classes = recipe["data"]["classes"] or classes_of(open_source(recipe))
+    recipe["data"]["classes"] = classes
+    if "head.classes" not in overrides:
+        recipe["head"]["classes"] = classes if isinstance(classes, int) else len(classes)
+    return recipe
+
+
 def _with_small_batch(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe whose batch is no larger than the few labels (``data.shots``) that it learns from."""
     shots = recipe["data"].get("shots")
@@ -200,11 +228,15 @@ def _recipe_from(path: Path, model: Model, overrides: dict[str, Any]) -> dict[st
         "init": str(path),
         "data": data,
         "train": {**TRAIN, "batch": batch_for(samples)},
-        "out": str(path.parent / f"{path.stem if path.is_file() else path.name}-finetune"),
+        "out": _default_out(path),
     }
     recipe = config.load(base, overrides, training=True)
     recipe.pop("name", None)
     return recipe
+
+
+def _default_out(weights: Path) -> str:
+    return str(weights.parent / f"{weights.stem if weights.is_file() else weights.name}-finetune")
 
 
 def classes_of(source: Source) -> list[str]:

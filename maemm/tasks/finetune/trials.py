@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.folds import groups_of, usual_count
@@ -95,7 +96,7 @@ def train_and_evaluate(
     """
     if seeds < 1:
         raise MaemmError(f"{seeds} seeds give no metrics (--seeds); give 1 or more")
-    folder = Path(overrides.get("out") or f"{str(weights).rstrip('/')}-{verb}")
+    folder = expanded(overrides.get("out") or f"{str(weights).rstrip('/')}-{verb}")
     parts = splits.overrides(lambda: make_recipe(SCRATCH, {**overrides, "out": str(folder)}, ALL))
     trials: list[Trial] = []
     cells: list[Cell] = []

@@ -15,6 +15,7 @@ from typing import Any
 from maemm import registry
 from maemm.config import reader
 from maemm.config.names import shown
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError, advice
 from maemm.registry import DiscoveredPlugin
 from maemm.testing import Result, checks_of
@@ -106,7 +107,7 @@ def find(name: str) -> DiscoveredPlugin:
 
     Raises :class:`MaemmError` where there is none, and for a plugin that cannot be imported.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     names = [plugin.name for plugin in registry.all_plugins()]
     if name in names:
         return registry.get(name)

@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from maemm import registry
+from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -58,7 +59,7 @@ def new(name: str, into: str | os.PathLike = ".", *, axes: int = 2, as_set: bool
             text = text.replace(old, replacements[old])
         return text
 
-    folder = Path(into).expanduser() / f"maemm-{name.replace('_', '-')}"
+    folder = expanded(into) / f"maemm-{name.replace('_', '-')}"
     _write(folder, {replace(str(path)): replace(text) for path, text in templates.items()})
     return folder
 

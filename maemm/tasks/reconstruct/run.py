@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
@@ -54,7 +55,7 @@ def reconstruct(
     ``seed``: of the masks. ``settings`` go to :func:`maemm.load`. Raises :class:`MaemmError` for weights without a
     decoder or with NaN, for data that cannot be opened, and where no sample can be read.
     """
-    model = weights if isinstance(weights, Model) else load(Path(weights), **settings)
+    model = weights if isinstance(weights, Model) else load(weights, **settings)
     if model.decoder is None:
         raise MaemmError(f"reconstruct needs a decoder ({weights} holds an encoder only); load a file with one")
     _check_finite(model, weights)
@@ -64,7 +65,7 @@ def reconstruct(
     rows = make_rows(model, model.preprocess(raw, None), seed, count)
     if all(row.note == DIVERGED for row in rows.values()):
         raise MaemmError(f"nothing that the model predicts is a finite number ({weights}); use an earlier checkpoint")
-    path = draw_rows(model.modalities, rows, out)
+    path = draw_rows(model.modalities, rows, expanded(out))
     view = save_interactive(model.modalities, rows, path.with_suffix(".view.html"))
     return Reconstruction(path, shown, skipped, view)
 

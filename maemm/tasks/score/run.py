@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from maemm.config.paths import expanded
 from maemm.contract import Preprocessed, Source
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_whole
@@ -74,7 +75,7 @@ def score_data(
     :func:`maemm.tasks._shared.scoring.score_samples`. ``settings`` go to :func:`maemm.load`. Raises
     :class:`MaemmError`.
     """
-    path = None if out is None else Path(out)
+    path = None if out is None else expanded(out)
     if path is not None and path.suffix.lower() not in ENDINGS:
         raise MaemmError(
             f"score writes .csv or .npz, not {path.suffix or path.name!r} ({out}); give such a name with -o"

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from maemm.config.paths import expanded
 from maemm.contract import Label, Plan, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
@@ -44,7 +44,7 @@ def show(
     or a picture (.png). ``seed`` chooses plans and augmentation. Samples that cannot be read are listed with their
     reasons. Raises :class:`MaemmError` when none can be read, and for data that fit no recipe.
     """
-    path = Path(out)
+    path = expanded(out)
     if path.suffix.lower() not in (".html", ".png"):
         raise MaemmError(
             f"show writes .html or .png, not {path.suffix or path.name!r} ({out}); give such a name with -o"

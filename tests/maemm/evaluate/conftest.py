@@ -49,13 +49,12 @@ class World:
     def run(self, name="run"):
         """A run folder with one checkpoint, as pre-training leaves it."""
         from maemm.config import dump
-        from maemm.weights import save
+        from maemm.train import checkpoint
 
         folder = self.folder / name
-        (folder / "checkpoints/step-000001").mkdir(parents=True)
         model = self.model()
         model.recipe["out"] = str(folder)
-        save(model, folder / "checkpoints/step-000001/model.safetensors")
+        checkpoint.write(folder / "checkpoints", 1, model, {}, {})
         (folder / "recipe.yaml").write_text(dump(model.recipe))
         return str(folder)
 

@@ -15,11 +15,11 @@ from maemm.model.objectives.classify import Classify
 from maemm.tasks.evaluate.run import evaluate
 from maemm.tasks.finetune.recipe import TRAIN, recipe_for
 from maemm.tasks.finetune.run import finetune
+from maemm.train import checkpoint
 from maemm.train.distributed import DistContext
 from maemm.train.initialize import initialize_from
 from maemm.train.optim import freeze, layer_scales, make_optimizer
 from maemm.train.setup import make_train_state
-from maemm.weights import save
 
 GOLDEN = Path(__file__).parents[2] / "golden/mae"
 QUICK = {
@@ -207,8 +207,7 @@ def test_without_validation_the_average_answers(world):
 def test_the_last_step_is_found_by_its_number(world):
     run = Path(world.run())
     for step, seed in ((999_999, 1), (1_000_000, 2)):
-        (run / f"checkpoints/step-{step}").mkdir()
-        save(world.model(seed), run / f"checkpoints/step-{step}/model.safetensors")
+        checkpoint.write(run / "checkpoints", step, world.model(seed), {}, {})
     key = "encoder.blocks.0.mlp.fc1.weight"
     assert torch.equal(maemm.load(run).state_dict()[key], world.model(2).state_dict()[key])
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import maemm
 from maemm.contract.errors import MaemmError
 from maemm.train import checkpoint
+from maemm.weights.checkpoints import damage, stamp
 
 
 def half(path):
@@ -43,7 +44,7 @@ def test_a_damaged_checkpoint_is_passed_over(toys, harm, reason, name):
     toys.train(train__epochs=2, train__save_every=4)
     assert f"{last} is damaged" in toys.lines[0] and reason in toys.lines[0]
     assert "resuming from step 4" in toys.lines
-    assert checkpoint.damage(last) is None
+    assert damage(last) is None
     assert all(torch.equal(value, whole[key]) for key, value in toys.weights().items())
 
 
@@ -125,7 +126,7 @@ def test_the_optimiser_file_is_not_unpickled_freely(toys):
 
     torch.save({"optimizer": Evil()}, last / "optimizer.pt")
     meta = json.loads((last / "meta.json").read_text())
-    meta["files"]["optimizer.pt"] = checkpoint._stamp(last / "optimizer.pt")
+    meta["files"]["optimizer.pt"] = stamp(last / "optimizer.pt")
     (last / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(MaemmError, match="optimizer.pt"):
         toys.train(train__epochs=3)
@@ -135,4 +136,4 @@ def test_the_optimiser_file_is_not_unpickled_freely(toys):
 def test_more_than_a_million_steps_are_in_order(tmp_path):
     for step in (999_999, 1_000_000, 5):
         (tmp_path / f"step-{step:06d}").mkdir()
-    assert [path.name for path in checkpoint._folders(tmp_path)] == ["step-1000000", "step-999999", "step-000005"]
+    assert [path.name for path in checkpoint.steps_in(tmp_path)] == ["step-1000000", "step-999999", "step-000005"]
