@@ -299,8 +299,8 @@ def _loss(out: Output, counts: Mapping[str, Tensor], number: int, sets: int) -> 
 @torch.no_grad()
 def _add_baselines(sums: _LocalSums, out: Output, model: Model) -> None:
     """Add (sum, count) of the loss of the best constant prediction for every token of this forward pass."""
-    for name, plan in out.plans.items():
-        counted, loss = plan.counted, model.baseline(out, name)
+    for name in out.target:  # none without a decoder, as in fine-tuning
+        counted, loss = out.plans[name].counted, model.baseline(out, name)
         if loss is None:
             sums.without_baseline.add(name)
             continue
