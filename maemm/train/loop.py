@@ -155,7 +155,6 @@ class Run:
         self.picture_every = self.settings.get("picture_every") or self.save_every * saves_per_picture
         self.step, self.saved_step = 0, -1
         self.stepped = False  # whether this start has done a step
-        self.started = False  # whether a batch has been read and checked
 
         # What a step uses.
         self.lr = learning_rate(self.settings, order.steps_per_epoch, steps)
@@ -214,8 +213,7 @@ class Run:
         try:
             while self.step < self.steps and not self.validator.should_stop:
                 micro_batches = self._next_micro_batches(batches, interrupts)
-                if not self.started:
-                    self.started = True
+                if not self.stepped:  # a batch has been read and checked: the start has succeeded
                     self.dist_context.on_rank0(lambda: self.folder.store(self.recipe))
                 self._train_step(micro_batches)
         except Interrupted as interrupt:
