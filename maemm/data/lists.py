@@ -10,6 +10,7 @@ from pathlib import Path
 
 from maemm.contract import Label
 from maemm.contract.errors import MaemmError
+from maemm.data.list_text import Line, counts_up, exists, index_of, list_lines, quoted, unclosed
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "file_path")
 _LABEL_COLUMNS = ("label", "class", "target", "category", "y", "label_id", "class_id", "class_name")
@@ -93,18 +94,22 @@ def read_list(
 
     ``.csv`` (commas) and ``.tsv`` (tabs): with a header, the columns are found by name, otherwise they are path and
     label; a column called labels holds any number of them, as in ``"dog,rain"``, or none. ``.txt``: one path per line,
-    optionally followed by a tab, comma or space and a label; paths may contain spaces and may be quoted. Empty lines
-    and lines that start with # are skipped. Paths are relative to ``root`` if the first one exists there, otherwise to
+    optionally followed by a tab, comma or space and a label; paths may contain spaces and may be quoted. A column
+    before the path that numbers the lines is an index. Empty lines and lines that start with # are skipped, unless
+    they name a file that is there. Paths are relative to ``root`` if the first one exists there, otherwise to
     the folder of the list. Labels are numbers from 0, or words, which are numbered in alphabetical order. Raises
     :class:`MaemmError` for a list that cannot be read or names no file.
     """
-    lines, endings, names = list_lines(path), tuple(extensions), {*PATH_COLUMNS, *columns}
-    table = path.suffix.lower() in (".csv", ".tsv")
+    endings, names, folders = tuple(extensions), {*PATH_COLUMNS, *columns}, (path.parent, root)
+    separator = {".csv": ",", ".tsv": "\t"}.get(path.suffix.lower())
     multilabel = False
-    if table:
-        rows, multilabel = _table_rows(path, lines, endings, names)
+    if separator is not None:
+        lines = list_lines(path, lambda line: line.split(separator)[0].strip(), folders)
+        rows, multilabel = _table_rows(path, lines, endings, names, separator)
     else:
-        rows = list(_text_rows(lines, endings, names))
+        lines = list_lines(path, lambda line: _split(line.strip(), endings, path)[0], folders)
+        rows = _text_rows(path, lines, endings, names)
+        rows = _without_index(rows, endings, folders)
     if not rows:
         raise MaemmError(f"the list names no file ({path}); write one path per line")
     paths = [row[0] for row in rows]
@@ -115,62 +120,94 @@ def read_list(
     return home, paths, labels, classes
 
 
-def list_lines(path: Path) -> list[str]:
-    """Lines of a text file, without empty ones and comments. Raises :class:`MaemmError` where it is no text."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from error
-    if b"\0" in data:
-        raise MaemmError(f"the list is not text ({path}); give a .txt, .csv or .tsv file of paths, or a .npy or .npz")
-    lines = os.fsdecode(data.removeprefix(b"\xef\xbb\xbf")).splitlines()
-    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
-
-
 def _is_file(text: str, endings: tuple[str, ...]) -> bool:
     return text.strip().lower().endswith(endings)
 
 
-def _text_rows(lines: list[str], endings: tuple[str, ...], names: set[str]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(lines):
-        path, label = _split(line.strip(), endings)
-        if number or _is_file(path, endings) or path.lower() not in names:  # otherwise it is a header
-            yield path, label
+def _text_rows(path: Path, lines: list[Line], endings: tuple[str, ...], names: set[str]) -> list[tuple[str, str]]:
+    """[(path, label or "") of each line of a .txt list]."""
+    rows = [_split(Line(line.strip(), line.number), endings, path) for line in lines]
+    if rows and not _is_file(rows[0][0], endings) and rows[0][0].lower() in names:
+        return rows[1:]  # the first is a header
+    return rows
 
 
-def _split(line: str, endings: tuple[str, ...]) -> tuple[str, str]:
+def _split(line: str, endings: tuple[str, ...], path: Path) -> tuple[str, str]:
     """One line of a .txt list -> (path, label or "")."""
-    if line[0] in "\"'" and (end := line.find(line[0], 1)) > 0:
-        return line[1:end], line[end + 1 :].strip(" \t,")
+    if (parts := quoted(line, path)) is not None:
+        return parts[0], parts[1].strip(" \t,")
     if _is_file(line, endings):
-        return line, ""
+        return str(line), ""
     for separator in ("\t", ",", " "):
-        path, split, label = line.rpartition(separator)
-        if split and _is_file(path, endings):
-            return path.strip(), label.strip()
-    path, split, label = line.partition("\t")
-    return (path.strip(), label.strip()) if split else (line, "")
+        name, split, label = line.rpartition(separator)
+        if split and _is_file(name, endings):
+            return name.strip(), label.strip()
+    name, split, label = line.partition("\t")
+    return (name.strip(), label.strip()) if split else (str(line), "")
+
+
+def _without_index(
+    rows: list[tuple[str, str]], endings: tuple[str, ...], folders: tuple[Path | None, ...]
+) -> list[tuple[str, str]]:
+    """Rows without the numbers of lines before their paths, where there are such."""
+    if not rows or exists(rows[0][0], folders):
+        return rows
+    names = index_of([name for name, _ in rows])
+    if names is None or not all(_is_file(name, endings) for name in names):
+        return rows
+    return [(name, label) for name, (_, label) in zip(names, rows, strict=True)]
 
 
 def _table_rows(
-    path: Path, lines: list[str], endings: tuple[str, ...], names: set[str]
+    path: Path, lines: list[Line], endings: tuple[str, ...], names: set[str], separator: str
 ) -> tuple[list[tuple[str, str]], bool]:
     """[(path, label or "") of each line], and whether there may be several labels."""
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator, skipinitialspace=True)]
-    except csv.Error as error:
-        raise MaemmError(f"the list is not a table ({path}: {error}); write path{separator}label lines") from error
-    rows = [row for row in rows if any(row)]
+    rows = [row for row in _cells(path, lines, separator, endings) if any(row)]
     at_path, at_label, multilabel = 0, 1, False
     if rows and not any(_is_file(cell, endings) for cell in rows[0]):
         at_path, at_label, multilabel = _columns(path, rows.pop(0), names)
+    elif rows:
+        at_path, at_label = _columns_without_header(path, rows, endings)
     cells = []
     for row in rows:
         if at_path >= len(row) or not row[at_path]:
             raise MaemmError(f"a line of the list has no path ({path}: {separator.join(row)}); add it or drop the line")
         cells.append((row[at_path], row[at_label] if 0 <= at_label < len(row) else ""))
     return cells, multilabel
+
+
+def _cells(path: Path, lines: list[Line], separator: str, endings: tuple[str, ...]) -> Iterator[list[str]]:
+    """The cells of each row. A remark in quotes may have several lines, unless one of them looks like a row."""
+    reader = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True)
+    while True:
+        first = reader.line_num
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "expected" in str(error):  # the end, or a separator: strict alone says so, of quotes
+                raise unclosed(path, lines[first].number) from None
+            raise MaemmError(f"the list is not a table ({path}: {error}); write path{separator}label lines") from error
+        if any(_is_file(line.split(separator)[0].strip('" '), endings) for line in lines[first + 1 : reader.line_num]):
+            raise unclosed(path, lines[first].number)
+        yield [cell.strip() for cell in row]
+
+
+def _columns_without_header(path: Path, rows: list[list[str]], endings: tuple[str, ...]) -> tuple[int, int]:
+    """(column of paths, column of labels): path and label, behind an index; or a label and a path."""
+    at_path = next(i for i, cell in enumerate(rows[0]) if _is_file(cell, endings))
+    if at_path == 0:
+        return 0, 1
+    before = [row[0] for row in rows]
+    if at_path == 1 and all(cell.isdecimal() and len(cell) < 19 for cell in before) and counts_up([*map(int, before)]):
+        return 1, 2
+    if at_path == 1 and max(map(len, rows)) == 2:
+        return 1, 0
+    raise MaemmError(
+        f"what stands before the path is not clear ({path}: {', '.join(rows[0])}); name the columns in a first line, "
+        "such as path and label"
+    )
 
 
 def _columns(path: Path, header: list[str], path_names: set[str]) -> tuple[int, int, bool]:
@@ -220,6 +257,5 @@ def whole_number(text: str, path: Path) -> int:
     """The integer in a cell of a list. Raises ValueError for other text, :class:`MaemmError` for 19 digits or more."""
     if len(text) < 19 or not text.lstrip("-").isdecimal():
         return int(text)
-    lines = os.fsdecode(path.read_bytes()).splitlines()
-    line = next(number for number, words in enumerate(lines, 1) if text in words)
-    raise MaemmError(f"a number of the list is too large ({path}, line {line}: {text[:40]}); fix it")
+    number = next(line.number for line in list_lines(path) if text in line)
+    raise MaemmError(f"a number of the list is too large ({path}, line {number}: {text[:40]}); fix it")

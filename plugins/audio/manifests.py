@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maemm.contract.errors import MaemmError
+from maemm.data.list_text import list_lines
 from maemm.data.lists import Labels
 
 
@@ -31,7 +32,7 @@ def read_json(path: Path, root: Path | None, label_file: Path | None) -> Listed:
     one label has it in ``labels``; where some have several, ``multilabel`` has all of each.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise MaemmError(f"the list is no JSON ({path}: {' '.join(str(error).split())}); check data.list") from None
     rows = content.get("data") if isinstance(content, dict) else content
@@ -77,7 +78,7 @@ def _with_labels(listed: Listed, texts: list[list[str]], label_file: Path | None
 def read_label_file(path: Path) -> tuple[list[str], list[str]]:
     """``index,mid,display_name`` -> (mids by index, names by index); names with commas stand in quotes."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
         by_index = {int(row["index"]): (row["mid"], row["display_name"]) for row in rows}
     except (OSError, csv.Error, UnicodeDecodeError) as error:
@@ -96,11 +97,7 @@ def read_label_file(path: Path) -> tuple[list[str], list[str]]:
 
 def read_manifest(path: Path, root: Path | None) -> Listed | None:
     """A fairseq manifest: first line a folder, then ``path<TAB>samples``. None: the TSV file is no manifest."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from None
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = list_lines(path, lambda line: line.split("\t")[0], (path.parent, root))
     rows = [line.split("\t") for line in lines[1:]]
     if not rows or "\t" in lines[0] or any(len(row) != 2 or not row[1].strip().isdecimal() for row in rows):
         return None
@@ -122,9 +119,7 @@ def speech_commands(folder: Path, paths: list[str], split: str) -> list[str]:
     paths = [path for path in paths if not path.startswith("_")]
     if split == "all":
         return paths
-    named = {
-        name: {os.path.normpath(line.strip()) for line in file.read_text().splitlines()} for name, file in lists.items()
-    }
+    named = {name: {os.path.normpath(line.strip()) for line in list_lines(file)} for name, file in lists.items()}
     if split != "train":
         return [path for path in paths if path in named[split]]
     return [path for path in paths if path not in named["validation"] | named["testing"]]

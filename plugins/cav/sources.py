@@ -146,7 +146,7 @@ def open_clips(
 
 def _stores(file: Path, home: Path) -> list[tuple[str, str]]:
     """(folder of the frames, video id) of each entry."""
-    content = json.loads(file.read_text(encoding="utf-8"))
+    content = json.loads(file.read_text(encoding="utf-8-sig"))
     rows = content["data"] if isinstance(content, dict) else content
     stores = []
     for number, row in enumerate(rows):

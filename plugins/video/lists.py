@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from maemm.contract.errors import MaemmError
-from maemm.data.lists import PATH_COLUMNS, Labels, list_lines, read_list, whole_number
+from maemm.data.list_text import Line, exists, index_of, list_lines, quoted
+from maemm.data.lists import PATH_COLUMNS, Labels, read_list, whole_number
 
 Columns = Literal["path label", "path start frames", "path frames label"]
 Part = tuple[int, int]  # first frame and number of frames, -1: all
@@ -42,7 +43,7 @@ def read_videos(path: Path, root: Path | None, delimiter: str | None, columns: C
     Paths may contain blanks if they end like a video, are quoted or are followed by another delimiter. With
     ``classInd.txt`` beside the list (UCF101), the folder of a path is its class.
     """
-    lines = _lines(path)
+    lines = _lines(path, root, delimiter)
     index = path.parent / "classInd.txt"
     if index.is_file() and path.name != index.name:
         return _ucf101(path, lines, root, index)
@@ -62,6 +63,8 @@ def read_videos(path: Path, root: Path | None, delimiter: str | None, columns: C
             f"{many[0]!r}); quote paths with blanks, or set data.source.delimiter"
         )
     paths = [name for name, _ in rows]
+    if not exists(paths[0], (path.parent, root)):
+        paths = index_of(paths) or paths
     labels, classes, parts = _interpret(path, [values for _, values in rows], columns)
     return Listed(_home(path, root, paths), paths, labels, classes, parts)
 
@@ -91,8 +94,8 @@ def hmdb51(folder: Path, root: Path | None, split: int, part: str) -> Listed:
     return Listed(root, paths, labels, classes)
 
 
-def _lines(path: Path) -> list[str]:
-    lines = list_lines(path)
+def _lines(path: Path, root: Path | None = None, delimiter: str | None = None) -> list[Line]:
+    lines = list_lines(path, lambda line: _row(path, line, delimiter)[0], (path.parent, root))
     if not lines:
         raise MaemmError(f"the list names no video ({path}); write one path a line")
     return lines
@@ -119,9 +122,9 @@ def _is_header(name: str, values: list[str]) -> bool:
 
 def _row(path: Path, line: str, delimiter: str | None) -> tuple[str, list[str]]:
     """One line -> (path, the values after it)."""
-    line = line.strip()
-    if line[0] in "\"'" and (end := line.find(line[0], 1)) > 0:
-        return line[1:end], line[end + 1 :].replace(delimiter or ",", " ").split()
+    line = Line(line.strip(), line.number) if isinstance(line, Line) else line.strip()
+    if (parts := quoted(line, path)) is not None:
+        return parts[0], parts[1].replace(delimiter or ",", " ").split()
     if delimiter is not None:
         name, *rest = (cell.strip() for cell in line.split(delimiter))
         if not name:
@@ -186,7 +189,7 @@ def _labels(path: Path, texts: list[str]) -> tuple[Labels, list[str] | None]:
     return [classes.index(text) for text in texts], classes
 
 
-def _ucf101(path: Path, lines: list[str], root: Path | None, index: Path) -> Listed:
+def _ucf101(path: Path, lines: list[Line], root: Path | None, index: Path) -> Listed:
     """Lines ``Class/v_Class_g01_c01.avi 1``; test lists have no number. ``index``: classInd.txt, classes from 1."""
     pairs = [line.split() for line in _lines(index)]
     if any(len(pair) != 2 or not pair[0].isdecimal() for pair in pairs):
