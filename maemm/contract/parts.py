@@ -395,6 +395,12 @@ class Objective(nn.Module, ABC):
     hide: bool = False  # True: hide tokens in training even if ``masked`` is False
     side_inputs: Mapping[str, Sequence[str]] = {}  # {modality: what it needs of it}, see :meth:`Modality.side_input`
 
+    def connect(self, model: Model) -> None:
+        """Called once, when the model is complete: create what depends on its parts, a head on ``model.encoder.dim``.
+
+        Parameters that exist afterwards are trained and stored with the model.
+        """
+
     @abstractmethod
     def forward(self, out: Output, model: Model) -> dict[str, Term]:
         """{term name: sum and count, scalars in float32}; a term of one modality is called ``OBJECTIVE.MODALITY``."""

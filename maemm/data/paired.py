@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal
@@ -118,16 +119,16 @@ def _open(modality: str, spec: dict[str, Any], root: str | None) -> Source:
 
 
 def _keys(modality: str, source: Source, by: str) -> dict[str, int]:
-    """{what a sample is matched by: its index in the part}."""
+    """{what a sample is matched by: its index in the part}. Of ``a/b.npz#3`` that is ``a/b#3``, by stem ``b#3``."""
     keys: dict[str, int] = {}
     for index in range(len(source)):
-        path = PurePosixPath(source.name(index))
-        key = path.stem if by == "stem" else str(path.with_suffix("")) if path.suffix else str(path)
+        file, number = re.fullmatch(r"(.*?)(#\d+)?", source.name(index), re.DOTALL).groups()
+        path = PurePosixPath(file)
+        key = (path.stem if by == "stem" else str(path.with_suffix("")) if path.suffix else str(path)) + (number or "")
         if key in keys:
-            other = source.name(keys[key])
             raise MaemmError(
-                f"{modality} has two samples called {key!r} ({other}, {path}); pairs need one of each name "
-                f"(data.source.by: {by})"
+                f"{modality} has two samples called {key!r} ({source.name(keys[key])}, {source.name(index)}); pairs "
+                f"need one of each name, a path relative to the root or file#number (data.source.by: {by})"
             )
         keys[key] = index
     return keys
@@ -143,7 +144,7 @@ def _shared(keys: Mapping[str, Mapping[str, int]], missing: str) -> list[str]:
         first = ", ".join(min(names) for names in keys.values() if names)
         raise MaemmError(
             f"no name is in all of {', '.join(keys)} (first: {first}); "
-            "pairs have the same path below their roots, or set data.source.by=stem"
+            "pairs have the same path below their roots (or file#number) but for the ending, or set data.source.by=stem"
         )
     absent = {modality: sorted(union - set(names)) for modality, names in keys.items()}
     worst = max(absent, key=lambda modality: len(absent[modality]))

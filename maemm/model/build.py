@@ -88,8 +88,8 @@ def build_model(recipe: dict[str, Any]) -> Model:
     head = make("heads", recipe["head"], encoder.dim, where="head") if recipe.get("head") else None
     masking, objectives = build_masking(recipe), _objectives(recipe)
     model = Model(modalities, masking, encoder, decoder, objectives, targets, head, recipe=recipe)
-    for target in dict.fromkeys(targets.values()):
-        target.connect(model)
+    for part in (*dict.fromkeys(targets.values()), *objectives.values()):
+        part.connect(model)
     return model
 
 

@@ -119,3 +119,18 @@ def test_particles_out_of_range_are_counted(events):
     (bad,) = {line for line in Path("run/bad_samples.jsonl").read_text().splitlines()}
     assert json.loads(bad)["id"] == "events.npz#0" and "types outside 0 to 4" in bad
     assert all(math.isfinite(json.loads(row)["loss"]) for row in Path("run/metrics.jsonl").read_text().splitlines())
+
+
+def test_joint_training_with_a_bundled_modality_from_a_recipe_alone(events):
+    Path("both/events").mkdir(parents=True)
+    Path("data/events.npz").rename("both/events/a.npz")
+    signal = np.random.default_rng(0).normal(size=(64, 1, 64)).astype(np.float32)
+    Path("both/signal").mkdir()
+    np.savez("both/signal/a.npz", x=signal)
+    run = [*RUN, "out=run", "data.source.parts.signal.root=both/signal/a.npz"]
+    assert main(["pretrain", "events/with_signal", "both", *run]) == 0
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 8 and set(rows[0]["terms"]) == {"reconstruct.events", "reconstruct.signal"}
+    assert rows[0]["baseline"] > 0 and not Path("run/bad_samples.jsonl").exists()
+    model = maemm.load("run")
+    assert list(model.modalities) == ["events", "signal"] and model.encoder.kinds.keys() == {"events", "signal"}

@@ -88,3 +88,17 @@ def test_impossible_pairs_are_refused(tmp_path, parts, what):
     sounds_and_pictures(tmp_path, ["a/1"], ["a/1"])
     with pytest.raises(MaemmError, match=what):
         open_paired(str(tmp_path), parts=parts)
+
+
+def test_samples_of_array_files_are_matched_by_file_and_number(tmp_path):
+    """``a.npz#1`` of one part belongs to ``a.npy#1`` of the other; the numbers of another file do not."""
+    for part, ending, count in (("signal", ".npy", 3), ("image", ".npz", 2)):
+        (tmp_path / part).mkdir()
+        rows = np.zeros((count, 2, 64) if part == "signal" else (count, 8, 8, 3), np.uint8)
+        (np.save if ending == ".npy" else np.savez)(tmp_path / part / f"a{ending}", rows)
+    parts = {name: {"root": str(tmp_path / name / f"a{end}")} for name, end in (("signal", ".npy"), ("image", ".npz"))}
+    for by in ("path", "stem"):
+        source = open_paired(None, parts=parts, missing="skip", by=by)
+        assert [source.name(i) for i in range(len(source))] == ["a#0", "a#1"]
+    with pytest.raises(MaemmError, match=r"image lacks 1 of 3 samples \(first: a#2\)"):
+        open_paired(None, parts=parts)

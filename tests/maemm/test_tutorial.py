@@ -1,4 +1,4 @@
-"""docs/plugins.md is run from top to bottom; docs/contract.md is what the docstrings say."""
+"""docs/plugins.md and docs/sets.md are run from top to bottom; docs/contract.md is what the docstrings say."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HEAVY = ("manifest_is_light", "another_process_reads_the_same", "one_batch_is_learned", "pictures_are_written")
 
 
-def blocks() -> list[tuple[str, str]]:
-    return BLOCK.findall((DOCS / "plugins.md").read_text(encoding="utf-8"))
+def blocks(page: str = "plugins.md") -> list[tuple[str, str]]:
+    return BLOCK.findall((DOCS / page).read_text(encoding="utf-8"))
 
 
 class Reader:
@@ -48,7 +48,7 @@ class Reader:
             Path(path).write_text(rest, encoding="utf-8")
             forget()
         elif kind == "python":
-            exec(compile(text, "docs/plugins.md", "exec"), {})
+            exec(compile(text, "docs", "exec"), {})
         else:
             assert kind == "text"
 
@@ -74,7 +74,7 @@ class Reader:
 
 def forget() -> None:
     """A new start of Python would read the package's files again."""
-    for name in [one for one in sys.modules if one.split(".")[0] == "maemm_sonar"]:
+    for name in [one for one in sys.modules if one.split(".")[0] in ("maemm_sonar", "maemm_lightning")]:
         del sys.modules[name]
     registry.clear_cache()
 
@@ -104,7 +104,7 @@ def brief(monkeypatch):
 def test_the_tutorial_works(reader, brief, capsys):
     for kind, text in blocks():
         reader.follow(kind, text, capsys)
-    assert reader.commands == 16 and reader.written < 130
+    assert reader.commands == 18 and reader.written < 130
     checks = [text for line, text in reader.said.items() if line == "maemm plugins check sonar"]
     assert checks and all(" 0 failed" in text for text in checks)
     assert Path("pings.html").is_file() and Path("pings.png").is_file() and Path("features.npz").is_file()
@@ -115,9 +115,23 @@ def test_the_tutorial_works(reader, brief, capsys):
     assert "columns" in Path("runs/columns/recipe.yaml").read_text()
 
 
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_the_tutorial_of_sets_works(reader, brief, capsys):
+    for kind, text in blocks("sets.md"):
+        reader.follow(kind, text, capsys)
+    assert " 0 failed" in reader.said["maemm plugins check lightning"]
+    rows = [json.loads(line) for line in Path("runs/storms/metrics.jsonl").read_text().splitlines()]
+    assert set(rows[0]["terms"]) == {"reconstruct.lightning", "size.lightning"}
+    last = rows[-1]
+    assert last["terms"]["reconstruct.lightning"] < last["baselines"]["lightning"]
+    rows = [json.loads(line) for line in Path("runs/both/metrics.jsonl").read_text().splitlines()]
+    assert set(rows[0]["terms"]) == {"reconstruct.lightning", "reconstruct.signal"}
+    assert not Path("runs/both/bad_samples.jsonl").exists()
+
+
 def test_the_tutorial_says_what_it_runs():
     kinds = [kind for kind, _ in blocks()]
-    assert set(kinds) == {"bash", "python", "yaml", "text"} and len(kinds) == 16
+    assert set(kinds) == {"bash", "python", "yaml", "text"} and len(kinds) == 18
     lines = [line for kind, text in blocks() if kind == "bash" for line in text.splitlines()]
     verbs = {line.split()[1] for line in lines if line.startswith("maemm")}
     assert verbs >= {"plugins", "data", "show", "pretrain", "reconstruct", "knn", "probe", "embed", "convert", "config"}

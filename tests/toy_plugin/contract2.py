@@ -229,10 +229,12 @@ class Regions(Objective):
         modality: whose
     """
 
-    def __init__(self, name: str, *, modality: str = "toy", width: int = 16):
+    def __init__(self, name: str, *, modality: str = "toy"):
         super().__init__()
         self.modality, self.side_inputs = modality, {modality: ["brightness"]}
-        self.head = nn.Linear(width, 8)
+
+    def connect(self, model):
+        self.head = nn.Linear(model.encoder.dim, 8)
 
     def forward(self, out, model):
         truth = out.inputs[self.modality].preprocessed.info["brightness"]

@@ -29,7 +29,9 @@ class Losses:
 
     ratios: list[float] = field(default_factory=list)
     loss: dict[str, list[float]] = field(default_factory=dict)
-    mean_predictor: dict[str, list[float]] = field(default_factory=dict)  # of the best constant prediction for a batch; NaN: unknown
+    mean_predictor: dict[str, list[float]] = field(
+        default_factory=dict
+    )  # of the best constant prediction for a batch; NaN: unknown
     note: str = ""
 
 

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 
 from maemm.contract import MaemmError, Modality, Preprocessed, Tokens
@@ -61,11 +60,12 @@ class Events(Modality):
         x = preprocessed.x
         if x.ndim != 3 or x.shape[-1] != COLUMNS:
             raise MaemmError(f"Events expects (B, N, {COLUMNS}), got {tuple(x.shape)}")
-        kind, charge, jet = x[..., NUMBERS:].long().unbind(-1)  # padding may hold anything: clamp
-        kind, charge = one_hot(kind.clamp(0, self.types - 1), self.types), one_hot(charge.clamp(-1, 1) + 1, CHARGES)
+        numbers, kind, charge, jet = x.split([NUMBERS, 1, 1, 1], -1)
+        kinds, charges = torch.arange(self.types, device=x.device), torch.arange(-1, 2, device=x.device)
         rank = torch.arange(x.shape[1], device=x.device)[None, :, None].float()
-        values = torch.cat([x[..., :NUMBERS], kind.to(x), charge.to(x)], -1)
-        return Tokens(values, rank, valid=preprocessed.valid, context={"jet": jet.clamp(0, x.shape[1] - 1)})
+        values = torch.cat([numbers, (kind == kinds).to(x), (charge == charges).to(x)], -1)
+        jet = jet[..., 0].long().clamp(0, x.shape[1] - 1)  # padding may hold anything
+        return Tokens(values, rank, valid=preprocessed.valid, context={"jet": jet})
 
     def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
         self.dim, self.embedding = encoder_dim, nn.Linear(sum(self.widths), encoder_dim)

@@ -47,14 +47,14 @@ class EventFiles(Source):
 
 
 def open_events(root: str | None, list: str | None = None, *, name: str = "events") -> Source:
-    """Events of all .npz files below a folder.
+    """Events of all .npz files in a folder.
 
     Options
         name: the modality that the samples are for
     """
-    paths = sorted(existing(root, "data.root").rglob("*.npz")) if root and list is None else []
+    paths = sorted(existing(root, "data.root").glob("*.npz")) if root and list is None else []
     if not paths:
-        raise MaemmError(f"no .npz file is below the folder ({root}); set data.root to one of events, and no data.list")
+        raise MaemmError(f"no .npz file is in the folder ({root}); set data.root to one of events, and no data.list")
     return EventFiles(paths, name)
 
 

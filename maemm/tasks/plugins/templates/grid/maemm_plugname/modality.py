@@ -43,7 +43,8 @@ class PlugName(GridModality):
     def preprocess(self, raw: dict[str, Any], rng: Rng | None) -> Preprocessed:
         """Loaded (B, channels, SIDES) -> preprocessed. Augment here; not where ``rng`` is None."""
         x = raw["x"].float()
-        return Preprocessed((x - self._as_channels(self.mean, x)) / self._as_channels(self.std, x))
+        x = (x - self._as_channels(self.mean, x)) / self._as_channels(self.std, x)
+        return super().preprocess({"x": x}, rng)  # marks missing values, if the option gaps allows them
 
     def denormalize_input(self, signal: Tensor) -> Tensor:
         """Undo ``mean`` and ``std``."""
@@ -51,4 +52,5 @@ class PlugName(GridModality):
 
     def _as_channels(self, value: float | Sequence[float], like: Tensor) -> Tensor:
         """One number, or one per channel, for broadcasting to (..., channels, SIDES)."""
-        return torch.tensor(value, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * len(self.size))
+        values = torch.tensor(value, dtype=like.dtype).reshape(-1, *(1,) * len(self.size))
+        return values.to(like.device, non_blocking=True)
