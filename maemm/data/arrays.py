@@ -88,9 +88,23 @@ def read_array(path: Path) -> np.ndarray:
 
 
 def plain(array: np.ndarray) -> np.ndarray:
-    """A copy that torch accepts: uint8 as it is, all other numbers in float32, in native byte order."""
-    with np.errstate(over="ignore"):  # too large becomes infinite, which the modality refuses when it loads the sample
-        return np.array(array, np.uint8 if array.dtype == np.uint8 else np.float32)
+    """A copy that torch accepts: uint8 as it is, all other numbers in float32, in native byte order.
+
+    Raises ValueError for numbers that float32 cannot hold.
+    """
+    return np.array(array) if array.dtype == np.uint8 else as_float32(array)
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """A copy in float32. Raises ValueError for finite numbers that become infinite; infinity and NaN stay."""
+    with np.errstate(over="ignore"):
+        narrowed = np.array(array, np.float32)
+    if array.dtype.kind == "f" and array.dtype.itemsize > 4 and np.isinf(narrowed).any():
+        lost = array[np.isinf(narrowed) & np.isfinite(array)]
+        if lost.size:
+            largest = lost.flat[np.abs(lost).argmax()]
+            raise ValueError(f"{lost.size:,} values are too large for float32 (up to {largest:.3g}); scale them")
+    return narrowed
 
 
 def _numbers(array: np.ndarray) -> np.ndarray:

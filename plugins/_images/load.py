@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from maemm.data.arrays import as_float32
+
 # Pillow's other readers start external programs (EPS), or read only headers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 EXTENSIONS = (
@@ -79,7 +81,7 @@ def plain_pixels(array: np.ndarray) -> np.ndarray:
         return array.astype(array.dtype.newbyteorder("="))
     if array.dtype.kind != "f":
         raise ValueError(f"pixels are {array.dtype}, which does not say what white is; store uint8, uint16 or float32")
-    pixels = array.astype(np.float32)
+    pixels = as_float32(array)
     if not np.isfinite(pixels).all():
         raise ValueError(f"{int((~np.isfinite(pixels)).sum())} pixels are not finite numbers")
     return pixels

@@ -166,7 +166,7 @@ class Recordings(files.Files):
         return _Opened(reader, rows, names, ratios, [header.lengths[row] for row in rows])
 
     def _read(self, path: Path, start: int | None) -> dict[str, Any]:
-        """A window, or with None a whole recording: {"x": (C, L) float32, "channels": names or None}."""
+        """A window, or with None a whole recording: {"x": (C, L) numbers, "channels": names or None}."""
         opened = self._open(path)
         stop = opened.length
         if start is None:
@@ -184,4 +184,9 @@ class Recordings(files.Files):
         ]
         if len({len(part) for part in parts}) > 1:
             raise ValueError(f"channels have different lengths ({', '.join(str(len(part)) for part in parts)})")
-        return {"x": np.stack(parts).astype(np.float32), "channels": opened.names}
+        x = np.stack(parts)
+        with np.errstate(
+            over="ignore"
+        ):  # what float32 cannot hold stays as it is: the modality says what becomes of it
+            narrowed = x.astype(np.float32)
+        return {"x": x if x.dtype.itemsize > 4 and np.isinf(narrowed).any() else narrowed, "channels": opened.names}

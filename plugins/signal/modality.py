@@ -15,6 +15,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.contract.patches import grid_of
 from maemm.contract.rng import Rng
+from maemm.data.arrays import as_float32
 
 from . import pictures
 from . import preprocess as on_device
@@ -110,8 +111,12 @@ class Signal(GridModality):
             spare = x.shape[1] - self.length
             start = spare // 2 if rng is None else int(rng.uniform("cut").item() * (spare + 1))
             x = x[:, start : start + self.length]
-        with np.errstate(over="ignore"):  # values out of range become infinite, which is then reported
-            x = x[[row for row, _ in rows]].astype(np.float32)
+        x = x[[row for row, _ in rows]]
+        if self.gap_rule == "refuse":
+            x = as_float32(x)
+        else:
+            with np.errstate(over="ignore"):  # values out of range become infinite, which is a gap
+                x = x.astype(np.float32)
         x, valid = self._repaired(x)
         signal = np.zeros((len(self.names), x.shape[1]), np.float32)
         signal_valid = np.zeros(signal.shape, bool)

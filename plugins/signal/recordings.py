@@ -13,12 +13,13 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from maemm.data.arrays import array_key, open_array_file
+from maemm.data.list_text import LONGEST_LINE
 
 from .._sounds.files import SoundStream, open_sound
 from .._sounds.promises import truncation_reason
@@ -131,8 +132,8 @@ def rate_in(archive: NpzFile) -> float | None:
 class Table:
     """``.csv`` and ``.tsv``: a column per channel, with names in the first line; empty cells are NaN.
 
-    A column called time, t, timestamp or seconds gives the rate. Text cannot be read in parts: the whole file is
-    read, once as long as all files fit into ``CACHE_BYTES``.
+    A column called time, t, timestamp or seconds gives the rate. Columns of words may stand between the channels. Text
+    cannot be read in parts: the whole file is read, once as long as all files fit into ``CACHE_BYTES``.
     """
 
     def __init__(self) -> None:
@@ -143,11 +144,14 @@ class Table:
         return {"_cache": OrderedDict(), "_bytes": 0}  # workers fill their own
 
     def header(self, path: Path) -> Header:
-        names, x, rate = self._whole(path)
+        names, x, rate, _ = self._whole(path)
         return uniform_header(names, rate, *x.shape)
 
     def read(self, path: Path, rows: Sequence[int], spans: Sequence[tuple[int, int]]) -> list[np.ndarray]:
-        x = self._whole(path)[1]
+        names, x, _, words = self._whole(path)
+        if (row := next((row for row in rows if row in words), None)) is not None:
+            name = f"column {row + 1}" if names is None else f"the column {names[row]!r}"
+            raise ValueError(f"{name} holds words ({words[row]}); name the channels to read in data.source.channels")
         return [x[row, start:stop] for row, (start, stop) in zip(rows, spans, strict=True)]
 
     def _whole(self, path: Path) -> _Content:
@@ -159,18 +163,26 @@ class Table:
             self._cache.move_to_end(key)
         else:
             self._cache[key] = _table(path)
-            self._bytes += self._cache[key][1].nbytes
+            self._bytes += self._cache[key].x.nbytes
         while len(self._cache) > 1 and self._bytes > CACHE_BYTES:
-            self._bytes -= self._cache.popitem(last=False)[1][1].nbytes
+            self._bytes -= self._cache.popitem(last=False)[1].x.nbytes
         return self._cache[key]
 
 
-_Content = tuple[tuple[str, ...] | None, np.ndarray, float | None]  # names, (C, L) float64, rate
+class _Content(NamedTuple):
+    """A table in memory."""
+
+    names: tuple[str, ...] | None
+    x: np.ndarray  # (C, L) float64, NaN in columns with words
+    rate: float | None
+    words: dict[int, str]  # channel: its first cell that is no number, and where
 
 
 def _table(path: Path) -> _Content:
     with open(path, encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
+        first = file.readline(LONGEST_LINE + 1)
+        if len(first) > LONGEST_LINE:
+            raise ValueError(f"its first line has more than {LONGEST_LINE:,} characters; write a column per channel")
         if "\0" in first:
             raise ValueError("no text")
         separator = next((character for character in "\t;," if character in first), ",")
@@ -178,12 +190,14 @@ def _table(path: Path) -> _Content:
         named = not all(_is_number(cell) for cell in cells)
         if not named:
             file.seek(0)
-        x = _numbers(file, separator, len(cells))
+        x, words = _numbers(file, separator, len(cells), 1 + named)
     names = unique_names(cells) if named else None
     if names is None or not any(name.casefold() in _TIME for name in names):
-        return names, x.T, None
+        return _Content(names, x.T, None, words)
     column = next(i for i, name in enumerate(names) if name.casefold() in _TIME)
-    return names[:column] + names[column + 1 :], np.delete(x.T, column, 0), _rate(x[:, column])
+    rate = None if column in words else _rate(x[:, column])  # dates say no rate
+    others = {row - (row > column): cell for row, cell in words.items() if row != column}
+    return _Content(names[:column] + names[column + 1 :], np.delete(x.T, column, 0), rate, others)
 
 
 def _cell(text: str) -> float:
@@ -198,18 +212,33 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _numbers(file: Iterable[str], separator: str, columns: int) -> np.ndarray:
-    """(L, C) of the remaining lines."""
+def _numbers(file: Iterable[str], separator: str, columns: int, first: int) -> tuple[np.ndarray, dict[int, str]]:
+    """(L, C) of the remaining lines, and the columns with words; ``first``: number of the first line."""
     lines = [line for line in file if line.strip()]
     if not lines:
         raise ValueError("no samples below the header")
     try:
         x = np.loadtxt(lines, delimiter=separator, ndmin=2, comments=None)
-    except ValueError:  # perhaps because of empty cells, which only the slower converter handles
-        x = np.loadtxt(lines, delimiter=separator, ndmin=2, comments=None, converters=_cell, encoding="utf-8")
+    except ValueError:  # perhaps because of empty cells or words, which only the slower way handles
+        return _mixed(lines, separator, columns, first)
     if x.shape[1] != columns:
         raise ValueError(f"{x.shape[1]} columns below a header of {columns}")
-    return x
+    return x, {}
+
+
+def _mixed(lines: list[str], separator: str, columns: int, first: int) -> tuple[np.ndarray, dict[int, str]]:
+    """The same for lines with empty cells and words."""
+    rows = list(csv.reader(lines, delimiter=separator, skipinitialspace=True))
+    if (odd := next((row for row in rows if len(row) != columns), None)) is not None:
+        raise ValueError(f"{len(odd)} columns below a header of {columns}")
+    x, words = np.full((len(rows), columns), np.nan), {}
+    for column, cells in enumerate(zip(*rows, strict=True)):
+        try:
+            x[:, column] = [_cell(cell) for cell in cells]
+        except ValueError:
+            number = next(i for i, cell in enumerate(cells) if cell.strip() and not _is_number(cell))
+            words[column] = f"{cells[number][:20]!r} in line {number + first}"
+    return x, words
 
 
 def _rate(time: np.ndarray) -> float:

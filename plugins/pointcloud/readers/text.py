@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maemm.contract.rng import Rng
+from maemm.data.list_text import LONGEST_LINE
 
 from .pick import Reading
 from .records import check_count
@@ -31,7 +32,7 @@ class _Layout:
 def read(path: str, options: Reading, rng: Rng) -> np.ndarray:
     """(N, C) float64. A header may name the columns; a first line with a single number is the number of points."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        layout = _layout(list(itertools.islice(file, _HEAD)))
+        layout = _layout([file.readline(LONGEST_LINE + 1) for _ in range(_HEAD)])
     if layout.count is not None:
         check_count(layout.count, os.path.getsize(path), 6)
     columns = options.choose_columns(layout.names, layout.columns)
@@ -53,6 +54,8 @@ def _layout(lines: list[str]) -> _Layout:
     for number, line in enumerate(lines):
         if "\0" in line:
             raise ValueError("binary data, not text")
+        if len(line) > LONGEST_LINE:
+            raise ValueError(f"line {number + 1} has more than {LONGEST_LINE:,} characters; write a point per line")
         text = line.strip()
         bare = text.lstrip("#/%; ")
         if not bare:
@@ -71,7 +74,7 @@ def _layout(lines: list[str]) -> _Layout:
             names = cells
         else:
             break
-    raise ValueError(f"no row of numbers in the first {len(lines)} lines")
+    raise ValueError(f"no row of numbers in the first {sum(map(bool, lines))} lines")
 
 
 def _separator(text: str) -> str | None:
