@@ -91,7 +91,7 @@ def test_tokens_over_all_channels_need_all_channels():
         (np.zeros((2, 4, 8)), "channels and time"),
         (np.array([["a"] * 4] * 4), "not numbers"),
         (wave(4, 3), "too short: none of its 3 samples make a whole patch of 4"),
-        (np.full((4, 8), 1e39), "32 samples are not finite"),
+        (np.full((4, 8), 1e39), "32 values are too large for float32"),
     ],
 )
 def test_wrong_recordings_have_a_reason(raw, text):
