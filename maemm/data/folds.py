@@ -30,7 +30,7 @@ def split_folds(labels: np.ndarray, count: int, *, seed: int = 0, groups: np.nda
     units = len(labels) if groups is None else len(np.unique(groups))
     unit = "labelled samples" if groups is None else "groups"
     if units < count:
-        raise MaemmError(f"{units} {unit} do not make {count} folds (--folds); use {max(units, 2)} folds at most")
+        raise MaemmError(f"{units} {unit} do not make {count} folds (--folds); {_fewer(units)}")
     from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold  # takes a second
 
     rows = np.arange(len(labels))
@@ -40,10 +40,15 @@ def split_folds(labels: np.ndarray, count: int, *, seed: int = 0, groups: np.nda
         return list(KFold(count, shuffle=True, random_state=seed).split(rows))
     most = int(np.bincount(labels).max())
     if most < count:
-        raise MaemmError(f"no class has {count} samples, so it cannot be in {count} folds; use {most} folds at most")
+        raise MaemmError(f"no class has {count} samples, so it cannot be in {count} folds (--folds); {_fewer(most)}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # it is missing in some folds
         return list(StratifiedKFold(count, shuffle=True, random_state=seed).split(rows, labels))
+
+
+def _fewer(most: int) -> str:
+    """What to do where at most ``most`` folds can be made; one fold is none."""
+    return f"use {most} folds at most" if most > 1 else "give a test part (--test), or more labelled samples"
 
 
 def groups_of(ids: list[str], pattern: str) -> np.ndarray:

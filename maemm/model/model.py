@@ -33,8 +33,9 @@ from maemm.model.pooling import mean_of_tokens, pool_and_norm
 class Model(nn.Module):
     """Built by :func:`maemm.build` and :func:`maemm.load`; its parts are public attributes.
 
-    ``batch`` is always {modality: Preprocessed, or the bare tensor x (B, ...)}. ``forward`` is the only entry point
-    that DDP, FSDP2 and ``torch.compile`` see.
+    ``batch`` is always {modality: Preprocessed, or the bare tensor x (B, ...)}; of a model with one modality it may
+    also be that alone. Bare tensors are what :meth:`preprocess` makes: floats, not pixels. ``forward`` is the only
+    entry point that DDP, FSDP2 and ``torch.compile`` see.
     """
 
     modalities: Mapping[str, Modality]  # these three are nn.ModuleDict
@@ -103,9 +104,34 @@ class Model(nn.Module):
         """
         return self.plan_sets(batch, rng)[0]
 
+    def _named(self, batch: Any) -> dict[str, Any]:
+        """A batch by modality, with bare tensors of a type that the weights can be multiplied with."""
+        if isinstance(batch, (Tensor, Preprocessed, ModalityInput)):
+            if len(self.modalities) > 1:
+                raise MaemmError(
+                    f"the batch is one {type(batch).__name__}, the model has several modalities; give a dict with "
+                    f"{', '.join(self.modalities)}"
+                )
+            batch = {next(iter(self.modalities)): batch}
+        if not isinstance(batch, Mapping):
+            raise MaemmError(f"the batch is a {type(batch).__name__}; give {{modality: tensor (B, ...)}}, or a tensor")
+        if not any(isinstance(x, Tensor) for x in batch.values()):
+            return dict(batch)  # as the training loop makes it
+        weights = next(self.parameters()).dtype
+        named = {}
+        for name, x in batch.items():
+            if isinstance(x, Tensor) and not x.is_floating_point():
+                raise MaemmError(
+                    f"the batch of {name!r} is {str(x.dtype).removeprefix('torch.')}, the model takes floats; give "
+                    "what model.preprocess makes of samples, or maemm.embed the samples themselves"
+                )
+            named[name] = x.to(weights) if isinstance(x, Tensor) and x.dtype != weights else x
+        return named
+
     @torch.no_grad()
     def plan_sets(self, batch: dict[str, Any], rng: Rng) -> list[dict[str, ModalityInput]]:
         """:meth:`plan`, all plans of each sample: each is for a forward pass of its own."""
+        batch = self._named(batch)
         preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
         tokens = self._tokenize(preprocessed)
         hides = self.training and any(objective.hide for objective in self.objectives.values())
@@ -246,6 +272,7 @@ class Model(nn.Module):
     def _inputs(
         self, batch: dict[str, Any], plans: dict[str, Plan] | None, rng: Rng | None
     ) -> dict[str, ModalityInput]:
+        batch = self._named(batch)
         if all(isinstance(x, ModalityInput) for x in batch.values()):
             return batch
         if plans is None:
@@ -274,6 +301,7 @@ class Model(nn.Module):
 
         Where the model is not :attr:`masked`, plans that come with the batch are kept.
         """
+        batch = self._named(batch)
         if not self.masked and all(isinstance(x, ModalityInput) for x in batch.values()):
             return batch
         preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
@@ -310,6 +338,7 @@ class Model(nn.Module):
 
         Raises :class:`MaemmError` for an unknown pool, norm, layer or stream.
         """
+        batch = self._named(batch)
         if stream is not None:
             return {stream: self._stream(batch, stream)}
         if self.head is not None and pool is None and norm is None and layers is None and not tokens:
@@ -350,7 +379,7 @@ class Model(nn.Module):
         """(B, classes) of a fine-tuned model; {stream: (B, classes)} where the head classifies several streams."""
         if self.head is None:
             raise MaemmError("this model has no classifier; fine-tune it, or load fine-tuned weights")
-        return self.head(self, batch)
+        return self.head(self, self._named(batch))
 
 
 def _all_visible(preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, ModalityInput]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from maemm import config
 from maemm.config import options
@@ -32,6 +33,9 @@ def load(weights: str | Path | dict[str, Tensor], kind: str | None = None, **set
     ``weights_only``.
     """
     library_config = None
+    if not isinstance(weights, (str, os.PathLike, dict)):
+        todo = "give its state_dict()" if isinstance(weights, nn.Module) else "give a path or a state dict"
+        raise MaemmError(f"weights are of type {type(weights).__name__}; {todo}")
     if isinstance(weights, dict):
         state = strip_wrappers(weights)
     else:

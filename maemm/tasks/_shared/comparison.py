@@ -31,6 +31,7 @@ class Cell:
     classes: tuple[str, ...] | None = None
     predictions: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # multi-label: (scores, truth)
     choices: list[Choice] = field(default_factory=list)  # in the order of the values: by seed, then by fold
+    fixed: bool = False  # nothing in it is random: its values are of one seed though there are several
 
     @property
     def metric(self) -> str:
@@ -44,7 +45,9 @@ class Cell:
 
     @property
     def std(self) -> float | None:
-        """Standard deviation over seeds (of their means over folds); with one seed over folds."""
+        """Standard deviation over seeds (of their means over folds); with one seed over folds. None: nothing varies."""
+        if self.fixed:
+            return None
         means = [np.mean(folds) for folds in self.values] if len(self.values) > 1 else self.values[0]
         return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
@@ -177,7 +180,8 @@ class Comparison:
         parts = [size]
         if self.folds:
             parts.append(f"{self.folds} folds")
-        parts.append(f"{self.seeds} seed{'s' if self.seeds > 1 else ''}")
+        if not all(cell.fixed for cell in self.cells):
+            parts.append(f"{self.seeds} seed{'s' if self.seeds > 1 else ''}")
         if any(cell.std is not None for cell in self.cells):
             parts.append(f"± standard deviation over {'seeds' if self.seeds > 1 else 'folds'}")
         skipped = data["skipped"] + data.get("test_skipped", 0)

@@ -6,10 +6,13 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from maemm import registry
 from maemm.config.messages import validate
@@ -21,13 +24,17 @@ from maemm.contract.rng import Rng
 from maemm.data.open import open_source
 from maemm.model.model import Model
 from maemm.registry.make import part_of
+from maemm.tasks._shared.data_objects import source_of
 from maemm.tasks._shared.digests import digest
 from maemm.tasks._shared.stream_model import StreamModel
 from maemm.weights import load
 
 Weights = str | os.PathLike | Model
-Data = str | os.PathLike | Source | None  # None: the data of the recipe
+# A path; what a program holds, see :func:`maemm.tasks._shared.data_objects.source_of`; None: the data of the recipe
+Data = str | os.PathLike | Source | np.ndarray | Tensor | Dataset | Sequence[Any] | None
 _STAMPED = 8  # samples whose content goes into the stamp of a source
+_LABELS_TRIED = 64  # samples that are looked at to tell whether there are labels
+NO_LABELS = "the data have no labels; give all files in a folder per class, or a list or array with labels"
 
 
 def open_model(weights: Weights, *, stream: str | None = None, **settings: Any) -> Model:
@@ -47,16 +54,25 @@ def open_model(weights: Weights, *, stream: str | None = None, **settings: Any) 
 def open_data(recipe: Mapping[str, Any], data: Data = None, **options: Any) -> Source:
     """The source of a recipe, reading ``data`` in place of the recipe's; an open source is returned as it is.
 
-    ``options`` are keys of a recipe's ``data`` section: ``list``, ``source``. Raises :class:`MaemmError`.
+    ``data`` may also be an array, a Dataset or a list of paths, see
+    :func:`maemm.tasks._shared.data_objects.source_of`. ``options`` are keys of a recipe's ``data`` section: ``list``,
+    ``source``. Raises :class:`MaemmError`.
     """
-    if isinstance(data, Source):
-        return data
+    if not (data is None or isinstance(data, str | os.PathLike)):
+        named = [key for key in ("list", "source") if options.get(key) is not None]
+        if named:
+            raise MaemmError(f"{' and '.join(named)} and data that are no path are both given; leave one out")
+        return source_of(recipe, data)
     values = data_config(recipe, data, **options)
     if values["mix"]:
-        sets = ", ".join(values["mix"])
+        sets = [*values["mix"]]
         raise MaemmError(
-            f"the recipe mixes data sets (data.mix: {sets}); name the data, and set data.source to its source"
+            f"the run is trained on several data sets ({', '.join(sets)}); give one by its name, such as {sets[0]}, or "
+            "a path"
         )
+    part = _set_of(recipe, data)
+    if part is not None:
+        _check_modalities(recipe, data, part)
     if values["source"] is not None:
         kind, source_options = part_of(values["source"])
         check(registry.find("sources", kind), source_options, "data.source")
@@ -90,15 +106,48 @@ def data_config(recipe: Mapping[str, Any], data: Data = None, **options: Any) ->
     The recipe's list and mix belong to its own data and are dropped for others. Raises :class:`MaemmError`.
     """
     values = {key: value for key, value in (recipe.get("data") or {}).items() if key in DataConfig.model_fields}
-    if isinstance(data, str | os.PathLike):
-        values |= {"root": os.fspath(data), "list": None}
-    if data is not None or any(options.get(key) for key in ("list", "source")):
+    if isinstance(options.get("list"), str | os.PathLike):
+        options["list"] = os.path.expanduser(options["list"])
+    part = _set_of(recipe, data)
+    if part is not None:
+        values |= {key: part.get(key) for key in ("root", "list", "source")}
+    elif isinstance(data, str | os.PathLike):
+        values |= {
+            "root": os.path.expanduser(data),
+            "list": None,
+            "source": values.get("source") or _shared_source(values),
+        }
+    elif data is not None:  # nothing is read from the recipe's places; what a program holds need not be sent to workers
+        values |= {"root": None, "list": None, **({} if isinstance(data, Source) else {"workers": 0})}
+    if data is not None or any(options.get(key) is not None for key in ("list", "source")):
         values["mix"] = None
     values |= {"classes": None, "validation": None, **options}
     config, mistakes = validate(DataConfig.model_validate_json, values, "data", key_types(DataConfig))
     if mistakes:
         raise MaemmError("\n".join(mistakes))
     return config.model_dump()
+
+
+def _set_of(recipe: Mapping[str, Any], data: Data) -> Mapping[str, Any] | None:
+    """The data set of the recipe's mixture that ``data`` names; None where it names none, or there is such a path."""
+    mix = (recipe.get("data") or {}).get("mix") or {}
+    return mix[data] if isinstance(data, str) and data in mix and not os.path.exists(data) else None
+
+
+def _check_modalities(recipe: Mapping[str, Any], name: Any, part: Mapping[str, Any]) -> None:
+    """Raises :class:`MaemmError` where a data set lacks modalities of the recipe."""
+    own = part.get("modalities") or [*recipe["modalities"]]
+    missing = [modality for modality in recipe["modalities"] if modality not in own]
+    if missing:
+        shared = "+".join(modality for modality in recipe["modalities"] if modality in own)
+        advice = f"add --stream {shared}, or " if shared else ""
+        raise MaemmError(f"data set {name!r} has no {', '.join(missing)}, which the model reads; {advice}give others")
+
+
+def _shared_source(values: Mapping[str, Any]) -> Any:
+    """The source of all data sets of a mixture, None where they differ."""
+    sources = [part.get("source") for part in (values.get("mix") or {}).values()]
+    return sources[0] if sources and all(source == sources[0] for source in sources) else None
 
 
 # ------------------------------------------------------------------------------------- what results depend on
@@ -133,6 +182,20 @@ def data_stamp(source: Source, *paths: str | os.PathLike | None) -> str:
         except Exception as error:  # whatever a broken file does; embedding will skip it
             state.update(type(error).__name__.encode())
     return state.hexdigest()
+
+
+def some_labels(source: Source) -> list[int]:
+    """Labels of samples at regular intervals, to tell whether there are any; those that cannot be read are left out."""
+    labels: list[int] = []
+    for index in evenly_spaced(len(source), _LABELS_TRIED):
+        try:
+            label = source.label(index)
+        except MemoryError:
+            raise
+        except Exception:  # whatever a broken file does; whoever reads the samples counts it
+            continue
+        labels += label if isinstance(label, tuple) else [] if label is None or label < 0 else [label]
+    return labels
 
 
 def evenly_spaced(total: int, count: int) -> list[int]:

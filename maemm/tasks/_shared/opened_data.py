@@ -15,6 +15,7 @@ from maemm.contract import Modality, Source
 from maemm.contract.errors import MaemmError
 from maemm.data.open import open_source
 from maemm.model.build import build_modalities
+from maemm.tasks._shared.data_objects import path_of
 
 Recipe = str | Path | Mapping[str, Any] | None
 Overrides = Mapping[str, Any] | Iterable[str] | None
@@ -48,7 +49,7 @@ def open_data(data: str | os.PathLike, recipe: Recipe = None, overrides: Overrid
     ``overrides`` change the recipe. Raises :class:`MaemmError` where no recipe or several fit, and for data without
     samples.
     """
-    data, ending = os.fspath(data), None
+    data, ending = path_of(data, "this"), None
     if recipe is None:
         recipe, ending = guess(data)
     name = "the given recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ class StreamModel(Model):
         stream: str | None = None,
     ) -> dict[str, Tensor]:
         """{stream: (B, D)}. For one modality as :meth:`Model.embed`; several are pooled by their common mean."""
-        batch = {name: x for name, x in batch.items() if name in self.modalities}
+        if isinstance(batch, Mapping):  # anything else is for the only modality
+            batch = {name: x for name, x in batch.items() if name in self.modalities}
         if stream is not None or len(self.modalities) == 1:
             return super().embed(batch, pool, norm, layers, tokens, stream)
         if norm is not None or layers is not None or pool not in (None, "mean") or tokens:

@@ -11,6 +11,7 @@ from maemm.config.guess import guess
 from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm.data.pack import Packed, Packer, pack
+from maemm.tasks._shared.data_objects import path_of
 
 
 def data_pack(
@@ -28,6 +29,7 @@ def data_pack(
     ``workers``: None: a process for each CPU core that this process may use; 0: this process. Raises
     :class:`MaemmError`.
     """
+    data = path_of(data, "packing")
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         workers = cores if cores > 1 else 0

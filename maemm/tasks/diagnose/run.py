@@ -17,7 +17,7 @@ from maemm.data.single_pass import Progress
 from maemm.data.subset import Subset
 from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED, UNTRAINED, untrained
-from maemm.tasks._shared.inputs import Weights, data_config, evenly_spaced, open_data, open_model
+from maemm.tasks._shared.inputs import Data, Weights, data_config, evenly_spaced, open_data, open_model
 from maemm.tasks.diagnose.clusters import CLUSTERS
 from maemm.tasks.diagnose.collect import LEAST, Collector, Network
 from maemm.tasks.diagnose.diagnosis import Diagnosis, Findings
@@ -27,7 +27,7 @@ from maemm.tasks.diagnose.ratios import RATIOS, Losses
 
 def diagnose(
     weights: Weights,
-    data: str | os.PathLike | Source | None = None,
+    data: Data = None,
     out: str | os.PathLike | None = None,
     *,
     samples: int = 512,
@@ -57,9 +57,9 @@ def diagnose(
     model = open_model(weights, **settings)
     replaced = {"list": list, "source": source, "workers": workers}
     replaced = {key: value for key, value in replaced.items() if value is not None}
-    opened = data if isinstance(data, Source) else open_data(model.recipe, data, **replaced)
+    opened = open_data(model.recipe, data, **replaced)
     if workers is None:
-        workers = 0 if isinstance(data, Source) else data_config(model.recipe, None)["workers"]
+        workers = 0 if isinstance(data, Source) else data_config(model.recipe, data)["workers"]
     # At regular intervals, then shuffled: the first of them are a fair selection where only a few are looked at.
     rows = np.random.default_rng(seed).permutation(evenly_spaced(len(opened), samples))
     models = {TRAINED: model, **({UNTRAINED: untrained(model, seed)} if baseline else {})}
@@ -103,8 +103,10 @@ def _page_path(weights: Weights, out: str | os.PathLike | None) -> Path:
     return (run if run is not None and (run / "checkpoints").is_dir() else Path()) / "diagnose.html"
 
 
-def _data_name(data: str | os.PathLike | Source | None) -> str:
-    return "the data of the run" if data is None else "a source" if isinstance(data, Source) else os.fspath(data)
+def _data_name(data: Data) -> str:
+    if isinstance(data, (str, os.PathLike)):
+        return os.fspath(data)
+    return "the data of the run" if data is None else f"a {type(data).__name__}"
 
 
 def _notes(by_modality: Mapping[str, Findings], losses: Losses) -> list[str]:

@@ -22,7 +22,7 @@ from maemm.data.subset import Subset
 from maemm.tasks._shared import feature_files as files
 from maemm.tasks._shared.embedding import embed_batches, embedder
 from maemm.tasks._shared.features import Features, check_any, join
-from maemm.tasks._shared.inputs import Weights, data_config, data_stamp, open_data, open_model, weights_stamp
+from maemm.tasks._shared.inputs import Data, Weights, data_config, data_stamp, open_data, open_model, weights_stamp
 
 CHUNK_ROWS, CHUNK_BYTES, CHUNK_S = 8192, 1 << 26, 60.0  # a chunk ends at whichever comes first
 ABOUT, SKIPPED = "about.json", ".skipped.jsonl"
@@ -47,7 +47,7 @@ class Embedded:
 
 def embed(
     weights: Weights,
-    data: str | os.PathLike | None,
+    data: Data,
     out: str | os.PathLike,
     *,
     pool: str | None = None,
@@ -63,7 +63,10 @@ def embed(
 ) -> Embedded:
     """Features of all samples of ``data`` -> ``out``, a .npz, .safetensors or .parquet file with ids and labels.
 
-    ``weights``: a run or checkpoint folder, a weights file, or a model. ``data`` None: the data of its recipe.
+    ``weights``: a run or checkpoint folder, a weights file, or a model. ``data``: a path; None: the data of its recipe.
+    A program may also give an array or tensor (N, ...) of samples for a model of one modality, a pair of it and N
+    labels, a torch Dataset (of arrays, images or {modality: such}, with or without a label), a list of paths, or a
+    source; each array is read as a .npy file with it would be.
     ``pool``, ``norm``, ``layers``, ``tokens``: see :meth:`Model.embed`. ``source``, ``list``, ``workers``: in place of
     those in the recipe's ``data``. ``settings``: what a checkpoint does not record, see :func:`maemm.load`. The same
     call after an interrupt resumes. Samples that cannot be read are left out and listed beside ``out``. Raises
@@ -72,7 +75,7 @@ def embed(
     out = expanded(out)
     files.check_target(out)
     model = open_model(weights, **settings)
-    options = {k: v for k, v in (("source", source), ("list", list and str(list))) if v is not None}
+    options = {k: v for k, v in (("source", source), ("list", list)) if v is not None}
     config = data_config(model.recipe, data, **options)
     opened = open_data(model.recipe, data, **options)
     blocks = None if layers is None else [int(block) for block in layers]

@@ -25,7 +25,7 @@ from maemm.tasks._shared.comparison import (
 )
 from maemm.tasks._shared.embedding import contents, features
 from maemm.tasks._shared.features import Features
-from maemm.tasks._shared.inputs import Data, Weights, data_config, open_data, open_model
+from maemm.tasks._shared.inputs import NO_LABELS, Data, Weights, data_config, open_data, open_model, some_labels
 from maemm.tasks._shared.records import refresh_page, save_record
 from maemm.tasks._shared.tables import as_multilabel
 from maemm.tasks.evaluate.passes import Average, Passes
@@ -163,6 +163,8 @@ def evaluate(
     options = {k: v for k, v in (("source", source), ("list", list)) if v is not None}
     config = data_config(model.recipe, data, **options)
     opened = open_data(model.recipe, data, **options)
+    if opened.classes is None and not some_labels(opened):
+        raise MaemmError(NO_LABELS)
     labelled = Labelled(opened, _numbering(model, model.head.classes, opened.classes, classes))
     workers = config["workers"] if workers is None else workers
     multilabel = labelled.multilabel or any(

@@ -96,7 +96,9 @@ def _several_runs(
     if args.shots and args.scratch:
         raise MaemmError("--shots trains from scratch too, to compare with; leave --scratch out")
     if args.shots and args.balanced:
-        raise MaemmError("--shots cannot be combined with --balanced, as each class has as many labels; leave one out")
+        raise MaemmError(
+            "--shots cannot be combined with --balanced, as classes have equal shares; leave --balanced out"
+        )
     from maemm.tasks.finetune.run import label_efficiency, repeated
 
     splits: dict[str, Any] = {

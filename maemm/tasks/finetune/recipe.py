@@ -18,7 +18,8 @@ from maemm.contract.errors import MaemmError
 from maemm.data.open import open_fold, open_source
 from maemm.data.shots import Shots, labels_of
 from maemm.model.model import Model
-from maemm.tasks._shared.inputs import data_config, evenly_spaced, open_data
+from maemm.tasks._shared.data_objects import path_of
+from maemm.tasks._shared.inputs import NO_LABELS, data_config, open_data, some_labels
 from maemm.weights import load
 
 #: MAE, appendix A.1 and its published script for ViT-B, with the layer decay of its larger models. Mixing samples is
@@ -34,7 +35,6 @@ TRAIN = {
 }
 SMOOTHING, DROP_PATH, VALIDATION, LARGEST_BATCH = 0.1, 0.1, 0.1, 256
 _PRETRAINING_KEYS = ("masking", "target", "decoder_position")  # of a modality; fine-tuning has no use for them
-_LABELS_TRIED = 64  # samples that are looked at to tell why there are no classes
 
 
 def recipe_for(
@@ -50,9 +50,13 @@ def recipe_for(
     head; or a recipe. A fine-tuned run whose ``out`` and data are not changed goes on with its own recipe. ``data`` is
     short for ``data.root``. ``balanced``: weigh classes by the inverse of their frequency. Raises :class:`MaemmError`.
     """
+    if not isinstance(weights, (str, os.PathLike)):
+        raise MaemmError(
+            f"weights are of type {type(weights).__name__}; give a run or a file, as the recipe of the new run names it"
+        )
     changes = parse_overrides(overrides)
     if data is not None:
-        changes = {"data.root": os.fspath(data), **changes}
+        changes = {"data.root": path_of(data, "fine-tuning"), **changes}
     recipe = _recipe_for(weights, changes)
     return with_class_weights(recipe) if balanced else recipe
 
@@ -243,19 +247,9 @@ def classes_of(source: Source) -> list[str]:
     """Names of the classes; raises :class:`MaemmError` where there are none."""
     if source.classes is not None:
         return list(source.classes)
-    labels: list[int] = []
-    for index in evenly_spaced(len(source), _LABELS_TRIED):
-        try:
-            label = source.label(index)
-        except MemoryError:
-            raise
-        except Exception:  # whatever a broken file does; the loader counts it
-            continue
-        labels += label if isinstance(label, tuple) else [] if label is None or label < 0 else [label]
+    labels = some_labels(source)
     if not labels:
-        raise MaemmError(
-            "the data have no labels; give all files in a folder per class, or a list or array with labels"
-        )
+        raise MaemmError(NO_LABELS)
     raise MaemmError(
         f"the labels are numbers without names (such as {max(labels)}); say how many there are: data.classes=N"
     )

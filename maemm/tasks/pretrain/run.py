@@ -18,7 +18,7 @@ def pretrain(recipe: str | os.PathLike | Mapping[str, Any], **overrides: Any) ->
     ``overrides`` are dotted keys: ``pretrain("image/mae_base", **{"data.root": "photos"})``. Raises
     :class:`maemm.MaemmError` for anything wrong with the recipe or the data.
     """
-    name = recipe if isinstance(recipe, Mapping) else os.fspath(recipe)
+    name = os.fspath(recipe) if isinstance(recipe, os.PathLike) else recipe
     return train_recipe(config.load(name, overrides, training=True))
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch.utils.data import Dataset
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
@@ -18,7 +18,7 @@ from maemm.tasks._shared.cache import cached, folder_for
 from maemm.tasks._shared.comparison import Cell, Comparison
 from maemm.tasks._shared.embedding import embedder, features, raw_values
 from maemm.tasks._shared.features import Features
-from maemm.tasks._shared.inputs import Weights, data_config, data_stamp, open_data, open_model, weights_stamp
+from maemm.tasks._shared.inputs import Data, Weights, data_config, data_stamp, open_data, open_model, weights_stamp
 from maemm.tasks._shared.tables import Choice, tables
 from maemm.tasks.probe.linear import l2_c_choice, logistic_scores
 from maemm.tasks.probe.neighbours import knn_scores
@@ -32,10 +32,11 @@ class Classifier(NamedTuple):
     choose: Callable[..., Choice | None] | None = None  # (train, *, seed, **options) -> an option of ``scores``
     scale: bool = False  # z-score the features
     tokens: bool = False  # needs the features of tokens: there are none of raw values
+    random: bool = True  # whether it depends on a seed, for the same training part
 
 
 PROTOCOLS = {
-    "knn": Classifier(knn_scores, scale=True),
+    "knn": Classifier(knn_scores, scale=True, random=False),
     "linear": Classifier(logistic_scores, l2_c_choice, scale=True),
     "published": Classifier(published_scores, published_choice),
     "attentive": Classifier(attentive_scores, attentive_choice, tokens=True),
@@ -66,7 +67,7 @@ class _Data:
     """A source and what its features depend on."""
 
     source: Source
-    stamp: str
+    stamp: str | None  # None: nothing tells whether the same data come again, so their features are not kept
     workers: int
 
 
@@ -81,8 +82,8 @@ class Subject:
     def __init__(
         self,
         weights: Weights,
-        data: str | os.PathLike | None,
-        test: str | os.PathLike | None = None,
+        data: Data,
+        test: Data = None,
         *,
         pool: str | None = None,
         norm: str | None = None,
@@ -102,10 +103,11 @@ class Subject:
         self.train = self._open(data, options)
         self.test = None if test is None else self._open(test, {k: v for k, v in options.items() if k != "list"})
 
-    def _open(self, data: str | os.PathLike | None, options: dict[str, Any]) -> _Data:
+    def _open(self, data: Data, options: dict[str, Any]) -> _Data:
         config = data_config(self.model.recipe, data, **options)
         source = open_data(self.model.recipe, data, **options)
-        return _Data(source, data_stamp(source, config["root"], config["list"]), config["workers"])
+        stamp = None if isinstance(data, Dataset) else data_stamp(source, config["root"], config["list"])
+        return _Data(source, stamp, config["workers"])
 
     def features(self, kind: str, seed: int, tokens: bool) -> tuple[dict[str, Features], dict[str, Features] | None]:
         """Features of the data and of the test part, by modality; from the cache where they are there.
@@ -128,6 +130,8 @@ class Subject:
             return features(model, data.source, batch=self.batch, workers=data.workers, embed=embed, on_progress=show)
 
         def load_or_compute(data: _Data) -> dict[str, Features]:
+            if data.stamp is None:
+                return compute(data)
             return cached(self.folder, [about, data.stamp], lambda: compute(data))
 
         return load_or_compute(self.train), None if self.test is None else load_or_compute(self.test)
@@ -161,7 +165,12 @@ def _add_cells(comparison: Comparison, subject: Subject, protocol: Protocol, kin
             title = kind if len(data) == 1 else f"{kind}, {modality}"
             pairs = _split(samples, None if test is None else test[modality], protocol, seed, comparison)
             for shots in comparison.shots:
-                cell = cells.setdefault((title, shots), Cell(title, name, shots))
+                drawn = shots != "all" or kind == UNTRAINED or PROTOCOLS[name].random
+                drawn = drawn or (test is None and not _is_group_each(samples, protocol, pairs))
+                fixed = protocol.seeds > 1 and not drawn
+                cell = cells.setdefault((title, shots), Cell(title, name, shots, fixed=fixed))
+                if fixed and seed:  # it would be the same again
+                    continue
                 cell.values.append([_fit(cell, *pair, protocol, name, shots, seed) for pair in pairs])
     comparison.cells += cells.values()
     comparison.notes += [note for cell in cells.values() for note in cell.notes() if note not in comparison.notes]
@@ -185,6 +194,13 @@ def _split(
     comparison.folds = protocol.folds or usual_count(groups)
     folds = split_folds(labelled.labels, comparison.folds, seed=seed, groups=groups)
     return [(labelled.select(train), labelled.select(test)) for train, test in folds]
+
+
+def _is_group_each(samples: Features, protocol: Protocol, folds: Sequence[Any]) -> bool:
+    """Whether every fold is a group, so that the folds are the same for each seed."""
+    if protocol.groups is None:
+        return False
+    return len(np.unique(groups_of(samples.labelled.ids, protocol.groups))) == len(folds)
 
 
 def _fit(cell: Cell, train: Features, test: Features, protocol: Protocol, name: str, shots: str, seed: int) -> float:

@@ -10,16 +10,16 @@ from typing import Any
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.baselines import Show
 from maemm.tasks._shared.comparison import Comparison
-from maemm.tasks._shared.inputs import Weights
+from maemm.tasks._shared.inputs import Data, Weights
 from maemm.tasks._shared.records import refresh_page, save_record
 from maemm.tasks.probe.compare import Protocol, Subject, compare
 
 
 def probe(
     weights: Weights,
-    data: str | os.PathLike | None = None,
+    data: Data = None,
     *,
-    test: str | os.PathLike | None = None,
+    test: Data = None,
     protocols: Sequence[str] = ("linear",),
     folds: int | None = None,
     groups: str | None = None,
@@ -38,14 +38,14 @@ def probe(
 ) -> Comparison:
     """Fit classifiers on frozen features of a run, a weights file or a model (``weights``), and test them.
 
-    ``test``: the test data, with all of ``data`` for training; without, ``data`` are split into ``folds`` (5) that do
-    not split the groups of ``groups``, a regular expression for ids. ``protocols``: linear, published, attentive, knn.
-    ``shots``: training labels of each class, "5" or "10%". ``seeds``: how often splits, shots and fresh weights are
-    drawn. ``baselines`` adds rows for raw values and for the untrained network. ``balanced`` weighs classes by the
-    inverse of their frequency. ``epochs`` and ``base_lr`` are for published and attentive, ``k`` and ``temperature``
-    for knn. Metrics are written to ``out``, by default beside the run, as those of ``verb``. ``show(kind)`` gives an
-    ``on_progress`` for a kind of features. ``embedding``: see :class:`maemm.tasks.probe.compare.Subject`. Raises
-    :class:`MaemmError`.
+    ``data`` as in :func:`maemm.tasks.embed.run.embed`. ``test``: the test data, with all of ``data`` for training;
+    without, ``data`` are split into ``folds`` (5) that do not split the groups of ``groups``, a regular expression for
+    ids. ``protocols``: linear, published, attentive, knn. ``shots``: training labels of each class, "5" or "10%".
+    ``seeds``: how often splits, shots and fresh weights are drawn. ``baselines`` adds rows for raw values and for the
+    untrained network. ``balanced`` weighs classes by the inverse of their frequency. ``epochs`` and ``base_lr`` are for
+    published and attentive, ``k`` and ``temperature`` for knn. Metrics are written to ``out``, by default beside the
+    run, as those of ``verb``. ``show(kind)`` gives an ``on_progress`` for a kind of features. ``embedding``: see
+    :class:`maemm.tasks.probe.compare.Subject`. Raises :class:`MaemmError`.
     """
     _check_training(protocols, epochs, base_lr)
     trained: dict[str, Any] = {"balanced": balanced, "base_lr": base_lr}

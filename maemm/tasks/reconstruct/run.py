@@ -13,8 +13,8 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample, reason_of
 from maemm.data.loader import name_of
-from maemm.data.open import open_source
 from maemm.model.model import Model
+from maemm.tasks._shared.inputs import Data, Weights, open_data
 from maemm.ui.interactive import save_interactive
 from maemm.ui.pictures import DIVERGED, draw_rows, make_rows
 from maemm.weights import load
@@ -40,8 +40,8 @@ class Reconstruction:
 
 
 def reconstruct(
-    weights: str | os.PathLike | Model,
-    data: str | os.PathLike,
+    weights: Weights,
+    data: Data,
     out: str | os.PathLike = "reconstruction.png",
     *,
     count: int = 8,
@@ -51,16 +51,16 @@ def reconstruct(
     """Draw input, visible part and reconstruction of ``count`` samples of ``data`` to the PNG ``out``.
 
     Clips, sounds and 3D shapes also go to ``NAME.view.html`` beside ``NAME.png``, where they can be played and turned.
-    ``weights``: a run or checkpoint folder, a weights file, or a model. ``data``: what the modality's source reads.
-    ``seed``: of the masks. ``settings`` go to :func:`maemm.load`. Raises :class:`MaemmError` for weights without a
-    decoder or with NaN, for data that cannot be opened, and where no sample can be read.
+    ``weights``: a run or checkpoint folder, a weights file, or a model. ``data`` as in
+    :func:`maemm.tasks.embed.run.embed`. ``seed``: of the masks. ``settings`` go to :func:`maemm.load`. Raises
+    :class:`MaemmError` for weights without a decoder or with NaN, for data that cannot be opened, and where no sample
+    can be read.
     """
     model = weights if isinstance(weights, Model) else load(weights, **settings)
     if model.decoder is None:
         raise MaemmError(f"reconstruct needs a decoder ({weights} holds an encoder only); load a file with one")
     _check_finite(model, weights)
-    config = {"root": os.fspath(data), "list": None, "source": (model.recipe.get("data") or {}).get("source")}
-    loaded, shown, skipped = _load_samples(model, open_source({**model.recipe, "data": config}), count)
+    loaded, shown, skipped = _load_samples(model, open_data(model.recipe, data), count)
     raw = {name: modality.collate([sample[name] for sample in loaded]) for name, modality in model.modalities.items()}
     rows = make_rows(model, model.preprocess(raw, None), seed, count)
     if all(row.note == DIVERGED for row in rows.values()):

@@ -16,7 +16,7 @@ from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED, UNTRAINED, Show, untrained
 from maemm.tasks._shared.embedding import features
 from maemm.tasks._shared.features import Features
-from maemm.tasks._shared.inputs import Weights, data_config, open_data, open_model
+from maemm.tasks._shared.inputs import Data, Weights, data_config, open_data, open_model
 
 KS = (1, 5, 10)
 _EQUAL = 1e-9  # a difference between cosines that is rounding
@@ -86,7 +86,7 @@ def compare_pair(direction: str, queries: np.ndarray, gallery: np.ndarray, ks: S
 
 def retrieve(
     weights: Weights,
-    data: Any = None,
+    data: Data = None,
     *,
     pair: Sequence[str] | None = None,
     tta: bool = False,

@@ -19,7 +19,7 @@ from maemm.data.loader import Loader
 from maemm.data.order import Request
 from maemm.data.single_pass import Progress
 from maemm.model.model import Model, as_preprocessed
-from maemm.tasks._shared.inputs import Weights, data_config, open_data, open_model
+from maemm.tasks._shared.inputs import Data, Weights, data_config, open_data, open_model
 from maemm.tasks._shared.scoring import Scores, score_samples
 from maemm.ui.picture_rows import Rows
 from maemm.ui.pictures import draw_rows, make_rows, put_together
@@ -54,7 +54,7 @@ class Scored:
 
 def score_data(
     weights: Weights,
-    data: str | os.PathLike | Source | None = None,
+    data: Data = None,
     out: str | os.PathLike | None = None,
     *,
     pictures: int = 0,
@@ -85,9 +85,9 @@ def score_data(
     model = open_model(weights, **settings)
     replaced = {"list": list, "source": source, "workers": workers}
     replaced = {key: value for key, value in replaced.items() if value is not None}
-    opened = data if isinstance(data, Source) else open_data(model.recipe, data, **replaced)
+    opened = open_data(model.recipe, data, **replaced)
     if workers is None:
-        workers = 0 if isinstance(data, Source) else data_config(model.recipe, None)["workers"]
+        workers = 0 if isinstance(data, Source) else data_config(model.recipe, data)["workers"]
     scores = score_samples(model, opened, plans=plans, batch=batch, workers=workers, seed=seed, on_progress=on_progress)
     if path is None:
         return Scored(scores)
@@ -99,7 +99,7 @@ def score_data(
 
 def score(
     weights: Weights,
-    data: str | os.PathLike | Source | None = None,
+    data: Data = None,
     out: str | os.PathLike | None = None,
     **options: Any,
 ) -> Scores:
