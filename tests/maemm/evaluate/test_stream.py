@@ -164,7 +164,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, capsys):
 
 def test_a_mixed_run_asks_for_its_data():
     mixed = {**recipe(), "data": {"mix": {"a": {"source": "toy"}}}}
-    with pytest.raises(MaemmError, match="the recipe mixes data sets .data.mix: a.; name the data"):
+    with pytest.raises(MaemmError, match=r"several data sets \(a\); give one by its name"):
         open_data(mixed)
     assert len(open_data(mixed, source={"type": "toy", "samples": 5})) == 5
     assert open_data(mixed, source={"type": "toy", "samples": 5}).read(0, Rng((0,))).id == "toy-0"
