@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from maemm.data.arrays import as_float32
 
+from .tiff import dropped_bands, is_tiff, read_bands
+
 # Pillow's other readers start external programs (EPS), or read only headers.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 EXTENSIONS = (
@@ -26,33 +31,55 @@ EXTENSIONS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".avif", ".npy"),
 )
 
+MOST_PIXELS = 178_956_970  # of a picture, unless data.source.most_pixels says so: Pillow's own limit
+
 _STARTS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG\r\n": "PNG", b"GIF8": "GIF", b"RIFF": "WebP", b"BM": "BMP"}
 _ORIENTATION = 0x0112
 _GREY = ("L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-def read_image(path: str | bytes | Path, background: int = 255) -> np.ndarray:
+def read_image(path: str | bytes | Path, background: int = 255, most_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Decode one file to (H, W, C), writable.
 
     EXIF orientation is applied. Grey stays one channel, 16-bit grey stays 16 bits, 1-bit becomes 0 and 255; palettes,
     CMYK and YCbCr become RGB. Transparent images are composed on the grey level ``background`` (255: white). Of an
-    animation the first frame is read. The pages of a TIFF whose pages are grey and alike are its channels. 16-bit RGB
-    becomes 8-bit (a limit of Pillow); store such images as ``.npy``. Raises ValueError or OSError with a short reason.
+    animation the first frame is read. The pages of a TIFF whose pages are grey and alike are its channels, and so are
+    the bands of a TIFF that has others than colours and transparency. 16-bit RGB becomes 8-bit (a limit of Pillow);
+    store such images as ``.npy``. Raises ValueError or OSError with a short reason.
     """
     data = _bytes(path)
     if data[:6] == b"\x93NUMPY":
         return read_array(path)
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # some packages set it when they are imported
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _limit(most_pixels):
         warnings.simplefilter("ignore")  # odd EXIF, many pixels; what matters raises an error
         try:
             with Image.open(io.BytesIO(data), formats=_supported_formats()) as image:
+                if image.format == "TIFF" and dropped_bands(image):
+                    return plain_pixels(read_bands(data, most_pixels))
                 return _decode(image, background)
+        except Image.DecompressionBombError as error:
+            count = re.search(r"\d+", str(error))
+            pixels = f"{int(count[0]):,}" if count else "its"
+            raise ValueError(f"{pixels} pixels are more than {most_pixels:,} (data.source.most_pixels)") from None
         except UnidentifiedImageError:
+            if is_tiff(data):
+                return plain_pixels(read_bands(data, most_pixels))
             kind = next((name for start, name in _STARTS.items() if data.startswith(start)), None)
             if kind is not None:
                 raise ValueError(f"a damaged {kind} file ({len(data):,} bytes)") from None
             raise ValueError(f"not a readable image (starts with {data[:8]!r})") from None
+
+
+@contextmanager
+def _limit(most_pixels: int) -> Iterator[None]:
+    """Pillow's limit, which is a global: it refuses twice of it, and warns from it on."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = -(-most_pixels // 2)
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def read_array(path: str | bytes | Path) -> np.ndarray:
@@ -124,7 +151,7 @@ def _pages(image: Image.Image, count: int, background: int) -> list[np.ndarray]:
         return [_frame(image, background)]
     limit = Image.MAX_IMAGE_PIXELS
     if limit and count * size[0] * size[1] > 2 * limit:
-        raise ValueError(f"{count} pages of {size[0]} x {size[1]} are too many pixels")
+        raise ValueError(f"{count} pages of {size[0]} x {size[1]} are too many pixels (data.source.most_pixels)")
     pages: list[np.ndarray] = []
     for number in range(count):
         image.seek(number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -16,7 +17,7 @@ from maemm.data.arrays import LABELS, ArrayFile, open_array_file
 from maemm.data.files import endings, existing
 from maemm.data.lists import Labels, class_labels, find_files, read_list
 
-from .._images.load import EXTENSIONS, channels_first, plain_pixels, read_image
+from .._images.load import EXTENSIONS, MOST_PIXELS, channels_first, plain_pixels, read_image
 
 _ARRAYS = (".npy", ".npz")
 _LISTS = (".txt", ".csv", ".tsv")
@@ -32,6 +33,7 @@ def open_images(
     extensions: Sequence[str] | None = None,
     background: int = 255,
     channels_first: bool | None = None,
+    most_pixels: int | None = None,
 ) -> Source:
     """The source for ``data.root`` and ``data.list``, by what they are.
 
@@ -45,7 +47,11 @@ def open_images(
         extensions: endings of the files to take from a folder; null: those of all known kinds
         background: grey level behind transparent pixels, 0 .. 255
         channels_first: order of a 4-D array; null: channels are the smaller of its second and last dimension
+        most_pixels: pictures with more are refused, since a few bytes may claim any size; null: 178,956,970
     """
+    if most_pixels is not None and most_pixels < 1:
+        raise MaemmError(f"most_pixels is {most_pixels} (data.source.most_pixels); give 1 or more")
+    options: _Options = {"name": name, "background": background, "most_pixels": most_pixels or MOST_PIXELS}
     if not 0 <= background <= 255:
         raise MaemmError(f"background is {background} (data.source.background); give 0 to 255")
     if not root and not list:
@@ -54,31 +60,39 @@ def open_images(
     if list:
         if folder is not None and not folder.is_dir():
             raise MaemmError(f"data.root is no folder ({root}); with data.list it is what the paths are relative to")
-        return _open_list(existing(list, "data.list"), folder, name, background)
+        return _open_list(existing(list, "data.list"), folder, options)
     assert folder is not None
     suffixes = endings(extensions, EXTENSIONS)
     if folder.is_dir():
         paths = find_files(folder, suffixes)
         if not paths:
             raise MaemmError(f"no image below the folder ({folder}); looked for files that end in {' '.join(suffixes)}")
-        return Files(folder, paths, *class_labels(paths), name=name, background=background)
+        return Files(folder, paths, *class_labels(paths), **options)
     suffix = folder.suffix.lower()
     if suffix in _ARRAYS:
         return Arrays(folder, name, channels_first)
     if suffix in _LISTS:
-        return _open_list(folder, None, name, background)
+        return _open_list(folder, None, options)
     if suffix in suffixes:
-        return Files(folder.parent, [folder.name], None, None, name=name, background=background)
+        return Files(folder.parent, [folder.name], None, None, **options)
     raise MaemmError(
         f"data.root is a file of no known kind ({root}); give an image, a folder of images, or a "
         f"{', '.join(_ARRAYS + _LISTS[:-1])} or {_LISTS[-1]} file"
     )
 
 
-def _open_list(path: Path, root: Path | None, name: str, background: int) -> Source:
+class _Options(TypedDict):
+    """Options of :class:`Files`."""
+
+    name: str
+    background: int
+    most_pixels: int
+
+
+def _open_list(path: Path, root: Path | None, options: _Options) -> Source:
     if path.suffix.lower() in _ARRAYS or path.is_dir():
         raise MaemmError(f"data.list is no list of paths ({path}); give it as data.root")
-    return Files(*read_list(path, root, EXTENSIONS, _PATH_COLUMNS), name=name, background=background)
+    return Files(*read_list(path, root, EXTENSIONS, _PATH_COLUMNS), **options)
 
 
 class Files(files.Files):
@@ -93,12 +107,13 @@ class Files(files.Files):
         *,
         name: str = "image",
         background: int = 255,
+        most_pixels: int = MOST_PIXELS,
     ):
         super().__init__(folder, paths, labels, classes, name=name)
-        self.background = background
+        self.background, self.most_pixels = background, most_pixels
 
     def open(self, path: bytes, rng: Rng) -> np.ndarray:
-        return read_image(path, self.background)
+        return read_image(path, self.background, self.most_pixels)
 
 
 class Arrays(ArrayFile):

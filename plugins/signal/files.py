@@ -185,6 +185,6 @@ class Recordings(files.Files):
         if len({len(part) for part in parts}) > 1:
             raise ValueError(f"channels have different lengths ({', '.join(str(len(part)) for part in parts)})")
         x = np.stack(parts)
-        with np.errstate(over="ignore"):  # what float32 cannot hold stays: the modality has a rule for it
+        with np.errstate(over="ignore"):  # what float32 cannot hold stays: the modality has a rule
             narrowed = x.astype(np.float32)
         return {"x": x if x.dtype.itemsize > 4 and np.isinf(narrowed).any() else narrowed, "channels": opened.names}
