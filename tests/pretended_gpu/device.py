@@ -1,0 +1,327 @@
+"""A pretended GPU: CPU tensors stay real, what is put on "cuda" is a FakeTensor that carries its values.
+
+    with gpu() as seen:
+        ...the code as it is, with torch.device("cuda", 0)...
+    seen.waits      # where the host of a GPU would wait for the device
+    seen.copies     # copies between host and device
+    seen.launches   # {aten operation: how often}
+
+Operations over tensors of two devices raise torch's own error. Neither a GPU nor a driver is needed. What it cannot see:
+NCCL, streams, pinned memory, timings, compiled graphs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from safetensors import torch as safetensors
+from torch import Tensor
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+aten = torch.ops.aten
+WAITING = {
+    aten.nonzero.default, aten.masked_select.default, aten.equal.default, aten._unique2.default,
+    aten.unique_consecutive.default, aten.unique_dim.default, aten.bincount.default,
+    aten.repeat_interleave.Tensor, aten._linalg_check_errors.default,
+}  # fmt: skip
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
+WITHOUT_SHAPES = {"aten::_fused_sgd_", "aten::_fused_adagrad_"}  # torch has no kernel of them that gives shapes alone
+OUR_FOLDERS = ("/maemm/", "/maemm_plugins/", "/plugins/", "/timm/")
+
+
+class Event(NamedTuple):
+    """Something that the host did, and the innermost line of ours, or of timm, that made it."""
+
+    kind: str  # "item", "cpu -> cuda", ...
+    file: str
+    line: int
+    function: str
+    blocking: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.file}:{self.line} {self.function})"
+
+
+def is_on_gpu(x: Any) -> bool:
+    """Whether x is a tensor on the pretended GPU."""
+    return isinstance(x, FakeTensor)
+
+
+def _event(kind: str, blocking: bool = True) -> Event:
+    for frame in reversed(traceback.extract_stack()):
+        if any(folder in frame.filename for folder in OUR_FOLDERS) and "site-packages/torch/" not in frame.filename:
+            file = "/".join(frame.filename.split("/")[-3:])
+            return Event(kind, file, frame.lineno or 0, frame.name, blocking)
+    return Event(kind, "?", 0, "?", blocking)
+
+
+class PretendedGpu(TorchDispatchMode):
+    """Runs each operation twice: on the values, and on fake tensors, which know what is on which device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
+        self.waits: list[Event] = []
+        self.copies: list[Event] = []
+        self.launches: Counter[str] = Counter()
+
+    def clear(self) -> None:
+        """Forget what was seen so far."""
+        self.waits.clear()
+        self.copies.clear()
+        self.launches.clear()
+
+    @property
+    def blocking_copies(self) -> list[Event]:
+        return [copy for copy in self.copies if copy.blocking]
+
+    def wait(self, kind: str) -> None:
+        self.waits.append(_event(kind))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        target = None if device is None else torch.device(device).type
+        if target != "cuda" and not any(map(is_on_gpu, tree_leaves((args, kwargs)))):
+            return func(*args, **kwargs)  # the CPU's own work
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device
+        if torch.is_inference_mode_enabled():  # composed operations arrive here whole
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        self.launches[str(func)] += 1
+        if func is aten._local_scalar_dense.default:
+            self.wait("item(), tolist() or bool()")
+            return func(args[0]._value)
+        if func in WAITING or (func in INDEXING and _has_mask(args[1])):
+            self.wait(str(func).removeprefix("aten."))
+        self._note_copies(func, args, kwargs, target)
+        values = func(*tree_map(_value, args), **tree_map(_value, kwargs))
+        if target == "cpu" or func in (aten.equal.default, aten.is_nonzero.default):
+            return values
+        if func is aten.copy_.default and not is_on_gpu(args[0]):
+            return args[0]
+        if func._schema.name in WITHOUT_SHAPES:
+            return values
+        try:
+            with self.fake:
+                fakes = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            with self.fake:
+                fakes = tree_map(_empty_like, values)
+        for fake, value in zip(tree_leaves(fakes), tree_leaves(values), strict=True):
+            if is_on_gpu(fake) and fake.device.type == "cuda":
+                fake._value = value
+        return fakes
+
+    def _note_copies(self, func: Any, args: Any, kwargs: Any, target: str | None) -> None:
+        if func in INDEXING and is_on_gpu(args[0]):
+            if any(isinstance(index, Tensor) and not is_on_gpu(index) for index in args[1]):
+                self.copies.append(_event("cpu -> cuda: an index"))  # torch copies it, and waits
+            return
+        if func is aten._to_copy.default and target is not None:
+            source = args[0].device.type
+        elif func is aten.copy_.default:
+            source, target = args[1].device.type, args[0].device.type
+        else:
+            return
+        if source == target:
+            return
+        asynchronous = bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+        self.copies.append(_event(f"{source} -> {target} {tuple(args[0].shape)}", blocking=not asynchronous))
+        if target == "cpu" and not asynchronous:
+            self.wait("copy to the host")
+
+
+def _has_mask(indices: Any) -> bool:
+    """Whether one of the indices is a mask, whose result has a size that the host must know."""
+    return any(isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in tree_leaves(indices))
+
+
+def _value(x: Any) -> Any:
+    if is_on_gpu(x):
+        return x._value
+    return torch.device("cpu") if isinstance(x, torch.device) else x
+
+
+def _empty_like(x: Any) -> Any:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda") if isinstance(x, Tensor) else x
+
+
+# ----------------------------------------------------------------------------------------------- the backward pass
+def gradients_of(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    """{leaf: gradient}. torch's engine asks the driver for streams; this walks the same nodes in Python."""
+    leaves: dict[Tensor, Tensor] = {}
+    arrived: dict[Any, dict[int, Tensor]] = {}  # by node: gradient of each of its outputs
+    for root, gradient in zip(roots, gradients, strict=True):
+        _add(arrived.setdefault(root.grad_fn, {}), root.output_nr, gradient)
+    waiting = _numbers_of_users(list(arrived))
+    ready = [node for node in arrived if not waiting[node]]
+    with torch.no_grad():
+        while ready:
+            node = ready.pop()
+            own = arrived.pop(node, {})
+            if (leaf := getattr(node, "variable", None)) is not None:
+                if 0 in own:
+                    leaves[leaf] = own[0]
+                continue
+            results = _call(node, own) if own else [None] * len(node.next_functions)
+            for (user, number), gradient in zip(node.next_functions, results, strict=False):
+                if user is None:
+                    continue
+                if gradient is not None:
+                    _add(arrived.setdefault(user, {}), number, _fitted(gradient, user._input_metadata[number]))
+                waiting[user] -= 1
+                if not waiting[user]:
+                    ready.append(user)
+    return leaves
+
+
+def _numbers_of_users(starts: list[Any]) -> Counter[Any]:
+    """For each node below ``starts``, how many others send it a gradient."""
+    users: Counter[Any] = Counter()
+    seen, todo = set(starts), list(starts)
+    while todo:
+        for node, _ in todo.pop().next_functions:
+            if node is not None:
+                users[node] += 1
+                if node not in seen:
+                    seen.add(node)
+                    todo.append(node)
+    return users
+
+
+def _add(gradients: dict[int, Tensor], number: int, gradient: Tensor) -> None:
+    gradients[number] = gradient if number not in gradients else gradients[number] + gradient
+
+
+def _call(node: Any, own: dict[int, Tensor]) -> Sequence[Tensor | None]:
+    inputs = [own.get(number) for number in range(len(node._input_metadata))]
+    if isinstance(node, torch.autograd.function.BackwardCFunction):  # written in Python: it is given zeros
+        inputs = [
+            torch.zeros(tuple(like.shape), dtype=like.dtype, device=like.device) if x is None else x
+            for x, like in zip(inputs, node._input_metadata, strict=True)
+        ]
+        results = node.apply(*inputs)
+    else:
+        results = node(*inputs)
+    return results if isinstance(results, tuple | list) else (results,)
+
+
+def _fitted(gradient: Tensor, like: Any) -> Tensor:
+    """What the engine checks and converts on the way."""
+    if gradient.device != like.device:
+        raise RuntimeError(f"a gradient on {gradient.device} for a tensor on {like.device}")
+    gradient = gradient if gradient.shape == tuple(like.shape) else gradient.sum_to_size(like.shape)
+    return gradient if gradient.dtype == like.dtype else gradient.to(like.dtype)
+
+
+def _backward(
+    loss: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """``Tensor.backward``."""
+    with torch.no_grad():
+        for leaf, grad in gradients_of([loss], [torch.ones_like(loss) if gradient is None else gradient]).items():
+            leaf.grad = grad.clone() if leaf.grad is None else leaf.grad + grad
+
+
+def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """``torch.autograd.grad`` of one scalar with respect to leaves."""
+    leaves = gradients_of([outputs], [torch.ones_like(outputs)])
+    return tuple(leaves[leaf] for leaf in inputs)
+
+
+# ----------------------------------------------------------------------------------------------------- the pretence
+class _CudaEvent:
+    """Of the step before: waiting for it is not waiting for the newest work."""
+
+    def __init__(self, *args: Any, **kwargs: Any): ...
+    def record(self, *args: Any) -> None: ...
+    def wait(self, *args: Any) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+def _pinned(tensor: Tensor, device: Any = None) -> Tensor:
+    copy: Any = tensor.clone()
+    copy._is_pinned = True
+    return copy
+
+
+def _deepcopy(tensor: Any, memo: dict[int, Any]) -> Any:
+    if id(tensor) not in memo:
+        copy = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        copy._is_param = getattr(tensor, "_is_param", False)
+        memo[id(tensor)] = copy
+    return memo[id(tensor)]
+
+
+def _fps_kernel(planes: Any, nearest: Any, first: Any, count: int) -> tuple[Tensor, ...]:
+    """Farthest point sampling is a Triton kernel, which torch does not see."""
+    from maemm_plugins.pointcloud import grouping
+
+    assert planes.device == nearest.device == first.device and planes.is_contiguous()
+    sampled = grouping._sample(planes._value, nearest._value, first._value, count)
+    return tuple(x.to("cuda", non_blocking=True) for x in sampled)
+
+
+def _patches(seen: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
+    yield torch.cuda, "_lazy_init", lambda: None
+    yield torch.cuda, "is_available", lambda: True
+    yield torch.cuda, "is_bf16_supported", lambda including_emulation=True: True
+    yield torch.cuda, "current_device", lambda: 0
+    yield torch.cuda, "device_count", lambda: 1
+    yield torch.cuda, "device_of", lambda x: contextlib.nullcontext()
+    yield torch.cuda, "max_memory_allocated", lambda device=None: 0
+    yield torch.cuda, "reset_peak_memory_stats", lambda device=None: None
+    yield torch.cuda, "synchronize", lambda device=None: seen.wait("torch.cuda.synchronize")
+    yield torch.cuda, "Event", _CudaEvent
+    pointer, empty = torch.Tensor.data_ptr, torch.empty
+    yield torch.Tensor, "pin_memory", _pinned
+    yield torch.Tensor, "is_pinned", lambda self, device=None: getattr(self, "_is_pinned", False)
+    yield torch.Tensor, "data_ptr", lambda self: pointer(_value(self))
+    yield torch.Tensor, "backward", _backward
+    yield torch.autograd, "grad", _grad
+    yield torch, "empty", lambda *args, pin_memory=False, **kwargs: empty(*args, **kwargs)
+    yield fake_tensor.FakeTensorMode, "avoid_device_init", property(lambda self: True)
+    yield fake_tensor, "init_gpu_context", lambda device: None
+    yield FakeTensor, "__reduce_ex__", lambda self, protocol: self._value.__reduce_ex__(protocol)
+    yield FakeTensor, "__deepcopy__", _deepcopy
+    for name in ("storage_ptr", "storage_size"):
+        function: Callable[[Any], Any] = getattr(safetensors, name)
+        yield safetensors, name, lambda x, function=function: function(_value(x))
+    with contextlib.suppress(ImportError):
+        from maemm_plugins.pointcloud import fps_triton
+
+        yield fps_triton, "sample", _fps_kernel
+
+
+@contextlib.contextmanager
+def gpu() -> Iterator[PretendedGpu]:
+    """Pretend that "cuda" is there, within the block."""
+    torch._C._ensureCUDADeviceGuardSet()  # guards and streams that ask no driver
+    lifted = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(.., device="cuda") is made on the CPU and copied
+    seen = PretendedGpu()
+    with contextlib.ExitStack() as stack:
+        for owner, name, replacement in _patches(seen):
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        stack.enter_context(seen)
+        try:
+            yield seen
+        finally:
+            torch._C._set_only_lift_cpu_tensors(lifted)

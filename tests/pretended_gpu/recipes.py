@@ -1,0 +1,107 @@
+"""Packaged recipes, shrunk, and steps of training on samples of their own kind: on the CPU or on the pretended GPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maemm import config, registry
+from maemm.contract import Modality, Source
+from maemm.contract.rng import Rng
+from maemm.data.labels import stack
+from maemm.data.loader import Batch
+from maemm.model.build import build_modalities
+from maemm.train.distributed import DistContext
+from maemm.train.logging import Means
+from maemm.train.optim import set_lr
+from maemm.train.setup import make_train_state
+from maemm.train.step import plan_micro_batches, take_step
+from maemm.train.nonfinite import NonFiniteWatch
+
+from .device import PretendedGpu
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+RECIPES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+BATCH = 4
+SMALL = {"dim": 48, "depth": 2, "heads": 2}
+
+
+def shrunk(name: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The recipe with narrow networks; of clips with fewer frames. Everything else is as packaged."""
+    recipe = config.load(name, {})
+    changes: dict[str, Any] = {"train.batch": BATCH, "train.micro_batch": None, "train.compile": False}
+    for part in ("encoder", "decoder"):
+        changes |= {f"{part}.{key}": x for key, x in SMALL.items() if key in (recipe.get(part) or {})}
+    for modality, spec in recipe["modalities"].items():
+        if spec.get("type", modality) == "video" and "same_as" not in spec:
+            frames, *sides = spec.get("size", (16, 224, 224))
+            changes[f"modalities.{modality}.size"] = [min(frames, 4), *(min(side, 64) for side in sides)]
+    return config.load(name, {**changes, **(overrides or {})})
+
+
+class Samples:
+    """The sample sets of all plugins, written once."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.sources = folder, {}
+
+    def source(self, kind: str) -> Source:
+        if kind not in self.sources:
+            root = self.folder / kind
+            root.mkdir(parents=True)
+            registry.find("samples", kind)(root)
+            self.sources[kind] = registry.find("sources", kind)(str(root), name=kind)
+        return self.sources[kind]
+
+    def raw(self, recipe: dict[str, Any], name: str, modality: Modality, step: int) -> Any:
+        """A collated batch of one modality, augmented as in training."""
+        spec = recipe["modalities"][name]
+        kind = spec.get("type", name)
+        source = self.source("image" if "same_as" in spec else kind)
+        loaded = []
+        for row in range(BATCH):
+            rng = Rng((0, 0, step * BATCH + row, 0))
+            sample = source.read((step * BATCH + row) % len(source), rng)
+            loaded.append(modality.load(sample.raw[source.modality], rng.fold_in(name)))
+        return modality.collate(loaded)
+
+    def batch(self, recipe: dict[str, Any], step: int, names: list[str] | None = None) -> Batch:
+        """What the loader gives to one step; ``names``: the modalities of a mixed run's data set."""
+        modalities = build_modalities(recipe)
+        raw = {
+            name: self.raw(recipe, name, modality, step)
+            for name, modality in modalities.items()
+            if names is None or name in names
+        }
+        labels = None
+        if recipe.get("head"):
+            many = any((x or {}).get("loss") == "sigmoid" for x in (recipe.get("objectives") or {}).values())
+            labels = stack([(0, 1), (1,), (), (2, 1)] if many else [0, 1, 2, 0])
+        ids = [f"sample {row}" for row in range(BATCH)]
+        return Batch(raw, ids, labels, list(range(BATCH)), [], step, 0)
+
+
+def two_steps(
+    recipe: dict[str, Any], samples: Samples, dist_context: DistContext, seen: PretendedGpu | None = None
+) -> list[Tensor]:
+    """The losses, on the device. ``seen`` is cleared before the last step, which does what any later one does."""
+    state = make_train_state(recipe, 10, 1, dist_context, steps_per_epoch=5)
+    means, watch = Means(dist_context.device), NonFiniteWatch(dist_context, 10, print)
+    sets: list[list[str] | None] = [["image"], ["video"]] if recipe["data"].get("mix") else [None]
+    losses = []
+    for step in range(2 * len(sets)):
+        batch = samples.batch(recipe, step, sets[step % len(sets)])
+        if seen is not None:
+            batch = batch.pin_memory()
+            if step < 1 + len(sets):
+                seen.clear()
+        set_lr(state.optimizer, 1e-3)
+        micro_batches = plan_micro_batches(state, step, [batch])
+        result = take_step(state, micro_batches)
+        means.add({"loss": result.total, "grad_norm": result.grad_norm}, result.bad)
+        watch.add(step, result, micro_batches.ids)
+        losses.append(result.total.detach())
+    return losses
