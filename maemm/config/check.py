@@ -223,10 +223,18 @@ class _Checker:
             train[key] = self.part(role, spec, f"train.{key}", default)
         return train
 
-    def init(self) -> str | None:
+    def init(self) -> str | dict[str, Any] | None:
+        """A path, or ``{weights: PATH, **settings}`` with what the weights do not record."""
         init = self.values.get("init")
-        if init is not None and not (isinstance(init, str) and init):
-            self.add(f"init must be a run or a weights file, got {value_text(init)}", "init", "write init: runs/NAME")
+        if isinstance(init, dict):
+            # init.heads=4 beside init: FILE makes {type: FILE, heads: 4} of it, as for a part that was a name
+            weights = init.get("weights", init.get("type"))
+            settings = {key: value for key, value in init.items() if key not in ("weights", "type")}
+            init = {"weights": weights, **settings} if settings else weights
+        path = init["weights"] if isinstance(init, dict) else init
+        if (init is not None or self.values.get("init") is not None) and not (isinstance(path, str) and path):
+            todo = "write init: runs/NAME, or init: {weights: FILE, heads: N}"
+            self.add(f"init must be a run or a weights file, got {value_text(path)}", "init", todo)
         return init
 
     def out(self) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from maemm.model.model import Model
-from maemm.weights import fill, load
+from maemm.weights import fill, load, load_encoder
 
 NEW = ("head.*", "objectives.*", "targets.*")  # keys of the new model that keep their own initialisation
 UNUSED = (*NEW, "decoder.*", "modalities.*.decoder.*")  # keys of the old model that the new one need not have
 
 
-def initialize_from(model: Model, weights: str | Path | Model) -> None:
-    """Fill ``model`` from a run folder, a weights file or a model.
+def initialize_from(model: Model, weights: str | Path | Model | Mapping[str, Any]) -> None:
+    """Fill ``model`` from a run folder, a weights file or a model, or from ``{weights: FILE, **settings}`` with what
+    the file does not record (see :func:`maemm.load`).
+
+    Settings of a decoder are not asked for where ``model`` has none.
 
     Its head and objectives keep their own initialisation, as do class tokens where the old model has none (Point-MAE).
     Position tables are computed for the new model's size from those of the old one, sin-cos tables too (MAE trains a
     copy of its table). Raises :class:`MaemmError` that names all other weights that are missing, unexpected or of
     another shape.
     """
-    old = weights if isinstance(weights, Model) else load(weights)
+    old = weights if isinstance(weights, Model) else _load(weights, with_decoder=model.decoder is not None)
     old_state, state = old.state_dict(), model.state_dict()
     unused = [*UNUSED, *(f"modalities.{name}.*" for name in old.modalities if name not in model.modalities)]
     if not any(key.startswith("encoder.norm.") for key in state):
@@ -38,7 +41,13 @@ def initialize_from(model: Model, weights: str | Path | Model) -> None:
             result[key] = state[key]
         elif (position := _position(key, model, old, state[key], old_state.get(key))) is not None:
             result[key] = position
-    fill(model, result, f"the weights of init ({'a model' if isinstance(weights, Model) else weights})")
+    title = weights.get("weights") if isinstance(weights, Mapping) else weights
+    fill(model, result, f"the weights of init ({'a model' if isinstance(weights, Model) else title})")
+
+
+def _load(weights: str | Path | Mapping[str, Any], with_decoder: bool) -> Model:
+    settings = dict(weights) if isinstance(weights, Mapping) else {"weights": weights}
+    return (load if with_decoder else load_encoder)(settings.pop("weights"), **settings)
 
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:

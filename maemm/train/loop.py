@@ -34,7 +34,7 @@ from maemm.train.step import MicroBatches, StepResult, TrainState, leave_out_unu
 from maemm.train.validation import Validator
 from maemm.weights import BEST
 from maemm.weights.checkpoints import Checkpoint, latest
-from maemm.weights.own import some_of
+from maemm.weights.describe import some_of
 
 SAVES, PICTURES = 200, 10  # about how many of each a run makes by default
 

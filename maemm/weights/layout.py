@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,14 +40,45 @@ def blocks_of(state: Mapping[str, Tensor], blocks: str, width: int) -> dict[str,
     return {"dim": width, "depth": depth_of(state, blocks), "mlp_ratio": hidden.shape[0] / width}
 
 
+class MissingSettingError(MaemmError):
+    """Weights do not record a setting that is needed; ``name`` is that of the setting."""
+
+    def __init__(self, problem: str, name: str):
+        self.name = name
+        super().__init__(
+            f"{problem}; give {name}= (in a recipe init.{name}=), or tell it once: maemm convert WEIGHTS "
+            f"OUT.safetensors {name}=N"
+        )
+
+
 def heads_of(size: int | tuple[int, int], heads: int | None, published: Mapping[Any, int], name: str) -> int:
     """``heads``, or if None that of the published model of this size: a width, or a width and depth.
 
-    Raises :class:`MaemmError` that asks for ``name`` where there is none: the number of heads follows from no shape.
+    Raises :class:`MissingSettingError` that asks for ``name`` where there is none: the number of heads follows from no
+    shape.
     """
     if heads is not None:
+        if heads < 1:
+            raise MaemmError(f"{name} is {heads}; give a number of 1 or more")
         return heads
     if size not in published:
         title = f"width {size}" if isinstance(size, int) else f"width {size[0]} and depth {size[1]}"
-        raise MaemmError(f"{title} is not that of a published model; give {name}=")
+        raise MissingSettingError(f"{title} is not that of a published model", name)
     return published[size]
+
+
+def square_side(count: int, table: str, prefix: int, example: str = "size=[height, width]") -> int:
+    """The side of a square grid of ``count`` patches, the rows of ``table`` without those of ``prefix`` class tokens.
+
+    Raises :class:`MaemmError` for another number, and says where only the rows of the class tokens seem to be missing.
+    """
+    side = math.isqrt(max(count, 0))
+    if count > 0 and side * side == count:
+        return side
+    rows = count + prefix
+    if prefix and rows > 0 and math.isqrt(rows) ** 2 == rows:
+        raise MaemmError(
+            f"{table} has {rows} rows, a square of patches, and none for the class token that the weights have; put "
+            f"{prefix} row{'s' if prefix > 1 else ''} of zeros in front, or give {example} if the patches are no square"
+        )
+    raise MaemmError(f"{table} has {rows} rows, and {count} patches are no square; give {example}")

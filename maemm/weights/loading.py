@@ -4,60 +4,118 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from maemm import config
-from maemm.config import options
 from maemm.config.layers import flatten, from_overrides
 from maemm.config.paths import expanded
+from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.model.build import build_model
 from maemm.model.model import Model
+from maemm.weights.building import fill, model_from
 from maemm.weights.checkpoints import check_file, find_checkpoint
-from maemm.weights.foreign import detect_format, read_library_config, read_state, strip_wrappers
-from maemm.weights.own import MODEL, fill, load_own, read_header
+from maemm.weights.files import check_path, read_file
+from maemm.weights.foreign import detect_format, read_with
+from maemm.weights.layout import MissingSettingError
+from maemm.weights.library_folder import config_beside, read_library_weights, weights_of
+from maemm.weights.own import HEADER, own_model
+from maemm.weights.wrappers import weights_in
 
 
-def load(weights: str | Path | dict[str, Tensor], kind: str | None = None, **settings: Any) -> Model:
+def load(
+    weights: str | os.PathLike | dict[str, Tensor],
+    kind: str | None = None,
+    *,
+    checkpoint_key: str | None = None,
+    **settings: Any,
+) -> Model:
     """A model from weights, published or our own, in eval mode on the CPU.
 
     ``weights``: a file, a run or checkpoint folder (see :func:`find_checkpoint` for which of its files), a folder of
-    another library (config.json and model.safetensors), or a state dict. ``kind`` names the checkpoint format where it
-    cannot be detected. ``settings`` are what published weights do not record: ``heads``, ``decoder_heads``,
-    ``norm_pix``, ``mask_ratio``...
+    another library (config.json, and weights in one file or several), or a state dict. What a file is follows from its
+    content. ``kind`` names the checkpoint format where it cannot be detected, ``checkpoint_key`` the entry of a file
+    that holds several sets of weights (teacher, student). ``settings`` are what published weights do not record:
+    ``heads``, ``decoder_heads``, ``norm_pix``, ``mask_ratio``...
 
-    Raises :class:`MaemmError` unless every key and shape matches; it names those that do not. Pickles are read with
-    ``weights_only``.
+    Raises :class:`MaemmError` unless every key, shape and type matches; it names those that do not. Pickles are read
+    with ``weights_only``.
     """
-    library_config = None
-    if not isinstance(weights, (str, os.PathLike, dict)):
-        todo = "give its state_dict()" if isinstance(weights, nn.Module) else "give a path or a state dict"
-        raise MaemmError(f"weights are of type {type(weights).__name__}; {todo}")
     if isinstance(weights, dict):
-        state = strip_wrappers(weights)
+        return _foreign_model(weights_in(weights, "the dict", checkpoint_key), "the dict", kind, settings, None)
+    check_path(weights)
+    path = expanded(weights)
+    is_folder = path.is_dir()
+    if is_folder:
+        path = weights_of(path) or find_checkpoint(path)
     else:
-        path = expanded(weights)
-        library_config = read_library_config(path)
-        if library_config is not None:
-            path = path / MODEL
-        elif path.is_dir():
-            return load_own(find_checkpoint(path), settings)
         check_file(path)
-        if read_header(path) is not None:
-            return load_own(path, settings)
-        state = strip_wrappers(read_state(path))
-    checkpoint_format = detect_format(kind, state)
+    library_config = config_beside(path)
+    if path.suffix == ".json":
+        content = read_library_weights(path)
+    else:
+        file = read_file(path)
+        if HEADER in file.metadata:
+            if checkpoint_key is not None:
+                settings = {**settings, "checkpoint_key": checkpoint_key}
+            return own_model(file, path, kind, settings)
+        content = file.value
+    state = weights_in(content, str(path), checkpoint_key)
+    return _foreign_model(state, str(path), kind, settings, library_config, is_folder)
+
+
+def _foreign_model(
+    state: dict[str, Tensor],
+    where: str,
+    kind: str | None,
+    settings: dict[str, Any],
+    library_config: Mapping[str, Any] | None,
+    is_folder: bool = False,
+) -> Model:
+    """The model of published weights. ``library_config``: the config.json beside them, which must be understood where
+    the whole folder was named (``is_folder``)."""
+    checkpoint_format, state = detect_format(kind, state, where)
     if library_config is not None:
-        settings = {**checkpoint_format.settings_of(library_config), **settings}
-    settings = options.check(checkpoint_format.read, settings, checkpoint_format.name)
-    recipe, model_state, extras = checkpoint_format.read(state, **settings)
-    model = build_model(recipe)
-    fill(model, model_state, f"weights {checkpoint_format.name!r}")
+        settings = {**_settings_of(checkpoint_format, library_config, where, is_folder), **settings}
+    recipe, model_state, extras = read_with(checkpoint_format, state, settings, where)
+    model = model_from(recipe, model_state, f"weights {checkpoint_format.name!r}")
     model.extras, model.kind = extras, checkpoint_format.name
-    return model.eval()
+    return model
+
+
+def _settings_of(
+    checkpoint_format: CheckpointFormat, library_config: Mapping[str, Any], where: str, is_folder: bool
+) -> dict[str, Any]:
+    """The settings in a config.json. Raises :class:`MaemmError` for one that says what cannot be followed."""
+    if type(checkpoint_format).settings_of is CheckpointFormat.settings_of:
+        if not is_folder:
+            return {}
+        raise MaemmError(
+            f"weights of kind {checkpoint_format.name!r} are read without the config.json beside them; give the file "
+            f"itself ({where}), and what it does not record: heads=..."
+        )
+    try:
+        return checkpoint_format.settings_of(library_config)
+    except MaemmError as error:
+        problem, _, todo = str(error).partition("; ")
+        raise MaemmError(f"{problem} (config.json beside {where}); {todo}") from None
+
+
+def load_encoder(weights: str | os.PathLike | dict[str, Tensor], **settings: Any) -> Model:
+    """:func:`load` for a use without a decoder: what only a decoder needs is not asked for.
+
+    Where ``decoder_heads`` would be needed, the model comes without its decoder.
+    """
+    try:
+        return load(weights, **settings)
+    except MissingSettingError as missing:
+        if missing.name != "decoder_heads":
+            raise
+    model = load(weights, **{**settings, "decoder_heads": 1})
+    model.decoder, model.recipe = None, {**model.recipe, "decoder": None}
+    return model
 
 
 def rebuilt(model: Model, overrides: Mapping[str, Any] | Iterable[str]) -> Model:

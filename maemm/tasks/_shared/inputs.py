@@ -27,7 +27,7 @@ from maemm.registry.make import part_of
 from maemm.tasks._shared.data_objects import source_of
 from maemm.tasks._shared.digests import digest
 from maemm.tasks._shared.stream_model import StreamModel
-from maemm.weights import load
+from maemm.weights import load, load_encoder
 
 Weights = str | os.PathLike | Model
 # A path; what a program holds, see :func:`maemm.tasks._shared.data_objects.source_of`; None: the data of the recipe
@@ -37,17 +37,20 @@ _LABELS_TRIED = 64  # samples that are looked at to tell whether there are label
 NO_LABELS = "the data have no labels; give all files in a folder per class, or a list or array with labels"
 
 
-def open_model(weights: Weights, *, stream: str | None = None, **settings: Any) -> Model:
+def open_model(weights: Weights, *, stream: str | None = None, decoder: bool = True, **settings: Any) -> Model:
     """Load a run or checkpoint folder, or a weights file, to the GPU where there is one.
 
     A model is returned as it is, on its device. ``stream``: restrict the model to one modality, or to several ("a+b");
-    only their data are read. ``settings``: what a checkpoint does not record, see :func:`maemm.load`. Raises
+    only their data are read. ``decoder``: False where it is not used, so that its settings are not asked for.
+    ``settings``: what a checkpoint does not record, see :func:`maemm.load`. Raises
     :class:`MaemmError`.
     """
     if isinstance(weights, Model):
         model = weights
     else:
-        model = load(weights, **settings).to("cuda" if torch.cuda.is_available() else "cpu")
+        model = (load if decoder else load_encoder)(weights, **settings).to(
+            "cuda" if torch.cuda.is_available() else "cpu"
+        )
     return model if stream is None else StreamModel(model, stream)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,30 @@ from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import usual_permissions, write_whole
 from maemm.weights.loading import load
-from maemm.weights.own import save, unshared
+from maemm.weights.own import SAFETENSORS, TORCH_SUFFIXES, check_suffix, save, unshared
 
 
 def convert(
-    source: str | Path, out: str | Path, *, kind: str | None = None, to: str | None = None, **settings: Any
+    source: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    kind: str | None = None,
+    to: str | None = None,
+    **settings: Any,
 ) -> str:
     """Write weights in maemm's format, or in the published layout ``to``. Returns a line of text for people.
 
+    The ending of ``out`` is the format: .safetensors, and for published layouts also those of ``torch.save``.
     ``kind``: the checkpoint format of ``source``; None: recognise it. ``settings``: what the weights do not record,
     see :func:`maemm.load`. Raises :class:`MaemmError`.
     """
     out = expanded(out)
     if out.exists():
         raise MaemmError(f"{out} exists; choose another name or remove it")
+    if to is None:
+        check_suffix(out, "maemm's own format", (SAFETENSORS,))
+    else:
+        check_suffix(out, f"layout {to!r}", (SAFETENSORS, *TORCH_SUFFIXES))
     # Found before the weights are read: a wrong name is reported at once.
     layout = None if to is None else registry.find("weights", to)()
     model = load(source, kind, **settings)
@@ -35,7 +46,7 @@ def convert(
     def write(file: Path) -> None:
         if layout is None:
             save(model, file)
-        elif out.suffix == ".safetensors":
+        elif out.suffix.lower() == SAFETENSORS:
             save_file(unshared({key: value.detach().contiguous() for key, value in state.items()}), file)
             usual_permissions(file)
         else:

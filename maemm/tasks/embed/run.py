@@ -74,7 +74,7 @@ def embed(
     """
     out = expanded(out)
     files.check_target(out)
-    model = open_model(weights, **settings)
+    model = open_model(weights, decoder=False, **settings)
     options = {k: v for k, v in (("source", source), ("list", list)) if v is not None}
     config = data_config(model.recipe, data, **options)
     opened = open_data(model.recipe, data, **options)

@@ -154,7 +154,7 @@ def evaluate(
     and validated with, and warn of samples that are among ``data``. ``out``: a JSON file for the metrics; by default
     beside the run. The others as in :func:`maemm.tasks.embed.run.embed`. Raises :class:`MaemmError`.
     """
-    model = open_model(weights, **settings)
+    model = open_model(weights, decoder=False, **settings)
     if overrides:
         model = rebuilt(model, overrides)
     if model.head is None:

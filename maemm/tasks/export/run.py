@@ -26,7 +26,13 @@ from maemm.tasks.export.card import card_of
 from maemm.tasks.export.formats import FORMATS, Writer, Written
 from maemm.tasks.export.graphs import write_onnx, write_torch
 from maemm.tasks.export.inference_model import InferenceModel, inference_model
-from maemm.tasks.export.weights_files import format_for, library_formats, write_for_library, write_safetensors
+from maemm.tasks.export.weights_files import (
+    LIBRARY_SUFFIXES,
+    format_for,
+    library_formats,
+    write_for_library,
+    write_safetensors,
+)
 
 BATCHES = (1, 3)  # batch sizes that are compared: 1 is where a graph is most easily specialised by accident
 TOLERANCE = 1e-4  # largest allowed difference of any output
@@ -85,7 +91,8 @@ def export(
     else:
         model, origin, run = open_model(weights, **settings), os.fspath(weights), expanded(weights)
     if to not in FORMATS:
-        format_for(model, to)
+        writes_folder = format_for(model, to).exported_state(model).config is not None
+        _check_library_name(path, to, writes_folder)
         if output is not None or pool is not None:
             raise MaemmError(f"--output and --pool are for {', '.join(FORMATS)}; {to} has its own")
     exported = inference_model(model, origin, output=output, pool=pool, shape=shape)
@@ -131,7 +138,7 @@ def _difference(exported: InferenceModel, written: Written, batch: int) -> float
 # ------------------------------------------------------------------------------------------------ files
 def _checked_path(path: Path, to: str, force: bool) -> Path:
     ending = FORMATS.get(to)
-    if ending is not None and path.suffix != ending:
+    if ending is not None and path.suffix.lower() != ending:
         raise MaemmError(f"--to {to} writes {ending}, not {path.name!r} (-o); choose such a name")
     for target in (path, _card_path(path)) if to == "safetensors" else (path,):
         if target.exists() and not force:
@@ -140,6 +147,17 @@ def _checked_path(path: Path, to: str, force: bool) -> Path:
         if target.is_dir() and not {file.name for file in target.iterdir()} <= {"config.json", "model.safetensors"}:
             raise MaemmError(f"{target} is a folder with other files (-o); choose another name")
     return path
+
+
+def _check_library_name(path: Path, to: str, writes_folder: bool) -> None:
+    """The ending of the name is the format of a file, and a folder has none. Raises :class:`MaemmError`."""
+    suffix = path.suffix  # as it is: timm knows small letters alone
+    if writes_folder and suffix.lower() in (*LIBRARY_SUFFIXES, *FORMATS.values()):
+        raise MaemmError(f"--to {to} writes a folder, not {path.name!r} (-o); choose a name without {path.suffix}")
+    if writes_folder and path.exists() and not path.is_dir():
+        raise MaemmError(f"--to {to} writes a folder, and {path} is a file (-o); choose another name")
+    if not writes_folder and suffix not in LIBRARY_SUFFIXES:
+        raise MaemmError(f"--to {to} writes {' or '.join(LIBRARY_SUFFIXES)}, not {path.name!r} (-o); name such a file")
 
 
 def _card_path(path: Path) -> Path:

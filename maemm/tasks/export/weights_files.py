@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,6 +17,9 @@ from maemm.model.model import Model
 from maemm.tasks.export.formats import FORMATS, Written, silenced
 from maemm.tasks.export.inference_model import InferenceModel, Outputs, outputs_of
 from maemm.weights import load, save
+from maemm.weights.own import SAFETENSORS, TORCH_SUFFIXES
+
+LIBRARY_SUFFIXES = (SAFETENSORS, *TORCH_SUFFIXES)  # of a file for a library; the ending is the format
 
 
 def write_safetensors(exported: InferenceModel, folder: Path, name: str) -> Written:
@@ -80,7 +84,10 @@ def write_for_library(exported: InferenceModel, folder: Path, name: str, library
         (path / "config.json").write_text(text, encoding="utf-8")
         file = path / "model.safetensors"
     state = {key: value.detach().clone().contiguous() for key, value in exported_state.state.items()}
-    save_file(state, file, metadata={"format": "pt"})
+    if file.suffix == SAFETENSORS:
+        save_file(state, file, metadata={"format": "pt"})
+    else:
+        torch.save(state, file)
 
     try:
         with silenced():

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from maemm import config, registry
 from maemm.config import RECIPE, reader
+from maemm.config.check import KEYS
 from maemm.config.options import options_of
 from maemm.config.paths import expanded
 from maemm.contract import Source
@@ -20,7 +22,7 @@ from maemm.data.shots import Shots, labels_of
 from maemm.model.model import Model
 from maemm.tasks._shared.data_objects import path_of
 from maemm.tasks._shared.inputs import NO_LABELS, data_config, open_data, some_labels
-from maemm.weights import load
+from maemm.weights import load_encoder, setting_names
 
 #: MAE, appendix A.1 and its published script for ViT-B, with the layer decay of its larger models. Mixing samples is
 #: left to the recipe, as not all signals can be mixed.
@@ -108,7 +110,8 @@ def _recipe_for(weights: str | os.PathLike, overrides: dict[str, Any]) -> dict[s
     else:
         is_new = path.exists() and path.suffix not in (".yaml", ".yml")
     if is_new:
-        return _recipe_from(path, load(path), overrides)
+        settings, overrides = _split_settings(overrides)
+        return _recipe_from(path, load_encoder(path, **settings), overrides, settings)
     recipe = config.load(str(weights), overrides, training=True)
     if not is_supervised(recipe):
         raise MaemmError(
@@ -125,6 +128,17 @@ def _continues(run: Path, recipe: Mapping[str, Any], overrides: Mapping[str, Any
         return expanded(overrides["out"]).resolve() == run.resolve()
     root, own = overrides.get("data.root"), recipe["data"].get("root")
     return root is None or (own is not None and expanded(root).resolve() == Path(own).resolve())
+
+
+def _split_settings(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(what the weights do not record, the other overrides): ``heads=4`` and ``init.heads=4``."""
+    names = setting_names() | {"kind", "checkpoint_key"}
+    settings = {}
+    for key in overrides:
+        name = key.removeprefix("init.")
+        if name in names and (key.startswith("init.") or key not in KEYS):
+            settings[name] = overrides[key]
+    return settings, {key: v for key, v in overrides.items() if key.removeprefix("init.") not in settings}
 
 
 # ------------------------------------------------------------------------------------------------ a recipe changed
@@ -192,8 +206,10 @@ def with_class_weights(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------ a recipe made
-def _recipe_from(path: Path, model: Model, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The recipe that fine-tunes a pre-trained model."""
+def _recipe_from(
+    path: Path, model: Model, overrides: dict[str, Any], settings: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The recipe that fine-tunes a pre-trained model. ``settings``: what its weights do not record."""
     names = list(model.recipe["modalities"])
     if len(names) > 1:
         raise MaemmError(
@@ -229,7 +245,7 @@ def _recipe_from(path: Path, model: Model, overrides: dict[str, Any]) -> dict[st
         "decoder": None,
         "objectives": {"classify": {"smoothing": SMOOTHING} | ({"loss": "sigmoid"} if source.multilabel else {})},
         "head": {"type": "linear", "classes": classes if isinstance(classes, int) else len(classes)},
-        "init": str(path),
+        "init": {"weights": str(path), **settings} if settings else str(path),
         "data": data,
         "train": {**TRAIN, "batch": batch_for(samples)},
         "out": _default_out(path),

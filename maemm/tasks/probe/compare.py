@@ -95,7 +95,7 @@ class Subject:
         show: Show | None = None,
         **settings: Any,
     ):
-        self.model = open_model(weights, **settings)
+        self.model = open_model(weights, decoder=False, **settings)
         self.folder, self.batch, self.show = folder_for(weights), batch, show or (lambda kind: None)
         self.embed_options: dict[str, Any] = {"pool": pool, "norm": norm, "layers": layers}
         self._last: Any = None

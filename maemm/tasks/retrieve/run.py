@@ -106,7 +106,7 @@ def retrieve(
     ``show(kind)`` gives an ``on_progress`` for a kind of features. Others as in :func:`maemm.tasks.embed.run.embed`.
     Raises :class:`MaemmError` for a model of one modality and for data that cannot be read.
     """
-    model = open_model(weights, **settings)
+    model = open_model(weights, decoder=False, **settings)
     pair = tuple(pair or [*model.modalities][:2])
     if len(pair) != 2 or any(name not in model.modalities for name in pair):
         raise MaemmError(

@@ -1,4 +1,4 @@
-"""ViTMAE of transformers: other names, separate queries, keys and values, LayerNorm eps 1e-12."""
+"""ViTMAE and ViT of transformers: other names, separate queries, keys and values, LayerNorm eps 1e-12."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
-from maemm.weights.transformers import call_of, known_settings
+from maemm.model.heads import Linear
+from maemm.weights.transformers import call_of, check_agreement
 
-from .hf_config import config_of, run_in_transformers
+from .hf_config import CONFIG, config_of, run_in_transformers, stated_by
 from .mae import MAE
 
 #: name in files -> MAE's name, outside the blocks
@@ -22,6 +23,7 @@ OUTSIDE_BLOCKS = {
     "vit.embeddings.position_embeddings": "pos_embed",
     "vit.embeddings.patch_embeddings.projection.": "patch_embed.proj.",
     "vit.layernorm.": "norm.",
+    "classifier.": "head.",
     "decoder.mask_token": "mask_token",
     "decoder.decoder_pos_embed": "decoder_pos_embed",
     "decoder.decoder_embed.": "decoder_embed.",
@@ -47,14 +49,25 @@ BLOCK = re.compile(
 )
 
 
+_KERNEL = "embeddings.patch_embeddings.projection.weight"
+_BARE, _POOLER = "names.bare", "pooler."  # an empty tensor among the extras: the names had no "vit." in front
+
+
 class HFViTMAE(MAE):
-    """``ViTMAEForPreTraining`` and ``ViTMAEModel``: names as in files, and as in memory since transformers 5."""
+    """``ViTMAEForPreTraining``, ``ViTMAEModel``, ``ViTForImageClassification`` and ``ViTModel``.
+
+    Names as in files, and as in memory since transformers 5. The classifier reads the class token behind the final
+    norm; the pooler of ``ViTModel`` is kept aside.
+    """
 
     name = "hf_vitmae"
     library = "hf"
+    config: Mapping[str, Any] | None = None  # what :meth:`settings_of` was called with
 
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        return "vit.embeddings.cls_token" in keys and "vit.embeddings.position_embeddings" in keys
+        start = "vit." if f"vit.{_KERNEL}" in keys else ""
+        needed = {f"{start}{key}" for key in (_KERNEL, "embeddings.cls_token", "embeddings.position_embeddings")}
+        return needed <= keys and len(shapes[start + _KERNEL]) == 4
 
     def read(  # type: ignore[override]  # eps in place of pool
         self,
@@ -68,17 +81,34 @@ class HFViTMAE(MAE):
         eps: float = 1e-12,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         self.eps = eps
-        return super().read(
-            from_hf(state),
+        extras = {}
+        if _KERNEL in state:  # the bare encoder
+            state, extras = {f"vit.{key}": value for key, value in state.items()}, {_BARE: torch.zeros(0)}
+        extras |= {key: value for key, value in state.items() if key.startswith(f"vit.{_POOLER}")}
+        recipe, ours, rest = super().read(
+            from_hf({key: value for key, value in state.items() if key not in extras}),
             heads=heads,
             decoder_heads=decoder_heads,
             norm_pix=norm_pix,
             mask_ratio=mask_ratio,
             size=size,
         )
+        if self.config is not None:
+            check_agreement(self.config, stated_by(recipe))
+        return recipe, ours, {**extras, **rest}
 
     def write(self, model: Any, extras: dict[str, Tensor]) -> dict[str, Tensor]:
-        return to_hf(super().write(model, extras))
+        head = model.head
+        if head is not None and (type(head) is not Linear or head.pool != "cls" or head.norm_when != "before"):
+            raise MaemmError(
+                f"layout {self.name!r} holds a linear classifier of the class token behind the final norm, this head "
+                "is another; use --to mae"
+            )
+        rest = {key: value for key, value in extras.items() if key != _BARE}
+        state = to_hf(super().write(model, rest))
+        if _BARE not in extras or model.decoder is not None or head is not None:
+            return state
+        return {key.removeprefix("vit."): value for key, value in state.items()}
 
     def exported_state(self, model: Any) -> ExportedState:
         """The encoder, and the decoder where there is one, with a config.json for transformers."""
@@ -87,7 +117,8 @@ class HFViTMAE(MAE):
         return ExportedState(self.write(model, {}), call_of(config), "tokens", run_in_transformers, config)
 
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return known_settings(config, mask_ratio="mask_ratio", size="image_size")
+        self.config = config
+        return CONFIG.read(config)
 
 
 def from_hf(state: dict[str, Tensor]) -> dict[str, Tensor]:

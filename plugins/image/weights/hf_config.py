@@ -11,9 +11,44 @@ from torch import Tensor, nn
 from maemm.contract.errors import MaemmError
 from maemm.model.decoders.full import Full
 from maemm.model.encoders.vit import plain_vit
-from maemm.weights.transformers import decoder_settings, encoder_settings
+from maemm.weights.transformers import ConfigReader, decoder_settings, encoder_settings
 
 MODEL, WITH_DECODER = "ViTMAEModel", "ViTMAEForPreTraining"
+#: both classes of ViT have the layout of ViTMAE's encoder; what they do without a key is the same
+CONFIG = ConfigReader(
+    settings={
+        "heads": ("num_attention_heads", 12),
+        "decoder_heads": ("decoder_num_attention_heads", 16),
+        "norm_pix": ("norm_pix_loss", False),
+        "mask_ratio": ("mask_ratio", 0.75),
+        "size": ("image_size", 224),
+        "eps": ("layer_norm_eps", 1e-12),
+    },
+    weights=(
+        "hidden_size", "num_hidden_layers", "intermediate_size", "patch_size", "num_channels", "qkv_bias",
+        "decoder_hidden_size", "decoder_num_hidden_layers", "decoder_intermediate_size",
+    ),
+    architectures=(MODEL, WITH_DECODER, "ViTForImageClassification", "ViTModel"),
+    model_types=("vit_mae", "vit"),
+)  # fmt: skip
+
+
+def stated_by(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What the weights say of themselves, in the keys of config.json, from the recipe made of them."""
+    image, encoder, decoder = recipe["modalities"]["image"], recipe["encoder"], recipe.get("decoder")
+    stated = {
+        "hidden_size": encoder["dim"],
+        "num_hidden_layers": encoder["depth"],
+        "intermediate_size": round(encoder["dim"] * encoder["mlp_ratio"]),
+        "patch_size": image["patch"][0] if len({*image["patch"]}) == 1 else image["patch"],
+        "num_channels": image["channels"],
+        "qkv_bias": encoder.get("qkv_bias", True),
+    }
+    if decoder is not None:
+        stated["decoder_hidden_size"] = decoder["dim"]
+        stated["decoder_num_hidden_layers"] = decoder["depth"]
+        stated["decoder_intermediate_size"] = round(decoder["dim"] * decoder["mlp_ratio"])
+    return stated
 
 
 def config_of(model: Any, layout: str) -> dict[str, Any]:

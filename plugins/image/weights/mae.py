@@ -10,7 +10,7 @@ from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
-from maemm.weights.layout import blocks_of, heads_of, require
+from maemm.weights.layout import blocks_of, heads_of, require, square_side
 
 from ..._layouts.mae import KERNEL, check_alone, normalize_of, to_ours, to_published
 
@@ -80,11 +80,13 @@ class MAE(CheckpointFormat):
         tuned = "head.weight" in state
         position = "learned" if tuned or self.learned_positions else "fixed"
         blocks = blocks_of(state, "blocks.", width)
+        if "blocks.0.attn.qkv.bias" not in state:  # an option of transformers and timm
+            blocks["qkv_bias"] = False
         recipe: dict[str, Any] = {
             "modalities": {
                 "image": {
                     "type": "image",
-                    "size": size or self._size(state["pos_embed"].shape[1] - prefix, patch),
+                    "size": size or self._size(state["pos_embed"].shape[1] - prefix, prefix, patch),
                     "patch": list(patch),
                     "channels": channels,
                     "position": position,
@@ -106,15 +108,16 @@ class MAE(CheckpointFormat):
 
     def _decoder(self, state: dict[str, Tensor], heads: int | None, position: str) -> dict[str, Any]:
         width = state["decoder_embed.weight"].shape[0]
+        blocks = blocks_of(state, "decoder_blocks.", width)
+        if "decoder_blocks.0.attn.qkv.bias" not in state:
+            blocks["qkv_bias"] = False
         return {
-            "type": "full", **blocks_of(state, "decoder_blocks.", width),
+            "type": "full", **blocks,
             "heads": heads_of(width, heads, {512: 16}, "decoder_heads"), "eps": self.eps, "prefix_position": position,
         }  # fmt: skip
 
-    def _size(self, count: int, patch: list[int]) -> list[int]:
-        side = math.isqrt(count)
-        if side * side != count:
-            raise MaemmError(f"a position table of {count} patches is not square; give size=[height, width]")
+    def _size(self, count: int, prefix: int, patch: list[int]) -> list[int]:
+        side = square_side(count, "the position table pos_embed", prefix)
         return [side * patch[0], side * patch[1]]
 
     def _mask_block(self, state: dict[str, Tensor]) -> int:

@@ -12,9 +12,9 @@ from torch import Tensor
 from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
 from maemm.model.model import Model
-from maemm.weights.transformers import call_of
+from maemm.weights.transformers import call_of, check_agreement
 
-from .hf_config import config_of, run_in_transformers, settings_of
+from .hf_config import CONFIG, config_of, run_in_transformers, size_of, stated_by
 from .videomae import VideoMAE
 
 #: their prefix -> VideoMAE's, outside the blocks (``{e}`` is ``encoder.`` in pre-training files)
@@ -48,6 +48,7 @@ class HFVideoMAE(VideoMAE):
     name = "hf_videomae"
     library = "hf"
     eps = {"encoder": 1e-12, "decoder": 1e-12, "decoder_norm": 1e-5, "head": 1e-5}
+    config: Mapping[str, Any] | None = None  # what :meth:`settings_of` was called with
 
     def match(self, keys: set[str], shapes: Mapping[str, tuple[int, ...]]) -> bool:
         kernel = "embeddings.patch_embeddings.projection.weight"
@@ -71,6 +72,8 @@ class HFVideoMAE(VideoMAE):
             from_hf(state), heads=heads, decoder_heads=decoder_heads, norm_pix=norm_pix, mask_ratio=mask_ratio,
             size=size,
         )  # fmt: skip
+        if self.config is not None:
+            check_agreement(self.config, stated_by(recipe))
         return recipe, ours, {**extras, **({_MARK: torch.zeros(0)} if in_memory else {})}
 
     def write(self, model: Model, extras: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +91,8 @@ class HFVideoMAE(VideoMAE):
         return ExportedState(state, call_of(config), answers, run_in_transformers, config)
 
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        return settings_of(config)
+        self.config = config
+        return {**CONFIG.read(config), "size": size_of(config)}
 
 
 def from_hf(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

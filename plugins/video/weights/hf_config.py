@@ -14,11 +14,27 @@ from maemm.model.decoders.full import Full
 from maemm.model.encoders.vit import plain_vit
 from maemm.model.heads import Linear
 from maemm.model.model import Model
-from maemm.weights.transformers import decoder_settings, encoder_settings, known_settings
+from maemm.weights.transformers import ConfigReader, decoder_settings, encoder_settings
 
 from .common import video_of
 
 MODEL, WITH_DECODER, CLASSIFIER = "VideoMAEModel", "VideoMAEForPreTraining", "VideoMAEForVideoClassification"
+CONFIG = ConfigReader(
+    settings={
+        "heads": ("num_attention_heads", 12),
+        "decoder_heads": ("decoder_num_attention_heads", 6),
+        "norm_pix": ("norm_pix_loss", True),
+        "eps": ("layer_norm_eps", 1e-12),
+    },
+    weights=(
+        "image_size", "num_frames", "tubelet_size", "patch_size", "num_channels", "use_mean_pooling", "hidden_size",
+        "num_hidden_layers", "intermediate_size", "decoder_hidden_size", "decoder_num_hidden_layers",
+        "decoder_intermediate_size",
+    ),
+    architectures=(MODEL, WITH_DECODER, CLASSIFIER),
+    model_types=("videomae",),
+    required={"qkv_bias": (True,), "qv_bias": (True,)},  # two names of one setting
+)  # fmt: skip
 
 
 def config_of(model: Model, layout: str) -> dict[str, Any]:
@@ -67,13 +83,30 @@ def _eps_of(blocks: Any) -> float:
     return blocks[0].norm1.eps
 
 
-def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json -> settings of :meth:`HFVideoMAE.read`; those that it lacks are left out."""
-    settings = known_settings(config)
-    side = config.get("image_size")
-    if isinstance(side, int) and "num_frames" in config:
-        settings["size"] = [config["num_frames"], side, side]
-    return settings
+def size_of(config: Mapping[str, Any]) -> list[Any]:
+    """config.json -> [frames, height, width]."""
+    side = config.get("image_size", 224)
+    sides = side if isinstance(side, list) else [side, side]
+    return [config.get("num_frames", 16), *sides]
+
+
+def stated_by(recipe: dict[str, Any]) -> dict[str, Any]:
+    """What the weights say of themselves, in the keys of config.json, from the recipe made of them."""
+    video, encoder, decoder = recipe["modalities"]["video"], recipe["encoder"], recipe.get("decoder")
+    stated = {
+        "hidden_size": encoder["dim"],
+        "num_hidden_layers": encoder["depth"],
+        "intermediate_size": round(encoder["dim"] * encoder["mlp_ratio"]),
+        "tubelet_size": video["patch"][0],
+        "patch_size": video["patch"][1] if video["patch"][1] == video["patch"][2] else list(video["patch"][1:]),
+        "num_channels": video["channels"],
+        "use_mean_pooling": not encoder["final_norm"],  # the encoder has a norm where no mean is taken
+    }
+    if decoder is not None:
+        stated["decoder_hidden_size"] = decoder["dim"]
+        stated["decoder_num_hidden_layers"] = decoder["depth"]
+        stated["decoder_intermediate_size"] = round(decoder["dim"] * decoder["mlp_ratio"])
+    return stated
 
 
 def run_in_transformers(path: str) -> Callable[[Tensor], Tensor]:

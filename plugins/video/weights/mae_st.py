@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.model.model import Model
-from maemm.weights.layout import blocks_of, heads_of, require
+from maemm.weights.layout import blocks_of, heads_of, require, square_side
 
 from .common import check_video_only, to_ours, to_theirs, video_of
 
@@ -92,9 +91,7 @@ class MaeST(CheckpointFormat):
         if size is None:
             slots = self._slots(state, predicted, channels, patch)
             area = state["pos_embed_spatial"].shape[1] if separable else state["pos_embed"].shape[1] // slots
-            side = math.isqrt(area)
-            if side * side != area:
-                raise MaemmError(f"a position table of {area} tokens is not square; give size=[frames, height, width]")
+            side = square_side(area, "a position table of a frame", 0, "size=[frames, height, width]")
             size = [slots * patch[0], side * patch[1], side * patch[2]]
         return {
             "type": "video", "size": size, "patch": patch, "channels": channels,
