@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import traceback
 
+from maemm.config.messages import refuse_undecodable
 from maemm.contract.errors import MaemmError, advice
 from maemm.contract.version import __version__
 from maemm.tasks import VERBS
 from maemm.ui.parser import Verb, help_screen, parse_common_flags
+from maemm.ui.processes import only_rank0
+from maemm.ui.stopping import stopped_by_signals
+from maemm.ui.streams import guarded, print_result
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
@@ -18,38 +21,38 @@ USER_ERROR, INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 0, 2 for a mistake of the user, 1 for a bug, 130 for Ctrl-C."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        status = _run(argv)
-        sys.stdout.flush()
-        return status
-    except SystemExit as leaving:  # --help
-        return leaving.code if isinstance(leaving.code, int) else 0
-    except KeyboardInterrupt:
-        print("maemm: stopped", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has closed it; flushing what is left in the buffer must not fail at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
-    except Exception as error:
-        if "--traceback" in argv:
-            traceback.print_exc()
-        interrupted = getattr(error, "status", None)  # maemm.train.signals.Interrupted: it is reported
-        if isinstance(interrupted, int):
-            return interrupted
-        text, status = _message(error)
-        for line in text.splitlines():
-            print(f"maemm: error: {line}", file=sys.stderr)
-        return status
+    with guarded(as_json="--json" in argv):
+        try:
+            with stopped_by_signals():
+                return _run(argv)
+        except SystemExit as leaving:  # --help
+            return leaving.code if isinstance(leaving.code, int) else 0
+        except KeyboardInterrupt as stop:
+            print("maemm: stopped", file=sys.stderr)
+            return getattr(stop, "status", INTERRUPTED)
+        except BrokenPipeError:  # nobody reads the result
+            return BROKEN_PIPE
+        except Exception as error:
+            if "--traceback" in argv:
+                traceback.print_exc()
+            interrupted = getattr(error, "status", None)  # maemm.train.signals.Interrupted: it is reported
+            if isinstance(interrupted, int):
+                return interrupted
+            text, status = _message(error)
+            for line in text.splitlines():
+                print(f"maemm: error: {line}", file=sys.stderr)
+            return status
 
 
 def _run(argv: list[str]) -> int:
+    for number, word in enumerate(argv, start=1):
+        refuse_undecodable(word, f"argument {number}")
     flags, rest = parse_common_flags(argv)
     if flags.version:
-        print(f"maemm {__version__}")
+        print_result(f"maemm {__version__}")
         return 0
     if not rest or rest[0] in ("-h", "--help", "help"):
-        print(help_screen(__version__, map(_verb, VERBS)))
+        print_result(help_screen(__version__, map(_verb, VERBS)))
         return 0
     verb = rest[0]
     if verb not in VERBS:
@@ -60,7 +63,11 @@ def _run(argv: list[str]) -> int:
 
         for path in flags.plugin:
             add_path(path)
-    return importlib.import_module(f"maemm.tasks.{verb}.cli").run(rest[1:], flags)
+    module = importlib.import_module(f"maemm.tasks.{verb}.cli")
+    if module.VERB.shared:
+        return module.run(rest[1:], flags)
+    with only_rank0() as works:
+        return module.run(rest[1:], flags) if works else 0
 
 
 def _verb(name: str) -> Verb:

@@ -14,6 +14,8 @@ from maemm.contract.errors import MaemmError
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)  # a dotted key
 OVERRIDE = re.compile(KEY.pattern + "=", re.ASCII)  # the beginning of an override on the command line
 
+SECTIONS = ("modalities", "objectives", "data", "train")  # keys that hold others and are no parts themselves
+
 # Keys that exclude each other: a later layer wins, within one layer it is an error (maemm.config.check).
 EXCLUSIVE = (("train.epochs", "train.steps"), ("train.lr", "train.base_lr"))
 
@@ -116,6 +118,8 @@ def from_overrides(overrides: Mapping[str, Any] | Iterable[str] | None) -> Layer
     else:
         pairs = [_parse_override(word) for word in overrides]
     for key, value in pairs:
+        if key in SECTIONS and isinstance(value, str):  # elsewhere a text stands for a part's type
+            raise MaemmError(f"{key} is a section (override {key}={value}); set a key of it: {key}.KEY={value}")
         layer.set(key, value, "override")
         layer.origins |= dict.fromkeys(_keys_below(value, key), "override")
     return layer

@@ -152,7 +152,9 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item, where) for item in value]
     if isinstance(value, PurePath):
-        return str(value)
+        value = str(value)
+    if isinstance(value, str):
+        refuse_undecodable(value, where)
     if isinstance(value, float) and not math.isfinite(value):
         raise MaemmError(f"{where} is {value}; give a finite number")
     for kind in (bool, int, float, str):  # bool first, since it is an int; subclasses become the plain type
@@ -163,3 +165,23 @@ def plain(value: Any, where: str) -> Any:
     raise MaemmError(
         f"{where} is a {type(value).__name__}; recipes hold texts, numbers, true, false, null, lists and mappings"
     )
+
+
+def refuse_undecodable(text: str, where: str) -> None:
+    """Raises :class:`MaemmError` for a text that UTF-8 cannot hold, as a file name may be that is no UTF-8.
+
+    Recipes, records and pages are UTF-8, and would have to hold it.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        shown = "".join(_escaped(letter) for letter in text)
+        raise MaemmError(f"the name {shown} is not UTF-8 ({where}); rename it, or make a link to it") from None
+
+
+def _escaped(letter: str) -> str:
+    """A letter, or the byte of a file name that Python keeps as a lone surrogate."""
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if 0xD800 <= code <= 0xDFFF else letter

@@ -101,6 +101,9 @@ def pack(
                     on_progress(skipped + number + 1, len(paths))
         finally:
             pack_folder.write_bad(done.bad)
+    files = done.written + done.there + len(done.bad)
+    if files != len(paths):
+        raise MaemmError(f"{files:,} of {len(paths):,} files were packed ({target}); the same command continues")
     return done
 
 

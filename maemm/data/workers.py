@@ -26,7 +26,10 @@ import torch.multiprocessing  # teaches pipes to pass tensors through shared mem
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
+from maemm.data import main_guard
 from maemm.data.bad_samples import reason_of
+
+_NOT_BEGUN = -2  # on the board of samples: the worker has not begun to serve
 
 
 class Reader(Protocol):
@@ -70,8 +73,12 @@ class Workers:
         timeout: float,
         name_of: Callable[[int], str],
     ):
+        main_guard.refuse_in_child()
+        if reason := main_guard.unreadable_main():
+            raise MaemmError(reason)
         self.tasks, self.timeout, self.name_of = iter(tasks), timeout, name_of
-        self.board = torch.full((count,), -1, dtype=torch.int64).share_memory_()  # outlives the workers
+        # The sample that each worker reads; outlives the workers.
+        self.board = torch.full((count,), _NOT_BEGUN, dtype=torch.int64).share_memory_()
         self.processes: list[Any] = []
         self.pipes: list[Connection] = []
         self.due: deque[int] = deque()  # the workers of the unfinished tasks, in order
@@ -131,7 +138,13 @@ class Workers:
         process = context.Process(target=_serve, args=arguments, name=f"data worker {number}", daemon=True)
         with warnings.catch_warnings(), _signals_held_back():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: threads do not survive a fork
-            process.start()
+            try:
+                process.start()
+            except (EOFError, OSError) as error:
+                if context.get_start_method() != "forkserver":
+                    raise
+                # From Python 3.14 on the server itself imports the main module, and it has ended there.
+                raise MaemmError(main_guard.text()) from error
         theirs.close()  # now only the worker has that end, and its death closes the pipe
         self.processes.append(process)
         self.pipes.append(ours)
@@ -152,7 +165,11 @@ class Workers:
         for number, process in enumerate(self.processes):
             if process.sentinel in dead:
                 process.join(timeout=2)  # the sentinel is a moment ahead of the exit status
+                if process.exitcode == main_guard.STATUS:
+                    raise MaemmError(main_guard.text())
                 how = _death(process.exitcode)
+                if int(self.board[number]) == _NOT_BEGUN and process.exitcode and main_guard.imports_main():
+                    raise MaemmError(f"a data worker died of {how} while it ran the script again; {main_guard.ADVICE}")
                 raise WorkerLost(self._death_text(number, how), int(self.board[number]), f"killed its reader ({how})")
 
     def _death_text(self, number: int, how: str) -> str:
@@ -174,7 +191,8 @@ def _death(code: int | None) -> str:
     return _NAMES.get(-code, f"signal {-code}") if code and code < 0 else f"exit status {code}"
 
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM)  # by workers: the main process handles them and then ends its workers
+# By workers: the main process handles them and then ends its workers. A closed terminal sends SIGHUP to all.
+_IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 _NAMES = {number.value: number.name for number in signal.Signals}
 _ADVICE = {
     "SIGKILL": "if memory ran out, use fewer data.workers; else look at that sample",
@@ -205,6 +223,7 @@ def _serve(pipe: Connection, reader: Reader, at: Tensor, parent: int) -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
     threading.Thread(target=_end_with, args=(os.getppid(), parent), daemon=True).start()
     torch.set_num_threads(1)
+    at.fill_(-1)
     reader.at = at
     try:
         while (task := pipe.recv()) is not None:

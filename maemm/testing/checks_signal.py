@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from pathlib import Path
 
@@ -106,8 +107,7 @@ def nothing_predicted_is_legal(case: Case) -> None:
 @check("modalities")
 def plot_works_without_a_screen(case: Case) -> None:
     """plot() draws on matplotlib axes, also if half of the signal is hidden."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from maemm.ui.figures import drawing
 
     modality, preprocessed = case.modality(), case.example(1)
     tokens = modality.tokenize(preprocessed)
@@ -116,13 +116,14 @@ def plot_works_without_a_screen(case: Case) -> None:
         signal = modality.untokenize(values, tokens, where)
         if signal is None:
             raise DoesNotApply("untokenize() returns None: there is no signal to draw")
-        figure = Figure(figsize=(1, 1))
-        axes = figure.subplots()
-        try:
-            modality.plot(axes, signal[0])
-        except MaemmError as error:
-            case.require(False, "plot() works on axes", error, "a picture", "add plot(axes, signal)")
-        FigureCanvasAgg(figure).draw()
+        with drawing() as figure_class:
+            figure = figure_class(figsize=(1, 1))
+            axes = figure.subplots()
+            try:
+                modality.plot(axes, signal[0])
+            except MaemmError as error:
+                case.require(False, "plot() works on axes", error, "a picture", "add plot(axes, signal)")
+            figure.savefig(io.BytesIO(), format="png")
         drawn = len(axes.images) + len(axes.lines) + len(axes.collections) + len(axes.patches) + len(axes.texts)
         change = "draw on the axes that are passed in, not with pyplot"
         case.require(drawn, "plot() draws", "empty axes", "something on them", change)

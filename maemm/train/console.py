@@ -12,6 +12,7 @@ from typing import Any
 from maemm.data.mixture import MixtureBatches
 from maemm.data.order import ShuffledBatches
 from maemm.train.step import TrainState
+from maemm.ui.streams import is_terminal
 
 
 class Console:
@@ -29,7 +30,7 @@ class Console:
 
     def begin(self, step: int, steps: int) -> None:
         """Show the progress bar, if stderr is a terminal."""
-        if self._is_rank0 and sys.stderr.isatty():
+        if self._is_rank0 and is_terminal(sys.stderr):
             from tqdm import tqdm
 
             self._bar = tqdm(total=steps, initial=step, unit="step", file=sys.stderr, dynamic_ncols=True, leave=False)

@@ -62,7 +62,7 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
     """Train a resolved recipe in its run folder ``recipe["out"]`` and return that folder; called again, resume.
 
     ``echo`` is called with the lines to print. Under ``torchrun`` all ranks call this. Raises :class:`MaemmError` for
-    what a user can fix, and :class:`~maemm.train.signals.Interrupted` after SIGINT, SIGTERM or SIGUSR1, once a
+    what a user can fix, and :class:`~maemm.train.signals.Interrupted` after SIGINT, SIGTERM, SIGUSR1 or SIGHUP, once a
     checkpoint has been saved.
     """
     if not recipe.get("out"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,9 @@ from maemm.config import RECIPE, diff, dump, load
 from maemm.config.layers import flatten
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_text
+from maemm.data.locks import folder_locked
 
-METRICS, BAD, LOCK = "metrics.jsonl", "bad_samples.jsonl", ".lock"
+METRICS, BAD = "metrics.jsonl", "bad_samples.jsonl"
 
 # Keys that may change in an existing run: the numbers of a step do not depend on them.
 FREE = {
@@ -43,18 +43,12 @@ class RunFolder:
 
     @contextmanager
     def opened(self, recipe: Mapping[str, Any], log: Callable[[str], Any]) -> Iterator[None]:
-        """Create the folder, :func:`locked` within the block.
+        """Create the folder, locked within the block.
 
         A folder with checkpoints must hold the same recipe, see :func:`compare`; without any, every recipe may begin.
         The recipe is not stored before :meth:`store`. Raises :class:`MaemmError` where the folder cannot be used.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise MaemmError(
-                f"cannot make the run folder ({self.path}: {error.strerror}); choose another out="
-            ) from None
-        with locked(self.path, log):
+        with folder_locked(self.path, user="run", log=log):
             if any(self.checkpoints.glob("step-*")):
                 if not self.recipe.exists():
                     raise MaemmError(f"{self.path} has checkpoints but no {RECIPE}; choose another out=, or delete it")
@@ -115,36 +109,3 @@ def _is_place(key: str, old: Any, new: Any) -> bool:
 
 def _same_file(old: Any, new: Any) -> bool:
     return all(isinstance(path, str) for path in (old, new)) and Path(old).resolve() == Path(new).resolve()
-
-
-# -------------------------------------------------------------------------------------------------- locking
-@contextmanager
-def locked(folder: Path, log: Callable[[str], Any]) -> Iterator[None]:
-    """Keep other runs out of ``folder`` within the block. The system frees it when this process ends, however it ends.
-
-    A record lock (``lockf``), since forked workers do not inherit it: after ``kill -9`` the folder is free at once.
-    Raises :class:`MaemmError` that names the process which has the lock. Where there are no such locks (Windows, some
-    network file systems) it logs so and continues.
-    """
-    path = folder / LOCK
-    try:
-        file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  closing it would free the lock
-    except OSError as error:
-        raise MaemmError(f"cannot write in the run folder ({path}: {error.strerror}); choose another out=") from None
-    with file:
-        try:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            file.seek(0)
-            raise MaemmError(
-                f"{folder} is in use by another run ({file.read().strip()}); wait for it, or stop it"
-            ) from None
-        except (ImportError, OSError) as error:
-            log(f"{folder} cannot be locked ({error}); take care to start one run at a time in it")
-        file.seek(0)
-        file.truncate()
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield

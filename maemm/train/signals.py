@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from types import FrameType
 
 REPEAT_S = 1.0  # torchrun forwards one Ctrl-C twice within milliseconds; a person takes longer
-_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: what batch systems send ahead of a time limit
+# SIGUSR1: what batch systems send ahead of a time limit; SIGHUP: the terminal has been closed
+_NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class Interrupted(Exception):
@@ -42,12 +43,19 @@ class Interrupts:
 
 @contextmanager
 def catch_signals() -> Iterator[Interrupts]:
-    """Catch SIGINT, SIGTERM and SIGUSR1 within the block. Outside the main thread signals stay as they are."""
+    """Catch SIGINT, SIGTERM, SIGUSR1 and SIGHUP within the block, the last unless it is ignored (``nohup``).
+
+    Outside the main thread signals stay as they are.
+    """
     interrupts = Interrupts()
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return
     numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+    numbers = [
+        number for number in numbers
+        if signal.Signals(number).name != "SIGHUP" or signal.getsignal(number) is not signal.SIG_IGN
+    ]  # fmt: skip
     handlers = {number: signal.signal(number, interrupts.handle) for number in numbers}
     try:
         yield interrupts

@@ -35,8 +35,9 @@ def render(template: str, **data: Any) -> Markup:
 
 
 def write_html(path: Path, text: str) -> Path:
-    """Write the file whole or not at all."""
-    return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"), "the report")
+    """Write the file whole or not at all; what UTF-8 does not have (names of files that are no UTF-8) is escaped."""
+    data = text.encode("utf-8", "backslashreplace")
+    return write_whole(path, lambda file: file.write_bytes(data), "the report")
 
 
 def embedded(picture: Path | bytes, width: int | None = None) -> str:

@@ -19,6 +19,7 @@ class Verb:
     name: str
     words: str  # its arguments
     summary: str
+    shared: bool = False  # whether several processes (torchrun) share its work; else rank 0 does it alone
 
     @property
     def usage(self) -> str:
@@ -39,6 +40,33 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+
+    def parse(self, argv: list[str], least: int, most: int) -> tuple[argparse.Namespace, list[str | None], list[str]]:
+        """(flags, ``most`` positional words, None where left out, and the words ``KEY=value``).
+
+        Raises :class:`MaemmError` for less than ``least`` positional words, for more than ``most``, and for
+        ``KEY=value`` where KEY is a flag of the verb.
+        """
+        args = self.parse_intermixed_args(argv)
+        usage = (self.usage or "").removesuffix(" [--flags]")
+        plain: list[str | None] = [word for word in args.words if not OVERRIDE.match(word)]
+        overrides = [word for word in args.words if OVERRIDE.match(word)]
+        for word in overrides:
+            self._refuse_flag(word)
+        if len(plain) < least:
+            raise MaemmError(f"missing argument; usage: {usage}")
+        if len(plain) > most:
+            raise MaemmError(f"unexpected argument {plain[most]!r}; usage: {usage}")
+        return args, plain + [None] * (most - len(plain)), overrides
+
+    def _refuse_flag(self, word: str) -> None:
+        key, _, text = word.partition("=")
+        names = {f"-{key}", f"--{key.replace('_', '-')}"}
+        for action in self._actions:
+            flags = [flag for flag in action.option_strings if flag in names]
+            if flags and action.dest != "help":
+                value = "" if action.nargs == 0 else f" {text}"
+                raise MaemmError(f"{key} is a flag (override {word}); write {flags[0]}{value}")
 
     def error(self, message: str) -> NoReturn:
         text = " ".join(message.split())
@@ -74,20 +102,6 @@ def verb_parser(verb: Verb, epilog: str = "") -> Parser:
     return parser
 
 
-def split_words(words: list[str], least: int, most: int, usage: str) -> tuple[list[str | None], list[str]]:
-    """Arguments -> ``most`` positional ones (None where left out) and the ``key=value`` overrides.
-
-    Raises :class:`MaemmError` for less than ``least`` positional ones, and for more than ``most``.
-    """
-    overrides = [word for word in words if OVERRIDE.match(word)]
-    plain: list[str | None] = [word for word in words if not OVERRIDE.match(word)]
-    if len(plain) < least:
-        raise MaemmError(f"missing argument; usage: maemm {usage}")
-    if len(plain) > most:
-        raise MaemmError(f"unexpected argument {plain[most]!r}; usage: maemm {usage}")
-    return plain + [None] * (most - len(plain)), overrides
-
-
 def help_screen(version: str, verbs: Iterable[Verb]) -> str:
     """The help that ``maemm`` alone prints: the verbs, one line each, and the first command to try."""
     lines = "\n".join(f"  {verb.name:<13}{verb.summary}" for verb in verbs)
@@ -99,22 +113,11 @@ def help_screen(version: str, verbs: Iterable[Verb]) -> str:
     )
 
 
-def refuse_flag(word: str, args: argparse.Namespace) -> None:
-    """Raises :class:`MaemmError` for ``KEY=value`` where KEY is a flag of the verb."""
-    key, _, text = word.partition("=")
-    if key == "words" or key not in vars(args):
-        return
-    flag = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
-    value = "" if isinstance(vars(args)[key], bool) else f" {text}"
-    raise MaemmError(f"{key} is a flag (override {word}); write {flag}{value}")
-
-
-def parse_overrides(overrides: list[str], args: argparse.Namespace) -> dict[str, object]:
-    """``["heads=12"]`` -> {"heads": 12}, for verbs whose keys have no dots. Raises :class:`MaemmError` for flags."""
+def parse_keys(overrides: list[str]) -> dict[str, object]:
+    """``["heads=12"]`` -> {"heads": 12}, for verbs whose keys have no dots. Raises :class:`MaemmError` for others."""
     parsed: dict[str, object] = {}
     for word in overrides:
         key, _, text = word.partition("=")
-        refuse_flag(word, args)
         if "." in key:
             raise MaemmError(f"{key!r} means nothing here (override {word}); write keys without dots")
         parsed[key] = reader.value(text, key)

@@ -21,6 +21,7 @@ from maemm.contract.rng import Rng
 from maemm.data.atomic import write_whole
 from maemm.data.encodable import encodable
 from maemm.model.model import Model, as_preprocessed
+from maemm.ui.figures import drawing
 from maemm.ui.interactive import save_interactive
 from maemm.ui.picture_rows import Rows
 
@@ -199,16 +200,20 @@ def draw_rows(modalities: Mapping[str, Modality], rows: Mapping[str, Rows], path
 
 def png(modalities: Mapping[str, Modality], rows_by_name: Mapping[str, Rows]) -> bytes:
     """Rows of pictures as a PNG."""
-    from matplotlib.figure import Figure
+    with drawing() as figure_class:
+        return _bytes(_figure(figure_class, modalities, rows_by_name))
 
+
+def _figure(figure_class: Any, modalities: Mapping[str, Modality], rows_by_name: Mapping[str, Rows]) -> Any:
+    """Rows of pictures as a figure, those of each modality below each other."""
     titled = len(rows_by_name) > 1
     heads, heights = [], []
     for name, rows in rows_by_name.items():
         lines = max((caption.count("\n") + 1 for caption in rows.columns), default=0)
         heads.append(0.1 + _CAPTION * lines + _TITLE * titled if rows.columns else _NOTE)
-        heights.append(heads[-1] + len(rows) * _row_height(modalities[name], rows))
+        heights.append(heads[-1] + len(rows) * _row_height(figure_class, modalities[name], rows))
     width = max(4.0, _WIDTH * max(len(rows.columns) for rows in rows_by_name.values()))
-    figure = Figure(figsize=(width, sum(heights)), dpi=120)
+    figure = figure_class(figsize=(width, sum(heights)), dpi=120)
     parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, (name, rows), height, head in zip(parts, rows_by_name.items(), heights, heads, strict=True):
         if titled:
@@ -217,16 +222,15 @@ def png(modalities: Mapping[str, Modality], rows_by_name: Mapping[str, Rows]) ->
             _draw_grid(part, modalities[name], rows, 1 - head / height, 0.05 / height)
         else:
             part.text(0.5, 0.4, rows.note, ha="center", va="center", fontsize=8)
-    return _bytes(figure)
+    return figure
 
 
 def cell(modality: Modality, signal: Tensor) -> bytes:
     """One signal as a PNG without margins."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.2, 2.2), dpi=110)
-    _draw_signal(figure.add_axes((0, 0, 1, 1)), modality, signal)
-    return _bytes(figure)
+    with drawing() as figure_class:
+        figure = figure_class(figsize=(2.2, 2.2), dpi=110)
+        _draw_signal(figure.add_axes((0, 0, 1, 1)), modality, signal)
+        return _bytes(figure)
 
 
 def _bytes(figure: Any) -> bytes:
@@ -243,14 +247,12 @@ def _draw_signal(axes: Any, modality: Modality, signal: Tensor) -> None:
         modality.plot(axes, signal)
 
 
-def _row_height(modality: Modality, rows: Rows) -> float:
+def _row_height(figure_class: Any, modality: Modality, rows: Rows) -> float:
     """Inches of a row: as high as its pictures are in a column's width, where they are pictures with a shape."""
-    from matplotlib.figure import Figure
-
     shown = [signal for signals in rows.columns.values() for signal in signals if not bool(signal.isnan().all())]
     if not shown:
         return _HEIGHT
-    axes = Figure().add_subplot()
+    axes = figure_class().add_subplot()
     _draw_signal(axes, modality, shown[0])
     array = axes.images[0].get_array() if axes.images else None
     if array is None or axes.get_aspect() == "auto":

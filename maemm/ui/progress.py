@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from maemm.ui.streams import is_terminal
+
 LINE_EVERY_S = 30.0
 
 
@@ -19,7 +21,7 @@ def progress(description: str, unit: str = "samples") -> Iterator[Callable[[int,
 
     def show(done: int, total: int) -> None:
         nonlocal bar, last_line
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
             from tqdm import tqdm
 
             if bar is None:
@@ -27,7 +29,7 @@ def progress(description: str, unit: str = "samples") -> Iterator[Callable[[int,
                 bar = tqdm(total=total, unit=f" {unit}", desc=description, **options)
             bar.total = total
             bar.update(done - bar.n)
-        elif time.monotonic() - last_line > LINE_EVERY_S:
+        elif sys.stderr is not None and time.monotonic() - last_line > LINE_EVERY_S:
             last_line = time.monotonic()
             rate = done / max(last_line - began, 1e-9)
             print(f"{description}  {done:,}/{total:,} {unit}  {rate:,.0f}/s", file=sys.stderr, flush=True)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from maemm.config import reader
+from maemm.config.messages import validate
+from maemm.config.options import check, options_of
+from maemm.config.schema import DataConfig, key_types
 from maemm.contract.errors import MaemmError
-from maemm.ui.parser import Parser, refuse_flag
+from maemm.ui.parser import Parser
 
 EPILOG = """Without DATA, the data of the run's recipe. key=value: data.source=NAME, data.list=FILE, data.workers=N in
 place of the recipe's, and what published weights do not record: heads=12, size=224"""
@@ -41,31 +45,65 @@ def embedding_options(args: Namespace, overrides: list[str]) -> dict[str, Any]:
     for key in ("kind", "stream"):
         if getattr(args, key) is not None:
             options[key] = getattr(args, key)
-    return {**options, **words(overrides, args)}
+    return {**options, **data_and_settings(overrides)}
 
 
-def words(overrides: list[str], args: Namespace, *more: str) -> dict[str, Any]:
+# ------------------------------------------------------------------------------------------- KEY=value
+# A word is an option of the verb, a key of the recipe's ``data``, or a setting that published weights do not record.
+# All that is none of them is refused here, before it can meet a parameter of the same name in a Python function.
+def data_and_settings(overrides: list[str], *more: str) -> dict[str, Any]:
     """``data.KEY=value`` of the keys above and ``more``, and ``KEY=value`` for :func:`maemm.load` -> {KEY: value}.
 
-    ``args``: the flags of the verb, which are refused as words. Raises :class:`MaemmError` for unknown keys.
+    Raises :class:`MaemmError` for unknown keys, and for values of ``data`` that a recipe may not have.
     """
-    keys, options = (*_DATA_KEYS, *more), {}
+    keys = (*_DATA_KEYS, *more)
+    data, others = {}, []
     for word in overrides:
         key, _, text = word.partition("=")
         name = key.removeprefix("data.")
-        if name not in keys:
-            refuse_flag(word, args)
-        if name not in keys and key not in _format_options():
-            choices = [*(f"data.{name}" for name in keys), *_format_options()]
-            raise MaemmError(f"{key!r} means nothing here (override {word}); known: {', '.join(choices)}")
-        options[name] = reader.value(text, key)
-    return options
+        if name in keys:
+            data[name] = reader.value(text, key)
+        else:
+            others.append(word)
+    return {**_checked_data(data), **settings_of(others, *(f"data.{name}" for name in keys))}
+
+
+def settings_of(overrides: list[str], *others: str) -> dict[str, Any]:
+    """``heads=12``: what published weights do not record -> {KEY: value}.
+
+    Raises :class:`MaemmError` for unknown keys; ``others``: keys that the verb knows too.
+    """
+    settings: dict[str, Any] = {}
+    for word in overrides:
+        key, _, text = word.partition("=")
+        if key not in _format_options():
+            choices = ", ".join([*others, *_format_options()])
+            raise MaemmError(f"{key!r} means nothing here (override {word}); known: {choices}")
+        settings[key] = reader.value(text, key)
+    return settings
+
+
+def options_and_settings(
+    overrides: list[str], function: Callable[..., Any], names: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(keyword arguments ``names`` of a verb's function, checked by their types; settings, see :func:`settings_of`)."""
+    own = [word for word in overrides if word.partition("=")[0] in names]
+    values = {key: reader.value(text, key) for key, _, text in (word.partition("=") for word in own)}
+    settings = settings_of([word for word in overrides if word not in own], *names)
+    return check(function, values, function.__name__), settings
+
+
+def _checked_data(values: dict[str, Any]) -> dict[str, Any]:
+    types = key_types(DataConfig)
+    checked, mistakes = validate(DataConfig.model_validate_json, values, "data", types)
+    if mistakes:
+        raise MaemmError("\n".join(mistakes))
+    return {key: value for key, value in checked.model_dump().items() if key in values}
 
 
 def _format_options() -> list[str]:
     """What published weights do not record, of all formats."""
     from maemm import registry
-    from maemm.config.options import options_of
 
     formats = [registry.find("weights", name) for name in registry.names("weights")]
     return sorted({option for format in formats for option in options_of(format.read)})

@@ -21,7 +21,7 @@ from maemm.data.tta import TtaModality
 from maemm.model.build import build_modalities
 from maemm.model.model import Model
 from maemm.tasks._shared.digests import DigestingModality, combined
-from maemm.tasks._shared.features import LOST, Features, check_any, join
+from maemm.tasks._shared.features import LOST, Features, check_any, complete, join
 
 NOT_FINITE = "features are not finite"
 Embed = Callable[[Model, dict[str, Preprocessed]], dict[str, Tensor]]
@@ -55,6 +55,7 @@ def features(
     )
     for joined in by_modality.values():
         check_any(joined, len(source))
+        complete(len(joined), len(joined.skipped), len(source), "start again, or set data.workers=0")
     if not by_modality:
         raise MaemmError("there are no samples to embed; give a data set that is not empty")
     return by_modality

@@ -8,7 +8,6 @@ multi-label (n, classes) int8 of 0 and 1, -1 for a sample without labels; ``dige
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -16,9 +15,10 @@ from typing import IO, Any
 import numpy as np
 
 from maemm.contract.errors import MaemmError
-from maemm.data.atomic import usual_permissions
+from maemm.data.atomic import usual_permissions, write_whole
 from maemm.tasks._shared.features import Features, concatenate_labels
 
+ADVICE = "free space: the same command continues"  # where a file cannot be written
 ENDINGS = (".npz", ".safetensors", ".parquet")
 _PER_SAMPLE = ("ids", "labels", "digests")  # arrays with a row for each sample that are no modality
 _NO_FEATURES = (*_PER_SAMPLE, "classes", "about", "skipped")
@@ -106,15 +106,7 @@ def write(out: Path, arrays: Mapping[str, np.ndarray], classes: list[str] | None
     Raises :class:`MaemmError` where it cannot be written.
     """
     writer = {".npz": _write_npz, ".safetensors": _write_safetensors, ".parquet": _write_parquet}[out.suffix]
-    beside = out.with_name(f".{out.name}.tmp")
-    try:
-        writer(beside, arrays, classes, about)
-        os.replace(beside, out)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise MaemmError(
-            f"cannot write {out} ({error.strerror or error}); free space: the same command continues"
-        ) from error
+    write_whole(out, lambda file: writer(file, arrays, classes, about), "the features", advice=ADVICE)
 
 
 def save_npz(file: IO[bytes], arrays: Mapping[str, np.ndarray]) -> None:

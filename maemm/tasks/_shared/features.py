@@ -68,6 +68,12 @@ def check_any(features: Features, total: int) -> None:
     raise MaemmError(f"none of {total:,} samples gave features{first}; check the data and the weights")
 
 
+def complete(rows: int, skipped: int, total: int, advice: str) -> None:
+    """Raises :class:`MaemmError` unless each of ``total`` samples is a row or was skipped: nothing is lost unseen."""
+    if rows + skipped != total:
+        raise MaemmError(f"{rows:,} rows and {skipped:,} skipped samples are not the {total:,} of the data; {advice}")
+
+
 # ------------------------------------------------------------------------------------------- joining batches
 def join(batches: Iterable[Mapping[str, Features]]) -> dict[str, Features]:
     """Concatenate the features of batches, by modality. Raises :class:`MaemmError` where their widths differ.

@@ -17,42 +17,49 @@ import torch
 from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.contract.version import __version__
+from maemm.data.atomic import cause_of, write_text
+from maemm.data.bad_samples import reason_of
 from maemm.tasks._shared.run_page import write_page
+from maemm.ui.streams import warn
 
 
 def save_record(record: Mapping[str, Any], verb: str, weights: Any, out: str | os.PathLike | None) -> Path | None:
     """Write metrics to ``out``, or beside a run as ``evaluate/VERB-TIME.json``; None where ``weights`` are no run.
 
-    Raises :class:`MaemmError` where they cannot be written.
+    Raises :class:`MaemmError` where ``out`` cannot be written. The record beside a run is a side product: where it
+    cannot be kept (a run folder that may only be read), a warning says so and the result is None.
     """
     path = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
-    if out is None:
-        if path is None or not (expanded(path) / "checkpoints").is_dir():
-            return None
-        out = _reserve(expanded(path) / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json")
-    out = expanded(out)
+    if out is None and (path is None or not (expanded(path) / "checkpoints").is_dir()):
+        return None
     versions = {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()}
     about = {"verb": verb, "what": "a model" if path is None else path}
     about |= {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions, "machine": platform.machine()}
+    text = json.dumps({**about, **record}, indent=1) + "\n"
+    if out is not None:
+        return write_text(expanded(out), text, "the metrics", advice="choose another -o")
+    assert path is not None
+    free = expanded(path) / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({**about, **record}, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise MaemmError(f"cannot write the metrics ({out}: {error.strerror}); choose another -o") from error
-    return out
+        free = _reserve(free)
+        return write_text(free, text, "the metrics")
+    except (OSError, MaemmError) as error:
+        with suppress(OSError):
+            if free.is_file() and not free.stat().st_size:
+                free.unlink()
+        warn(f"the record was not kept ({free.parent}: {cause_of(error)}); add -o FILE to keep it elsewhere")
+        return None
 
 
 def _reserve(path: Path) -> Path:
     """Create the file, under a name with a number where it exists: two calls may end in the same second."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     for number in count(1):
         free = path if number == 1 else path.with_stem(f"{path.stem}_{number}")  # sorted behind it
         try:
-            free.parent.mkdir(parents=True, exist_ok=True)
             free.touch(exist_ok=False)
         except FileExistsError:
             continue
-        except OSError:
-            pass  # reported when the metrics are written
         return free
     raise AssertionError("count() does not end")
 
@@ -61,5 +68,7 @@ def refresh_page(record: Path | None) -> None:
     """Write the report of the run that ``record`` belongs to again, where it has one."""
     if record is None or not (record.parent.parent / "report.html").is_file():
         return
-    with suppress(MaemmError):  # the metrics are saved; the next training reports a page that cannot be written
+    try:
         write_page(record.parent.parent)
+    except Exception as error:  # the metrics are saved, and the next training writes the page again
+        warn(f"the report was not written again ({reason_of(error)})")

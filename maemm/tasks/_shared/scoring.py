@@ -22,6 +22,7 @@ from maemm.data.loader import Batch
 from maemm.data.single_pass import Progress, each
 from maemm.model.model import Model
 from maemm.tasks._shared.embedding import evaluating, reading_modalities
+from maemm.tasks._shared.features import complete
 
 MORE = 4  # times as many further plans are drawn at most, until every token was hidden once
 NOT_FINITE = "the score is not a finite number"
@@ -185,6 +186,7 @@ def _joined(scored: list[_ScoredBatch], skipped: list[BadSample], source: Source
     finite = np.isfinite(samples)
     if not finite.any():
         raise MaemmError(f"none of {len(source):,} samples has a finite score; check the data and the weights")
+    complete(len(ids), len(skipped), len(source), "start again, or set data.workers=0")
     bad = [BadSample(int(indices[i]), ids[i], NOT_FINITE) for i in np.flatnonzero(~finite)]
     return Scores(
         samples[finite],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 from maemm import config
 from maemm.config.layers import flatten
 from maemm.contract.errors import MaemmError, advice
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb(
     "config", "ls | show RECIPE [key=value ...] | cat RECIPE", "list recipes, show one resolved, print its file"
@@ -22,8 +22,8 @@ _WIDTH = 60  # of the column of values, at most
 
 def run(argv: list[str], flags: Namespace) -> int:
     """List recipes, show one resolved with the origin of every value, or print its file."""
-    words = verb_parser(VERB).parse_intermixed_args(argv).words
-    (action, recipe), overrides = split_words(words, 1, 2, VERB.usage)
+    _, (action, recipe), overrides = verb_parser(VERB).parse(argv, 1, 2)
+    action = "ls" if action == "list" else action
     if action not in ACTIONS:
         raise MaemmError(f"unknown action {action!r}; {advice(str(action), ACTIONS)}")
     if (action == "ls") != (recipe is None):
@@ -37,30 +37,31 @@ def run(argv: list[str], flags: Namespace) -> int:
         _show(recipe, overrides, flags.json)
     else:
         text = config.locate(recipe)[1].read_text(encoding="utf-8")
-        print(json.dumps({"name": recipe, "text": text}) if flags.json else text, end="\n" if flags.json else "")
+        if flags.json:
+            print_json({"name": recipe, "text": text})
+        else:
+            print_result(text.removesuffix("\n"))
     return 0
 
 
 def _list(as_json: bool) -> None:
     summaries = {name: config.summary(path) for name, path in config.packaged().items()}
     if as_json:
-        print(json.dumps([{"name": name, "summary": text} for name, text in summaries.items()], indent=2))
+        print_json([{"name": name, "summary": text} for name, text in summaries.items()], indent=2)
         return
     width = max((len(name) for name in summaries), default=0)
-    for name, text in summaries.items():
-        print(f"{name:<{width}}  {text}".rstrip())
+    print_result("\n".join(f"{name:<{width}}  {text}".rstrip() for name, text in summaries.items()))
 
 
 def _show(recipe: str, overrides: list[str], as_json: bool) -> None:
     resolved = config.resolve(recipe, overrides, training=True)
     if as_json:
         origins = {key: resolved.origin(key) for key in flatten(resolved.values)}
-        print(json.dumps({"recipe": resolved.values, "origins": origins}, indent=2))
+        print_json({"recipe": resolved.values, "origins": origins}, indent=2)
         return
     rows = list(_rows(resolved.values, resolved))
     width = min(max(len(text) for text, _ in rows), _WIDTH)
-    for text, origin in rows:
-        print(f"{text:<{width}}  # {origin}" if origin else text)
+    print_result("\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in rows))
 
 
 def _rows(

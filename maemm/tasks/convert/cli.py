@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
-from maemm.ui.parser import Verb, parse_overrides, split_words, verb_parser
+from maemm.tasks._shared.cli_options import settings_of
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb("convert", "WEIGHTS OUT [--to KIND]", "turn published weights into maemm's format, or back")
 
@@ -17,11 +18,13 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("--kind", help="format of WEIGHTS, where it cannot be recognised")
     parser.add_argument("--to", metavar="KIND", help="write this published layout instead of maemm's")
-    args = parser.parse_intermixed_args(argv)
-    (source, out), overrides = split_words(args.words, 2, 2, VERB.usage)
-    settings = parse_overrides(overrides, args)
+    args, (source, out), overrides = parser.parse(argv, 2, 2)
+    settings = settings_of(overrides)
     from maemm.tasks.convert.run import convert
 
     text = convert(str(source), str(out), kind=args.kind, to=args.to, **settings)
-    print(json.dumps({"file": str(out), "text": text}) if flags.json else text)
+    if flags.json:
+        print_json({"file": str(out), "text": text})
+    else:
+        print_result(text)
     return 0

@@ -13,10 +13,12 @@ from maemm import registry
 from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import usual_permissions, write_whole
+from maemm.data.locks import writes
 from maemm.weights.loading import load
 from maemm.weights.own import SAFETENSORS, TORCH_SUFFIXES, check_suffix, save, unshared
 
 
+@writes("out")
 def convert(
     source: str | os.PathLike,
     out: str | os.PathLike,

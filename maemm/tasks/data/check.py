@@ -17,6 +17,7 @@ from maemm.contract.rng import derive
 from maemm.data.atomic import write_whole
 from maemm.data.lists import strays
 from maemm.data.loader import name_of
+from maemm.data.locks import one_writer
 from maemm.data.single_pass import Progress
 from maemm.registry.make import part_of
 from maemm.tasks._shared.opened_data import Opened, Overrides, Recipe, open_data
@@ -96,11 +97,13 @@ def data_check(
     """
     opened = open_data(data, recipe, overrides)
     path = expanded(f"{opened.stem}.check.csv" if out is None else out)
-    state = ScanState(path.with_name(f"{path.name}.part"), _header(opened))
-    complete(state, opened.source, opened.modalities, on_progress=on_progress, echo=echo, **_settings(opened, workers))
-    findings = Findings.from_rows(state.rows(), opened.source.classes)
-    write_whole(path, lambda file: findings.write_csv(state.rows, file), "the list")
-    state.remove()
+    with one_writer(path, echo):
+        state = ScanState(path.with_name(f"{path.name}.part"), _header(opened))
+        settings = _settings(opened, workers)
+        complete(state, opened.source, opened.modalities, on_progress=on_progress, echo=echo, **settings)
+        findings = Findings.from_rows(state.rows(), opened.source.classes)
+        write_whole(path, lambda file: findings.write_csv(state.rows, file), "the list")
+        state.remove()
     return _readable(Checked(opened, findings, path))
 
 

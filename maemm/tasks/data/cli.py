@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from argparse import Namespace
 from typing import Any
 
 from maemm.config import reader
 from maemm.contract.errors import MaemmError, advice
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb(
     "data",
@@ -37,8 +37,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--as", metavar="NAME", dest="packer", help="pack: the packed form (default: by endings)")
     parser.add_argument("--workers", type=int, help="processes (default: as the recipe says; pack: one per core)")
     parser.add_argument("-o", "--out", metavar="FILE", help="list of check (default: DATA.check.csv)")
-    args = parser.parse_intermixed_args(argv)
-    (action, data, out), overrides = split_words(args.words, 1, 3, VERB.usage)
+    args, (action, data, out), overrides = parser.parse(argv, 1, 3)
     if action not in ACTIONS:
         raise MaemmError(f"unknown action {action!r}; {advice(str(action), ACTIONS)}")
     if args.workers is not None and args.workers < 0:
@@ -68,13 +67,13 @@ def _check_or_stats(action: str, data: str, args: Namespace, overrides: list[str
         else:
             checked = data_stats(data, **options)
     if as_json:
-        print(json.dumps(checked.as_dict(), indent=2))
+        print_json(checked.as_dict(), indent=2)
     elif action == "check":
-        print(checked)
+        print_result(checked)
     else:
         broken = checked.findings.broken
         used = checked.findings.samples - broken
-        print("\n".join([f"# {used:,} samples of {checked.opened.title}, {broken:,} broken", *checked.yaml()]))
+        print_result("\n".join([f"# {used:,} samples of {checked.opened.title}, {broken:,} broken", *checked.yaml()]))
     return 0
 
 
@@ -92,11 +91,11 @@ def _pack(data: str | None, out: str | None, args: Namespace, overrides: list[st
     with progress("data pack", "files") as on_progress:
         packed = data_pack(data, out, args.packer, options, workers=args.workers, on_progress=on_progress)
     if as_json:
-        print(json.dumps(packed.as_dict(), indent=2))
+        print_json(packed.as_dict(), indent=2)
     else:
         for bad in packed.bad[:_SHOWN]:
             print(f"unreadable: {bad.id}: {bad.reason}", file=sys.stderr)
         if len(packed.bad) > _SHOWN:
             print(f"unreadable: and {len(packed.bad) - _SHOWN:,} others", file=sys.stderr)
-        print(packed)
+        print_result(packed)
     return INCOMPLETE if packed.bad else 0

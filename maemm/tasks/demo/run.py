@@ -12,6 +12,7 @@ from typing import Any
 from maemm import registry
 from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
+from maemm.data.locks import folder_locked
 from maemm.tasks._shared.run_files import RunContents, read_run
 from maemm.tasks._shared.run_page import page_data
 from maemm.tasks.demo.pairs import pair_of, retrieval
@@ -54,7 +55,7 @@ def demo(
     say(f"maemm demo: {modalities}, {os.cpu_count()} CPU cores; about three minutes on two cores")
     runs: dict[str, RunContents] = {}
     failed: dict[str, str] = {}
-    with one_thread():
+    with folder_locked(folder, user="demo", log=say), one_thread():
         for show in shows:
             try:
                 runs[show.name] = _train(show, folder, list(overrides), say)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from maemm.contract import Preprocessed
 from maemm.model.model import Model
+from maemm.ui.figures import drawing
 
 _COLOURS = ("#0f6fb5", "#b4572a")  # of the networks in the picture
 _ATTRIBUTES = ("qkv", "num_heads", "scale", "q_norm", "k_norm")  # of timm's attention, and of layers like it
@@ -148,9 +149,15 @@ def draw_attention(attention: Mapping[str, Attention]) -> bytes:
 
     Networks must have the same layers.
     """
-    from matplotlib.figure import Figure
+    with drawing() as figure_class:
+        figure = figure_class(figsize=(9.6, 3.4), dpi=120, layout="constrained")
+        _draw_panels(figure, attention)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", metadata={"Software": None})  # the same bytes for the same picture
+        return file.getvalue()
 
-    figure = Figure(figsize=(9.6, 3.4), dpi=120, layout="constrained")
+
+def _draw_panels(figure: Any, attention: Mapping[str, Attention]) -> None:
     left, right = figure.subplots(1, 2)
     first = next(iter(attention.values()))
     distances = {network: result.distance for network, result in attention.items()}
@@ -158,9 +165,6 @@ def draw_attention(attention: Mapping[str, Attention]) -> bytes:
     _draw_panel(left, distances, first.even_distance, first.layers, "distance of attention")
     _draw_panel(right, entropies, first.even_entropy, first.layers, "entropy of attention, nats")
     left.legend(frameon=False, fontsize=8)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", metadata={"Software": None})  # the same bytes for the same picture
-    return file.getvalue()
 
 
 def _draw_panel(axes: Any, networks: Mapping[str, np.ndarray], even: float, layers: list[str], title: str) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.tasks._shared.cli_options import EPILOG, words
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.tasks._shared.cli_options import EPILOG, data_and_settings
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb(
     "diagnose", "RUN_OR_WEIGHTS [DATA] [-o FILE]", "rank, alignment, attention, clusters and losses on one page"
@@ -29,11 +29,10 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of masks, views and clusters (default: 0)")
     parser.add_argument("--batch", type=int, default=32, help="samples at a time (default: 32)")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
-    args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
+    args, (weights, data), overrides = parser.parse(argv, 1, 2)
     if args.batch < 1:
         raise MaemmError(f"--batch is {args.batch}; give 1 or more")
-    options = words(overrides, args)
+    options = data_and_settings(overrides)
     if args.kind is not None:
         options["kind"] = args.kind
     if args.ratios is not None:
@@ -59,5 +58,8 @@ def run(argv: list[str], flags: Namespace) -> int:
             on_progress=on_progress,
             **options,
         )
-    print(json.dumps({"file": str(diagnosis.path), **diagnosis.record()}) if flags.json else diagnosis)
+    if flags.json:
+        print_json({"file": None if diagnosis.path is None else str(diagnosis.path), **diagnosis.record()})
+    else:
+        print_result(diagnosis)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_json
+from maemm.data.bad_samples import reason_of
+from maemm.data.locks import one_writer, writes
 from maemm.data.single_pass import Progress
 from maemm.data.subset import Subset
 from maemm.model.model import Model
@@ -23,8 +26,10 @@ from maemm.tasks.diagnose.collect import LEAST, Collector, Network
 from maemm.tasks.diagnose.diagnosis import Diagnosis, Findings
 from maemm.tasks.diagnose.page import write_page
 from maemm.tasks.diagnose.ratios import RATIOS, Losses
+from maemm.ui.streams import warn
 
 
+@writes("out")
 def diagnose(
     weights: Weights,
     data: Data = None,
@@ -76,8 +81,16 @@ def diagnose(
     }
     notes = _notes(findings[TRAINED], losses[TRAINED])
     diagnosis = Diagnosis(findings, losses, collector.samples, collector.skipped, about, notes, path)
-    write_json(path.with_suffix(".json"), diagnosis.record(), "the metrics")
-    write_page(diagnosis, path, model.modalities)
+    try:
+        with one_writer(path) if out is None else nullcontext():
+            write_json(path.with_suffix(".json"), diagnosis.record(), "the metrics")
+            write_page(diagnosis, path, model.modalities)
+    except Exception as error:
+        if out is not None:
+            raise
+        # Nobody asked for this file: a run that may only be read, or a picture that fails, does not cost the result.
+        warn(f"the page was not kept ({reason_of(error)}); add -o FILE to keep it elsewhere")
+        diagnosis.path = None
     return diagnosis
 
 

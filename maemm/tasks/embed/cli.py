@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.cli_options import EPILOG, add_embedding_flags, embedding_options
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb("embed", "RUN_OR_WEIGHTS [DATA] -o FILE", "features of every sample in one file, with ids and labels")
 
@@ -18,8 +18,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("-o", "--out", metavar="FILE", help="file to write: .npz, .safetensors or .parquet")
     parser.add_argument("--tokens", action="store_true", help="features of every token")
     add_embedding_flags(parser)
-    args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
+    args, (weights, data), overrides = parser.parse(argv, 1, 2)
     if args.out is None:
         raise MaemmError("no file to write is given; add -o features.npz (or .safetensors, .parquet)")
     from maemm.tasks.embed.run import embed
@@ -31,5 +30,8 @@ def run(argv: list[str], flags: Namespace) -> int:
     shapes = {name: list(shape) for name, shape in embedded.shapes.items()}
     skipped = len(embedded.skipped)
     about = {"file": str(embedded.path), "embeddings": embedded.count, "features": shapes, "skipped": skipped}
-    print(json.dumps(about) if flags.json else embedded)
+    if flags.json:
+        print_json(about)
+    else:
+        print_result(embedded)
     return 0

@@ -16,12 +16,14 @@ import numpy as np
 from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
+from maemm.data.atomic import write_text
 from maemm.data.bad_samples import BadSample
+from maemm.data.locks import writes
 from maemm.data.single_pass import Progress
 from maemm.data.subset import Subset
 from maemm.tasks._shared import feature_files as files
 from maemm.tasks._shared.embedding import embed_batches, embedder
-from maemm.tasks._shared.features import Features, check_any, join
+from maemm.tasks._shared.features import Features, check_any, complete, join
 from maemm.tasks._shared.inputs import Data, Weights, data_config, data_stamp, open_data, open_model, weights_stamp
 
 CHUNK_ROWS, CHUNK_BYTES, CHUNK_S = 8192, 1 << 26, 60.0  # a chunk ends at whichever comes first
@@ -45,6 +47,7 @@ class Embedded:
         return f"{self.count:,} embeddings ({shapes}){before}{skipped} -> {self.path}"
 
 
+@writes("out")
 def embed(
     weights: Weights,
     data: Data,
@@ -146,7 +149,7 @@ class _StoredChunks:
                 "another -o"
             )
         for path in self.folder.glob("*.tmp"):
-            path.unlink()
+            path.unlink(missing_ok=True)
         self.first = self.rows  # samples that were done at the start: the new chunks count from here
 
     @property
@@ -195,14 +198,15 @@ class _StoredChunks:
 def _finish(stored: _StoredChunks, out: Path, source: Source, resumed: int, about: dict[str, Any]) -> Embedded:
     skipped = stored.skipped()
     arrays = files.concatenated(stored.chunks)
+    complete(len(arrays.get("ids", ())), len(skipped), len(source), f"remove {stored.folder} and start again")
     if not arrays:
         stored.remove()
         check_any(Features(np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [], skipped), len(source))
     classes = None if source.classes is None else [*source.classes]
+    if skipped:  # first, since the file that the user named says that all is done
+        text = "".join(json.dumps(asdict(bad)) + "\n" for bad in skipped)
+        write_text(out.with_name(out.name + SKIPPED), text, "the list of skipped samples", advice=files.ADVICE)
     files.write(out, arrays, classes, about)
-    if skipped:
-        lines = (json.dumps(asdict(bad)) + "\n" for bad in skipped)
-        out.with_name(out.name + SKIPPED).write_text("".join(lines), encoding="utf-8")
     stored.remove()
     shapes = {name: value.shape[1:] for name, value in arrays.items() if files.is_features(name)}
     return Embedded(out, len(arrays["ids"]), shapes, skipped, resumed)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from argparse import Namespace
 
-from maemm.tasks._shared.cli_options import EPILOG, words
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.tasks._shared.cli_options import EPILOG, data_and_settings
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result, warn
 
 VERB = Verb("evaluate", "RUN_OR_WEIGHTS [DATA]", "evaluate a fine-tuned model on labelled data")
 
@@ -24,10 +23,9 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--average", choices=["probabilities", "logits"], default="probabilities", help="over views")
     parser.add_argument("-o", "--out", metavar="FILE", help="metrics as JSON (default: evaluate/ in the run's folder)")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
-    args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
+    args, (weights, data), overrides = parser.parse(argv, 1, 2)
     reading = [word for word in overrides if word.startswith("modalities.")]
-    options = words([word for word in overrides if word not in reading], args, "classes")
+    options = data_and_settings([word for word in overrides if word not in reading], "classes")
     options |= {} if args.kind is None else {"kind": args.kind}
     from maemm.tasks.evaluate.run import evaluate
     from maemm.ui.progress import progress
@@ -38,11 +36,9 @@ def run(argv: list[str], flags: Namespace) -> int:
             compare=True, out=args.out, on_progress=show, **options,
         )  # fmt: skip
     if flags.json:
-        print(json.dumps(answers.record()))
+        print_json(answers.record())
         return 0
     for text in answers.warnings:
-        print(f"maemm: warning: {text}", file=sys.stderr)
-    print(answers)
-    if args.per_class:
-        print(f"\n{answers.details()}")
+        warn(text)
+    print_result(f"{answers}\n\n{answers.details()}" if args.per_class else answers)
     return 0

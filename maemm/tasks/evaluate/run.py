@@ -13,6 +13,7 @@ from maemm.config.messages import value_text
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSample
 from maemm.data.labels import Labelled
+from maemm.data.locks import writes
 from maemm.data.single_pass import Progress
 from maemm.model.metrics import mean_average_precision
 from maemm.model.model import Model
@@ -127,6 +128,7 @@ class Answers:
         }
 
 
+@writes("out")
 def evaluate(
     weights: Weights,
     data: Data = None,

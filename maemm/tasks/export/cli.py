@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.ui.parser import Verb, parse_overrides, split_words, verb_parser
+from maemm.tasks._shared.cli_options import settings_of
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb(
     "export", "RUN_OR_WEIGHTS --to TARGET -o PATH", "write a model for timm, transformers, torch or ONNX, checked"
@@ -27,15 +28,14 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--shape", help="of a preprocessed sample (default: the recipe's): 3,64,64 or NAME=...;...")
     parser.add_argument("--force", action="store_true", help="replace PATH where it exists")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
-    args = parser.parse_intermixed_args(argv)
-    (weights,), overrides = split_words(args.words, 1, 1, VERB.usage)
+    args, (weights,), overrides = parser.parse(argv, 1, 1)
     if args.to is None:
         raise MaemmError("no target is given; add --to safetensors (or torch, onnx, timm, hf)")
     if args.out is None:
         raise MaemmError("no file to write is given; add -o PATH")
     from maemm.tasks.export.run import export
 
-    settings = {**parse_overrides(overrides, args), "output": args.output, "pool": args.pool, "shape": args.shape}
+    settings = {**settings_of(overrides), "output": args.output, "pool": args.pool, "shape": args.shape}
     if args.kind is not None:
         settings["kind"] = args.kind
     exported = export(str(weights), args.out, to=args.to, force=args.force, **settings)
@@ -50,7 +50,7 @@ def run(argv: list[str], flags: Namespace) -> int:
             "card": None if exported.card is None else str(exported.card),
             "differences": {str(batch): difference for batch, difference in exported.differences.items()},
         }
-        print(json.dumps(record))
+        print_json(record)
     else:
-        print(exported)
+        print_result(exported)
     return 0

@@ -20,6 +20,7 @@ import torch
 from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError, advice
 from maemm.data.atomic import usual_permissions
+from maemm.data.locks import writes
 from maemm.model.model import Model
 from maemm.tasks._shared.inputs import Weights, open_model
 from maemm.tasks.export.card import card_of
@@ -62,6 +63,7 @@ class Exported:
         return "\n".join([*lines, f"  card  {self.card}"] if self.card else lines)
 
 
+@writes("out")
 def export(
     weights: Weights,
     out: str | os.PathLike,

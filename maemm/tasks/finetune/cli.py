@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from argparse import Namespace
 from collections.abc import Iterable
 from typing import Any
 
-from maemm.contract.errors import MaemmError
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.config.check import KEYS
+from maemm.contract.errors import MaemmError, advice
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result, warn
 
 VERB = Verb(
-    "finetune", "RUN_OR_WEIGHTS_OR_RECIPE [DATA] [key=value ...]", "train a classifier from a pre-trained model"
+    "finetune",
+    "RUN_OR_WEIGHTS_OR_RECIPE [DATA] [key=value ...]",
+    "train a classifier from a pre-trained model",
+    shared=True,
 )
 
 EPILOG = """DATA is short for data.root=DATA. A pre-trained run or weights give a recipe with the settings of MAE's
@@ -36,13 +39,17 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--folds", type=int, metavar="K", help="a run for each fold of DATA, evaluated on that fold")
     parser.add_argument("--groups", metavar="REGEX", help="part of the ids by which samples stay in one fold")
     parser.add_argument("--seeds", type=int, default=1, help="a run for each: weights, order, folds and labels (1)")
-    args = parser.parse_intermixed_args(argv)
-    (weights, data), words = split_words(args.words, 1, 2, VERB.usage)
+    args, (weights, data), words = parser.parse(argv, 1, 2)
     if data is not None and any(word.startswith("data.root=") for word in words):
         raise MaemmError(f"the data are given twice ({data} and data.root=); give them once")
     from maemm.tasks.finetune.recipe import parse_overrides
 
     overrides = parse_overrides(words)
+    for key in overrides:
+        if key == "data":
+            raise MaemmError("data is a section of a recipe (override data=...); set a key of it: data.root=FOLDER")
+        if "." not in key and key not in KEYS:
+            raise MaemmError(f"{key!r} is no key of a recipe (override {key}=...); {advice(key, KEYS)}")
     test_options = {key.removeprefix("test."): overrides.pop(key) for key in [*overrides] if key.startswith("test.")}
     if test_options and args.test is None:
         raise MaemmError(f"test.{next(iter(test_options))} is given without a test part; add --test DATA")
@@ -76,9 +83,9 @@ def _one_run(
     if answers is not None:
         _print_warnings(answers.warnings)
     if flags.json:
-        print(json.dumps({"run": str(folder), **({} if answers is None else {"test": answers.record()})}))
+        print_json({"run": str(folder), **({} if answers is None else {"test": answers.record()})})
     elif answers is not None:
-        print(answers)
+        print_result(answers)
     return 0
 
 
@@ -118,12 +125,12 @@ def _several_runs(
         return 0
     _print_warnings(comparison.warnings)
     if flags.json:
-        print(json.dumps({"folder": str(folder), **comparison.record()}))
+        print_json({"folder": str(folder), **comparison.record()})
     else:
-        print(f"{comparison}\nOpen {folder / 'report.html'}")
+        print_result(f"{comparison}\nOpen {folder / 'report.html'}")
     return 0
 
 
 def _print_warnings(warnings: Iterable[str]) -> None:
     for text in warnings:
-        print(f"maemm: warning: {text}", file=sys.stderr)
+        warn(text)

@@ -23,9 +23,10 @@ def run(argv: list[str], flags: Namespace) -> int:
         help="of the softmax that weighs votes by cosine similarity (default: 0.07)",
     )
     add_probe_flags(parser)
-    args = parser.parse_intermixed_args(argv)
+    parsed = parser.parse(argv, 1, 2)
+    args = parsed[0]
     if args.k < 1 or args.temperature <= 0:
         raise MaemmError(f"-k is {args.k} and --temperature {args.temperature:g}; give numbers above 0")
     from maemm.tasks.knn.run import knn
 
-    return run_verb(VERB, knn, args, flags, {"k": args.k, "temperature": args.temperature})
+    return run_verb(knn, parsed, flags, {"k": args.k, "temperature": args.temperature})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import warnings
 from argparse import Namespace
 from collections import Counter
@@ -20,6 +19,7 @@ from maemm.contract.errors import MaemmError, advice
 from maemm.registry import DiscoveredPlugin
 from maemm.testing import Result, checks_of
 from maemm.testing.suite import result_of
+from maemm.ui.streams import print_json, print_result
 
 FAILED = 1  # exit status where a rule is not kept
 _NOT_PLUGINS = ("tests", "test", "docs", "examples", "build", "dist")  # packages beside the plugin's in a project
@@ -32,7 +32,7 @@ def run(name: str, overrides: list[str], flags: Namespace) -> int:
     assert discovered.plugin is not None  # find raises for a broken one
     checks = checks_of(discovered.plugin, options, discovered.package)
     if not flags.json:
-        print(f"{discovered.name} {discovered.plugin.version} ({discovered.origin}): {len(checks)} checks")
+        print_result(f"{discovered.name} {discovered.plugin.version} ({discovered.origin}): {len(checks)} checks")
     results: list[Result] = []
     width, part = max(len(check.name) for check in checks), None
     with warnings.catch_warnings():
@@ -43,8 +43,8 @@ def run(name: str, overrides: list[str], flags: Namespace) -> int:
                 continue
             if check.where != part:
                 part = check.where
-                print(f"\n{part or 'the manifest'}")
-            print(_result_text(results[-1], width), flush=True)
+                print_result(f"\n{part or 'the manifest'}")
+            print_result(_result_text(results[-1], width))
     counts = Counter(_outcome(result) for result in results)
     if flags.json:
         record = {
@@ -53,11 +53,11 @@ def run(name: str, overrides: list[str], flags: Namespace) -> int:
             "failed": counts["failed"],
             "checks": [asdict(result) for result in results],
         }
-        print(json.dumps(record, indent=2))
+        print_json(record, indent=2)
     else:
         summary = f"{counts['passed']} passed, {counts['failed']} failed, {counts['not applicable']} not applicable"
         by_design = f", {counts['by design']} not kept by design" if counts["by design"] else ""
-        print(f"\n{len(results)} checks: {summary}{by_design}")
+        print_result(f"\n{len(results)} checks: {summary}{by_design}")
     return FAILED if counts["failed"] else 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +10,8 @@ from maemm import registry
 from maemm.config.options import describe
 from maemm.contract.errors import MaemmError, advice
 from maemm.registry import DiscoveredPlugin
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb(
     "plugins",
@@ -32,8 +32,8 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--axes", type=int, metavar="N", help="new: a grid of 1, 2 or 3 axes (default: 2)")
     parser.add_argument("--set", action="store_true", dest="as_set", help="new: a set of elements with coordinates")
     parser.add_argument("--into", metavar="DIR", help="new: the folder to write the package in (default: this one)")
-    args = parser.parse_intermixed_args(argv)
-    (action, name), overrides = split_words(args.words, 0, 2, VERB.usage)
+    args, (action, name), overrides = parser.parse(argv, 0, 2)
+    action = "ls" if action == "list" else action
     if overrides and action != "check":
         raise MaemmError(f"plugins does not accept {overrides[0]!r}; leave it out")
     if action != "new" and (args.axes is not None or args.as_set or args.into is not None):
@@ -61,19 +61,19 @@ def run(argv: list[str], flags: Namespace) -> int:
 def _list(as_json: bool) -> None:
     plugins = registry.all_plugins()
     if as_json:
-        print(json.dumps([_plugin_as_dict(plugin) for plugin in plugins], indent=2))
+        print_json([_plugin_as_dict(plugin) for plugin in plugins], indent=2)
         return
-    width = max(len(plugin.name) for plugin in plugins)
+    width, lines = max(len(plugin.name) for plugin in plugins), []
     for discovered in plugins:
         name, plugin = f"{discovered.name:<{width}}", discovered.plugin
         if plugin is None:
-            print(f"{name}  broken   {discovered.error}\n{'':<{width}}           ({discovered.origin})")
+            lines.append(f"{name}  broken   {discovered.error}\n{'':<{width}}           ({discovered.origin})")
             continue
-        print(f"{name}  {plugin.version:<7}  {plugin.summary}  ({discovered.origin})")
+        lines.append(f"{name}  {plugin.version:<7}  {plugin.summary}  ({discovered.origin})")
         for role in registry.ROLES:
             if parts := getattr(plugin, role):
-                print(f"{'':<{width}}           {role}: {', '.join(parts)}")
-    print("\nOptions of a plugin's parts: maemm plugins show NAME")
+                lines.append(f"{'':<{width}}           {role}: {', '.join(parts)}")
+    print_result("\n".join([*lines, "", "Options of a plugin's parts: maemm plugins show NAME"]))
 
 
 def _plugin_as_dict(discovered: DiscoveredPlugin) -> dict[str, Any]:
@@ -92,16 +92,19 @@ def _plugin_as_dict(discovered: DiscoveredPlugin) -> dict[str, Any]:
 def _show(name: str, as_json: bool) -> None:
     parts = [_part_as_dict(role, part) for role, part in _parts_called(name)]
     if as_json:
-        print(json.dumps(parts, indent=2))
+        print_json(parts, indent=2)
         return
+    lines = []
     for part in parts:
-        print(f"{registry.SINGULAR[part['role']]} {part['name']}  {part['summary']}")
+        lines.append(f"{registry.SINGULAR[part['role']]} {part['name']}  {part['summary']}")
         if part["error"]:
-            print(f"    cannot be used: {part['error']}")
+            lines.append(f"    cannot be used: {part['error']}")
         width = max((len(option["name"]) for option in part["options"]), default=0)
         for option in part["options"]:
-            print(f"    {option['name']:<{width}}  {option['type']}  [{option['default']}]  {option['doc']}".rstrip())
-        print()
+            text = f"    {option['name']:<{width}}  {option['type']}  [{option['default']}]  {option['doc']}"
+            lines.append(text.rstrip())
+        lines.append("")
+    print_result("\n".join(lines))
 
 
 def _parts_called(name: str) -> Iterator[tuple[str, str]]:
@@ -141,10 +144,10 @@ def _new(name: str, args: Namespace, as_json: bool) -> None:
 
     folder = new(name, args.into or ".", axes=args.axes or 2, as_set=args.as_set)
     if as_json:
-        print(json.dumps({"folder": str(folder)}))
+        print_json({"folder": str(folder)})
         return
     package = f"maemm_{name}"
-    print(
+    print_result(
         f"{folder}: a package that works as it is. Next:\n"
         f"  pip install -e {folder}\n"
         f"  maemm plugins check {name}\n"

@@ -6,15 +6,18 @@ import json
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json
 
-VERB = Verb("pretrain", "RECIPE [DATA] [key=value ...]", "train a recipe; the same command again continues")
+VERB = Verb(
+    "pretrain", "RECIPE [DATA] [key=value ...]", "train a recipe; the same command again continues", shared=True
+)
 
 
 def run(argv: list[str], flags: Namespace) -> int:
     """Train a recipe and return the exit status. DATA is short for data.root=DATA."""
-    words = verb_parser(VERB, _keys() if {"-h", "--help"} & set(argv) else "").parse_intermixed_args(argv).words
-    (recipe_name, data), overrides = split_words(words, 1, 2, VERB.usage)
+    parser = verb_parser(VERB, _keys() if {"-h", "--help"} & set(argv) else "")
+    _, (recipe_name, data), overrides = parser.parse(argv, 1, 2)
     if data is not None:
         if any(override.startswith("data.root=") for override in overrides):
             raise MaemmError(f"the data are given twice ({data} and data.root=); give them once")
@@ -26,7 +29,7 @@ def run(argv: list[str], flags: Namespace) -> int:
 
     folder = train_recipe(recipe)
     if flags.json:
-        print(json.dumps({"run": str(folder)}))
+        print_json({"run": str(folder)})
     return 0
 
 

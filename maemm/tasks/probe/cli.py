@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from argparse import Namespace
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -11,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.cli_options import EPILOG, add_embedding_flags, embedding_options
-from maemm.ui.parser import Parser, Verb, split_words, verb_parser
+from maemm.ui.parser import Parser, Verb, verb_parser
+from maemm.ui.streams import print_json, print_result, warn
 
 if TYPE_CHECKING:  # it loads torch
     from maemm.tasks._shared.comparison import Comparison
@@ -38,7 +37,7 @@ def run(argv: list[str], flags: Namespace) -> int:
         help="for a batch of 256; of several the best on a held-out tenth (published, small data: 0.1,1,10,100)",
     )
     add_probe_flags(parser)
-    args = parser.parse_intermixed_args(argv)
+    args, words, overrides = parser.parse(argv, 1, 2)
     names = args.protocol.split(",") + (["attentive"] if args.attentive else [])
     options: dict[str, Any] = {
         "protocols": list(dict.fromkeys(names)),
@@ -49,7 +48,7 @@ def run(argv: list[str], flags: Namespace) -> int:
         options["base_lr"] = _rates(args.base_lr)
     from maemm.tasks.probe.run import probe
 
-    return run_verb(VERB, probe, args, flags, options)
+    return run_verb(probe, (args, words, overrides), flags, options)
 
 
 def add_probe_flags(parser: Parser) -> None:
@@ -70,10 +69,13 @@ def add_probe_flags(parser: Parser) -> None:
 
 
 def run_verb(
-    verb: Verb, function: Callable[..., Comparison], args: Namespace, flags: Namespace, options: dict[str, Any]
+    function: Callable[..., Comparison],
+    parsed: tuple[Namespace, list[str | None], list[str]],
+    flags: Namespace,
+    options: dict[str, Any],
 ) -> int:
     """Call the verb's function with the flags of :func:`add_probe_flags` and ``options``, and print its results."""
-    (weights, data), overrides = split_words(args.words, 1, 2, verb.usage)
+    args, (weights, data), overrides = parsed
     options |= {key: getattr(args, key) for key in ("test", "folds", "groups", "seeds", "baselines", "out")}
     options["shots"] = args.shots.split(",") if args.shots else ()
     from maemm.ui.progress import progress
@@ -87,13 +89,11 @@ def run_verb(
             **options,
         )
     if flags.json:
-        print(json.dumps(comparison.record()))
+        print_json(comparison.record())
         return 0
     for text in (*comparison.warnings, *comparison.notes):
-        print(f"maemm: warning: {text}", file=sys.stderr)
-    print(comparison)
-    if args.per_class:
-        print(f"\n{comparison.details()}")
+        warn(text)
+    print_result(f"{comparison}\n\n{comparison.details()}" if args.per_class else comparison)
     return 0
 
 

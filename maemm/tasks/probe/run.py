@@ -8,6 +8,7 @@ from math import inf
 from typing import Any
 
 from maemm.contract.errors import MaemmError
+from maemm.data.locks import writes
 from maemm.tasks._shared.baselines import Show
 from maemm.tasks._shared.comparison import Comparison
 from maemm.tasks._shared.inputs import Data, Weights
@@ -15,6 +16,7 @@ from maemm.tasks._shared.records import refresh_page, save_record
 from maemm.tasks.probe.compare import Protocol, Subject, compare
 
 
+@writes("out")
 def probe(
     weights: Weights,
     data: Data = None,

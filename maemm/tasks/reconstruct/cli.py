@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from dataclasses import asdict
-from typing import Any
 
-from maemm.ui.parser import Verb, parse_overrides, split_words, verb_parser
+from maemm.tasks._shared.cli_options import options_and_settings
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb("reconstruct", "RUN_OR_WEIGHTS DATA [-o FILE]", "draw input, visible part and reconstruction")
 
@@ -20,17 +20,13 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("-o", "--out", metavar="FILE", help="picture to write (default: reconstruction.png)")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
-    args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split_words(args.words, 2, 2, VERB.usage)
-    settings: dict[str, Any] = parse_overrides(overrides, args)
+    args, (weights, data), overrides = parser.parse(argv, 2, 2)
+    from maemm.tasks.reconstruct.run import reconstruct
+
+    options, settings = options_and_settings(overrides, reconstruct, ("count", "seed"))
     out = args.out or "reconstruction.png"
     if args.kind is not None:
         settings["kind"] = args.kind
-    from maemm.config.options import check
-    from maemm.tasks.reconstruct.run import reconstruct
-
-    keys: dict[str, Any] = {key: settings.pop(key) for key in ("count", "seed") if key in settings}
-    options = check(reconstruct, keys, "reconstruct")
     reconstruction = reconstruct(str(weights), str(data), str(out), **options, **settings)
     if flags.json:
         record = {
@@ -39,7 +35,7 @@ def run(argv: list[str], flags: Namespace) -> int:
             "skipped": len(reconstruction.skipped),
             "bad_samples": [asdict(bad) for bad in reconstruction.skipped],
         }
-        print(json.dumps(record))
+        print_json(record)
     else:
-        print(reconstruction)
+        print_result(reconstruction)
     return 0

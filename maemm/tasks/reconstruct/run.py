@@ -13,6 +13,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample, reason_of
 from maemm.data.loader import name_of
+from maemm.data.locks import writes
 from maemm.model.model import Model
 from maemm.tasks._shared.inputs import Data, Weights, open_data
 from maemm.ui.interactive import save_interactive
@@ -39,6 +40,7 @@ class Reconstruction:
         return f"{len(self.shown)} samples: input | visible | reconstruction -> {self.path}{view}{skipped}"
 
 
+@writes("out")
 def reconstruct(
     weights: Weights,
     data: Data,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 from contextlib import ExitStack
 
-from maemm.tasks._shared.cli_options import EPILOG, words
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.tasks._shared.cli_options import EPILOG, data_and_settings
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb("retrieve", "RUN_OR_WEIGHTS [DATA] [--pair A,B]", "find the partners of one modality in another")
 
@@ -19,8 +19,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--tta", action="store_true", help="mean over all views of a sample: all frames of a clip")
     parser.add_argument("--baselines", action="store_true", help="also the untrained network")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
-    args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
+    args, (weights, data), overrides = parser.parse(argv, 1, 2)
     from maemm.tasks.retrieve.run import retrieve
     from maemm.ui.progress import progress
 
@@ -33,10 +32,14 @@ def run(argv: list[str], flags: Namespace) -> int:
             batch=args.batch,
             baselines=args.baselines,
             show=lambda kind: stack.enter_context(progress(f"embed, {kind}")),
-            **words(overrides, args),
+            **data_and_settings(overrides),
         )
-    print(json.dumps(retrieval.record()) if flags.json else retrieval)
-    if retrieval.skipped and not flags.json:
+    if flags.json:
+        print_json(retrieval.record())
+        return 0
+    lines = [str(retrieval)]
+    if retrieval.skipped:
         first = retrieval.skipped[0]
-        print(f"{len(retrieval.skipped):,} samples skipped (first: {first.id}: {first.reason})")
+        lines.append(f"{len(retrieval.skipped):,} samples skipped (first: {first.id}: {first.reason})")
+    print_result("\n".join(lines))
     return 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.tasks._shared.cli_options import EPILOG, words
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.tasks._shared.cli_options import EPILOG, data_and_settings
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb("score", "RUN_OR_WEIGHTS [DATA] -o FILE", "reconstruction error of every sample, to find odd ones")
 
@@ -25,8 +25,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
-    args = parser.parse_intermixed_args(argv)
-    (weights, data), overrides = split_words(args.words, 1, 2, VERB.usage)
+    args, (weights, data), overrides = parser.parse(argv, 1, 2)
     if args.out is None:
         raise MaemmError("no file to write is given; add -o scores.csv (or .npz)")
     if args.batch < 1:
@@ -34,7 +33,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     from maemm.tasks.score.run import score_data
     from maemm.ui.progress import progress
 
-    options = words(overrides, args)
+    options = data_and_settings(overrides)
     if args.kind is not None:
         options["kind"] = args.kind
     with progress("score") as on_progress:
@@ -59,7 +58,7 @@ def run(argv: list[str], flags: Namespace) -> int:
             "worst": {scores.ids[row]: float(scores.samples[row]) for row in scores.worst(10)},
             "pictures": None if scored.pictures is None else str(scored.pictures),
         }
-        print(json.dumps(record))
+        print_json(record)
     else:
-        print(scored)
+        print_result(scored)
     return 0

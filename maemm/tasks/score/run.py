@@ -16,6 +16,7 @@ from maemm.contract import Preprocessed, Source
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_whole
 from maemm.data.loader import Loader
+from maemm.data.locks import writes
 from maemm.data.order import Request
 from maemm.data.single_pass import Progress
 from maemm.model.model import Model, as_preprocessed
@@ -52,6 +53,7 @@ class Scored:
         return "\n".join(lines)
 
 
+@writes("out")
 def score_data(
     weights: Weights,
     data: Data = None,

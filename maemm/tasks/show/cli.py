@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from argparse import Namespace
 
-from maemm.ui.parser import Verb, split_words, verb_parser
+from maemm.ui.parser import Verb, verb_parser
+from maemm.ui.streams import print_json, print_result
 
 VERB = Verb(
     "show", "FILE_OR_FOLDER [--recipe R] [-o FILE]", "draw samples as the model gets them, with tokens and masks"
@@ -23,8 +23,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--count", type=int, default=6, help="samples, evenly spaced (default: 6)")
     parser.add_argument("--seed", type=int, default=0, help="of masks and augmentation (default: 0)")
     parser.add_argument("--augment", action="store_true", help="also show what augmentation does")
-    args = parser.parse_intermixed_args(argv)
-    (data,), overrides = split_words(args.words, 1, 1, VERB.usage)
+    args, (data,), overrides = parser.parse(argv, 1, 1)
     from maemm.tasks.show.run import show
 
     shown = show(
@@ -38,5 +37,8 @@ def run(argv: list[str], flags: Namespace) -> int:
     )
     refused = {sample.id: sample.reason for sample in shown.refused}
     record = {"file": str(shown.path), "recipe": shown.opened.name, "shown": shown.ids, "refused": refused}
-    print(json.dumps(record) if flags.json else shown)
+    if flags.json:
+        print_json(record)
+    else:
+        print_result(shown)
     return 0

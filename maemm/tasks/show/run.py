@@ -16,6 +16,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.loader import name_of
+from maemm.data.locks import writes
 from maemm.model.build import build_masking
 from maemm.tasks._shared.opened_data import Opened, Overrides, Recipe, open_data
 from maemm.tasks._shared.sample_facts import shapes
@@ -27,6 +28,7 @@ from maemm.ui.pictures import by_row, draw_rows, put_together, visible_fraction
 VIEWS = 4  # augmented views of each sample
 
 
+@writes("out")
 def show(
     data: str | os.PathLike,
     out: str | os.PathLike = "show.html",
