@@ -44,11 +44,12 @@ def save_record(record: Mapping[str, Any], verb: str, weights: Any, out: str | o
         free = _reserve(free)
         return write_text(free, text, "the metrics")
     except (OSError, MaemmError) as error:
-        with suppress(OSError):
-            if free.is_file() and not free.stat().st_size:
-                free.unlink()
         warn(f"the record was not kept ({free.parent}: {cause_of(error)}); add -o FILE to keep it elsewhere")
         return None
+    finally:
+        with suppress(OSError):
+            if not free.stat().st_size:  # reserved, and not written: on Ctrl-C too
+                free.unlink()
 
 
 def _reserve(path: Path) -> Path:

@@ -9,8 +9,8 @@ import torch
 import yaml
 
 from maemm.contract.errors import MaemmError
+from maemm.data.locks import folder_locked
 from maemm.train import loop
-from maemm.train.run_folder import locked
 from maemm.ui.pictures import save_pictures
 
 
@@ -88,7 +88,7 @@ def test_two_runs_in_one_folder(toys):
     with pytest.raises(MaemmError, match=rf"in use by another run \(pid {other.pid} on"):
         toys.train(data__source__delay=0.02, train__epochs=100)
     other.kill()
-    with locked(toys.out, print):  # a dead process holds nothing
+    with folder_locked(toys.out, user="run", log=print):  # a dead process holds nothing
         pass
 
 

@@ -49,7 +49,8 @@ def test_killed_at_random_steps(toys):
 def test_a_signal_saves_and_the_same_command_continues(toys, monkeypatch):
     whole = toys.train(toys.recipe(toys.out / "whole", **HARD))
     recipe = toys.recipe(toys.out / "broken", **HARD)
-    signals = {7: signal.SIGINT, 14: signal.SIGTERM, 15: signal.SIGUSR1}
+    signals = {7: signal.SIGINT, 14: signal.SIGTERM, 15: signal.SIGUSR1, 16: signal.SIGHUP}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where it is ignored (nohup) it stays so
     handlers = [signal.getsignal(number) for number in signals.values()]
     original = Run._next_micro_batches
 
@@ -66,8 +67,9 @@ def test_a_signal_saves_and_the_same_command_continues(toys, monkeypatch):
         where = toys.out / f"broken/checkpoints/step-{step:06d}"
         assert toys.lines[-1] == f"Stopped at step {step}; saved to {where}. The same command continues."
     toys.train(recipe)
-    assert "resuming from step 15" in toys.lines
-    assert handlers == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert "resuming from step 16" in toys.lines
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+    assert handlers == [signal.getsignal(number) for number in numbers]
     equal_runs(toys, whole, toys.out / "broken")
 
 
