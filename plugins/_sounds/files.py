@@ -15,9 +15,8 @@ import numpy as np
 
 from maemm.contract.errors import MaemmError
 
-from .promises import chained, length_is_recorded
+from .promises import MOST_SAMPLES, chained, length_is_recorded
 
-_MOST_SAMPLES = 2**48  # libsndfile says more where it does not know
 _EXACT = {"mov", "mp4", "matroska", "webm", "asf", "avi", "flv", "wav"}  # containers that record how long they are
 _MOST_DAMAGED = 16  # packets of a raw stream that need not be sound: tags between two streams
 _LATE = 0.5  # seconds from which on a recording is said to begin later than at 0
@@ -53,11 +52,11 @@ def open_sound(path: bytes) -> SoundStream:
 
 def _counted(file: _SoundFile, path: bytes) -> SoundStream:
     """``file`` where its guess is right, else the file through PyAV."""
-    unknown = not 0 < file.length < _MOST_SAMPLES
+    unknown = not 0 < file.length < MOST_SAMPLES
     try:
         other = _Container(path, count=True)
     except ValueError:
-        if file.length >= _MOST_SAMPLES:
+        if file.length >= MOST_SAMPLES:
             raise
         return file  # such as a header without sound
     return file if not unknown and abs(other.length - file.length) <= file.slack * file.rate else other
@@ -74,7 +73,7 @@ class _SoundFile:
 
     def length_is_sure(self, path: bytes) -> bool:
         """Whether the length was recorded, not guessed, and is that of the whole file."""
-        if not 0 < self.length < _MOST_SAMPLES:
+        if not 0 < self.length < MOST_SAMPLES:
             return False
         if self.file.format == "MP3":
             return length_is_recorded(path)

@@ -9,6 +9,7 @@ from typing import Any
 
 MAX_MISSING_BYTES = 1024  # bytes that may be missing at the end of a file: writers count their padding differently
 _STREAMED = (0, 0x7FFFFFFF, 0xFFFFFFFF)  # lengths written by programs that stream
+MOST_SAMPLES = 2**48  # libsndfile says more where it does not know
 _LAST_PAGES = 65536 + 307  # bytes that surely hold an Ogg page: the longest and a bit
 _SEARCHED = 2**24  # bytes of an Ogg file that are searched whole for further streams
 _SAMPLED = 16  # places of a longer one that are looked at
@@ -24,6 +25,8 @@ def truncation_reason(path: bytes, size: int) -> str | None:
         if head[:4] == b"OggS":
             file.seek(max(0, size - _LAST_PAGES))
             return _ogg_cut(file.read())
+    if head[:4] == b"fLaC":
+        return _flac_cut(path)
     if head[:4] in (b"FORM", b".snd", b"RF64", b"riff"):
         return _logged_cut(path)
     return None
@@ -56,6 +59,20 @@ def _ogg_cut(tail: bytes) -> str | None:
     if start < 0 or len(page) < 27 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
         return "the file is cut off inside a page"
     return None if page[5] & 4 else "the file is cut off: its last page is not marked as the end"
+
+
+def _flac_cut(path: bytes) -> str | None:
+    """A file that has its last sample is whole; finding it takes a fifth of a millisecond."""
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            if not 0 < file.frames < MOST_SAMPLES:  # not recorded: packets are counted
+                return None
+            file.seek(file.frames - 1)
+            return None if len(file.read(1)) else "the file is cut off: its last sample is missing"
+    except soundfile.LibsndfileError:
+        return "the file is cut off or damaged: its last sample cannot be decoded"
 
 
 def _logged_cut(path: bytes) -> str | None:

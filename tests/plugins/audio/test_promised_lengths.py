@@ -148,6 +148,19 @@ def test_other_headers_that_promise_more(tmp_path, kind):
         Recording.open(path)
 
 
+@pytest.mark.parametrize("kept", [0.4, 0.9])
+def test_a_flac_that_ends_too_early(tmp_path, kept):
+    """The header is whole, and so is every part before the end."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, tone(4.0), RATE)
+    assert length_of(path) == 4.0
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(ValueError, match="cut off"):
+        Recording.open(path)
+    assert len(Recording.open(path, "read").read(0, RATE)) == RATE
+
+
 @pytest.mark.parametrize("copies", [1, 3])
 def test_aac_without_a_container(tmp_path, copies):
     """ADTS has no header of its own: its length is that of its frames."""
