@@ -114,6 +114,8 @@ def _latest_checkpoint(
         return None
     validation = None if held_out is None else held_out.fingerprint()
     folder.check_data(newest.meta, newest.step, source.fingerprint(), validation)
+    if folder.moved:
+        log(f"{folder.path} reads the same data from another place ({', '.join(folder.moved.values())})")
     return newest
 
 

@@ -64,7 +64,8 @@ class RunFolder:
 
         Validation data are compared where they are said to have moved, as older checkpoints do not record them.
         """
-        old, new, where = meta.get("data"), data, [line for key, line in self.moved.items() if key != VALIDATION]
+        old, where = meta.get("data"), [line for key, line in self.moved.items() if key != VALIDATION]
+        new: str | None = data
         if old == new and VALIDATION in self.moved:
             old, new, where = meta.get("validation", "not recorded"), validation, [self.moved[VALIDATION]]
         if old != new:

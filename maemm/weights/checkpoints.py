@@ -159,7 +159,7 @@ def find_checkpoint(folder: Path, log: Callable[[str], Any] = warn) -> Path:
         return _in_checkpoint(folder)
     best, reason = folder / BEST, None
     if best.is_dir():
-        reason = _unstamped_damage(best)
+        reason = _unstamped_damage(best) or _header_damage(best / MODEL)
         if reason is None and _is_classifier(best / MODEL):
             return best / MODEL
     checkpoint = latest(folder / CHECKPOINTS, log, _weights_of, "give other weights, or train again")
@@ -198,6 +198,14 @@ def _damaged(path: Path, reason: str) -> str:
 def _weights_of(files: Mapping[str, Any]) -> list[str]:
     """The file to load, of those that a checkpoint was written with."""
     return [EMA if EMA in files else MODEL]
+
+
+def _header_damage(path: Path) -> str | None:
+    """What is wrong with the header of a weights file of ours."""
+    try:
+        return None if read_header(path) is not None else f"{path.name} cannot be read"
+    except MaemmError as error:
+        return str(error)
 
 
 def _is_classifier(path: Path) -> bool:

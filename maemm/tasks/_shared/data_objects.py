@@ -215,7 +215,7 @@ def _value(value: Any) -> Any:
     array = _array(value) if isinstance(value, (np.ndarray, Tensor)) else None
     if array is None or array.dtype.kind not in "biuf":
         kind = _described(value) if array is None else f"an array of {array.dtype}"
-        raise ValueError(f"is {kind}, not an array of plain numbers or an image")
+        raise ValueError(f"is {kind}, neither an array of plain numbers nor a picture")
     return array
 
 
@@ -275,7 +275,7 @@ class _FileReader:
                 raise
             except Exception as error:
                 reasons.append(reason_of(error))
-        kind = f"an array {value.shape}" if isinstance(value, np.ndarray) else "an image"
+        kind = f"an array {value.shape}" if isinstance(value, np.ndarray) else "a picture"
         raise MaemmError(f"a sample of the data is {kind}, which {self.name!r} cannot read ({reasons[0]}); give a path")
 
     def __getstate__(self) -> dict[str, Any]:

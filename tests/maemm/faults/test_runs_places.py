@@ -51,13 +51,14 @@ def as_list(place, name, folder, count=8):
     return {"data.root": folder, "data.list": name}
 
 
-def test_the_same_data_elsewhere_continue(place):
+def test_the_same_data_elsewhere_continue(place, capsys):
     train(data__root="few")
     shutil.copytree("few", "elsewhere")
     for number, root in enumerate(("elsewhere", str(place / "few"), "./few", "~/elsewhere"), start=2):
         train(data__root=root, train__epochs=number)
         assert steps() == [*range(1, 2 * number + 1)]
         assert config.load("run")["data"]["root"] == os.path.expanduser(root)
+        assert "run reads the same data from another place (data.root: " in capsys.readouterr().out
 
 
 def test_a_list_and_a_mixture_that_have_moved(place):
