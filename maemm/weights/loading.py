@@ -48,6 +48,7 @@ def load(
     check_path(weights)
     path = expanded(weights)
     is_folder = path.is_dir()
+    folder = path
     if is_folder:
         path = weights_of(path) or find_checkpoint(path)
     else:
@@ -56,7 +57,12 @@ def load(
     if path.suffix == ".json":
         content = read_library_weights(path)
     else:
-        file = read_file(path)
+        try:
+            file = read_file(path)
+        except MaemmError:
+            if is_folder and not path.exists():  # the run that writes here has removed it since: there is a newer one
+                return load(folder, kind, checkpoint_key=checkpoint_key, **settings)
+            raise
         if HEADER in file.metadata:
             if checkpoint_key is not None:
                 settings = {**settings, "checkpoint_key": checkpoint_key}

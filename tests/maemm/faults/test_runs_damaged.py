@@ -219,3 +219,19 @@ def test_a_stored_recipe_is_checked_like_any_recipe(run, trained, text, message)
         with pytest.raises(MaemmError, match=message) as error:
             verb()
         assert "recipe.yaml" in str(error.value) and "another recipe" not in str(error.value)
+
+
+def test_weights_that_are_pruned_before_they_are_read(run, monkeypatch, capsys):
+    from maemm.weights import loading
+
+    steps, find, read = run / "checkpoints", find_checkpoint(run), loading.read_file
+
+    def prune(path):
+        if path == find and path.exists():
+            (steps / "step-000004").rename(steps / "step-000006")
+            meta = json.loads((steps / "step-000006/meta.json").read_text())
+            (steps / "step-000006/meta.json").write_text(json.dumps({**meta, "step": 6}))
+        return read(path)
+
+    monkeypatch.setattr(loading, "read_file", prune)
+    assert same(maemm.load(run), steps / "step-000006/ema.safetensors") and not capsys.readouterr().err
