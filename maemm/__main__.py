@@ -6,7 +6,7 @@ import importlib
 import sys
 import traceback
 
-from maemm.config.messages import refuse_undecodable
+from maemm.config.values import refuse_undecodable
 from maemm.contract.errors import MaemmError, advice
 from maemm.contract.version import __version__
 from maemm.tasks import VERBS

@@ -13,10 +13,11 @@ from typing import Any
 from maemm.config import reader
 from maemm.config.check import checked
 from maemm.config.layers import Layer, flatten, from_file, from_overrides
-from maemm.config.messages import plain, value_text
+from maemm.config.messages import value_text
 from maemm.config.names import RECIPE, locate, packaged, shown, summary
 from maemm.config.paths import expanded
 from maemm.config.schema import DataConfig, TrainConfig
+from maemm.config.values import plain
 from maemm.contract.errors import MaemmError
 
 __all__ = [

@@ -10,13 +10,13 @@ from pydantic import BaseModel
 from maemm import registry
 from maemm.config.layers import EXCLUSIVE, Layer
 from maemm.config.messages import join, validate, value_text
-from maemm.config.options import problems
+from maemm.config.options import part_problems
 from maemm.config.paths import with_expanded_paths
 from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, key_types
 from maemm.contract.errors import MaemmError, advice
 
 KEYS = ("modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "out", "name")
-NOT_OPTIONS = ("type", "masking", "target", "align")  # keys of a modality that are not options of its class
+NOT_OPTIONS = ("masking", "target", "align")  # keys of a modality that are not options of its class
 
 
 def checked(layer: Layer, name: str | None, training: bool) -> dict[str, Any]:
@@ -88,32 +88,11 @@ class _Checker:
         if value is None and default is None:
             return None
         spec = {"type": value} if isinstance(value, str) else value if value is not None else {}
+        besides = NOT_OPTIONS if role == "modalities" else ()
+        self.mistakes += part_problems(role, spec, where, self.layer.origin, default, besides)
         if not isinstance(spec, dict):
-            self.add(f"{where} must be a name or a mapping, got {value_text(value)}", where, "write {type: NAME, ...}")
             return None
-        spec = {"type": spec.get("type", default)} | {key: option for key, option in spec.items() if key != "type"}
-        self.check_options(role, spec, where)
-        return spec
-
-    def check_options(self, role: str, spec: dict[str, Any], where: str) -> None:
-        name = spec["type"]
-        if not isinstance(name, str):
-            text = f"{where} has no type" if name is None else f"{where}.type must be a name, got {value_text(name)}"
-            self.add(text, where, f"known {registry.PLURAL[role]}: {', '.join(registry.names(role))}")
-            return
-        try:
-            part = registry.find(role, name)
-        except MaemmError as error:
-            text, _, todo = str(error).partition("; ")
-            self.add(f"{text} at {where}", join(where, "type"), todo or f"choose another {registry.SINGULAR[role]}")
-            return
-        others = NOT_OPTIONS if role == "modalities" else ("type",)
-        options = {key: option for key, option in spec.items() if key not in others}
-        hint = f"see: maemm plugins show {name}"
-        try:
-            self.mistakes += problems(part, options, where, self.layer.origin, hint)[1]
-        except MaemmError as error:  # a mistake of the plugin
-            self.mistakes.append(str(error))
+        return {"type": spec.get("type", default)} | {key: option for key, option in spec.items() if key != "type"}
 
     # --------------------------------------------------------------------------------------------- sections
     def check_top_level(self) -> None:
@@ -157,7 +136,7 @@ class _Checker:
         specs = self.modality_specs
         owners = [other for other, values in specs.items() if not (isinstance(values, dict) and "same_as" in values)]
         if owner not in owners:
-            shares = owner in specs and owner != name
+            shares = isinstance(owner, str) and owner in specs and owner != name
             problem = "itself shares another" if shares else "is not a modality of this recipe"
             self.add(f"{key} is {value_text(owner)}, which {problem}", key, advice(str(owner), owners))
         for extra in spec.keys() - {"same_as", "masking", "target"}:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from maemm.config import reader
-from maemm.config.messages import join, plain
+from maemm.config.messages import join
+from maemm.config.values import plain
 from maemm.contract.errors import MaemmError
 
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)  # a dotted key

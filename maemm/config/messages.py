@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import types
 import typing
 from collections.abc import Callable, Mapping
-from pathlib import PurePath
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ValidationError
 
+from maemm.config.bounds import with_bounds
+from maemm.config.values import plain
 from maemm.contract.errors import MaemmError, advice, nearest
 
 MISSING = inspect.Parameter.empty
 Origin = Callable[[str], str]  # dotted key -> where it was set, for messages; "" if unknown
+
+# pydantic's errors that the type in words, with its bounds, explains better than pydantic's own sentence
+_SAID_BY_TYPE = (
+    "greater_than",
+    "less_than",
+    "too_short",
+    "too_long",
+    "multiple_of",
+    "predicate_failed",
+    "finite_number",
+)
 
 
 def validate(
@@ -52,8 +63,13 @@ def _explain(
     """One line for each wrong key: unknown (with the closest one), missing, or of a wrong type or range."""
     lines: dict[str, str] = {}
     keys = sorted(types, key=len, reverse=True)  # the longest prefix of a path first
-    for details in error.errors(include_url=False):
-        path = ".".join(str(part) for part in details["loc"])
+    errors = [(_path(details["loc"], values, details["type"]), details) for details in error.errors(include_url=False)]
+    # Of a union, the mistakes inside a mapping say more than that it is neither of the other types.
+    inside = {path[0] for path, _ in errors if len(path) > 1 and isinstance(path[1], str)}
+    for names, details in errors:
+        if names and names[0] in inside and (len(names) == 1 or not isinstance(names[1], str)):
+            continue
+        path = ".".join(map(str, names))
         key = next((key for key in keys if path == key or path.startswith(key + ".")), path)
         if details["type"] == "extra_forbidden":
             lines.setdefault(path, _unknown(path, where, types, origin, hint))
@@ -62,14 +78,30 @@ def _explain(
         if details["type"] == "missing" and path == key:
             lines.setdefault(key, f"{full} is missing{_in(origin(where))}; add {full}, {type_words}")
             continue
-        wrong_type = details["type"].endswith(("_type", "_parsing")) or path != key
-        requirement = f"must be {type_words}" if type_words and wrong_type else _requirement(details["msg"])
+        by_type = details["type"].endswith(("_type", "_parsing")) or details["type"].startswith(_SAID_BY_TYPE)
+        by_type = by_type or len(details["loc"]) > key.count(".") + 1
+        requirement = f"must be {type_words}" if type_words and by_type else _requirement(details["msg"])
         value: Any = values
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else value
         todo = "" if default is MISSING else f"; the default is {value_text(default)}"
         lines.setdefault(key, f"{full} {requirement}, got {value_text(value)}{_in(origin(full))}{todo}")
     return list(lines.values())
+
+
+def _path(location: tuple[int | str, ...], values: Any, kind: str) -> list[int | str]:
+    """pydantic's location of a mistake without the names of the types of a union, which stand between its keys."""
+    path: list[int | str] = []
+    for number, step in enumerate(location):
+        missing = kind == "missing" and number == len(location) - 1
+        if isinstance(values, Mapping) and (step in values or missing):
+            values = values.get(step)
+        elif isinstance(values, (list, tuple)) and isinstance(step, int):
+            values = values[step] if step < len(values) else None  # one that is missing
+        else:
+            continue
+        path.append(step)
+    return path
 
 
 def _unknown(path: str, where: str, types: Mapping[str, Any], origin: Origin, hint: str) -> str:
@@ -105,7 +137,7 @@ def type_text(hint: Any) -> str:
         return simple[hint]
     base, args = typing.get_origin(hint), typing.get_args(hint)
     if base is Annotated:
-        return type_text(args[0])
+        return with_bounds(type_text(args[0]), args[1:])
     if base is Literal:
         return " | ".join(value_text(arg) for arg in args)
     if base is Union or base is types.UnionType:
@@ -127,6 +159,8 @@ def value_text(value: Any, limit: int = 60) -> str:
     """A value as written in YAML, shortened to ``limit`` characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"a number of {value.bit_length()} bits"  # Python refuses to write thousands of digits
     if isinstance(value, (list, tuple)):
         text = f"[{', '.join(value_text(item, limit) for item in value[:limit])}]"
     elif isinstance(value, BaseModel):
@@ -137,51 +171,3 @@ def value_text(value: Any, limit: int = 60) -> str:
     else:
         text = repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def plain(value: Any, where: str) -> Any:
-    """A value in the types of YAML and JSON: tuples become lists, paths text.
-
-    Raises :class:`MaemmError` for any other type and for numbers that are not finite.
-    """
-    if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise MaemmError(f"{where} has the key {key!r}; keys are texts, put it in quotes")
-        return {key: plain(item, join(where, key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item, where) for item in value]
-    if isinstance(value, PurePath):
-        value = str(value)
-    if isinstance(value, str):
-        refuse_undecodable(value, where)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise MaemmError(f"{where} is {value}; give a finite number")
-    for kind in (bool, int, float, str):  # bool first, since it is an int; subclasses become the plain type
-        if isinstance(value, kind):
-            return kind(value)
-    if value is None:
-        return None
-    raise MaemmError(
-        f"{where} is a {type(value).__name__}; recipes hold texts, numbers, true, false, null, lists and mappings"
-    )
-
-
-def refuse_undecodable(text: str, where: str) -> None:
-    """Raises :class:`MaemmError` for a text that UTF-8 cannot hold, as a file name may be that is no UTF-8.
-
-    Recipes, records and pages are UTF-8, and would have to hold it.
-    """
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        shown = "".join(_escaped(letter) for letter in text)
-        raise MaemmError(f"the name {shown} is not UTF-8 ({where}); rename it, or make a link to it") from None
-
-
-def _escaped(letter: str) -> str:
-    """A letter, or the byte of a file name that Python keeps as a lone surrogate."""
-    code = ord(letter)
-    if 0xDC80 <= code <= 0xDCFF:
-        return f"\\x{code - 0xDC00:02x}"
-    return f"\\u{code:04x}" if 0xD800 <= code <= 0xDFFF else letter

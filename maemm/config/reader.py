@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
+from maemm.config.values import MAX_DEPTH, MAX_KEY, checked, shortened
 from maemm.contract.errors import MaemmError
 
 MAX_BYTES = 1_000_000  # a recipe has a few kilobytes; a larger file is data passed by mistake
-MAX_DEPTH = 50
 
 _TAG = "tag:yaml.org,2002:"
 _CORE = {  # YAML 1.2 core schema: {type: (pattern of its texts, their first characters)}
@@ -158,9 +158,13 @@ class _Converter:
         where = f"{self.shown}, line {_line(node)}"
         if not isinstance(node, yaml.ScalarNode) or node.tag != _TAG + "str":
             text = node.value if isinstance(node, yaml.ScalarNode) else "a list or mapping"
-            raise MaemmError(f"{text!r} is not a key ({where}); keys are texts")
+            raise MaemmError(f"{shortened(text)!r} is not a key ({where}); keys are texts")
         if "." in node.value or not node.value:
-            raise MaemmError(f"{node.value!r} is not a key ({where}); write nested keys one below the other")
+            raise MaemmError(f"{shortened(node.value)!r} is not a key ({where}); write nested keys one below the other")
+        if len(node.value) > MAX_KEY:
+            raise MaemmError(
+                f"a key has {len(node.value):,} characters ({shortened(node.value)!r}, {where}); shorten it"
+            )
         return node.value
 
     def scalar(self, node: yaml.Node, key: str) -> Any:
@@ -173,10 +177,10 @@ class _Converter:
             return None
         if kind == "bool":
             return text.lower() == "true"
+        where = f"{key or 'the value'} ({self.shown}, line {_line(node)})"
         if kind == "int":
-            if text[:2] in ("0o", "0x"):
-                return int(text, 0)
-            # Python refuses thousands of digits; as a float the value is infinite, which is refused later.
-            return float(text) if len(text) > 300 else int(text)
-        # Python's float() reads inf and nan without YAML's leading point.
-        return text if kind == "str" else float(re.sub(r"\.(?=[inIN])", "", text))
+            if len(text) > 300:  # Python refuses to read thousands of digits
+                raise MaemmError(f"{where} is a number of {len(text):,} digits; give one of less than 64 bits")
+            return checked(int(text, 0 if text[:2] in ("0o", "0x") else 10), where)
+        # Python's float() reads inf and nan without YAML's leading point. They are refused where they are used.
+        return checked(text, where) if kind == "str" else float(re.sub(r"\.(?=[inIN])", "", text))

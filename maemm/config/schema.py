@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field
 
 from maemm.config.messages import MISSING, type_text
-from maemm.config.options import Option
+from maemm.config.options import Option, field_hint
+from maemm.contract.options import (
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    PositiveFraction,
+    PositiveInt,
+    Repeats,
+)
+
+MOST_WORKERS = 1024  # processes; each is a whole Python
 
 _Names = list[str]  # inside the classes below, ``list`` is a key
 
@@ -23,8 +35,8 @@ class SetConfig(_Keys):
     list: str | None = Field(None, description="list file that names the samples")
     source: str | dict[str, Any] | None = Field(None, description="source part; null: as in data.source")
     modalities: _Names | None = Field(None, description="modalities of its samples; null: all of the recipe")
-    passes: float = Field(1.0, gt=0, description="passes over it in an epoch: 2 gives it twice the steps")
-    aug_repeats: int | None = Field(None, ge=1, description="overrides data.aug_repeats")
+    passes: Positive = Field(1.0, description="passes over it in an epoch: 2 gives it twice the steps")
+    aug_repeats: Repeats | None = Field(None, description="overrides data.aug_repeats")
 
 
 class DataConfig(_Keys):
@@ -39,18 +51,20 @@ class DataConfig(_Keys):
     missing: Literal["skip", "allow"] = Field(
         "skip", description="samples that lack a modality: skip counts them as unreadable, allow uses the others"
     )
-    workers: int = Field(2, ge=0, description="worker processes that read samples; 0: the main process does")
-    prefetch: int = Field(2, ge=1, description="batches that each worker reads ahead")
-    timeout: float = Field(600.0, gt=0, description="seconds that reading a batch may take")
-    aug_repeats: int = Field(1, ge=1, description="augmented copies of each sample read; train.batch counts copies")
-    classes: _Names | int | None = Field(
+    workers: Annotated[int, Ge(0), Le(MOST_WORKERS)] = Field(
+        2, description="worker processes that read samples; 0: the main process does"
+    )
+    prefetch: Repeats = Field(2, description="batches that each worker reads ahead")
+    timeout: Positive = Field(600.0, description="seconds that reading a batch may take")
+    aug_repeats: Repeats = Field(1, description="augmented copies of each sample read; train.batch counts copies")
+    classes: _Names | PositiveInt | None = Field(
         None,
         description="names of the labels, in order, or their number; samples with another, or none, are unreadable",
     )
-    validation: float | str | None = Field(
+    validation: PositiveFraction | str | None = Field(
         None, description="fraction of the samples held out for validation, or a path to validation data"
     )
-    shots: int | str | None = Field(
+    shots: PositiveInt | str | None = Field(
         None, description="labelled samples per class to train on: a number, or a fraction such as 10%; null: all"
     )
     fold: str | None = Field(
@@ -58,63 +72,65 @@ class DataConfig(_Keys):
     )
     groups: str | None = Field(None, description="regular expression: sample ids with the same match share a fold")
     balance: bool = Field(False, description="sample all classes equally often")
-    epoch: int | None = Field(None, ge=1, description="samples per epoch, drawn anew each time; null: all, once")
-    max_bad_fraction: float = Field(
-        0.05, ge=0, le=1, description="fraction of unreadable samples above which a run stops"
-    )
+    epoch: PositiveInt | None = Field(None, description="samples per epoch, drawn anew each time; null: all, once")
+    max_bad_fraction: Fraction = Field(0.05, description="fraction of unreadable samples above which a run stops")
 
 
 class TrainConfig(_Keys):
     """How to train. The defaults are those of MAE's pre-training recipe, as far as it has them."""
 
-    epochs: int | None = Field(None, gt=0, description="passes over the data; or give steps")
-    steps: int | None = Field(None, gt=0, description="optimiser steps; or give epochs")
-    batch: int = Field(256, gt=0, description="samples per step, over all ranks")
-    micro_batch: int | None = Field(
-        None, gt=0, description="samples per forward and backward pass of a rank; null: all of its batch"
+    epochs: PositiveInt | None = Field(None, description="passes over the data; or give steps")
+    steps: PositiveInt | None = Field(None, description="optimiser steps; or give epochs")
+    batch: PositiveInt = Field(256, description="samples per step, over all ranks")
+    micro_batch: PositiveInt | None = Field(
+        None, description="samples per forward and backward pass of a rank; null: all of its batch"
     )
-    base_lr: float | None = Field(
-        None, gt=0, description="learning rate for a batch of 256; default 1.5e-4, unless lr is given"
+    base_lr: Positive | None = Field(
+        None, description="learning rate for a batch of 256; default 1.5e-4, unless lr is given"
     )
-    lr: float | None = Field(None, gt=0, description="learning rate, not scaled with the batch")
+    lr: Positive | None = Field(None, description="learning rate, not scaled with the batch")
     schedule: str | dict[str, Any] = Field("cosine", description="a schedule of `maemm plugins list`, such as cosine")
     lr_per: Literal["step", "epoch", "epoch_before"] = Field(
         "step", description="how often the learning rate changes; epoch_before: per epoch, one epoch late"
     )
-    warmup_epochs: float = Field(40.0, ge=0, description="epochs of linear warmup")
-    warmup_lr: float = Field(0.0, ge=0, description="learning rate at the start of the warmup")
-    min_lr: float = Field(0.0, ge=0, description="learning rate at the end")
+    warmup_epochs: NonNegative = Field(40.0, description="epochs of linear warmup")
+    warmup_lr: NonNegative = Field(0.0, description="learning rate at the start of the warmup")
+    min_lr: NonNegative = Field(0.0, description="learning rate at the end")
     optimizer: str | dict[str, Any] = Field("adamw", description="an optimiser of `maemm plugins list`, such as adamw")
     no_decay: list[str] = Field(
         ["*.bias"], description="name patterns of parameters without weight decay, besides those of one axis"
     )
-    layer_decay: float | None = Field(
-        None, gt=0, le=1, description="layer-wise decay of the learning rate: factor per encoder layer"
+    layer_decay: PositiveFraction | None = Field(
+        None, description="layer-wise decay of the learning rate: factor per encoder layer"
     )
-    head_lr_scale: float | None = Field(None, gt=0, description="factor on the learning rate of the head")
+    head_lr_scale: Positive | None = Field(None, description="factor on the learning rate of the head")
     trainable: str | None = Field(
         None,
         pattern=r"^(all|head|half_block|last_[1-9][0-9]*_blocks?)$",
         description="what to train: all (null), head, half_block (MLP of the last block), last_2_blocks",
     )
-    clip_grad: float | None = Field(None, gt=0, description="maximum L2 norm of the gradient")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
-    average: int | None = Field(
-        None, gt=0, description="average the weights at the end of each epoch, from this epoch (1 is the first) on"
+    clip_grad: Positive | None = Field(None, description="maximum L2 norm of the gradient")
+    ema: Annotated[float, Gt(0), Lt(1)] | None = Field(
+        None, description="decay of an exponential moving average of the weights"
+    )
+    average: PositiveInt | None = Field(
+        None, description="average the weights at the end of each epoch, from this epoch (1 is the first) on"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
     compile: bool = Field(False, description="torch.compile the forward pass")
-    seed: int = Field(0, ge=0, description="random seed of weights, order, augmentation and masks")
-    max_nonfinite: int = Field(10, ge=0, description="consecutive steps with a non-finite loss before the run stops")
-    save_every: int | None = Field(
-        None, gt=0, description="steps between checkpoints; null: at epoch ends, at most 200 times"
+    seed: NonNegativeInt = Field(0, description="random seed of weights, order, augmentation and masks")
+    max_nonfinite: NonNegativeInt = Field(
+        10, description="consecutive steps with a non-finite loss before the run stops"
     )
-    keep: int = Field(2, gt=0, description="number of latest checkpoints to keep")
-    validate_every: int | None = Field(None, gt=0, description="steps between validations; null: one epoch")
+    save_every: PositiveInt | None = Field(
+        None, description="steps between checkpoints; null: at epoch ends, at most 200 times"
+    )
+    keep: PositiveInt = Field(2, description="number of latest checkpoints to keep")
+    validate_every: PositiveInt | None = Field(None, description="steps between validations; null: one epoch")
     validate_tta: bool = Field(False, description="validate with test-time augmentation, as evaluate does")
-    patience: int | None = Field(None, gt=0, description="validations without improvement before the run ends")
-    picture_every: int | None = Field(None, gt=0, description="steps between pictures; null: about 10 times")
-    log_every: int = Field(10, gt=0, description="steps between lines of metrics.jsonl")
+    patience: PositiveInt | None = Field(None, description="validations without improvement before the run ends")
+    picture_every: PositiveInt | None = Field(None, description="steps between pictures; null: about 10 times")
+    log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard files")
 
 
@@ -126,7 +142,7 @@ TRAIN_PARTS = {"optimizer": "optimizers", "schedule": "schedules"}  # key of ``t
 def keys_of(model: type[BaseModel]) -> list[Option]:
     """The keys of a section for help texts: name, type, default and a line of help each."""
     return [
-        Option(name, field.annotation, MISSING if field.is_required() else field.default, field.description or "")
+        Option(name, field_hint(field), MISSING if field.is_required() else field.default, field.description or "")
         for name, field in model.model_fields.items()
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from maemm.contract.data import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Channels, PositiveInt
 from maemm.contract.parts import Modality
 from maemm.contract.patches import grid_of, patchify, unpatchify
 from maemm.contract.positions import lattice, make_position
@@ -54,9 +56,9 @@ class GridModality(Modality):
     def __init__(
         self,
         *,
-        size: int | Sequence[int],
-        patch: int | Sequence[int],
-        channels: int = 1,
+        size: PositiveInt | Sequence[PositiveInt],
+        patch: PositiveInt | Sequence[PositiveInt],
+        channels: Channels = 1,
         position: PositionKind = "sincos",
         decoder_position: PositionKind | None = None,
         normalize: Literal["patch", "none"] | None = "patch",
@@ -65,7 +67,7 @@ class GridModality(Modality):
         super().__init__()
         axes = next((len(v) for v in (size, patch) if not isinstance(v, int)), self.axes)
         self.size, self.patch = as_tuple(size, axes), as_tuple(patch, axes)
-        if min(*self.size, *self.patch, channels) < 1:
+        if min(*self.size, *self.patch, channels) < 1:  # the hints of a modality of its own may have no bounds
             raise MaemmError(f"size {self.size}, patch {self.patch} and channels {channels} must be positive")
         self.grid = grid_of(self.size, self.patch)
         self.channels = channels
@@ -195,6 +197,9 @@ class GridModality(Modality):
         mean = torch.where(known, values, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
         variance = torch.where(known, values - mean, 0.0).square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)
         return mean, (variance + VARIANCE_EPS).sqrt()
+
+    def sample_size(self) -> tuple[int, int]:
+        return math.prod(self.grid), math.prod(self.size) * self.channels
 
     # ---- pictures, statistics and tests
     def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:

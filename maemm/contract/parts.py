@@ -202,6 +202,13 @@ class Modality(nn.Module, ABC):
         """
         return tuple(self.example(1, Rng(("shape",))).x.shape[1:])
 
+    def sample_size(self) -> tuple[int, int] | None:
+        """(tokens, numbers) of one preprocessed sample with these options, computed without making one.
+
+        Recipes whose samples cannot fit the memory of the machine are refused by it. None: not known.
+        """
+        return None
+
     # ---- what ``maemm show`` and ``maemm data`` report
     def describe(self, raw: Any) -> dict[str, Any]:
         """Facts about what a source read, by name: numbers are reported as ranges, texts are counted.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from maemm import registry
-from maemm.config.options import options_of
+from maemm.config.options import check, options_of
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive
@@ -38,6 +38,7 @@ def open_source(recipe: Mapping[str, Any]) -> Source:
     opener = registry.find("sources", kind)
     if len(recipe["modalities"]) == 1 and "name" in options_of(opener):
         options.setdefault("name", name)  # the key of its samples is then the recipe's name of the modality
+    check(opener, options, "data.source")
     source = opener(data.get("root"), data.get("list"), **options)
     classes = data.get("classes")
     return source if classes is None else Labelled(source, classes)

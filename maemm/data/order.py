@@ -13,6 +13,9 @@ import numpy as np
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive
+from maemm.data.memory import bytes_text, machine_memory
+
+_ORDER_BYTES = 24  # of a sample while the order of an epoch is drawn
 
 
 class Request(NamedTuple):
@@ -83,6 +86,7 @@ class ShuffledBatches:
         _check_divides(own, micro, f"the {own} rows of one rank", f"train.micro_batch {micro}")
         _check_divides(micro, aug_repeats, f"train.micro_batch {micro}", f"the {aug_repeats} repeats of each sample")
         _check_enough(samples if epoch is None else min(samples, 1) * epoch, batch // aug_repeats)
+        _check_fits(epoch or samples)
         self.samples, self.batch, self.seed, self.aug_repeats = samples, batch, seed, aug_repeats
         self.micro_batch = micro
         self.accumulation = own // micro
@@ -155,6 +159,15 @@ def _check_divides(number: int, by: int, number_text: str, by_text: str) -> None
         lower, upper = number // by * by, (number // by + 1) * by
         advice = f"use {lower} or {upper}" if lower else f"use {upper}"
     raise MaemmError(f"{number_text} cannot be divided evenly among {by_text}; {advice}")
+
+
+def _check_fits(count: int) -> None:
+    available = machine_memory()
+    if available is not None and count * _ORDER_BYTES > available:
+        raise MaemmError(
+            f"the order of {count:,} samples takes {bytes_text(count * _ORDER_BYTES)} (data.epoch); this machine has "
+            f"{bytes_text(available)} of memory, lower data.epoch"
+        )
 
 
 def _check_enough(samples: int, needed: int) -> None:

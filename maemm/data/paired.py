@@ -6,12 +6,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import MinLen
 
 from maemm import registry
 from maemm.config.options import check, options_of
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import PartOf
 from maemm.contract.rng import Rng
 from maemm.data.files import fingerprint
 
@@ -75,11 +78,14 @@ class Paired(Source):
         return fingerprint("paired", self.names, *(f"{k}={part.fingerprint()}" for k, part in self.parts.items()))
 
 
+_READ_HERE = ("name", "root", "list")  # keys of a part that are no options of it
+
+
 def open_paired(
     root: str | None,
     list: str | None = None,
     *,
-    parts: dict[str, dict[str, Any]],
+    parts: Annotated[dict[str, Annotated[dict[str, Any], PartOf("sources", besides=_READ_HERE)]], MinLen(2)],
     missing: Literal["refuse", "skip", "allow"] = "refuse",
     by: Literal["path", "stem"] = "path",
 ) -> Source:
@@ -97,8 +103,6 @@ def open_paired(
     """
     if list is not None:
         raise MaemmError("paired has no data.list; give each part its own (data.source.parts.NAME.list)")
-    if len(parts) < 2:
-        raise MaemmError("paired combines at least two sources (data.source.parts); name one per modality")
     opened = {modality: _open(modality, dict(spec or {}), root) for modality, spec in parts.items()}
     keys = {modality: _keys(modality, source, by) for modality, source in opened.items()}
     shared = _shared(keys, missing)

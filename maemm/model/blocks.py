@@ -78,10 +78,12 @@ def key_mask(valid: list[Tensor | None], lengths: list[int], rows: int, device: 
     return (visible | ~visible.any(1, keepdim=True))[:, None, None, :]
 
 
-def check_width(dim: int, heads: int, where: str) -> None:
-    """Raise :class:`MaemmError` where the number of heads does not divide the width."""
-    if heads < 1 or dim < 1 or dim % heads:
+def check_width(dim: int, heads: int, where: str, mlp_ratio: float = 1.0) -> None:
+    """Raise :class:`MaemmError` where the heads do not divide the width, or the MLP of a block has no hidden unit."""
+    if dim % heads:
         raise MaemmError(f"width {dim} is not a multiple of {heads} heads ({where}.heads); choose a divisor")
+    if int(dim * mlp_ratio) < 1:
+        raise MaemmError(f"an mlp_ratio of {mlp_ratio:g} leaves no hidden unit ({where}.mlp_ratio); raise it")
 
 
 def register_position(module: nn.Module, kind: str, count: int, dim: int) -> None:

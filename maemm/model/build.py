@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from maemm import registry
+from maemm.config.options import check
 from maemm.contract import Masking, Modality, Objective, Target
 from maemm.model.masking.each_modality import EachModality
 from maemm.model.model import Model
+from maemm.model.size import refuse_too_large
 from maemm.registry.make import make, part_of
 
 _NOT_OPTIONS = ("type", "masking", "target", "same_as", "align")  # keys of a modality that are not options of its class
@@ -17,9 +19,16 @@ def build_modality(recipe: dict[str, Any], name: str) -> Modality:
     """One modality without parameters, as workers need it to load samples."""
     spec = recipe["modalities"][name]
     options = {key: value for key, value in spec.items() if key not in _NOT_OPTIONS}
-    modality = make("modalities", {"type": spec.get("type", name), **options}, where=f"modalities.{name}")
+    modality = _make("modalities", {"type": spec.get("type", name), **options}, where=f"modalities.{name}")
     modality.aligned_with, modality.side_inputs = spec.get("align"), _side_inputs(recipe, name)
     return modality
+
+
+def _make(role: str, spec: Any, *positional: Any, where: str, default: str | None = None) -> Any:
+    """A part with its options checked, since a recipe may come from a file or from Python without having been read."""
+    name, options = part_of(spec, default)
+    check(registry.find(role, name), options, where)
+    return make(role, spec, *positional, default=default, where=where)
 
 
 def _side_inputs(recipe: dict[str, Any], name: str) -> tuple[str, ...]:
@@ -32,7 +41,7 @@ def _side_inputs(recipe: dict[str, Any], name: str) -> tuple[str, ...]:
 
 def _objectives(recipe: dict[str, Any]) -> dict[str, Objective]:
     return {
-        name: make("objectives", spec, name, default=name, where=f"objectives.{name}")
+        name: _make("objectives", spec, name, default=name, where=f"objectives.{name}")
         for name, spec in (recipe.get("objectives") or {"reconstruct": {}}).items()
     }
 
@@ -48,7 +57,7 @@ def _targets(recipe: dict[str, Any], encoder_dim: int) -> dict[str, Target]:
             names.append(name)
     targets: dict[str, Target] = {}
     for spec, names in groups:
-        target = make("targets", spec, names, encoder_dim, where=f"modalities.{names[0]}.target")
+        target = _make("targets", spec, names, encoder_dim, where=f"modalities.{names[0]}.target")
         targets |= dict.fromkeys(names, target)
     return targets
 
@@ -63,29 +72,37 @@ def build_modalities(recipe: dict[str, Any]) -> dict[str, Modality]:
 def build_masking(recipe: dict[str, Any]) -> Masking:
     """A joint masking where the recipe has one, otherwise one per modality."""
     if recipe.get("masking"):
-        return make("maskings", recipe["masking"], where="masking")
+        return _make("maskings", recipe["masking"], where="masking")
     maskings = {}
     for name, spec in recipe["modalities"].items():
         shared = recipe["modalities"].get(spec.get("same_as", ""), {})
         chosen = spec.get("masking") or shared.get("masking") or "random"
-        maskings[name] = make("maskings", chosen, where=f"modalities.{name}.masking")
+        maskings[name] = _make("maskings", chosen, where=f"modalities.{name}.masking")
     return EachModality(maskings)
 
 
 def build_model(recipe: dict[str, Any]) -> Model:
-    """A model with fresh weights from a resolved recipe (a plain dict)."""
+    """A model with fresh weights from a resolved recipe (a plain dict).
+
+    Raises :class:`MaemmError` where an option has a wrong value, or where the model cannot fit this machine.
+    """
+    refuse_too_large(recipe, _build)
+    return _build(recipe)
+
+
+def _build(recipe: dict[str, Any]) -> Model:
     modalities = build_modalities(recipe)
-    encoder = make("encoders", recipe["encoder"], list(modalities), where="encoder")
+    encoder = _make("encoders", recipe["encoder"], list(modalities), where="encoder")
     targets = _targets(recipe, encoder.dim)
     decoder = None
     if recipe.get("decoder"):
         outputs = {name: targets.get(name, modality).output_dim() for name, modality in modalities.items()}
         prefix = getattr(encoder, "prefix", None)
         prefix_count = 0 if prefix is None else prefix.shape[1]
-        decoder = make("decoders", recipe["decoder"], outputs, encoder.dim, prefix_count, where="decoder")
+        decoder = _make("decoders", recipe["decoder"], outputs, encoder.dim, prefix_count, where="decoder")
     for modality in dict.fromkeys(modalities.values()):
         modality.connect(encoder.dim, None if decoder is None else decoder.dim)
-    head = make("heads", recipe["head"], encoder.dim, where="head") if recipe.get("head") else None
+    head = _make("heads", recipe["head"], encoder.dim, where="head") if recipe.get("head") else None
     masking, objectives = build_masking(recipe), _objectives(recipe)
     model = Model(modalities, masking, encoder, decoder, objectives, targets, head, recipe=recipe)
     for part in (*dict.fromkeys(targets.values()), *objectives.values()):

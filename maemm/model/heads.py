@@ -7,7 +7,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from maemm.contract import Head
-from maemm.contract.errors import MaemmError
+from maemm.contract.options import NonNegative, PositiveInt, Rate
 from maemm.model.batchnorm import BatchNorm
 from maemm.model.pooling import pool_tokens
 
@@ -27,16 +27,14 @@ class Linear(Head):
         self,
         encoder_dim: int,
         *,
-        classes: int,
+        classes: PositiveInt,
         pool: Literal["mean", "cls", "max", "cls+max"] = "mean",
         norm: Literal["before", "after"] = "after",
-        eps: float = 1e-6,
-        dropout: float = 0.0,
+        eps: NonNegative = 1e-6,
+        dropout: Rate = 0.0,
     ):
         super().__init__()
         width = encoder_dim * (2 if pool == "cls+max" else 1)
-        if not 0 <= dropout < 1:
-            raise MaemmError(f"dropout is {dropout} (head.dropout); give 0 to below 1")
         self.classes, self.pool, self.norm_when = classes, pool, norm
         self.norm = nn.LayerNorm(width, eps=eps) if norm == "after" else nn.Identity()
         self.dropout = nn.Dropout(dropout)
@@ -68,7 +66,7 @@ class Probe(Head):
         self,
         encoder_dim: int,
         *,
-        classes: int,
+        classes: PositiveInt,
         pool: Literal["cls", "mean", "max", "cls+max"] = "cls",
         per_micro_batch: bool = False,
     ):

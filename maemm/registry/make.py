@@ -34,7 +34,15 @@ def make(role: str, spec: Any, *positional: Any, default: str | None = None, whe
     try:
         return part(*positional, **options)
     except TypeError as error:
-        raise MaemmError(f"{error} ({where or role}: {name})") from None
+        text = str(error).split("\n")[0]  # torch adds its stack to some
+        raise MaemmError(f"{text} ({where or role}: {name})") from None
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
+        # Hints of a plugin may leave out bounds; torch then refuses what the part does with the numbers.
+        text = str(error).split("\n")[0]
+        raise MaemmError(
+            f"{describe_owner(part)} cannot be made of these options: {type(error).__name__}: {text} "
+            f"({where or role}: {name}); change them, or fix the plugin"
+        ) from error
 
 
 def describe_owner(part: Any) -> str:

@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -17,6 +19,7 @@ from maemm.contract.version import CONTRACT_VERSION
 from maemm.data.pack import Packer
 from maemm.registry import Plugin
 from maemm.testing.case import ROWS, Case, check
+from maemm.testing.edges import at_edges, beyond_edges
 from maemm.testing.outcome import ALL, DoesNotApply
 
 BASES = {
@@ -103,6 +106,38 @@ def defaults_fit_their_types(case: Case) -> None:
         case.require(
             not wrong, f"default of {name}", "".join(wrong[:1]), option.type, "fix the type hint or the default"
         )
+
+
+@check(*(role for role in PARTS if role not in ("samples", "weights")))
+def bounds_hold(case: Case) -> None:
+    """Values at the bounds of an option are accepted, and each value beyond them is refused with one line."""
+    part = registry.find(case.role, case.part)
+    numbers = {name: option for name, option in options_of(part).items() if any(_is_number(option.hint))}
+    bounded = {name: list(beyond_edges(option.hint)) for name, option in numbers.items()}
+    if numbers and not any(bounded.values()):
+        raise DoesNotApply(f"no bounds stand beside {', '.join(bounded)}; see maemm.contract.options")
+    change = "fix the type hint"
+    for name, values in bounded.items():
+        for value in at_edges(numbers[name].hint):
+            wrong = _mistakes(part, name, value)
+            case.require(not wrong, f"{name}={value}, at its bound", "".join(wrong[:1]), "accepted", change)
+        for value in values:
+            wrong = _mistakes(part, name, value)
+            good = len(wrong) == 1 and "\n" not in wrong[0]
+            case.require(good, f"{name}={value}, beyond its bounds", wrong or "accepted", "one line", change)
+
+
+def _is_number(hint: Any) -> Iterator[bool]:
+    """For each type in a hint, whether it is int or float."""
+    args = get_args(hint)
+    yield hint in (int, float)
+    for arg in args[:1] if get_origin(hint) is Annotated else args:
+        yield from _is_number(arg)
+
+
+def _mistakes(part: Any, name: str, value: Any) -> list[str]:
+    """What is wrong with one option; others may be missing."""
+    return [line for line in problems(part, {name: value}, "option")[1] if line.startswith(f"option.{name} ")]
 
 
 @check("modalities")

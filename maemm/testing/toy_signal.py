@@ -8,6 +8,7 @@ import numpy as np
 
 from maemm.contract import Source
 from maemm.contract.grid import GridModality
+from maemm.contract.options import PositiveInt
 from maemm.data.arrays import open_arrays
 from maemm.testing.toy import SIGNAL
 
@@ -20,7 +21,7 @@ class Signal(GridModality):
         patch: sides of a patch
     """
 
-    def __init__(self, *, size: int = 8, patch: int = 2):
+    def __init__(self, *, size: PositiveInt = 8, patch: PositiveInt = 2):
         super().__init__(size=size, patch=patch, channels=2)
 
 

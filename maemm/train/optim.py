@@ -19,6 +19,7 @@ from maemm import registry
 from maemm.config.options import check, options_of
 from maemm.contract import Phase
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import NonNegative, Positive, Rate
 from maemm.model.model import Model
 
 NO_DECAY = ("*.bias",)
@@ -119,9 +120,9 @@ def freeze_unused(model: Model) -> None:
 def adamw(
     groups: list[dict[str, Any]],
     *,
-    betas: tuple[float, float] = (0.9, 0.95),
-    eps: float = 1e-8,
-    weight_decay: float = 0.05,
+    betas: tuple[Rate, Rate] = (0.9, 0.95),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.05,
 ) -> Optimizer:
     """AdamW, with the defaults of MAE's recipe.
 
@@ -136,9 +137,9 @@ def adamw(
 def adam(
     groups: list[dict[str, Any]],
     *,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
+    betas: tuple[Rate, Rate] = (0.9, 0.999),
+    eps: NonNegative = 1e-8,
+    weight_decay: NonNegative = 0.0,
 ) -> Optimizer:
     """Adam, with weight decay as an L2 penalty.
 
@@ -150,7 +151,7 @@ def adam(
     return torch.optim.Adam(groups, betas=betas, eps=eps, fused=_fused(groups))
 
 
-def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9, weight_decay: float = 0.0) -> Optimizer:
+def sgd(groups: list[dict[str, Any]], *, momentum: Rate = 0.9, weight_decay: NonNegative = 0.0) -> Optimizer:
     """Stochastic gradient descent.
 
     Options
@@ -161,7 +162,7 @@ def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9, weight_decay: fl
 
 
 def lars(
-    groups: list[dict[str, Any]], *, momentum: float = 0.9, trust: float = 0.001, weight_decay: float = 0.0
+    groups: list[dict[str, Any]], *, momentum: Rate = 0.9, trust: Positive = 0.001, weight_decay: NonNegative = 0.0
 ) -> Optimizer:
     """LARS as in MoCo v3 and MAE's linear probe: the rate of matrices is adapted, that of vectors is not.
 

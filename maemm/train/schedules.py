@@ -13,6 +13,7 @@ from typing import Any
 from maemm import registry
 from maemm.config.options import check
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import NonNegative, Positive
 
 Curve = Callable[[float], float]  # epoch, with its fraction -> learning rate
 
@@ -22,8 +23,8 @@ def cosine(
     warmup: float,
     epochs: float,
     *,
-    min_lr: float = 0.0,
-    over: float | None = None,
+    min_lr: NonNegative = 0.0,
+    over: Positive | None = None,
     from_start: bool = False,
 ) -> Curve:
     """Half a cosine from ``peak`` at the end of the warmup to ``min_lr`` at ``epochs``, as in MAE (lr_sched.py).
@@ -43,7 +44,9 @@ def constant(peak: float, warmup: float, epochs: float) -> Curve:
     return lambda epoch: peak
 
 
-def step(peak: float, warmup: float, epochs: float, *, milestones: list[float], gamma: float = 0.1) -> Curve:
+def step(
+    peak: float, warmup: float, epochs: float, *, milestones: list[NonNegative], gamma: NonNegative = 0.1
+) -> Curve:
     """``peak``, multiplied by ``gamma`` at each milestone.
 
     Options

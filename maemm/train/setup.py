@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +14,13 @@ from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive, seeded
 from maemm.data.loader import Loader
+from maemm.data.memory import machine_memory
 from maemm.data.mixture import Mixture, MixtureBatches
 from maemm.data.order import BatchOrder, Request, ShuffledBatches
 from maemm.data.shots import balancing, labels_of
 from maemm.model.build import build_modalities, build_model
 from maemm.model.model import Model
+from maemm.model.size import refuse_too_many_rows, weight_bytes
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initialize import initialize_from
@@ -95,6 +98,8 @@ def make_train_state(
             "the recipe has no decoder, so there is nothing to pre-train (decoder); add decoder: {type: full}"
         )
     _refuse_micro_batches(model, accumulation)
+    rows = train["batch"] // dist_context.world_size // accumulation
+    refuse_too_many_rows(model, rows, _memory_of(dist_context.device), weight_bytes(model))
     if fresh and recipe.get("init"):
         initialize_from(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
@@ -123,6 +128,13 @@ def make_train_state(
             for name, phase in phases
         ],
     )
+
+
+def _memory_of(device: torch.device) -> float:
+    """Bytes of memory of a device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return machine_memory() or math.inf
 
 
 def _average(model: Model, train: Mapping[str, Any], steps_per_epoch: int) -> Average | None:

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction
 from maemm.contract.rng import Rng
-from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_hidden, plan_from_order, visible_count
+from maemm.model.masking.counts import Count, noise_order, plan_from_hidden, plan_from_order, visible_count
 
 
 class TimeFrequency(PerModalityMasking):
@@ -33,13 +34,11 @@ class TimeFrequency(PerModalityMasking):
     def __init__(
         self,
         *,
-        time: float = 0.2,
-        frequency: float = 0.2,
-        ratio: float | None = None,
+        time: Fraction = 0.2,
+        frequency: Fraction = 0.2,
+        ratio: Fraction | None = None,
         count: Count = "floor_visible",
     ):
-        for value in (time, frequency, ratio or 0.0):
-            check_ratio(value)
         self.fractions, self.ratio, self.count = (time, frequency), ratio, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -73,7 +72,7 @@ class Time(TimeFrequency):
         count: how the ratio is rounded to a number of columns or rows
     """
 
-    def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
+    def __init__(self, *, ratio: Fraction = 0.5, count: Count = "floor_visible"):
         super().__init__(time=ratio, frequency=0.0, count=count)
 
 
@@ -85,7 +84,7 @@ class Frequency(TimeFrequency):
         count: how the ratio is rounded to a number of columns or rows
     """
 
-    def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
+    def __init__(self, *, ratio: Fraction = 0.5, count: Count = "floor_visible"):
         super().__init__(time=0.0, frequency=ratio, count=count)
 
 

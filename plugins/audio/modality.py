@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le, Len
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality, as_tuple
+from maemm.contract.options import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
 from maemm.contract.positions import lattice
 from maemm.contract.rng import Rng
 
@@ -30,8 +31,8 @@ class SpecAugment(BaseModel):
     """Largest widths of the bands that are zeroed: mels and frames."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    frequency: int = Field(48, ge=0)
-    time: int = Field(192, ge=0)
+    frequency: NonNegativeInt = Field(default=48, description="mels")
+    time: NonNegativeInt = Field(default=192, description="frames")
 
 
 class Audio(GridModality):
@@ -71,29 +72,28 @@ class Audio(GridModality):
     def __init__(
         self,
         *,
-        size: Sequence[int] = (1024, 128),
-        patch: int | Sequence[int] = 16,
-        stride: int | Sequence[int] | None = None,
+        size: Annotated[Sequence[PositiveInt], Len(2, 2)] = (1024, 128),
+        patch: PositiveInt | Sequence[PositiveInt] = 16,
+        stride: PositiveInt | Sequence[PositiveInt] | None = None,
         order: Literal["time_major", "mel_major"] = "time_major",
-        rate: int = 16000,
-        channel: Literal["mean"] | int = "mean",
-        seconds: float | None = None,
+        rate: Annotated[int, Ge(RATES[0]), Le(RATES[1])] = 16000,
+        channel: Literal["mean"] | NonNegativeInt = "mean",
+        seconds: Positive | None = None,
         crop: Literal["random", "head", "center"] = "random",
         pad: Literal["masked", "seen"] = "masked",
-        bucket: int | None = None,
+        bucket: PositiveInt | None = None,
         constants: Literal["audioset", "esc50", "speechcommands", "cavmae"] = "audioset",
         mean: float | None = None,
-        std: float | None = None,
-        std_scale: float | None = None,
+        std: Positive | None = None,
+        std_scale: Positive | None = None,
         silent: Literal["refuse", "keep"] = "refuse",
         gain: bool = False,
         roll: bool = False,
-        mixup: float = 0.0,
+        mixup: Fraction = 0.0,
         spec_augment: SpecAugment | None = None,
-        noise: float = 0.0,
+        noise: NonNegative = 0.0,
         **grid: Any,
     ):
-        _check(rate=rate, channel=channel, seconds=seconds, bucket=bucket, noise=noise, mixup=mixup)
         size, patch = as_tuple(size, 2), as_tuple(patch, 2)
         if len(size) != 2 or len(patch) != 2:
             raise MaemmError(f"audio has two axes, got size {size} and patch {patch}; give [frames, mels]")
@@ -265,32 +265,9 @@ def _token_axes(pair: Sequence[int], mel_major: bool) -> tuple[int, int]:
 
 
 #: option -> whether a value is allowed, and what is
-_NUMBERS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "rate": (lambda hertz: RATES[0] <= hertz <= RATES[1], f"{RATES[0]} to {RATES[1]} Hz"),
-    "channel": (lambda number: number == "mean" or number >= 0, "mean, or the number of a channel, from 0"),
-    "seconds": (lambda seconds: 0 < seconds < math.inf, "more than 0, or null"),
-    "bucket": (lambda frames: frames >= 1, "1 frame or more, or null"),
-    "noise": (lambda strength: 0 <= strength < math.inf, "0 or more"),
-    "mixup": (lambda probability: 0 <= probability <= 1, "a probability, 0 to 1"),
-}
-
-
-def _check(**options: Any) -> None:
-    for name, value in options.items():
-        allowed, description = _NUMBERS[name]
-        if value is not None and not allowed(value):
-            raise MaemmError(f"{name} is {value} (modalities.audio.{name}); give {description}")
-
-
 def _constants(published: Constants, mean: float | None, std: float | None, std_scale: float | None) -> Constants:
-    constants = Constants(
+    return Constants(
         published.mean if mean is None else mean,
         published.std if std is None else std,
         published.std_scale if std_scale is None else std_scale,
     )
-    if not all(map(math.isfinite, constants)) or min(constants.std, constants.std_scale) <= 0:
-        raise MaemmError(
-            f"mean {constants.mean}, std {constants.std} and std_scale {constants.std_scale} cannot be used "
-            "(modalities.audio); give numbers, std and std_scale above 0"
-        )
-    return constants

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from maemm.contract import Source
+from maemm.contract.options import NonNegativeInt, PositiveInt
 from maemm.data.encodable import encodable
 
 from .._objects.objects import COUNT
@@ -20,7 +21,7 @@ RATE, SECONDS = 16000, 1.0
 VERSION = 1  # raise it whenever a sample changes: an old folder is then refused instead of mixed up
 
 
-def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
+def write(root: Path, *, count: PositiveInt = COUNT, seed: NonNegativeInt = 0) -> None:
     """Write ``count`` sounds (1 s, 16 kHz, 16 bits, mono) as ``root/SHAPE/0007.wav``; a second call does nothing.
 
     The label is the folder's name, and the number is the object's index, the same in every modality.

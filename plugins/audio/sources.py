@@ -11,6 +11,7 @@ import numpy as np
 
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Positive
 from maemm.contract.rng import Rng
 from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
@@ -32,8 +33,8 @@ def open_audio(
     extensions: Sequence[str] | None = None,
     labels: str | None = None,
     split: Split = "all",
-    slide: float | None = None,
-    hop: float | None = None,
+    slide: Positive | None = None,
+    hop: Positive | None = None,
     truncated: Truncated = "refuse",
     memory: bool = False,
 ) -> Source:
@@ -55,9 +56,6 @@ def open_audio(
         truncated: refuse or read files that are shorter than their header says
         memory: decode each recording once and keep it, in every worker: for small data sets and many epochs
     """
-    for key, value in (("slide", slide), ("hop", hop)):
-        if value is not None and value <= 0:
-            raise MaemmError(f"{key} is {value:g} s (data.source.{key}); give more than 0")
     listed = _listed(root, list, endings(extensions, EXTENSIONS), labels, split)
     if memory and slide is not None:
         raise MaemmError("windows of long recordings are read on demand (data.source.slide); leave memory out")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, PositiveInt
 from maemm.weights.layout import blocks_of, heads_of, require
 
 from .._layouts.mae import KERNEL, check_alone, normalize_of, tables_of, to_ours, to_published
@@ -47,12 +48,12 @@ class AudioMAE(CheckpointFormat):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
+        heads: PositiveInt | None = None,
+        decoder_heads: PositiveInt | None = None,
         decoder: Literal["window", "full"] | None = None,
         norm_pix: bool | None = None,
-        mask_ratio: float = 0.8,
-        size: list[int] | None = None,
+        mask_ratio: Fraction = 0.8,
+        size: list[PositiveInt] | None = None,
         constants: Literal["audioset", "esc50", "speechcommands"] = "audioset",
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         require(state, (KERNEL, "cls_token", "pos_embed"), self.name)

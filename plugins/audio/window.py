@@ -7,13 +7,16 @@ cosine attention with a learned temperature per head, and a bias from a small ML
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Len
 from torch import Tensor, nn
 
 from maemm.contract import Decoder, Latents, Modality, ModalityInput, Plan
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Depth, NonNegative, NonNegativeInt, Positive, PositiveInt
 from maemm.model.blocks import check_width, init_linear
 
 LOWEST_TAU, LEAST_NORM = 0.01, 1e-6
@@ -47,21 +50,19 @@ class Window(Decoder):
         encoder_dim: int,
         prefix_count: int,
         *,
-        dim: int = 512,
-        depth: int = 16,
-        heads: int = 16,
-        window: Sequence[int] = (4, 4),
-        shift: Sequence[int] = (2, 0),
-        mlp_ratio: float = 4.0,
-        eps: float = 1e-6,
-        bias_hidden: int = 384,
+        dim: PositiveInt = 512,
+        depth: Depth = 16,
+        heads: PositiveInt = 16,
+        window: Annotated[Sequence[PositiveInt], Len(2, 2)] = (4, 4),
+        shift: Annotated[Sequence[NonNegativeInt], Len(2, 2)] = (2, 0),
+        mlp_ratio: Positive = 4.0,
+        eps: NonNegative = 1e-6,
+        bias_hidden: PositiveInt = 384,
     ):
         super().__init__()
-        check_width(dim, heads, "decoder")
+        check_width(dim, heads, "decoder", mlp_ratio)
         window, shift = tuple(window), tuple(shift)
-        if len(window) != 2 or len(shift) != 2 or min(window) < 1:
-            raise MaemmError(f"window {window} and shift {shift} need two numbers each (decoder.window)")
-        if any(not 0 <= s < w for s, w in zip(shift, window, strict=True)):
+        if any(s >= w for s, w in zip(shift, window, strict=True)):
             raise MaemmError(f"shift {shift} must be below window {window} (decoder.shift)")
         self.dim, self.window = dim, window
         self.project = nn.Linear(encoder_dim, dim)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from maemm.contract import Head, ModalityInput
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import NonNegative, PositiveInt
 from maemm.model.encoders.streams import Streams
 from maemm.model.model import Model
 from maemm.model.pooling import mean_of_tokens
@@ -28,7 +29,7 @@ class StreamHead(Head):
         eps: of the norm
     """
 
-    def __init__(self, encoder_dim: int, *, classes: int, eps: float = 1e-5):
+    def __init__(self, encoder_dim: int, *, classes: PositiveInt, eps: NonNegative = 1e-5):
         super().__init__()
         self.classes = classes
         self.norm = nn.LayerNorm(encoder_dim, eps=eps)

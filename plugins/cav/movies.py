@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from maemm.contract import Sample, Source
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, NonNegativeInt, Positive, PositiveInt, Repeats
 from maemm.contract.rng import Rng
 from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
@@ -119,12 +120,12 @@ def open_movies(
     image: str | None = "image",
     video: str | None = None,
     audio: str | None = "audio",
-    seconds: float | None = None,
-    fps: float | None = None,
-    at: float | None = None,
-    tta_views: int = 1,
-    box: Sequence[int] | None = None,
-    shrink: int = 1,
+    seconds: Positive | None = None,
+    fps: Positive | None = None,
+    at: Fraction | None = None,
+    tta_views: Repeats = 1,
+    box: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None,
+    shrink: PositiveInt = 1,
     cache: str | None = None,
     extensions: Sequence[str] | None = None,
 ) -> Source:
@@ -146,13 +147,6 @@ def open_movies(
         cache: folder for decoded files, for short files that are read often; null: decode each time
         extensions: endings of the files to read from a folder; null: those of all known kinds
     """
-    for key, value in (("seconds", seconds), ("fps", fps), ("shrink", shrink), ("views", tta_views)):
-        if value is not None and value <= 0:
-            raise MaemmError(f"{key} is {value:g} (data.source.{key}); give more than 0")
-    if at is not None and not 0 <= at <= 1:
-        raise MaemmError(f"at is {at:g} (data.source.at); give a fraction from 0 to 1, or null for a random frame")
-    if box is not None and (len(box) != 4 or min(box) < 0 or min(box[2:]) < 1):
-        raise MaemmError(f"box is {[*box]} (data.source.box); give top, left, height and width in pixels")
     names = [name for name in (image, video, audio) if name]
     if not names or len(set(names)) < len(names):
         raise MaemmError("a video gives one modality or more, each another name (data.source.image, video, audio)")

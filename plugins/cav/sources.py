@@ -6,10 +6,11 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, NonNegativeInt, PartOf, PositiveInt
 from maemm.contract.rng import Rng
 from maemm.data.files import existing, fingerprint
 
@@ -49,8 +50,8 @@ def open_frames(
     list: str | None = None,
     *,
     name: str = "image",
-    at: float | None = None,
-    videos: dict[str, Any] | None = None,
+    at: Fraction | None = None,
+    videos: Annotated[dict[str, Any], PartOf("sources", default="video", besides=("name",))] | None = None,
 ) -> Source:
     """Frames of videos as images; ``data.root`` and ``data.list`` are those of the source of videos.
 
@@ -59,8 +60,6 @@ def open_frames(
         at: which frame, as a fraction of the video (0.5: the middle); null: a random one in every epoch
         videos: options of the source of videos
     """
-    if at is not None and not 0 <= at <= 1:
-        raise MaemmError(f"at is {at:g} (data.source.at); give a fraction from 0 to 1, or null for a random frame")
     return FramesOfVideos(open_videos(root, list, **(videos or {})), name, at)
 
 
@@ -115,8 +114,8 @@ def open_clips(
     root: str | None,
     list: str | None = None,
     *,
-    frames: int = 10,
-    frame: int | None = None,
+    frames: PositiveInt = 10,
+    frame: NonNegativeInt | None = None,
     labels: str | None = None,
     audio: str = "audio",
     image: str = "image",
@@ -135,7 +134,7 @@ def open_clips(
     """
     if not list:
         raise MaemmError("no clips are given; set data.list to a JSON list of wav, video_path and video_id")
-    if frames < 1 or (frame is not None and not 0 <= frame < frames):
+    if frame is not None and frame >= frames:
         raise MaemmError(f"there is no frame {frame} of {frames} (data.source.frame); give 0 to {frames - 1}")
     file = existing(list, "data.list")
     home = existing(root, "data.root") if root else None

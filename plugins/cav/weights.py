@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, NonNegative, Positive, PositiveInt
 from maemm.contract.patches import conv_to_linear, linear_to_conv
 from maemm.weights.layout import blocks_of, depth_of, rename, require
 
@@ -41,12 +42,12 @@ class CAVMAE(CheckpointFormat):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int = 12,
-        decoder_heads: int = 16,
+        heads: PositiveInt = 12,
+        decoder_heads: PositiveInt = 16,
         norm_pix: bool | None = None,
-        mask_ratio: float = 0.75,
-        contrastive_weight: float = 0.01,
-        temperature: float = 0.05,
+        mask_ratio: Fraction = 0.75,
+        contrastive_weight: NonNegative = 0.01,
+        temperature: Positive = 0.05,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         require(state, NEEDED, self.name)
         extras = {key: value for key, value in state.items() if UNUSED.match(key)}

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
+from maemm.contract.options import Channels, Interval, Positive, PositiveFraction, PositiveInt
 from maemm.contract.rng import Rng
 from maemm.data.encodable import encodable
 
@@ -30,8 +31,8 @@ class RandomCrop(BaseModel):
     """A random box, resized to the model's size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    scale: tuple[float, float] = (0.2, 1.0)  # fraction of the image's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    scale: Interval[PositiveFraction] = Field(default=(0.2, 1.0), description="fraction of the image's area")
+    ratio: Interval[Positive] = Field(default=(3 / 4, 4 / 3), description="width / height")
 
 
 MAE_CROP = RandomCrop()  # the published pre-training recipe
@@ -66,17 +67,17 @@ class Image(GridModality):
     def __init__(
         self,
         *,
-        size: int | Sequence[int] = 224,
-        patch: int | Sequence[int] = 16,
-        channels: int = 3,
+        size: PositiveInt | Sequence[PositiveInt] = 224,
+        patch: PositiveInt | Sequence[PositiveInt] = 16,
+        channels: Channels = 3,
         crop: RandomCrop | Literal["center"] | None = MAE_CROP,
         flip: bool = True,
         randaugment: str | None = None,
         mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        std: Sequence[Positive] | None = None,
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         device_crop: bool = False,
-        center: float | None = None,
+        center: PositiveFraction | None = None,
         **grid: Any,
     ):
         super().__init__(size=size, patch=patch, channels=channels, **grid)
@@ -84,8 +85,8 @@ class Image(GridModality):
             raise MaemmError(
                 f"an image has two axes, got size {self.size} and patch {self.patch}; give one number or two"
             )
-        self.crop = _checked_crop(RandomCrop(**crop) if isinstance(crop, Mapping) else crop)
-        self.center = _checked_center(center, self.size)
+        self.crop = RandomCrop(**crop) if isinstance(crop, Mapping) else crop
+        self.center = center or (0.875 if max(self.size) <= 224 else 1.0)
         self.flip, self.interpolation, self.device_crop = flip, interpolation, device_crop
         self.scaled = mean is not None or std is not None  # then pixels may have any range
         imagenet = channels == 3
@@ -98,8 +99,6 @@ class Image(GridModality):
                     "randaugment is for 3 channels, cropped in the worker (modalities.image.randaugment); set null"
                 )
             self.randaugment = RandAugment(randaugment, self.mean, interpolation, "modalities.image.randaugment")
-        if min(self.std) <= 0:
-            raise MaemmError(f"std is {list(self.std)} (modalities.image.std); all numbers must be above 0")
 
     # ---- in the worker
     def load(self, raw: np.ndarray, rng: Rng | None) -> dict[str, Tensor]:
@@ -253,22 +252,3 @@ def _per_channel(
             f"{name} has {len(values)} numbers for {channels} channels (modalities.image.{name}); give {channels}"
         )
     return values
-
-
-def _checked_crop(crop: RandomCrop | str | None) -> RandomCrop | str | None:
-    if isinstance(crop, RandomCrop):
-        if not 0 < crop.scale[0] <= crop.scale[1] <= 1:
-            raise MaemmError(f"crop.scale is {list(crop.scale)} (modalities.image.crop); give 0 < low <= high <= 1")
-        if not 0 < crop.ratio[0] <= crop.ratio[1]:
-            raise MaemmError(f"crop.ratio is {list(crop.ratio)} (modalities.image.crop); give 0 < low <= high")
-    elif crop not in ("center", None):
-        raise MaemmError(f"crop is {crop!r} (modalities.image.crop); give {{scale, ratio}}, center or null")
-    return crop
-
-
-def _checked_center(center: float | None, size: Sequence[int]) -> float:
-    if center is None:
-        return 0.875 if max(size) <= 224 else 1.0
-    if not 0 < center <= 1:
-        raise MaemmError(f"center is {center} (modalities.image.center); give a fraction above 0, up to 1")
-    return center

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from maemm.contract import Source
+from maemm.contract.options import NonNegativeInt, PositiveInt
 
 from .._objects.objects import COUNT
 from .._objects.render import render
@@ -15,7 +16,7 @@ PIXELS = 64
 VERSION = 1  # raise it whenever a pixel changes: an old folder is then refused instead of mixed up
 
 
-def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
+def write(root: Path, *, count: PositiveInt = COUNT, seed: NonNegativeInt = 0) -> None:
     """Write ``count`` pictures (64 x 64 RGB) as ``root/SHAPE/0007.png``; a second call does nothing.
 
     The label is the folder's name, and the number is the object's index, the same in every modality.

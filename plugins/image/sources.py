@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import Annotated, TypedDict
 
 import numpy as np
+from annotated_types import Ge, Le
 from numpy.lib.npyio import NpzFile
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import PositiveInt
 from maemm.contract.rng import Rng
 from maemm.data import files
 from maemm.data.arrays import LABELS, ArrayFile, open_array_file
@@ -31,9 +33,9 @@ def open_images(
     *,
     name: str = "image",
     extensions: Sequence[str] | None = None,
-    background: int = 255,
+    background: Annotated[int, Ge(0), Le(255)] = 255,
     channels_first: bool | None = None,
-    most_pixels: int | None = None,
+    most_pixels: PositiveInt | None = None,
 ) -> Source:
     """The source for ``data.root`` and ``data.list``, by what they are.
 
@@ -49,11 +51,7 @@ def open_images(
         channels_first: order of a 4-D array; null: channels are the smaller of its second and last dimension
         most_pixels: pictures with more are refused, since a few bytes may claim any size; null: 178,956,970
     """
-    if most_pixels is not None and most_pixels < 1:
-        raise MaemmError(f"most_pixels is {most_pixels} (data.source.most_pixels); give 1 or more")
     options: _Options = {"name": name, "background": background, "most_pixels": most_pixels or MOST_PIXELS}
-    if not 0 <= background <= 255:
-        raise MaemmError(f"background is {background} (data.source.background); give 0 to 255")
     if not root and not list:
         raise MaemmError("no images are given; set data.root to a folder, or to a .npy, .npz, .txt, .csv or .tsv file")
     folder = existing(root, "data.root") if root else None

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from maemm.contract import Latents, Modality, ModalityInput, Plan, Term, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.encoders.vit import ViT
 
 from .modality import PointCloud
@@ -40,14 +41,14 @@ class PCP(ViT):
         self,
         names: list[str],
         *,
-        dim: int = 384,
-        depth: int = 12,
-        heads: int = 6,
-        mlp_ratio: float = 4.0,
+        dim: PositiveInt = 384,
+        depth: Depth = 12,
+        heads: PositiveInt = 6,
+        mlp_ratio: Positive = 4.0,
         qkv_bias: bool = False,
-        eps: float = 1e-5,
-        drop_path: float = 0.0,
-        center_weight: float = 0.1,
+        eps: NonNegative = 1e-5,
+        drop_path: Rate = 0.0,
+        center_weight: NonNegative = 0.1,
     ):
         if len(names) != 1:
             raise MaemmError(f"encoder pcp accepts one modality, got {', '.join(names)} (encoder.type); use vit")

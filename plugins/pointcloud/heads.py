@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear, log_softmax, one_hot
 
 from maemm.contract import Head, Latents, ModalityInput, Preprocessed, gather_tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import NonNegativeInt, PositiveInt, Rate
 from maemm.model.batchnorm import BatchNorm
 from maemm.model.model import Model, as_preprocessed
 from maemm.model.pooling import pool_tokens
@@ -31,9 +33,9 @@ class Classifier(Head):
         self,
         encoder_dim: int,
         *,
-        classes: int,
-        hidden: int = 256,
-        dropout: float = 0.5,
+        classes: PositiveInt,
+        hidden: PositiveInt = 256,
+        dropout: Rate = 0.5,
         per_micro_batch: bool = False,
     ):
         super().__init__()
@@ -74,10 +76,10 @@ class Parts(Head):
         self,
         encoder_dim: int,
         *,
-        classes: int = 50,
-        categories: int = 16,
-        layers: tuple[int, ...] = (3, 7, 11),
-        dropout: float = 0.5,
+        classes: PositiveInt = 50,
+        categories: NonNegativeInt = 16,
+        layers: Annotated[tuple[NonNegativeInt, ...], MinLen(1)] = (3, 7, 11),
+        dropout: Rate = 0.5,
         per_micro_batch: bool = False,
     ):
         super().__init__()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le, MultipleOf
 from torch import Tensor, nn
 
 from maemm.contract import Modality, Preprocessed, Tokens, gather_tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import PositiveInt, Repeats
 from maemm.contract.parts import mean_of_counted
 from maemm.contract.positions import sincos
 from maemm.contract.rng import Rng
@@ -19,7 +21,7 @@ from . import preprocess as clouds
 from .chamfer import Kind, chamfer
 from .embedding import WIDTH, MiniPointNet, Stats
 from .grouping import farthest_points, gather_points, neighbours
-from .preprocess import POINT_MAE, Augment, Normalization
+from .preprocess import MOST_COLUMNS, POINT_MAE, Augment, Normalization
 
 
 class PointCloud(Modality):
@@ -54,35 +56,30 @@ class PointCloud(Modality):
     def __init__(
         self,
         *,
-        groups: int = 64,
-        group_size: int = 32,
-        points: int | None = 1024,
-        features: int = 0,
+        groups: PositiveInt = 64,
+        group_size: PositiveInt = 32,
+        points: Annotated[int, Ge(2)] | None = 1024,
+        features: Annotated[int, Ge(0), Le(MOST_COLUMNS - 3)] = 0,
         normals: bool = False,
         normalize_cloud: Normalization = "unit_sphere",
         augment: Augment | None = POINT_MAE,
         loss: Kind = "cdl2",
-        width: int = WIDTH,
+        width: Annotated[int, Ge(8), MultipleOf(4)] = WIDTH,
         stats: Stats = "all",
         position: Literal["mlp", "sincos"] = "mlp",
         skip_origin: bool = False,
-        votes: int = 1,
+        votes: Repeats = 1,
         up: Literal["y", "z"] = "y",
         per_micro_batch: bool = False,
     ):
         super().__init__()
         _check_sizes(groups, group_size, points, features, normals)
         self.augment = Augment(**augment) if isinstance(augment, Mapping) else augment
-        clouds.check_options(points, self.augment)
         self.groups, self.group_size, self.points = groups, group_size, points
         self.features, self.normals, self.normalize_cloud = features, normals, normalize_cloud
         self.loss_kind, self.stats, self.position_kind = loss, stats, position
         self.skip_origin, self.per_micro_batch = skip_origin, per_micro_batch
         self.up, self.width, self.tta_views = up, width, votes
-        if votes < 1:
-            raise MaemmError(f"votes is {votes} (modalities.pointcloud.votes); give 1 or more")
-        if width < 8 or width % 4:
-            raise MaemmError(f"width is {width} (modalities.pointcloud.width); give a multiple of 4, 8 or more")
 
     # ---- in the worker
     def load(self, raw: np.ndarray, rng: Rng | None) -> dict[str, Tensor]:
@@ -237,6 +234,9 @@ class PointCloud(Modality):
         """(points, 3 + features); None if all points of a cloud are used."""
         return None if self.points is None else (self.points, 3 + self.features)
 
+    def sample_size(self) -> tuple[int, int]:
+        return self.groups, self.groups * self.group_size * (3 + self.features)
+
     def example(self, batch: int, rng: Rng) -> Preprocessed:
         """Points on ellipsoids, 1.5 times as many as groups or as points of a group, whichever is more."""
         count = max(self.groups, self.group_size) * 3 // 2
@@ -251,15 +251,10 @@ def _mlp(code: int, hidden: int, dim: int) -> nn.Sequential:
 
 
 def _check_sizes(groups: int, group_size: int, points: int | None, features: int, normals: bool) -> None:
-    if groups < 1 or group_size < 1:
-        raise MaemmError(
-            f"groups {groups} and group_size {group_size} must be at least 1 (modalities.pointcloud); increase them"
-        )
     if points is not None and points < max(groups, group_size):
         raise MaemmError(
             f"points {points} is less than {max(groups, group_size)}, the larger of groups and group_size "
             "(modalities.pointcloud.points); increase it"
         )
-    if features < (3 if normals else 0):
-        least = "3 or more, for normals" if normals else "0 or more"
-        raise MaemmError(f"features is {features} (modalities.pointcloud.features); give {least}")
+    if normals and features < 3:
+        raise MaemmError(f"features is {features} (modalities.pointcloud.features); give 3 or more, for normals")

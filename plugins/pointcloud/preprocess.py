@@ -11,49 +11,34 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from maemm.contract.errors import MaemmError
+from maemm.contract.options import Interval, NonNegative, Positive, Rate
 from maemm.contract.rng import Rng, derive
 
 Normalization = Literal["unit_sphere", "unit_cube", "center", "none"]
 
 _COARSE = 2.0**-24 * 1000  # float32 keeps less than a thousandth of the extent where extent / distance is below this
-_MOST_COLUMNS = 64  # more columns are probably points: a transposed array
+MOST_COLUMNS = 64  # more columns are probably points: a transposed array
 
 
 class Augment(BaseModel):
     """Random changes of the coordinates in training, in this order; of the features, only normals change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    scale: tuple[float, float] | None = (2 / 3, 3 / 2)  # factor, uniform; null: none
-    per_axis: bool = True  # a separate factor for each axis
-    shift: float = 0.2  # up to this far along each axis, uniform
-    rotate: Literal["x", "y", "z", "so3"] | None = None  # by any angle about an axis, or any rotation
-    jitter: float = 0.0  # standard deviation of noise on each coordinate
-    jitter_clip: float = 0.05  # bound of the noise
-    dropout: float = 0.0  # a cloud loses up to this fraction of its points, uniform
+    scale: Interval[Positive] | None = Field(default=(2 / 3, 3 / 2), description="factor, uniform; null: none")
+    per_axis: bool = Field(default=True, description="a separate factor for each axis")
+    shift: NonNegative = Field(default=0.2, description="up to this far along each axis, uniform")
+    rotate: Literal["x", "y", "z", "so3"] | None = Field(
+        default=None, description="by any angle about an axis, or any rotation"
+    )
+    jitter: NonNegative = Field(default=0.0, description="standard deviation of noise on each coordinate")
+    jitter_clip: NonNegative = Field(default=0.05, description="bound of the noise")
+    dropout: Rate = Field(default=0.0, description="a cloud loses up to this fraction of its points, uniform")
 
 
 POINT_MAE = Augment()  # Point-MAE pre-training: scale and shift after normalisation, no rotation
-
-
-def check_options(points: int | None, augment: Augment | None, name: str = "pointcloud") -> None:
-    """Raise :class:`MaemmError` for invalid numbers; ``name`` of the modality, for the message."""
-    if points is not None and points < 2:
-        raise MaemmError(f"points is {points} (modalities.{name}.points); give 2 or more, or null for all")
-    if augment is None:
-        return
-    problem = None
-    if augment.scale is not None and not 0 < augment.scale[0] <= augment.scale[1] < math.inf:
-        problem = f"scale is {list(augment.scale)}", "0 < low <= high"
-    elif not (0 <= augment.shift < math.inf and 0 <= augment.jitter < math.inf and 0 <= augment.jitter_clip < math.inf):
-        problem = "shift, jitter or jitter_clip is negative or not finite", "0 or more"
-    elif not 0 <= augment.dropout < 1:
-        problem = f"dropout is {augment.dropout}", "0 to below 1"
-    if problem:
-        raise MaemmError(f"augment.{problem[0]} (modalities.{name}.augment); give {problem[1]}")
 
 
 # --------------------------------------------------------------------------------------- in the worker, one cloud
@@ -93,8 +78,8 @@ def checked(raw: np.ndarray, columns: int = 3) -> np.ndarray:
     if raw.shape[1] < columns:
         need = "x y z" if columns == 3 else f"x y z and {columns - 3} features"
         raise ValueError(f"{raw.shape[1]} columns, {columns} are needed ({need})")
-    if raw.shape[1] > _MOST_COLUMNS:
-        raise ValueError(f"{raw.shape[1]} columns; store (points, columns), at most {_MOST_COLUMNS} columns")
+    if raw.shape[1] > MOST_COLUMNS:
+        raise ValueError(f"{raw.shape[1]} columns; store (points, columns), at most {MOST_COLUMNS} columns")
     if len(raw) < 2:
         raise ValueError("no points" if not len(raw) else "a single point")
     nonfinite = int((~np.isfinite(raw[:, :columns])).any(1).sum()) if raw.dtype.kind == "f" else 0

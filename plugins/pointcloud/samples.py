@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from maemm.contract import Source
+from maemm.contract.options import NonNegativeInt, PositiveInt
 
 from .._objects.geometry import mesh, on_surface, rotation_matrix
 from .._objects.objects import COLOURS, COUNT, SHAPES, Object, make_objects
@@ -27,7 +28,7 @@ _HEADER = (
 )
 
 
-def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
+def write(root: Path, *, count: PositiveInt = COUNT, seed: NonNegativeInt = 0) -> None:
     """Write ``count`` clouds of 1,024 coloured points as ``root/SHAPE/0007.ply``; a second call does nothing.
 
     Objects are posed as in their pictures; y is up and the floor is y = 0. The label is the folder's name; the number

@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Ge
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import NonNegativeInt
 from maemm.contract.rng import Rng
 from maemm.data import files
 from maemm.data.files import endings, existing
@@ -35,9 +37,9 @@ def open_pointclouds(
     *,
     name: str = "pointcloud",
     extensions: Sequence[str] | None = None,
-    columns: Sequence[str | int] | None = None,
+    columns: Sequence[str | NonNegativeInt] | None = None,
     surface: bool | None = None,
-    mesh_points: int = 8192,
+    mesh_points: Annotated[int, Ge(2)] = 8192,
     nonfinite: Literal["refuse", "drop"] = "refuse",
     split: str | None = None,
     label_before: str | None = None,
@@ -60,8 +62,6 @@ def open_pointclouds(
         split: split to use of a file that has an array ``split``: train, test
         label_before: the class is the file's name up to this text; null: up to - in names like ShapeNet's
     """
-    if mesh_points < 2:
-        raise MaemmError(f"mesh_points is {mesh_points} (data.source.mesh_points); give 2 or more")
     options = Reading(None if columns is None else (*columns,), surface, mesh_points, nonfinite)
     if not root and not list:
         raise MaemmError("no point clouds are given; set data.root to a folder or a file of them")

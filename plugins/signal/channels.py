@@ -21,8 +21,6 @@ def plain(name: str) -> str:
 def checked_names(channels: int | Sequence[str]) -> tuple[str, ...]:
     """Names of the model's channels; a number gives "0", "1", ... Raises :class:`MaemmError`."""
     names = tuple(str(i) for i in range(channels)) if isinstance(channels, int) else tuple(channels)
-    if not names:
-        raise MaemmError("a signal needs a channel (modalities.signal.channels); give a number or a list of names")
     seen: dict[str, str] = {}
     for name in names:
         key = plain(name).replace(".", "_")  # parameter names have no dots

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, PositiveInt
 from maemm.contract.rng import Rng
-from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
+from maemm.model.masking.counts import Count, plan_from_hidden, visible_count
 
 
 class TimeBlock(PerModalityMasking):
@@ -29,9 +30,7 @@ class TimeBlock(PerModalityMasking):
         count: how the ratio is rounded to a number
     """
 
-    def __init__(self, *, ratio: float = 0.5, span: int | None = None, count: Count = "floor_visible"):
-        check_ratio(ratio)
-        _check_span(span)
+    def __init__(self, *, ratio: Fraction = 0.5, span: PositiveInt | None = None, count: Count = "floor_visible"):
         self.ratio, self.span, self.count = ratio, span, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -51,8 +50,7 @@ class Channel(PerModalityMasking):
         count: how the ratio is rounded to a number
     """
 
-    def __init__(self, *, ratio: float = 0.5, count: Count = "floor_visible"):
-        check_ratio(ratio)
+    def __init__(self, *, ratio: Fraction = 0.5, count: Count = "floor_visible"):
         self.ratio, self.count = ratio, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -74,11 +72,13 @@ class ChannelTime(PerModalityMasking):
     """
 
     def __init__(
-        self, *, ratio: float = 0.5, channels: float = 0.25, span: int | None = None, count: Count = "floor_visible"
+        self,
+        *,
+        ratio: Fraction = 0.5,
+        channels: Fraction = 0.25,
+        span: PositiveInt | None = None,
+        count: Count = "floor_visible",
     ):
-        check_ratio(ratio)
-        check_ratio(channels)
-        _check_span(span)
         self.ratio, self.channels, self.span, self.count = ratio, channels, span, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -101,8 +101,7 @@ class PerChannel(PerModalityMasking):
         count: how the ratio is rounded to a number
     """
 
-    def __init__(self, *, ratio: float = 0.75, count: Count = "floor_visible"):
-        check_ratio(ratio)
+    def __init__(self, *, ratio: Fraction = 0.75, count: Count = "floor_visible"):
         self.ratio, self.count = ratio, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -131,11 +130,6 @@ def _several_channels(name: str, tokens: Tokens) -> tuple[int, int]:
             "use time_block, or tokens: channel_time with several channels"
         )
     return channels, steps
-
-
-def _check_span(span: int | None) -> None:
-    if span is not None and span < 1:
-        raise MaemmError(f"span is {span} (masking.span); give 1 or more time steps, or null")
 
 
 def _valid(tokens: Tokens, channels: int, steps: int) -> Tensor:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import MinLen
 from torch import Tensor, nn
 
 from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
+from maemm.contract.options import Channels, Interval, NonNegativeInt, Positive, PositiveInt, Rate
 from maemm.contract.patches import grid_of
 from maemm.contract.rng import Rng
 from maemm.data.arrays import as_float32
@@ -55,19 +57,19 @@ class Signal(GridModality):
     def __init__(
         self,
         *,
-        size: int = 1000,
-        patch: int = 20,
-        channels: int | Sequence[str] = 1,
+        size: PositiveInt = 1000,
+        patch: PositiveInt = 20,
+        channels: Channels | Annotated[Sequence[str], MinLen(1)] = 1,
         tokens: Literal["channel_time", "time"] = "channel_time",
         scale: Literal["robust", "zscore", "none"] = "robust",
         mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        std: Sequence[Positive] | None = None,
         gaps: Literal["refuse", "fill", "hide"] = "refuse",
         flat: Literal["keep", "hide", "refuse"] = "keep",
         whole: bool = False,
-        gain: tuple[float, float] | None = None,
-        drop_channel: float = 0.0,
-        shift: int = 0,
+        gain: Interval[Positive] | None = None,
+        drop_channel: Rate = 0.0,
+        shift: NonNegativeInt = 0,
         **grid: Any,
     ):
         names = checked_names(channels)
@@ -83,13 +85,7 @@ class Signal(GridModality):
         self._check()
 
     def _check(self) -> None:
-        if self.std is not None and min(self.std) <= 0:
-            raise MaemmError(f"std is {list(self.std)} (modalities.signal.std); all numbers must be above 0")
-        if self.gain is not None and not 0 < self.gain[0] <= self.gain[1]:
-            raise MaemmError(f"gain is {list(self.gain)} (modalities.signal.gain); give 0 < low <= high")
-        if not 0 <= self.drop_channel < 1:
-            raise MaemmError(f"drop_channel is {self.drop_channel} (modalities.signal.drop_channel); give 0 to below 1")
-        if not 0 <= self.shift <= self.length // 2:
+        if self.shift > self.length // 2:
             raise MaemmError(f"shift is {self.shift} (modalities.signal.shift); give 0 to half of size {self.length}")
         if not self.per_channel and (self.drop_channel or self.flat == "hide"):
             raise MaemmError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from maemm.contract import Source
+from maemm.contract.options import NonNegativeInt, PositiveInt
 
 from .._objects.objects import COUNT, Object
 from .._objects.store import default_root, write_objects
@@ -18,7 +19,7 @@ SLOWER = 400  # the vibration is this many times slower than the sound
 VERSION = 1  # raise it whenever a number changes: an old folder is then refused instead of mixed up
 
 
-def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
+def write(root: Path, *, count: PositiveInt = COUNT, seed: NonNegativeInt = 0) -> None:
     """Write ``count`` recordings (x, y, z; 2.56 s at 50 Hz) as ``root/SHAPE/0007.csv``; a second call does nothing.
 
     The label is the folder's name, and the number is the object's index, the same in every modality.

@@ -8,6 +8,7 @@ from typing import Literal
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Positive, PositiveInt
 from maemm.data.files import endings, existing
 from maemm.data.lists import Labels, class_labels, find_files, read_list
 
@@ -30,10 +31,10 @@ def open_signals(
     *,
     name: str = "signal",
     channels: Channels | None = None,
-    window: int | None = None,
-    stride: int | None = None,
-    rate: float | None = None,
-    recorded_rate: float | None = None,
+    window: PositiveInt | None = None,
+    stride: PositiveInt | None = None,
+    rate: Positive | None = None,
+    recorded_rate: Positive | None = None,
     time_first: bool | None = None,
     part: Literal["train", "test"] = "train",
     array: Literal["samples", "recording"] = "samples",
@@ -131,9 +132,6 @@ def _renames(channels: Channels | None) -> tuple[tuple[str, str], ...] | None:
 
 
 def _stride(stride: int | None, window: int | None) -> int | None:
-    for key, value in (("window", window), ("stride", stride)):
-        if value is not None and value < 1:
-            raise MaemmError(f"{key} is {value} (data.source.{key}); give 1 or more")
     if stride is not None and window is None:
         raise MaemmError("stride needs a window (data.source.stride); set data.source.window")
     return stride or window

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from maemm.contract.options import Interval, Positive, PositiveFraction
 
 Box = tuple[int, int, int, int]
 
@@ -22,8 +24,8 @@ class RandomCrop(BaseModel):
     """A random box, resized to the model's size."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    scale: tuple[float, float] = (0.5, 1.0)  # fraction of the frame's area
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    scale: Interval[PositiveFraction] = Field(default=(0.5, 1.0), description="fraction of the frame's area")
+    ratio: Interval[Positive] = Field(default=(3 / 4, 4 / 3), description="width / height")
 
 
 def multiscale_box(uniform: Sequence[float], height: int, width: int, size: tuple[int, int]) -> Box:

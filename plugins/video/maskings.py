@@ -9,8 +9,9 @@ from torch import Tensor
 
 from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction
 from maemm.contract.rng import Rng
-from maemm.model.masking.counts import Count, check_ratio, visible_count
+from maemm.model.masking.counts import Count, visible_count
 
 from .running_cell import running_cell
 
@@ -30,12 +31,11 @@ class _OnClips(PerModalityMasking):
     def __init__(
         self,
         *,
-        ratio: float = 0.9,
+        ratio: Fraction = 0.9,
         count: Count = "floor_hidden",
-        decode: float | None = None,
+        decode: Fraction | None = None,
         decode_visible: bool = True,
     ):
-        check_ratio(ratio)
         if decode not in (None, 0.25, 0.5, 0.75):
             raise MaemmError(f"decode is {decode} (masking.decode); running cells allow 0.25, 0.5, 0.75 or null")
         self.ratio, self.count, self.decode, self.decode_visible = ratio, count, decode, decode_visible

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 
 from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import VARIANCE_EPS, GridModality
+from maemm.contract.options import Channels, Fraction, Positive, PositiveInt, Repeats
 from maemm.contract.rng import Rng
 
 from .._augment.randaugment import RandAugment
@@ -72,29 +74,27 @@ class Video(GridModality):
     def __init__(
         self,
         *,
-        size: Sequence[int] = (16, 224, 224),
-        patch: Sequence[int] = (2, 16, 16),
-        channels: int = 3,
+        size: Annotated[Sequence[PositiveInt], Len(3, 3)] = (16, 224, 224),
+        patch: Annotated[Sequence[PositiveInt], Len(3, 3)] = (2, 16, 16),
+        channels: Channels = 3,
         position: Position = "flat",
         decoder_position: Position | None = None,
         normalize: Literal["colour", "patch", "none"] | None = "colour",
         eps_on: Literal["std", "var"] = "std",
         units: Literal["display", "input"] = "display",
-        predict_frames: int | None = None,
-        stride: int = 4,
-        fps: float | None = None,
+        predict_frames: PositiveInt | None = None,
+        stride: PositiveInt = 4,
+        fps: Positive | None = None,
         aug_repeats: Literal["crop", "clip"] = "crop",
         crop: RandomCrop | Literal["multiscale", "center"] | None = "multiscale",
-        region: Sequence[float] | None = None,
+        region: Annotated[Sequence[Fraction], Len(4, 4)] | None = None,
         flip: bool = False,
         segments: bool = False,
-        tta_views: tuple[int, int] = (1, 1),
+        tta_views: tuple[Repeats, Repeats] = (1, 1),
         randaugment: str | None = None,
         mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        std: Sequence[Positive] | None = None,
     ):
-        checks.check_axes(size, patch)
-        checks.check_positive(channels=channels, stride=stride, fps=fps)
         super().__init__(
             size=size, patch=patch, channels=channels,
             position=position,  # type: ignore[arg-type]  # make_positions below adds two kinds
@@ -109,10 +109,11 @@ class Video(GridModality):
             self.normaliser = Normaliser(channels if normalize == "colour" else 1, VARIANCE_EPS, eps_on)
         self.choice = None if predict_frames is None else FrameChoice(self.size[0], self.patch[0], predict_frames)
         self.stride, self.fps, self.aug_repeats = stride, fps, aug_repeats
-        self.crop, self.region, self.flip = checks.check_crop(crop), checks.check_region(region), flip
+        self.crop = RandomCrop(**crop) if isinstance(crop, Mapping) else crop
+        self.region, self.flip = checks.check_region(region), flip
         self.mean = checks.per_channel(mean, IMAGENET_MEAN if channels == 3 else (0.5,) * channels, channels, "mean")
         self.std = checks.per_channel(std, IMAGENET_STD if channels == 3 else (0.5,) * channels, channels, "std")
-        self.segments, self._views = segments, checks.check_tta_views(tta_views)
+        self.segments, self._views = segments, (tta_views[0], tta_views[1])
         self.tta_views = self._views[0] * self._views[1]
         self.randaugment = None
         if randaugment is not None:

@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Positive, PositiveInt
 from maemm.data.pack import Packer
 
 from .decoding import VideoFile
@@ -45,21 +47,13 @@ class Videos(Packer):
         self,
         *,
         kind: Literal["frames", "video"] = "video",
-        side: int | None = 256,
-        group: int = 4,
-        every: int = 1,
-        quality: int | None = None,
+        side: Annotated[int, Ge(2)] | None = 256,
+        group: PositiveInt = 4,
+        every: PositiveInt = 1,
+        quality: Annotated[int, Ge(0), Le(100)] | None = None,
         backend: Literal["av", "decord", "torchcodec"] = "av",
-        seconds: float | None = 60.0,
+        seconds: Positive | None = 60.0,
     ):
-        for name, value, least in (
-            ("side", side, 2),
-            ("group", group, 1),
-            ("every", every, 1),
-            ("seconds", seconds, 0),
-        ):
-            if value is not None and (value < least or not value):
-                raise MaemmError(f"{name} is {value}; give {max(least, 1)} or more ({name}=...)")
         check_backend(backend)
         low, high = _RANGE[kind]
         self.quality = _QUALITY[kind] if quality is None else quality

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from maemm.contract import Source
+from maemm.contract.options import NonNegativeInt, PositiveInt
 
 from .._objects.objects import SHAPES, Object, make_objects
 from .._objects.render import render
@@ -21,7 +22,7 @@ PIXELS, FRAMES, RATE = 48, 16, 10
 VERSION = 1  # increase it whenever a pixel changes, so that an old folder is refused
 
 
-def write(root: Path, *, count: int = COUNT, seed: int = 0) -> None:
+def write(root: Path, *, count: PositiveInt = COUNT, seed: NonNegativeInt = 0) -> None:
     """Write ``count`` clips (16 frames of 48 x 48 at 10 fps) as ``root/SHAPE/0007.mp4``; a second call does nothing.
 
     The label is the folder's name; the number is the object's index, the same in every modality, and the first frame is

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from maemm import registry
 from maemm.contract import Sample, Source
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import PartOf, Positive, PositiveInt
 from maemm.contract.rng import Rng
 from maemm.data import files
 from maemm.data.files import endings, existing, fingerprint
@@ -32,13 +33,13 @@ def open_videos(
     *,
     name: str = "video",
     backend: Literal["av", "decord", "torchcodec"] = "av",
-    seconds: float | None = 30.0,
+    seconds: Positive | None = 30.0,
     partial: bool = False,
-    frame_rate: float = 25.0,
+    frame_rate: Positive = 25.0,
     extensions: Sequence[str] | None = None,
     delimiter: str | None = None,
     columns: Columns | None = None,
-    split: int = 1,
+    split: PositiveInt = 1,
     part: Literal["train", "test"] = "train",
 ) -> Source:
     """The source for ``data.root`` and ``data.list``; which kind it is follows from what is there.
@@ -62,8 +63,6 @@ def open_videos(
     """
     if not root and not list:
         raise MaemmError("no videos are given; set data.root to a folder or a video, or data.list to a list of paths")
-    if seconds is not None and seconds <= 0 or frame_rate <= 0:
-        raise MaemmError("seconds and frame_rate must be above 0 (data.source)")
     check_backend(backend)
     path = existing(root, "data.root") if root else None
     if list:
@@ -103,7 +102,7 @@ def _search(folder: Path, suffixes: tuple[str, ...]) -> Listed:
 class Videos(files.Files):
     """A video per sample: a file, a folder of frames, or a part of one."""
 
-    def __init__(self, listed: Listed, decoder: Decoder, *, name: str = "video", frame_rate: float = 25.0):
+    def __init__(self, listed: Listed, decoder: Decoder, *, name: str = "video", frame_rate: Positive = 25.0):
         super().__init__(listed.home, listed.paths, listed.labels, listed.classes, name=name)
         self.decoder, self.frame_rate = decoder, frame_rate
         self._parts = np.array(listed.parts, np.int64).reshape(-1, 2)
@@ -157,7 +156,11 @@ class Mixed(Source):
 
 
 def open_mixed(
-    root: str | None, list: str | None = None, *, images: str | None = None, videos: dict[str, Any] | None = None
+    root: str | None,
+    list: str | None = None,
+    *,
+    images: str | None = None,
+    videos: Annotated[dict[str, Any], PartOf("sources", default="video", besides=("name",))] | None = None,
 ) -> Mixed:
     """Videos of ``data.root`` and ``data.list``, each with a picture of another folder.
 

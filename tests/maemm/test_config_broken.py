@@ -95,10 +95,13 @@ BROKEN = {
     "unknown section": (("encoder:", "encodr:"), "unknown key 'encodr' (r.yaml, line 3); did you mean 'encoder'?"),
     "wrong type": (
         ("epochs: 3", "epochs: many"),
-        "train.epochs must be int | null, got 'many' (r.yaml, line 6); the default is null",
+        "train.epochs must be int >= 1 | null, got 'many' (r.yaml, line 6); the default is null",
     ),
-    "truth for a number": (("workers: 0", "workers: true"), "data.workers must be int, got true (r.yaml, line 7)"),
-    "range": (("epochs: 3", "epochs: 3\n  batch: -1"), "train.batch must be greater than 0, got -1 (r.yaml, line 7)"),
+    "truth for a number": (
+        ("workers: 0", "workers: true"),
+        "data.workers must be 0 <= int <= 1024, got true (r.yaml, line 7)",
+    ),
+    "range": (("epochs: 3", "epochs: 3\n  batch: -1"), "train.batch must be int >= 1, got -1 (r.yaml, line 7)"),
     "nan": (("epochs: 3", "epochs: 3\n  lr: .nan"), "nan; give a finite number"),
     "part option": (
         ("dim: 32", "dims: 32"),
@@ -106,7 +109,7 @@ BROKEN = {
     ),
     "part option type": (
         ("ratio: 0.5", "ratio: high"),
-        "modalities.toy.masking.ratio must be float, got 'high' (r.yaml, line 2)",
+        "modalities.toy.masking.ratio must be 0 <= float <= 1, got 'high' (r.yaml, line 2)",
     ),
     "part name": (
         ("type: vit", "type: vitt"),
@@ -156,7 +159,7 @@ BROKEN = {
     ),
     "optimizer option": (
         ("epochs: 3", "epochs: 3\n  optimizer: {betas: [1]}"),
-        "train.optimizer.betas must be [float, float], got [1]",
+        "train.optimizer.betas must be [0 <= float < 1, 0 <= float < 1], got [1]",
     ),
     "precision": (
         ("epochs: 3", "epochs: 3\n  precision: fp16"),
@@ -200,7 +203,7 @@ def test_all_mistakes_at_once(capsys):
     assert main(["config", "show", "r.yaml", "decoder.depth=no"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4 and all(line.startswith("maemm: error: ") for line in lines)
-    assert "decoder.depth must be int, got 'no' (override)" in "\n".join(lines)
+    assert "decoder.depth must be 1 <= int <= 1000, got 'no' (override)" in "\n".join(lines)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +211,7 @@ def test_all_mistakes_at_once(capsys):
     [
         (["train.epochs="], None),  # null: taken away
         (["train.epochs=[1"], "not valid YAML: "),
-        (["train.epochs.x=1"], "train.epochs must be int | null, got {x: 1} (override)"),
+        (["train.epochs.x=1"], "train.epochs must be int >= 1 | null, got {x: 1} (override)"),
         (["train.epoch=1"], "unknown key 'train.epoch' (override); did you mean 'train.epochs'?"),
         (["_base_=toy/tiny"], "_base_ is only allowed in a file (override)"),
         (["train.epochs=1", "extra"], "unexpected argument"),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm.model.batchnorm import BatchNorm
 from maemm.model.heads import Linear, Probe
@@ -39,5 +40,5 @@ def test_dropout_stands_in_front_of_the_last_layer(monkeypatch):
     monkeypatch.setattr(head, "features", lambda model, batch: batch)
     x = torch.ones(64, 8)
     assert head.train()(None, x).std() > 0 and head.eval()(None, x).std() == 0
-    with pytest.raises(MaemmError, match="dropout is 1"):
-        Linear(8, classes=2, dropout=1.0)
+    with pytest.raises(MaemmError, match="head.dropout must be 0 <= float < 1"):
+        check(Linear, {"classes": 2, "dropout": 1.0}, "head")

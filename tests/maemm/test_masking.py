@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maemm import MaemmError, Rng, Tokens
+from maemm.config.options import check
 from maemm.contract.positions import lattice
 from maemm.model.masking.block import Block
 from maemm.model.masking.counts import plan_from_hidden, visible_count
@@ -86,7 +87,7 @@ def test_rows_of_a_process_equal_those_of_the_whole_batch():
 @pytest.mark.parametrize("ratio", [-0.1, 1.1, 2.0])
 def test_bad_ratio(ratio):
     with pytest.raises(MaemmError, match="ratio"):
-        Random(ratio=ratio)
+        check(Random, {"ratio": ratio}, "masking")
 
 
 def test_a_plan_from_chosen_tokens():

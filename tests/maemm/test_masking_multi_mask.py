@@ -5,6 +5,7 @@ import torch
 
 import maemm
 from maemm import MaemmError, Rng
+from maemm.config.options import check
 from maemm.contract import Tokens
 from maemm.contract.positions import lattice
 from maemm.model.build import build_model
@@ -84,8 +85,10 @@ def test_the_loss_is_that_of_copies_of_the_samples():
 
 def test_wrong_options():
     with pytest.raises(MaemmError, match="masks_per_sample"):
-        MultiMask(masks_per_sample=0)
+        check(MultiMask, {"masks_per_sample": 0}, "masking")
+    with pytest.raises(MaemmError, match=r"masking.masking.ratio must be 0 <= float <= 1, got 3"):
+        check(MultiMask, {"masking": {"type": "random", "ratio": 3}}, "masking")
     with pytest.raises(MaemmError, match="did you mean 'random'"):
         MultiMask(masking="randon")
     with pytest.raises(MaemmError, match="blocks"):
-        InverseBlock(blocks=0)
+        check(InverseBlock, {"blocks": 0}, "masking")

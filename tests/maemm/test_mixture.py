@@ -136,7 +136,7 @@ def test_a_share_of_each_set_is_held_out():
     [
         ({"one": {"modality": ["toy"]}}, "data.mix.one.modality.*did you mean 'data.mix.one.modalities'"),
         ({"one": {"modalities": ["toys"]}}, "data.mix.one.modalities names 'toys'.*did you mean 'toy'"),
-        ({"one": {"passes": 0}}, "data.mix.one.passes must be greater than 0"),
+        ({"one": {"passes": 0}}, "data.mix.one.passes must be float > 0"),
         (
             {"one": {"source": {"type": "toy", "sample": 3}}},
             "data.mix.one.source.sample.*'data.mix.one.source.samples'",

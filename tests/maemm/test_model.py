@@ -174,7 +174,7 @@ def test_two_names_share_one_module():
 
 
 def test_a_wrong_option_names_the_part():
-    with pytest.raises(MaemmError, match="encoder: vit"):
+    with pytest.raises(MaemmError, match="unknown key 'encoder.widht'"):
         build_model({**RECIPE, "encoder": {"type": "vit", "widht": 3}})
     with pytest.raises(MaemmError, match="multiple of 5 heads"):
         build_model({**RECIPE, "encoder": {"type": "vit", "dim": 16, "heads": 5}})

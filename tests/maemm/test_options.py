@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field
 
-from maemm.config.messages import plain
 from maemm.config.options import check, describe, options_of
+from maemm.config.values import plain
 from maemm.contract.errors import MaemmError
 
 
@@ -120,7 +120,7 @@ def test_all_mistakes_are_told_at_once():
 
 
 def test_constraints_and_long_values():
-    assert wrong(Odd, ratio=1.0) == ["here.ratio must be less than 1, got 1.0; the default is 0.5"]
+    assert wrong(Odd, ratio=1.0) == ["here.ratio must be 0 <= float < 1, got 1.0; the default is 0.5"]
     assert len(wrong(Odd, copy="x" * 10_000)[0]) < 150
     assert len(wrong(Odd, copy=[[0] * 300] * 300)[0]) < 150
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from maemm import MaemmError, Rng
+from maemm.config.options import check
 from maemm.data.paired import open_paired
 
 DRAW = Rng((0,))
@@ -79,7 +80,7 @@ def test_a_broken_half_makes_the_sample_bad_and_says_which(tmp_path):
 @pytest.mark.parametrize(
     "parts, what",
     [
-        ({"image": {}}, "at least two"),
+        ({"image": {}}, "2 or more"),
         ({"image": {}, "signal": {"sort": 1}}, "unknown key.*data.source.parts.signal.sort"),
         ({"image": {}, "picture": {}}, "unknown source 'picture'"),
     ],
@@ -87,7 +88,7 @@ def test_a_broken_half_makes_the_sample_bad_and_says_which(tmp_path):
 def test_impossible_pairs_are_refused(tmp_path, parts, what):
     sounds_and_pictures(tmp_path, ["a/1"], ["a/1"])
     with pytest.raises(MaemmError, match=what):
-        open_paired(str(tmp_path), parts=parts)
+        open_paired(str(tmp_path), **check(open_paired, {"parts": parts}, "data.source"))
 
 
 def test_samples_of_array_files_are_matched_by_file_and_number(tmp_path):

@@ -85,7 +85,7 @@ def test_failures_say_the_rule_and_what_to_change(few, make_plugin, capsys):
 def test_options_reach_the_parts(few, make_plugin, capsys):
     make_plugin("dots", **dots())
     assert main(["plugins", "check", "dots", "maskings.half.ratio=2.0"]) == 1
-    assert "mask ratio is 2.0" in " ".join(capsys.readouterr().out.split())
+    assert "ratio must be 0 <= float <= 1, got 2.0" in " ".join(capsys.readouterr().out.split())
 
 
 def test_what_cannot_be_found(few, make_plugin, tmp_path, monkeypatch, capsys):

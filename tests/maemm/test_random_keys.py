@@ -25,7 +25,7 @@ KEYS = {
         points surface
     """,
     "seeded": """
-        conformance erase forward griffin-lim mix probe randaugment untrained weights
+        conformance erase forward griffin-lim mix probe randaugment size untrained weights
     """,
     "uniform": """
         crop crop/{} cut drop dropout dropped example flip frame gain input jitter mask/{} mask/{}/cell

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from maemm import config, registry
@@ -16,10 +15,10 @@ from maemm.data.loader import Batch
 from maemm.model.build import build_modalities
 from maemm.train.distributed import DistContext
 from maemm.train.logging import Means
+from maemm.train.nonfinite import NonFiniteWatch
 from maemm.train.optim import set_lr
 from maemm.train.setup import make_train_state
 from maemm.train.step import plan_micro_batches, take_step
-from maemm.train.nonfinite import NonFiniteWatch
 
 from .device import PretendedGpu
 

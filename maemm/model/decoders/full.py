@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Decoder, Latents, Modality, ModalityInput
+from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import check_width, init_linear, key_mask, make_blocks, register_position
 
 
@@ -42,22 +43,22 @@ class Full(Decoder):
         encoder_dim: int,
         prefix_count: int,
         *,
-        dim: int = 512,
-        depth: int = 8,
-        heads: int = 16,
-        mlp_ratio: float = 4.0,
+        dim: PositiveInt = 512,
+        depth: Depth = 8,
+        heads: PositiveInt = 16,
+        mlp_ratio: Positive = 4.0,
         qkv_bias: bool = True,
-        eps: float = 1e-6,
-        norm_eps: float | None = None,
+        eps: NonNegative = 1e-6,
+        norm_eps: NonNegative | None = None,
         prefix: Literal["from_encoder", "own", "none"] = "from_encoder",
         prefix_position: Literal["none", "fixed", "learned"] = "none",
         project: Literal["linear", "no_bias", "none"] = "linear",
         position_every_block: bool = False,
-        drop_path: float = 0.0,
-        head_scale: float = 1.0,
+        drop_path: Rate = 0.0,
+        head_scale: Positive = 1.0,
     ):
         super().__init__()
-        check_width(dim, heads, "decoder")
+        check_width(dim, heads, "decoder", mlp_ratio)
         self.dim, self.prefix_kind, self.position_every_block = dim, prefix, position_every_block
         self.project = nn.Identity() if project == "none" else nn.Linear(encoder_dim, dim, bias=project == "linear")
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from maemm.contract import Encoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import MOST_BLOCKS, Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import check_width, key_mask, make_blocks
 
 
@@ -56,21 +58,19 @@ class Streams(Encoder):
         self,
         names: list[str],
         *,
-        dim: int = 768,
-        depth: int = 11,
-        joint_depth: int = 1,
-        heads: int = 12,
-        mlp_ratio: float = 4.0,
+        dim: PositiveInt = 768,
+        depth: Annotated[int, Ge(0), Le(MOST_BLOCKS)] = 11,
+        joint_depth: Depth = 1,
+        heads: PositiveInt = 12,
+        mlp_ratio: Positive = 4.0,
         qkv_bias: bool = True,
-        eps: float = 1e-6,
-        drop_path: float = 0.0,
+        eps: NonNegative = 1e-6,
+        drop_path: Rate = 0.0,
         streams: Sequence[str] = (),
         chain_streams: bool = True,
     ):
         super().__init__()
-        check_width(dim, heads, "encoder")
-        if joint_depth < 1:
-            raise MaemmError("streams meet in joint blocks (encoder.joint_depth: 0); give at least 1")
+        check_width(dim, heads, "encoder", mlp_ratio)
         self.dim, self.depth, self.names, self.chain_streams = dim, depth, list(names), chain_streams
         self.members = {stream: self._members(stream) for stream in streams}
         last = max(depth + joint_depth - 1, 1)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from maemm.contract import Encoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Depth, NonNegative, NonNegativeInt, Positive, PositiveInt, Rate
 from maemm.model.blocks import Init, check_width, key_mask, make_blocks, register_position
 
 
@@ -39,22 +40,22 @@ class ViT(Encoder):
         self,
         names: list[str],
         *,
-        dim: int = 768,
-        depth: int = 12,
-        heads: int = 12,
-        mlp_ratio: float = 4.0,
+        dim: PositiveInt = 768,
+        depth: Depth = 12,
+        heads: PositiveInt = 12,
+        mlp_ratio: Positive = 4.0,
         qkv_bias: bool = True,
-        eps: float = 1e-6,
-        prefix: int = 1,
+        eps: NonNegative = 1e-6,
+        prefix: NonNegativeInt = 1,
         prefix_position: Literal["none", "fixed", "learned"] = "none",
         position_every_block: bool = False,
-        drop_path: float = 0.0,
+        drop_path: Rate = 0.0,
         final_norm: bool = True,
         init: Init = "xavier",
         hidden: Literal["remove", "replace"] = "remove",
     ):
         super().__init__()
-        check_width(dim, heads, "encoder")
+        check_width(dim, heads, "encoder", mlp_ratio)
         self.dim, self.names, self.position_every_block = dim, list(names), position_every_block
         self.blocks = make_blocks(
             dim, depth, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, drop_path=drop_path, init=init

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from maemm.contract import PerModalityMasking, Plan, Tokens
-from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, Repeats
 from maemm.contract.rng import Rng
-from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_order
+from maemm.model.masking.counts import Count, noise_order, plan_from_order
 
 Shape = Literal["round", "square"]
 
@@ -24,8 +24,7 @@ class Block(PerModalityMasking):
         count: how the ratio is rounded to a number of tokens
     """
 
-    def __init__(self, *, ratio: float = 0.5, shape: Shape = "round", count: Count = "floor_hidden"):
-        check_ratio(ratio)
+    def __init__(self, *, ratio: Fraction = 0.5, shape: Shape = "round", count: Count = "floor_hidden"):
         self.ratio, self.shape, self.count = ratio, shape, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -43,10 +42,9 @@ class InverseBlock(PerModalityMasking):
         count: how the ratio is rounded to a number of tokens
     """
 
-    def __init__(self, *, ratio: float = 0.8, blocks: int = 1, shape: Shape = "square", count: Count = "floor_visible"):
-        check_ratio(ratio)
-        if blocks < 1:
-            raise MaemmError(f"blocks is {blocks} (masking.blocks); show 1 region or more")
+    def __init__(
+        self, *, ratio: Fraction = 0.8, blocks: Repeats = 1, shape: Shape = "square", count: Count = "floor_visible"
+    ):
         self.ratio, self.blocks, self.shape, self.count = ratio, blocks, shape, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:

@@ -46,6 +46,7 @@ def plan_from_order(order: Tensor, tokens: Tokens, ratio: float, count: Count) -
 
     Shapes depend on N alone, never on the data; in ragged batches the ratio applies to the valid tokens of each row.
     """
+    check_ratio(ratio)  # the hint of a masking may have no bounds
     visible_of = [visible_count(n, ratio, count) for n in range(tokens.count + 1)]  # by number of valid tokens
     if tokens.valid is None:
         keep = visible_of[-1]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from maemm.contract import Masking, Plan, Tokens
-from maemm.contract.errors import MaemmError
+from maemm.contract.options import PartOf, Repeats
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import single_set
 from maemm.registry.make import make
@@ -23,9 +23,9 @@ class MultiMask(Masking):
         masking: the masking that draws each plan, a name or {type: name, options}
     """
 
-    def __init__(self, *, masks_per_sample: int = 4, masking: str | dict[str, Any] = "random"):
-        if masks_per_sample < 1:
-            raise MaemmError(f"masks_per_sample is {masks_per_sample} (masking.masks_per_sample); give 1 or more")
+    def __init__(
+        self, *, masks_per_sample: Repeats = 4, masking: Annotated[str | dict[str, Any], PartOf("maskings")] = "random"
+    ):
         self.masks_per_sample = masks_per_sample
         self.masking: Masking = make("maskings", masking, where="masking.masking")
         self.guide = self.masking.guide

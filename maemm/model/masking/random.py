@@ -6,8 +6,9 @@ from torch import Tensor
 
 from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, PositiveInt
 from maemm.contract.rng import Rng
-from maemm.model.masking.counts import Count, check_ratio, noise_order, plan_from_order
+from maemm.model.masking.counts import Count, noise_order, plan_from_order
 
 
 class Random(PerModalityMasking):
@@ -19,10 +20,7 @@ class Random(PerModalityMasking):
         count: how the ratio is rounded to a number of tokens
     """
 
-    def __init__(self, *, ratio: float = 0.75, mask_block: int = 1, count: Count = "floor_visible"):
-        check_ratio(ratio)
-        if mask_block < 1:
-            raise MaemmError(f"mask_block is {mask_block} (masking.mask_block); give 1 or more")
+    def __init__(self, *, ratio: Fraction = 0.75, mask_block: PositiveInt = 1, count: Count = "floor_visible"):
         self.ratio, self.mask_block, self.count = ratio, mask_block, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:

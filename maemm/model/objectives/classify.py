@@ -11,6 +11,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maemm.contract import Objective, Output, Plan, Preprocessed, Term
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, NonNegative
 from maemm.contract.rng import Rng
 from maemm.data.labels import labelled, multi_hot
 from maemm.model.metrics import mean_average_precision
@@ -44,24 +45,19 @@ class Classify(Objective):
         self,
         name: str,
         *,
-        weight: float = 1.0,
+        weight: NonNegative = 1.0,
         loss: Literal["softmax", "sigmoid"] = "softmax",
-        smoothing: float = 0.0,
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
-        mix_probability: float = 1.0,
-        mix_switch: float = 0.5,
-        erase: float = 0.0,
-        class_weights: list[float] | None = None,
+        smoothing: Fraction = 0.0,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
+        mix_probability: Fraction = 1.0,
+        mix_switch: Fraction = 0.5,
+        erase: Fraction = 0.0,
+        class_weights: list[NonNegative] | None = None,
         stream: str | None = None,
         hide: bool = False,
     ):
         super().__init__()
-        for key, value in (("smoothing", smoothing), ("mix_probability", mix_probability), ("erase", erase)):
-            if not 0 <= value <= 1:
-                raise MaemmError(f"{key} is {value} (objectives.{name}.{key}); give 0 to 1")
-        if min(mixup, cutmix) < 0:
-            raise MaemmError(f"mixup {mixup}, cutmix {cutmix} (objectives.{name}); give 0 or more")
         self.name, self.weight, self.loss, self.smoothing, self.erase = name, weight, loss, smoothing, erase
         self.mixing = Mixing(mixup, cutmix, mix_probability, mix_switch) if mixup or cutmix else None
         self.class_weights, self.stream, self.hide = class_weights, stream, hide

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Len
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from maemm.contract import Objective, Output, Plan, Term
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import NonNegative, Positive
 from maemm.model.collectives import gather_rows
 from maemm.model.pooling import mean_of_tokens
 
@@ -48,20 +51,18 @@ class Contrastive(Objective):
         self,
         name: str,
         *,
-        pair: Sequence[str],
-        weight: float = 0.01,
-        temperature: float = 0.05,
+        pair: Annotated[Sequence[str], Len(2, 2)],
+        weight: NonNegative = 0.01,
+        temperature: Positive = 0.05,
         learned_temperature: bool = False,
         both: bool = False,
         per_micro_batch: bool = False,
     ):
         super().__init__()
-        if len(pair) != 2 or pair[0] == pair[1]:
+        if pair[0] == pair[1]:
             raise MaemmError(
                 f"a contrastive loss is between two streams, not {list(pair)} (objectives.{name}.pair); name two"
             )
-        if temperature <= 0:
-            raise MaemmError(f"temperature {temperature} is not positive (objectives.{name}); the usual is 0.05")
         self.name, self.pair, self.weight, self.both = name, tuple(pair), weight, both
         self.temperature, self.per_micro_batch = temperature, per_micro_batch
         if learned_temperature:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from maemm.contract import Objective, Output, Plan, Term
+from maemm.contract.options import NonNegative
 
 
 class Reconstruct(Objective):
@@ -15,7 +16,7 @@ class Reconstruct(Objective):
         weights: further factors by modality, {name: factor}
     """
 
-    def __init__(self, name: str, *, weight: float = 1.0, weights: dict[str, float] | None = None):
+    def __init__(self, name: str, *, weight: NonNegative = 1.0, weights: dict[str, NonNegative] | None = None):
         super().__init__()
         self.name, self.weight, self.weights = name, weight, weights or {}
 

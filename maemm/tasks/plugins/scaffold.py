@@ -46,8 +46,8 @@ def new(name: str, into: str | os.PathLike = ".", *, axes: int = 2, as_set: bool
         "SIDES": sides,
         "LAYOUT": "an array of elements x (coordinates, features)" if as_set else f"an array (channels, {sides})",
         "axes = 2\n": f"axes = {axes}\n",
-        "Sequence[int] = 32,": f"Sequence[int] = {side},",
-        "Sequence[int] = 4,": f"Sequence[int] = {patch},",
+        "Sequence[PositiveInt] = 32,": f"Sequence[PositiveInt] = {side},",
+        "Sequence[PositiveInt] = 4,": f"Sequence[PositiveInt] = {patch},",
         "SHAPE = (1, 32, 32)": f"SHAPE = {(1, *(side,) * axes)}",
         "maemm-plugname": f"maemm-{name.replace('_', '-')}",
     }

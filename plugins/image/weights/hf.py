@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, NonNegative, PositiveInt
 from maemm.model.heads import Linear
 from maemm.weights.transformers import call_of, check_agreement
 
@@ -73,12 +74,12 @@ class HFViTMAE(MAE):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
+        heads: PositiveInt | None = None,
+        decoder_heads: PositiveInt | None = None,
         norm_pix: bool | None = None,
-        mask_ratio: float = 0.75,
-        size: int | list[int] | None = None,
-        eps: float = 1e-12,
+        mask_ratio: Fraction = 0.75,
+        size: PositiveInt | list[PositiveInt] | None = None,
+        eps: NonNegative = 1e-12,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         self.eps = eps
         extras = {}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, PositiveInt
 from maemm.weights.layout import blocks_of, heads_of, require, square_side
 
 from ..._layouts.mae import KERNEL, check_alone, normalize_of, to_ours, to_published
@@ -46,11 +47,11 @@ class MAE(CheckpointFormat):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
+        heads: PositiveInt | None = None,
+        decoder_heads: PositiveInt | None = None,
         norm_pix: bool | None = None,
-        mask_ratio: float = 0.75,
-        size: int | list[int] | None = None,
+        mask_ratio: Fraction = 0.75,
+        size: PositiveInt | list[PositiveInt] | None = None,
         pool: str | None = None,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         state = dict(state)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, NonNegativeInt, PositiveInt
 from maemm.model.model import Model
 from maemm.weights.layout import blocks_of, depth_of, heads_of, rename, require
 
@@ -79,13 +80,13 @@ class PointMAE(CheckpointFormat):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
-        groups: int | None = None,
-        group_size: int | None = None,
+        heads: PositiveInt | None = None,
+        decoder_heads: PositiveInt | None = None,
+        groups: PositiveInt | None = None,
+        group_size: PositiveInt | None = None,
         loss: Literal["cdl1", "cdl2"] = "cdl2",
-        mask_ratio: float = 0.6,
-        layers: tuple[int, ...] | None = None,
+        mask_ratio: Fraction = 0.6,
+        layers: tuple[NonNegativeInt, ...] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         pretraining = "MAE_encoder." + FIRST in state
         names, prefix = (PRETRAINING, "MAE_encoder.") if pretraining else (FINETUNED, "")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from maemm.contract import ExportedState
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, NonNegative, PositiveInt
 from maemm.model.model import Model
 from maemm.weights.transformers import call_of, check_agreement
 
@@ -59,12 +60,12 @@ class HFVideoMAE(VideoMAE):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
+        heads: PositiveInt | None = None,
+        decoder_heads: PositiveInt | None = None,
         norm_pix: bool | None = None,
-        mask_ratio: float = 0.9,
-        size: list[int] | None = None,
-        eps: float = 1e-12,
+        mask_ratio: Fraction = 0.9,
+        size: list[PositiveInt] | None = None,
+        eps: NonNegative = 1e-12,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         self.eps = {**self.eps, "encoder": eps, "decoder": eps}  # transformers fixes the other two
         in_memory = any(key.endswith(f"{ATTENTION}query.bias") for key in state)

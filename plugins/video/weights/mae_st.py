@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, PositiveInt
 from maemm.model.model import Model
 from maemm.weights.layout import blocks_of, heads_of, require, square_side
 
@@ -55,12 +56,12 @@ class MaeST(CheckpointFormat):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
-        pred_t_dim: int = 8,
+        heads: PositiveInt | None = None,
+        decoder_heads: PositiveInt | None = None,
+        pred_t_dim: PositiveInt = 8,
         norm_pix: bool | None = None,
-        mask_ratio: float = 0.9,
-        size: list[int] | None = None,
+        mask_ratio: Fraction = 0.9,
+        size: list[PositiveInt] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         require(state, ["patch_embed.proj.weight", "blocks.0.attn.q.weight", "norm.weight"], self.name)
         state, prefix = _split_tables(state), int("cls_token" in state)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, PositiveInt
 from maemm.model.model import Model
 from maemm.weights.layout import blocks_of, heads_of, require
 
@@ -43,12 +44,12 @@ class OmniMAE(CheckpointFormat):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
+        heads: PositiveInt | None = None,
+        decoder_heads: PositiveInt | None = None,
         norm_pix: bool | None = None,
-        mask_ratio: float = 0.9,
-        image_mask_ratio: float = 0.75,
-        size: list[int] | None = None,
+        mask_ratio: Fraction = 0.9,
+        image_mask_ratio: Fraction = 0.75,
+        size: list[PositiveInt] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         needed = ("trunk.patch_embed.proj.1.weight", "trunk.mask_token", "trunk.decoder.decoder_embed.weight")
         require(state, [*needed, "head.weight"], self.name)

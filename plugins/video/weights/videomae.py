@@ -10,6 +10,7 @@ from torch import Tensor
 
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, PositiveInt
 from maemm.model.model import Model
 from maemm.weights.layout import blocks_of, heads_of, require
 
@@ -51,11 +52,11 @@ class VideoMAE(CheckpointFormat):
         self,
         state: dict[str, Tensor],
         *,
-        heads: int | None = None,
-        decoder_heads: int | None = None,
+        heads: PositiveInt | None = None,
+        decoder_heads: PositiveInt | None = None,
         norm_pix: bool | None = None,
-        mask_ratio: float = 0.9,
-        size: list[int] | None = None,
+        mask_ratio: Fraction = 0.9,
+        size: list[PositiveInt] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
         state = dict(state)
         if state and all(key.startswith("backbone.") for key in state):  # fine-tuning scripts add it

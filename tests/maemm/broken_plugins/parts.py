@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from maemm.contract import (
@@ -53,6 +54,20 @@ class Undocumented(PerModalityMasking):
     """Does not document its option."""
 
     def __init__(self, *, ratio: float = 0.5):
+        self.ratio = ratio
+
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
+        return Plan.all_visible(tokens)
+
+
+class Impossible(PerModalityMasking):
+    """Its bounds allow no number.
+
+    Options
+        ratio: fraction of the tokens that is hidden
+    """
+
+    def __init__(self, *, ratio: Annotated[float, Ge(0.5), Le(0.25)] = 0.5):
         self.ratio = ratio
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
@@ -173,6 +188,7 @@ PACKAGE = "broken_plugins"
 _PARTS = {
     "part_can_be_imported": ("modalities", "Incomplete"),
     "options_are_documented": ("maskings", "Undocumented"),
+    "bounds_hold": ("maskings", "Impossible"),
     "plan_is_legal": ("maskings", "Overlaps"),
     "plan_is_repeatable": ("maskings", "Streamed"),
     "counts_are_known_before": ("objectives", "Miscounts"),

@@ -269,7 +269,7 @@ def test_samples_without_a_known_label_are_bad_samples(world):
         ({"data.validation": 0.001}, {}, "data.validation 0.001 holds out 0 of 40 samples"),
         ({"train.trainable": "some"}, {}, "train.trainable"),
         ({"objectives.classify.mixup": 0.5, "train.batch": 7}, {}, "mixing needs an even number"),
-        ({"objectives.classify.mixup": -1.0}, {}, "give 0 or more"),
+        ({"objectives.classify.mixup": -1.0}, {}, "mixup must be float >= 0"),
         ({"head.classes": 2}, {}, "a label is 3, the head has 2 outputs"),
         ({"head": None}, {}, "has no head"),
         ({"train.batch": 64}, {}, "train.batch 64 is larger than the 36 samples"),

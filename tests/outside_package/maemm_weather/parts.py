@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from maemm.contract import CheckpointFormat, Decoder, Encoder, Latents, Objective, PerModalityMasking, Term
+from maemm.contract.options import Depth, Fraction, NonNegative, PositiveInt
 from maemm.model.masking.counts import noise_order, plan_from_order
 from maemm.model.pooling import mean_of_tokens
 
@@ -18,7 +19,7 @@ class Places(PerModalityMasking):
         ratio: share of the tokens that is hidden
     """
 
-    def __init__(self, *, ratio: float = 0.5):
+    def __init__(self, *, ratio: Fraction = 0.5):
         self.ratio = ratio
 
     def plan(self, name, tokens, rng):
@@ -35,7 +36,7 @@ class DeepSets(Encoder):
         depth: blocks
     """
 
-    def __init__(self, names, *, dim: int = 64, depth: int = 2):
+    def __init__(self, names, *, dim: PositiveInt = 64, depth: Depth = 2):
         super().__init__()
         self.dim, self.norm = dim, nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU()) for _ in range(depth))
@@ -58,7 +59,7 @@ class Pointwise(Decoder):
         dim: width
     """
 
-    def __init__(self, outputs, encoder_dim, prefix_count, *, dim: int = 64):
+    def __init__(self, outputs, encoder_dim, prefix_count, *, dim: PositiveInt = 64):
         super().__init__()
         self.dim, self.mean = dim, nn.Linear(encoder_dim, dim)
         self.heads = nn.ModuleDict(
@@ -86,7 +87,7 @@ class Uniformity(Objective):
 
     coupled = True
 
-    def __init__(self, name, *, weight: float = 0.1):
+    def __init__(self, name, *, weight: NonNegative = 0.1):
         super().__init__()
         self.name, self.weight = name, weight
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from maemm import MaemmError, Rng
+from maemm.config.options import check
 from maemm.contract import Plan, Tokens
 from maemm.contract.positions import lattice
 from maemm.model.build import build_model
@@ -114,7 +115,7 @@ def test_needs_a_lattice():
     with pytest.raises(MaemmError, match="on a grid of time"):
         Time().plan("audio", tokens, rng(1))
     with pytest.raises(MaemmError, match="ratio"):
-        Time(ratio=1.5)
+        check(Time, {"ratio": 1.5}, "masking")
 
 
 @pytest.mark.parametrize("shape", ["square", "round"])

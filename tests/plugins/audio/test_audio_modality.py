@@ -8,6 +8,7 @@ import torch
 
 import maemm
 from maemm import MaemmError, Rng
+from maemm.config.options import check
 from maemm.contract import Preprocessed
 from maemm.contract.patches import patchify
 from maemm.contract.positions import sincos
@@ -312,23 +313,23 @@ def test_all_augmentations_together_are_repeatable():
 @pytest.mark.parametrize(
     "options, what",
     [
-        ({"size": [96, 32, 3]}, "two axes"),
+        ({"size": [96, 32, 3]}, "size must be .int >= 1, int >= 1., got"),
         ({"size": [90, 32]}, "multiple of patch"),
         ({"channels": 2}, "one channel"),
         ({"mixup": 2.0}, "mixup"),
-        ({"std": 0.0}, "above 0"),
-        ({"mean": math.nan}, "cannot be used"),
-        ({"channel": -1}, "channel is -1"),
-        ({"rate": 10**12}, "rate is 1000000000000"),
-        ({"seconds": math.nan}, "seconds is nan"),
-        ({"bucket": -3}, "bucket is -3"),
-        ({"noise": -1.0}, "noise is -1"),
+        ({"std": 0.0}, "float > 0"),
+        ({"mean": math.nan}, "finite number"),
+        ({"channel": -1}, "channel must be 'mean' . int >= 0"),
+        ({"rate": 10**12}, "rate must be "),
+        ({"seconds": math.nan}, "finite number"),
+        ({"bucket": -3}, "bucket must be int >= 1"),
+        ({"noise": -1.0}, "noise must be float >= 0"),
         ({"patch": 16, "stride": 0}, "stride"),
     ],
 )
 def test_wrong_options(options, what):
     with pytest.raises(MaemmError, match=what):
-        Audio(**{"size": [96, 32], **options})
+        Audio(**check(Audio, {"size": [96, 32], **options}, "modalities.audio"))
 
 
 def test_measured_constants_replace_published_ones():

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 from maemm import MaemmError, Rng
+from maemm.config.options import check
 from maemm.data.loader import Loader
 from maemm.data.order import SequentialBatches
 from maemm_plugins.audio.modality import Audio
@@ -181,7 +182,7 @@ def test_nothing_to_read(tmp_path, make, what):
 def test_wrong_options(tmp_path):
     put(tmp_path / "a.wav")
     with pytest.raises(MaemmError, match="slide"):
-        open_audio(str(tmp_path), slide=0)
+        check(open_audio, {"slide": 0}, "data.source")
     with pytest.raises(MaemmError, match="validation_list"):
         open_audio(str(tmp_path), split="train")
 

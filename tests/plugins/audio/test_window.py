@@ -82,7 +82,11 @@ def test_dropout_of_the_bias_is_for_training_alone():
 
 @pytest.mark.parametrize(
     "options, what",
-    [({"heads": 3}, "multiple of 3 heads"), ({"window": [4]}, "two numbers"), ({"shift": [4, 0]}, "below window")],
+    [
+        ({"heads": 3}, "multiple of 3 heads"),
+        ({"window": [4]}, "window must be .int >= 1, int >= 1., got"),
+        ({"shift": [4, 0]}, "below window"),
+    ],
 )
 def test_wrong_options(options, what):
     with pytest.raises(MaemmError, match=what):

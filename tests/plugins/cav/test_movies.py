@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from maemm import MaemmError, Rng, config
+from maemm.config.options import check
 from maemm.data.single_pass import each
 from maemm.model.build import build_modalities
 from maemm_plugins.cav.movies import open_movies
@@ -206,19 +207,19 @@ def test_lists_and_folders(home, tmp_path):
 @pytest.mark.parametrize(
     "options, says",
     [
-        ({"seconds": 0}, "seconds is 0"),
-        ({"fps": -1.0}, "fps is -1"),
-        ({"shrink": 0}, "shrink is 0"),
-        ({"at": 1.5}, "at is 1.5"),
-        ({"box": [1, 2, 3]}, "box is .1, 2, 3."),
-        ({"box": [0, 0, 0, 3]}, "box is"),
+        ({"seconds": 0}, "seconds must be float > 0"),
+        ({"fps": -1.0}, "fps must be float > 0"),
+        ({"shrink": 0}, "shrink must be int >= 1"),
+        ({"at": 1.5}, "at must be 0 <= float <= 1"),
+        ({"box": [1, 2, 3]}, "box must be .int >= 0"),
+        ({"box": [0, 0, 0, 3]}, "box must be"),
         ({"image": None, "audio": None}, "one modality or more"),
         ({"image": "audio"}, "each another name"),
     ],
 )
 def test_impossible_options_are_refused(home, options, says):
     with pytest.raises(MaemmError, match=says):
-        open_movies(str(home), None, **options)
+        open_movies(str(home), None, **check(open_movies, options, "data.source"))
     with pytest.raises(MaemmError, match="no videos are given"):
         open_movies(None)
 

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from maemm import MaemmError, Rng
+from maemm.config.options import check
 from maemm.data.shots import balancing, labels_of
 from maemm.data.single_pass import each
 from maemm_plugins.cav.sources import open_clips, open_frames
@@ -157,9 +158,11 @@ def test_label_files_that_are_none(tmp_path, text, says):
 
 def test_impossible_options(tmp_path):
     store(tmp_path)
-    for options in ({"frame": 3}, {"frame": -1}, {"frames": 0}):
-        with pytest.raises(MaemmError, match="there is no frame"):
-            clips(tmp_path, **options)
+    with pytest.raises(MaemmError, match="there is no frame"):
+        clips(tmp_path, frame=3)
+    for options in ({"frame": -1}, {"frames": 0}):
+        with pytest.raises(MaemmError, match="must be int >= "):
+            check(open_clips, options, "data.source")
     with pytest.raises(MaemmError, match="no clips are given"):
         open_clips(str(tmp_path))
     with pytest.raises(MaemmError, match="data.list cannot be opened"):
@@ -183,8 +186,8 @@ def test_a_frame_of_each_video(tmp_path):
     anew = open_frames(str(tmp_path), name="face", videos={"seconds": None})
     numbers = {round(float(movies.number(anew.read(0, Rng((i,))).raw["face"]))) for i in range(10)}
     assert len(numbers) > 4
-    with pytest.raises(MaemmError, match="at is 2"):
-        open_frames(str(tmp_path), at=2.0)
+    with pytest.raises(MaemmError, match="at must be 0 <= float <= 1"):
+        check(open_frames, {"at": 2.0}, "data.source")
 
 
 def test_videos_without_pictures_say_so(tmp_path):

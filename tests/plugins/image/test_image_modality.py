@@ -271,19 +271,19 @@ def test_nothing_of_the_data_statistics_is_stored():
     ("given", "says"),
     [
         ({"mean": [0.5]}, "mean has 1 numbers for 3 channels"),
-        ({"std": [1, 1, 0]}, "must be above 0"),
+        ({"std": [1, 1, 0]}, "std must be [float > 0, ...]"),
         ({"crop": {"scale": (0.5, 0.2)}}, "crop.scale"),
         ({"crop": {"scale": (0, 1)}}, "crop.scale"),
         ({"crop": {"ratio": (0, 1)}}, "crop.ratio"),
-        ({"crop": "middle"}, "crop is 'middle'"),
-        ({"center": 0.0}, "center is 0.0"),
+        ({"crop": "middle"}, "crop must be {scale, ratio} | 'center' | null"),
+        ({"center": 0.0}, "center must be 0 < float <= 1"),
         ({"size": (8, 8, 8)}, "two axes"),
         ({"size": 30}, "30"),
     ],
 )
 def test_options_that_make_no_sense(given, says):
     with pytest.raises(MaemmError) as error:
-        Image(**{"size": 32, "patch": 8, **given})
+        Image(**options.check(Image, {"size": 32, "patch": 8, **given}, "modalities.image"))
     assert says in str(error.value)
 
 

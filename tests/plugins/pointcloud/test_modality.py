@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from maemm import Preprocessed
+from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.registry import find
@@ -152,17 +153,17 @@ def test_wrong_batches_are_named():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"groups": 0}, "at least 1"),
-        ({"group_size": -1}, "at least 1"),
+        ({"groups": 0}, "groups must be int >= 1"),
+        ({"group_size": -1}, "group_size must be int >= 1"),
         ({"points": 6}, "points 6 is less than 8"),
-        ({"features": -1}, "features is -1"),
+        ({"features": -1}, "features must be 0 <= int <= 61"),
         ({"features": 2, "normals": True}, "3 or more, for normals"),
-        ({"width": 30}, "multiple of 4"),
+        ({"width": 30}, "int >= 8, a multiple of 4"),
     ],
 )
 def test_wrong_options_are_told(options, match):
     with pytest.raises(MaemmError, match=match):
-        PointCloud(**{**SMALL, **options})
+        PointCloud(**{**SMALL, **check(PointCloud, options, "modalities.pointcloud")})
 
 
 # --------------------------------------------------------------------------------------------- batch statistics

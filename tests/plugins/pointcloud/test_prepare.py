@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
+from maemm_plugins.pointcloud.modality import PointCloud
 from maemm_plugins.pointcloud.preprocess import (
     POINT_MAE,
     Augment,
     any_rotation,
     augment,
     axis_rotation,
-    check_options,
     collate_clouds,
     load_cloud,
     normalized,
@@ -228,6 +229,6 @@ def test_dropout_takes_points_away():
 )
 def test_options_that_make_no_sense(options):
     with pytest.raises(MaemmError, match="modalities.pointcloud.augment"):
-        check_options(1024, Augment(**options))
-    with pytest.raises(MaemmError, match="points is 1"):
-        check_options(1, None)
+        check(PointCloud, {"augment": options}, "modalities.pointcloud")
+    with pytest.raises(MaemmError, match="points must be int >= 2"):
+        check(PointCloud, {"points": 1}, "modalities.pointcloud")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm_plugins.pointcloud.modality import PointCloud
 
@@ -29,5 +30,5 @@ def test_one_vote_is_the_cloud_as_it_is():
     modality = PointCloud(points=50, **SMALL)
     (one,) = modality.load_tta_views(cloud())
     assert torch.equal(one["x"], modality.load(cloud(), None)["x"])
-    with pytest.raises(MaemmError, match="votes is 0"):
-        PointCloud(votes=0, **SMALL)
+    with pytest.raises(MaemmError, match="votes must be"):
+        check(PointCloud, {"votes": 0}, "modalities.pointcloud")

@@ -3,6 +3,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from maemm.config.options import check
 from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
@@ -143,9 +144,9 @@ def test_tokens_over_all_channels():
 def test_wrong_options():
     for wrong in ({"ratio": 1.5}, {"span": 0}):
         with pytest.raises(MaemmError):
-            TimeBlock(**wrong)
+            check(TimeBlock, wrong, "masking")
     with pytest.raises(MaemmError):
-        ChannelTime(channels=-0.1)
+        check(ChannelTime, {"channels": -0.1}, "masking")
 
 
 def test_spans_are_spread_evenly():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import maemm
+from maemm.config.options import check
 from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
@@ -102,19 +103,19 @@ def test_wrong_recordings_have_a_reason(raw, text):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"channels": []}, "needs a channel"),
+        ({"channels": []}, "1 or more"),
         ({"channels": ["I", " i."]}, "cannot be told apart"),
         ({"mean": [0.0]}, "mean has 1 numbers for 4 channels"),
-        ({"std": [1.0, 1.0, 0.0, 1.0]}, "above 0"),
-        ({"gain": (2.0, 1.0)}, "low <= high"),
+        ({"std": [1.0, 1.0, 0.0, 1.0]}, "float > 0"),
+        ({"gain": (2.0, 1.0)}, "ascending"),
         ({"size": 30}, "not a multiple of patch 4"),
         ({"shift": 17}, "half of size"),
-        ({"drop_channel": 1.0}, "give 0 to below 1"),
+        ({"drop_channel": 1.0}, "0 <= float < 1"),
     ],
 )
 def test_wrong_options(options, text):
     with pytest.raises(MaemmError, match=text):
-        signal(**options)
+        signal(**check(Signal, options, "modalities.signal"))
 
 
 # ------------------------------------------------------------------------------------------------------ lengths

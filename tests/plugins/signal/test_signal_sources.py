@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.loader import Loader
@@ -296,16 +297,16 @@ def test_broken_ones_among_good_ones_are_counted(tmp_path):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"window": 0}, "window is 0"),
+        ({"window": 0}, "window must be int >= 1"),
         ({"stride": 5}, "stride needs a window"),
-        ({"rate": -1.0}, "rate is -1"),
+        ({"rate": -1.0}, "rate must be float > 0"),
         ({"channels": []}, "names none"),
     ],
 )
 def test_wrong_options(tmp_path, options, text):
     np.save(tmp_path / "a.npy", wave())
     with pytest.raises(MaemmError, match=text):
-        open_signals(str(tmp_path), **options)
+        open_signals(str(tmp_path), **check(open_signals, options, "data.source"))
 
 
 def test_what_cannot_be_opened(tmp_path):

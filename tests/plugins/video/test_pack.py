@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm.data.pack import pack
 from maemm_plugins.video.decoding import FrameFolder, VideoFile
@@ -114,13 +115,13 @@ def _draw():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"side": 0}, "side is 0"),
-        ({"group": -1}, "group is -1"),
-        ({"every": 0}, "every is 0"),
+        ({"side": 0}, "side must be int >= 2"),
+        ({"group": -1}, "group must be int >= 1"),
+        ({"every": 0}, "every must be int >= 1"),
         ({"quality": 60}, "quality is 60 .* 0 to 51"),
         ({"kind": "frames", "quality": 0}, "1 to 100 for kind=frames"),
     ],
 )
 def test_wrong_options_are_one_line(options, text):
     with pytest.raises(MaemmError, match=text):
-        Videos(**options)
+        Videos(**check(Videos, options, "pack"))

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 import maemm
+from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm.data.loader import Loader
 from maemm.data.order import SequentialBatches, ShuffledBatches
@@ -188,8 +189,8 @@ def test_nothing_and_something_that_is_not_there(tmp_path):
         open_videos(None)
     with pytest.raises(MaemmError, match="cannot be opened"):
         open_videos(str(tmp_path / "no"))
-    with pytest.raises(MaemmError, match="must be above 0"):
-        open_videos(str(tmp_path), seconds=0)
+    with pytest.raises(MaemmError, match="seconds must be float > 0"):
+        check(open_videos, {"seconds": 0}, "data.source")
 
 
 # ------------------------------------------------------------------------------------------------------- loading

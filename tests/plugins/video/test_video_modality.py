@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import maemm
+from maemm.config.options import check
 from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm_plugins.video import crop, maskings, resize, sampling
@@ -270,20 +271,20 @@ def test_only_the_region_is_seen():
 
 
 @pytest.mark.parametrize("options, text", [
-    ({"size": [4, 16]}, "three axes"),
+    ({"size": [4, 16]}, "size must be .int >= 1, int >= 1, int >= 1., got"),
     ({"size": [5, 16, 16]}, "not a multiple of patch"),
-    ({"stride": 0}, "stride is 0"),
+    ({"stride": 0}, "stride must be int >= 1"),
     ({"crop": {"scale": [0, 2]}}, "crop.scale"),
-    ({"std": [0, 1, 1]}, "std is"),
+    ({"std": [0, 1, 1]}, "std must be .float > 0"),
     ({"mean": [0]}, "mean has 1 numbers"),
     ({"predict_frames": 3}, "use 2 or 4"),
-    ({"region": [0, 0, 1]}, "region is .* give .top, left, height, width"),
-    ({"region": [0, 0, 0, 1]}, "region is"),
+    ({"region": [0, 0, 1]}, "region must be .0 <= float <= 1, "),
+    ({"region": [0, 0, 0, 1]}, "has no height"),
     ({"region": [0.5, 0, 0.6, 1]}, "extends beyond the frame"),
 ])  # fmt: skip
 def test_wrong_options_are_one_line(options, text):
     with pytest.raises(MaemmError, match=text) as caught:
-        Video(**{**SMALL, **options})
+        Video(**{**SMALL, **check(Video, options, "modalities.video")})
     assert "\n" not in str(caught.value)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from maemm.config.options import check
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm_plugins.video import crop, sampling
@@ -80,8 +81,8 @@ def test_a_picture_has_one_view_and_short_videos_are_told():
     assert len(model.load_tta_views(np.zeros((32, 32, 3), np.uint8))) == 1
     with pytest.raises(ValueError, match="has 1 frame, at least 2"):
         model.load_tta_views(Counted(1))
-    with pytest.raises(MaemmError, match=r"views is \[0, 3\]"):
-        video(tta_views=(0, 3))
+    with pytest.raises(MaemmError, match=r"tta_views must be"):
+        check(Video, {"tta_views": (0, 3)}, "modalities.video")
 
 
 def test_views_reach_the_model_through_collate():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from maemm.contract import Preprocessed
 from maemm.contract.grid import GridModality
+from maemm.contract.options import Channels, Positive, PositiveInt
 from maemm.contract.rng import Rng
 
 
@@ -30,11 +31,11 @@ class PlugName(GridModality):
     def __init__(
         self,
         *,
-        size: int | Sequence[int] = 32,
-        patch: int | Sequence[int] = 4,
-        channels: int = 1,
+        size: PositiveInt | Sequence[PositiveInt] = 32,
+        patch: PositiveInt | Sequence[PositiveInt] = 4,
+        channels: Channels = 1,
         mean: float | Sequence[float] = 0.0,
-        std: float | Sequence[float] = 1.0,
+        std: Positive | Sequence[Positive] = 1.0,
         **grid: Any,
     ):
         super().__init__(size=size, patch=patch, channels=channels, **grid)

@@ -9,6 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from maemm.contract import Modality, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.options import Positive, PositiveInt
 from maemm.contract.rng import Rng
 
 
@@ -43,12 +44,12 @@ class PlugName(Modality):
     def __init__(
         self,
         *,
-        coords: int = 3,
-        features: int = 1,
-        most: int = 256,
+        coords: PositiveInt = 3,
+        features: PositiveInt = 1,
+        most: PositiveInt = 256,
         mean: float = 0.0,
-        std: float = 1.0,
-        scale: float = 1.0,
+        std: Positive = 1.0,
+        scale: Positive = 1.0,
     ):
         super().__init__()
         self.coords, self.features, self.most = coords, features, most
