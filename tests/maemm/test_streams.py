@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from maemm import MaemmError, Plan, Rng
+from maemm.config.options import check
 from maemm.contract import Output, Preprocessed
 from maemm.contract.rng import seeded
 from maemm.model.build import build_model
@@ -93,7 +94,7 @@ def test_no_streams_and_no_trunks_is_one_transformer():
     [
         ({"streams": ["three"]}, "stream 'three' is not made of"),
         ({"streams": ["one+one"]}, "join different modalities"),
-        ({"joint_depth": 0}, "joint blocks"),
+        ({"joint_depth": 0}, "encoder.joint_depth must be 1 <= int <= 1000"),
         ({"heads": 3}, "multiple of 3 heads"),
     ],
 )
@@ -180,7 +181,8 @@ def test_a_temperature_can_be_learned():
 @pytest.mark.parametrize("options", [{"pair": ["one"]}, {"pair": ["one", "one"]}, {"temperature": 0.0}])
 def test_impossible_losses_are_refused(options):
     with pytest.raises(MaemmError, match="objectives.contrastive"):
-        Contrastive("contrastive", **{"pair": ["one", "two"], **options})
+        given = {"pair": ["one", "two"], **options}
+        Contrastive("contrastive", **check(Contrastive, given, "objectives.contrastive"))
 
 
 def test_an_encoder_without_the_stream_is_told():
