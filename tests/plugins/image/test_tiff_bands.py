@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from maemm import MaemmError, Rng
+from maemm.config.options import check
 from maemm_plugins._images.load import read_image
 from maemm_plugins.image.modality import Image as ImageModality
 from maemm_plugins.image.sources import open_images
@@ -129,8 +130,8 @@ def test_pictures_of_many_pixels_by_an_option(tmp_path):
         source.read(0, Rng((0,)))
     assert open_images(str(tmp_path), most_pixels=60_000).read(0, Rng((0,))).raw["image"].shape == (200, 300, 1)
     assert Image.MAX_IMAGE_PIXELS == 89_478_485  # Pillow's own limit is back
-    with pytest.raises(MaemmError, match="most_pixels is 0"):
-        open_images(str(tmp_path), most_pixels=0)
+    with pytest.raises(MaemmError, match="most_pixels must be int >= 1"):
+        check(open_images, {"most_pixels": 0}, "data.source")
 
 
 @pytest.mark.parametrize("ending", ["png", "bmp", "tif", "gif"])
