@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import platform
 import shutil
 import subprocess
@@ -17,15 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from maemm import registry
 from maemm.contract.errors import MaemmError
 from maemm.contract.version import __version__
 from maemm.data.atomic import WRITE_ERRORS, cause_of, fsync
 from maemm.model.model import Model
-from maemm.weights import EMA, MODEL, fill, save
-from maemm.weights.checkpoints import FORMAT, META, Checkpoint, stamp, steps_in
+from maemm.weights import EMA, MODEL, save
+from maemm.weights.checkpoints import FORMAT, META, stamp, step_of, steps_in
 
 OPTIMIZER = "optimizer.pt"
 
@@ -72,9 +70,15 @@ def write(
     return final
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints, and what an interrupted :func:`write` left behind."""
-    for path in [*steps_in(folder)[keep:], *folder.glob(".step-*.tmp")]:
+def prune(folder: Path, keep: int, step: int, *, later: bool = False) -> None:
+    """Remove all but the ``keep`` newest checkpoints of at most ``step``, and what an interrupted :func:`write` left.
+
+    A run has later ones if it could not resume from them. They do not count, and are removed with ``later=True``, once
+    there is a new one.
+    """
+    steps = {path: step_of(path) for path in steps_in(folder)}
+    usable, others = ([path for path in steps if (steps[path] <= step) == good] for good in (True, False))
+    for path in [*usable[keep:], *(others if later else []), *folder.glob(".step-*.tmp")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -103,25 +107,3 @@ def _commit() -> str | None:
 def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-# -------------------------------------------------------------------------------------------------- reading
-def read(checkpoint: Checkpoint, model: Model, ema_model: Model | None = None) -> dict[str, Any]:
-    """Fill ``model``, and ``ema_model`` if there is one, from a checkpoint; returns the ``state`` of :func:`write`."""
-    _fill(model, checkpoint.path / MODEL)
-    if ema_model is not None:
-        _fill(ema_model, checkpoint.path / EMA)
-    try:
-        return torch.load(checkpoint.path / OPTIMIZER, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError) as error:
-        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else cause_of(error)
-        raise MaemmError(
-            f"{checkpoint.path / OPTIMIZER} cannot be read ({reason}); remove that checkpoint to use an older one"
-        ) from error
-
-
-def _fill(model: Model, path: Path) -> None:
-    if not path.is_file():
-        raise MaemmError(f"the checkpoint has no {path.name} ({path.parent}); choose another out=")
-    state = {key: value for key, value in load_file(path).items() if not key.startswith("extras/")}
-    fill(model, state, str(path))

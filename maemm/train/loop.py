@@ -26,6 +26,7 @@ from maemm.train.distributed import DistContext
 from maemm.train.logging import Clock, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
 from maemm.train.nonfinite import NonFiniteWatch
 from maemm.train.optim import set_lr
+from maemm.train.restore import Unusable, restore
 from maemm.train.run_folder import RunFolder
 from maemm.train.schedules import learning_rate
 from maemm.train.setup import make_loader, make_order, make_train_state
@@ -95,10 +96,11 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
                 held_out,
                 order,
                 steps,
-                resume_from,
+                resume_from is None,
                 callback or Callback(),
             )
         )
+        run.resume(resume_from)
         run.train(interrupts)
         run.train_state.net = run.train_state.model  # drops DDP, which holds the process group that ends here
     return folder.path
@@ -144,9 +146,10 @@ class Run:
         held_out: Source | None,
         order: ShuffledBatches | MixtureBatches,
         steps: int,
-        resume_from: Checkpoint | None,
+        fresh: bool,
         callback: Callback,
     ):
+        """``fresh``: there is no checkpoint to :meth:`resume` from."""
         self.recipe, self.folder, self.dist_context, self.console = recipe, folder, dist_context, console
         self.source, self.order, self.steps, self.callback = source, order, steps, callback
         self.settings: Mapping[str, Any] = recipe["train"]
@@ -157,6 +160,7 @@ class Run:
         self.picture_every = self.settings.get("picture_every") or self.save_every * saves_per_picture
         self.step, self.saved_step = 0, -1
         self.stepped = False  # whether this start has done a step
+        self.untrained: list[str] = []  # parameters to train that got no gradient in the first one
 
         # What a step uses.
         self.lr = learning_rate(self.settings, order.steps_per_epoch, steps)
@@ -168,7 +172,7 @@ class Run:
             steps,
             order.accumulation,
             dist_context,
-            fresh=resume_from is None,
+            fresh=fresh,
             steps_per_epoch=order.steps_per_epoch,
         )
         model = self.train_state.model
@@ -184,25 +188,57 @@ class Run:
         self.metrics = MetricsFile(folder.metrics)
         self.tensorboard: Any = None
         callback.begin(self.train_state, self.loader, folder, console.log)
-        self._restore(resume_from)
 
-    def _restore(self, resume_from: Checkpoint | None) -> None:
+    def resume(self, newest: Checkpoint | None) -> None:
+        """Continue from a checkpoint, or from one before it where that holds what this run cannot have written.
+
+        Raises :class:`MaemmError` where none can be used.
+        """
         state: Mapping[str, Any] = {}
-        if resume_from is not None:
-            state = checkpoint.read(resume_from, self.train_state.model, self.train_state.ema_model)
-            self.train_state.optimizer.load_state_dict(state["optimizer"])
-            for phase in self.train_state.phases:
-                phase.optimizer.load_state_dict(state["phases"][phase.name])
+        candidate = newest
+        while candidate is not None:
+            problem, state = self._try(candidate)
+            if problem is None:
+                self.step = self.saved_step = candidate.step
+                break
+            candidate = self._fall_back(candidate, problem)
+        if state:
             self.means.load_state_dict(state["means"])
             self.watch.steps = state["nonfinite_steps"]
-            self.validator.load_state_dict(state.get("validation", {}))
-            self.step = self.saved_step = resume_from.step
-        if self.dist_context.is_rank0:
-            self.metrics.rewind(self.step)
-            checkpoint.prune(self.folder.checkpoints, self.settings["keep"])
-            if self.settings.get("tensorboard"):
-                self.tensorboard = tensorboard(self.folder.path / "tensorboard", self.step)
+            self.validator.load_state_dict(state["validation"])
+        self.dist_context.on_rank0(self._rewind)
         self.clock = Clock(self.settings["batch"], state.get("seconds", 0.0))
+
+    def _fall_back(self, failed: Checkpoint, problem: str) -> Checkpoint:
+        """The checkpoint before one that cannot be used."""
+        folder, log = self.folder.checkpoints, self.console.log
+        older = self.dist_context.on_rank0(lambda: latest(folder, log, before=failed.step))
+        if older is None:
+            raise MaemmError(
+                f"no checkpoint of the run can be used ({failed.path}: {problem}); choose another out=, or remove "
+                f"{folder} to start from the beginning"
+            )
+        log(f"{failed.path} cannot be used ({problem}); falling back to the one before it")
+        return older
+
+    def _try(self, candidate: Checkpoint) -> tuple[str | None, dict[str, Any]]:
+        """(why a checkpoint cannot be used, {}), or (None, its state); the same on every rank."""
+
+        def read() -> tuple[str | None, dict[str, Any]]:
+            try:
+                return None, restore(candidate, self.train_state)
+            except Unusable as error:
+                return str(error), {}
+
+        problem, state = self.dist_context.on_all_ranks(read)
+        return next(filter(None, self.dist_context.all_gather_object(problem)), None), state
+
+    def _rewind(self) -> None:
+        """Drop what an earlier start has written beyond the step from which this one continues."""
+        self.metrics.rewind(self.step)
+        checkpoint.prune(self.folder.checkpoints, self.settings["keep"], self.step)
+        if self.settings.get("tensorboard"):
+            self.tensorboard = tensorboard(self.folder.path / "tensorboard", self.step)
 
     # ------------------------------------------------------------------------------------------ the loop
     def train(self, interrupts: Interrupts) -> None:
@@ -267,8 +303,8 @@ class Run:
             unused = [] if self.stepped else leave_out_unused(self.train_state, micro_batches)
             result = take_step(self.train_state, micro_batches, baseline=logs, first=not self.stepped)
         if not self.stepped:
-            self.stepped = True
-            self._warn_of_unused(unused or result.without_gradient)
+            self.stepped, self.untrained = True, unused or result.without_gradient
+            self._warn_of_untrained()
         self.step = done
         terms = {f"terms.{name}": value for name, value in result.terms.items()}
         self.means.add({"loss": result.total, "grad_norm": result.grad_norm} | terms, result.bad)
@@ -285,8 +321,8 @@ class Run:
         if done % self.picture_every == 0 and not is_last:
             self.dist_context.on_rank0(lambda: self.callback.draw_pictures(done))
 
-    def _warn_of_unused(self, names: list[str]) -> None:
-        if names:
+    def _warn_of_untrained(self) -> None:
+        if names := self.untrained:
             listed, count = some_of(names), len(names)
             self.console.log(
                 f"warning: {count} parameter{'s get' if count > 1 else ' gets'} no gradient and "
@@ -368,6 +404,7 @@ class Run:
             "nonfinite_steps": self.watch.steps,
             "seconds": self.clock.seconds,
             "validation": self.validator.state_dict(),
+            "untrained": self.untrained,
         }
         held_out = self.validator.source
         validation = {} if held_out is None else {"validation": held_out.fingerprint()}
@@ -375,7 +412,7 @@ class Run:
         model, ema_model = self.train_state.model, self.train_state.ema_model
         path = checkpoint.write(self.folder.checkpoints, self.step, model, state, meta, ema_model)
         self.saved_step = self.step
-        checkpoint.prune(self.folder.checkpoints, self.settings["keep"])
+        checkpoint.prune(self.folder.checkpoints, self.settings["keep"], self.step, later=True)
         return path
 
 

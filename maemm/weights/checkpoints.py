@@ -51,8 +51,12 @@ class Checkpoint:
 def steps_in(folder: Path) -> list[Path]:
     """Checkpoint folders in ``folder``, the newest first."""
     names = os.listdir(folder) if folder.is_dir() else []
-    steps = sorted((int(match.group(1)), match.group(0)) for name in names if (match := _STEP.fullmatch(name)))
-    return [folder / name for _, name in reversed(steps)]
+    return sorted((folder / name for name in names if _STEP.fullmatch(name)), key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint folder, by its name."""
+    return int(path.name.removeprefix("step-"))
 
 
 def latest(
@@ -60,15 +64,18 @@ def latest(
     log: Callable[[str], Any],
     needed: Choose | None = None,
     advice: str = "remove them to start from the beginning",
+    before: int | None = None,
 ) -> Checkpoint | None:
     """The newest complete checkpoint in ``folder``, or None if there is none; damaged ones are logged and skipped.
 
-    ``needed``: which files must be whole; None: all. Raises :class:`MaemmError`, which ends in ``advice``, where all
-    are damaged: starting from the beginning would lose the run silently.
+    ``needed``: which files must be whole; None: all. ``before``: only checkpoints of fewer steps, as the one of that
+    step cannot be used. Raises :class:`MaemmError`, which ends in ``advice``, where all are damaged: starting from the
+    beginning would lose the run silently.
     """
     reason: str | None = None
     while True:
-        paths, lines = steps_in(folder), list[str]()
+        folders, lines = steps_in(folder), list[str]()
+        paths = [path for path in folders if before is None or step_of(path) < before]
         for path in paths:
             meta, reason = _checked(path, needed)
             if meta is not None:
@@ -76,9 +83,9 @@ def latest(
                     log(f"{line}; falling back to {path.name}")
                 return Checkpoint(path, meta)
             lines.append(f"{path} is damaged ({reason})")
-        if steps_in(folder) == paths:  # else a run writes here, and has replaced what was looked at
+        if steps_in(folder) == folders:  # else a run writes here, and has replaced what was looked at
             break
-    if paths:
+    if paths and before is None:
         raise MaemmError(f"all {len(paths)} checkpoints of the run are damaged ({folder}: {reason}); {advice}")
     return None
 
