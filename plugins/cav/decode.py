@@ -1,18 +1,23 @@
-"""Decoding of a video file in one pass: frames and sound of the same moments."""
+"""Decoding of a video file in one pass: frames and sound of the same moments.
+
+It runs in the decoding process of ``..video.decoding``, so nothing here imports torch before a sound is taken.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from maemm.contract.errors import MaemmError
 
-from ..audio.load import Wave
 from ..video.decoding.packets import OPTIONS, Timeline, stored_packets
+
+if TYPE_CHECKING:
+    from ..audio.load import Wave
 
 _MOST_BYTES = 2**31  # of the frames, or of the sound, of one clip: headers may claim any size
 _RECORDED = {"mp4", "mov", "matroska", "webm", "avi"}  # containers whose header has the length
@@ -78,6 +83,8 @@ class Clip:
 
     def heard(self, start: float, stop: float) -> Wave:
         """The sound from ``start`` to ``stop``. Raises ValueError where there is none, or it begins too late."""
+        from ..audio.load import Wave
+
         assert self.sound is not None
         first = max(0, round((start - self.begin) * self.rate))
         part = self.sound[first : max(first, round((stop - self.begin) * self.rate))]
@@ -123,7 +130,8 @@ def extent_of(path: str) -> Extent:
 def _extent_of_packets(container: Any, streams: list[Any]) -> Extent:
     import av
 
-    timeline, begin, end = Timeline(), {}, Fraction(0)
+    timeline, end = Timeline(), Fraction(0)
+    begin: dict[int, Fraction] = {}  # of each stream
     try:
         for packet in timeline.moved(container.demux(streams)):
             if packet.size and packet.pts is not None and not packet.is_discard:

@@ -21,6 +21,7 @@ from maemm.data.files import Files, endings, existing, fingerprint
 from maemm.data.lists import class_labels, find_files, read_list
 
 from ..audio.read import VIDEO_EXTENSIONS
+from ..video.decoding.watchdog import call
 from .decode import Clip, Look, decode, extent_of, last_step
 
 _MARGIN = 0.05  # seconds of sound after the last frame, for the last window of a filter bank
@@ -50,11 +51,12 @@ class Movies(Files):
         at: float | None,
         tta_views: int,
         cache: Path | None,
+        decode_seconds: float | None = 60.0,
     ):
         home, paths, labels, classes = listed
         super().__init__(home, paths, labels, classes, name=names.video or names.image or names.audio or "")
         self.names, self.look, self.seconds, self.fps, self.at, self.cache = names, look, seconds, fps, at, cache
-        self.tta_views = tta_views
+        self.tta_views, self.limit = tta_views, decode_seconds
 
     def open(self, path: bytes, rng: Rng) -> dict[str, Any]:
         """{modality: what its ``load`` expects}; without the modalities that the file has no track for."""
@@ -64,15 +66,16 @@ class Movies(Files):
     def _opened(self, file: str, position: float, at: float) -> dict[str, Any]:
         """``position`` in [0, 1): of the interval in the file; ``at``: of the image in the interval."""
         if self.cache is not None:
-            clip = _cached(self.cache, file, self.look)
+            clip = _cached(self.cache, file, self.look, self.limit)
             start = clip.first + position * max(0.0, clip.length - (self.seconds or clip.length))
         elif self.seconds is None:
-            clip = decode(file, self.look)
+            clip = call(decode, file, self.look, seconds=self.limit)
             start = clip.first
         else:
-            begin, length, seekable = extent_of(file)
+            begin, length, seekable = call(extent_of, file, seconds=self.limit)
             start = begin + position * max(0.0, length - self.seconds)
-            clip = decode(file, self.look, start, start + self.seconds + _MARGIN, seekable)
+            stop = start + self.seconds + _MARGIN
+            clip = call(decode, file, self.look, start, stop, seekable, seconds=self.limit)
         raw: dict[str, Any] = {}
         stop = start + self.seconds if self.seconds else float("inf")
         if clip.times is not None and clip.pictures is not None:
@@ -127,6 +130,7 @@ def open_movies(
     box: tuple[NonNegativeInt, NonNegativeInt, PositiveInt, PositiveInt] | None = None,
     shrink: PositiveInt = 1,
     cache: str | None = None,
+    decode_seconds: Positive | None = 60.0,
     extensions: Sequence[str] | None = None,
 ) -> Source:
     """Videos with their sound, of a folder or a list of paths: images, clips and sound of the same moments.
@@ -145,6 +149,8 @@ def open_movies(
         box: top, left, height and width in pixels of the part of each frame that is used; null: all
         shrink: factor by which frames are made smaller, by averaging
         cache: folder for decoded files, for short files that are read often; null: decode each time
+        decode_seconds: time limit for decoding an interval; a decoder that exceeds it is killed and the file is
+            unreadable; null: no limit, decode in the worker itself
         extensions: endings of the files to read from a folder; null: those of all known kinds
     """
     names = [name for name in (image, video, audio) if name]
@@ -154,7 +160,15 @@ def open_movies(
     folder = None if cache is None else Path(cache).expanduser()
     listed = _listed(root, list, endings(extensions, VIDEO_EXTENSIONS))
     return Movies(
-        listed, Names(image, video, audio), look, seconds=seconds, fps=fps, at=at, tta_views=tta_views, cache=folder
+        listed,
+        Names(image, video, audio),
+        look,
+        seconds=seconds,
+        fps=fps,
+        at=at,
+        tta_views=tta_views,
+        cache=folder,
+        decode_seconds=decode_seconds,
     )
 
 
@@ -175,7 +189,7 @@ def _listed(root: str | None, list: str | None, suffixes: tuple[str, ...]) -> tu
 
 
 # ---------------------------------------------------------------------------------------------------- the cache
-def _cached(folder: Path, path: str, look: Look) -> Clip:
+def _cached(folder: Path, path: str, look: Look, limit: float | None) -> Clip:
     """The whole file, decoded once; a file that has changed is decoded again."""
     status = os.stat(path)
     key = f"{os.path.abspath(path)}\x1f{status.st_size}\x1f{status.st_mtime_ns}\x1f{look}".encode(
@@ -188,7 +202,7 @@ def _cached(folder: Path, path: str, look: Look) -> Clip:
         return Clip(**values, rate=int(rate), begin=float(begin))
     except (OSError, SafetensorError, KeyError, TypeError):
         pass  # not there yet, or incomplete: decode
-    clip = decode(path, look)
+    clip = call(decode, path, look, seconds=limit)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     save_file(clip.arrays(), temporary)

@@ -16,7 +16,10 @@ HEADER = struct.Struct("<QQ")  # bytes of a pickled answer and of the pixels aft
 
 
 def main() -> None:
-    """Answer requests (reader, partial, path, index or None, seconds) until the pipe closes."""
+    """Answer requests until the pipe closes: (reader, partial, path, index or None, seconds), or a call.
+
+    ("call", function, arguments, seconds) is answered with what the function returns.
+    """
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what libraries print must not mix with the answers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles interrupts
@@ -30,11 +33,17 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     opened: tuple[Any, Any] = (None, None)
     while True:
         try:
-            kind, partial, path, index, seconds = pickle.load(requests)
+            kind, *rest, seconds = pickle.load(requests)
         except EOFError:
             return
         _alarm(2 * seconds)  # the parent gives up after ``seconds``; this is for when it has died
         try:
+            if kind == "call":
+                function, arguments = rest
+                _send(answers, ("object",), pickle.dumps(function(*arguments), protocol=5))
+                _alarm(0)
+                continue
+            partial, path, index = rest
             if opened[0] != (kind, partial, path):
                 opened = (None, None)
                 opened = (kind, partial, path), READERS[kind](path, partial)
@@ -58,11 +67,13 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error).strip().splitlines()[-1:][0] if str(error).strip() else ""
 
 
-def _send(answers: BinaryIO, head: tuple[Any, ...], pixels: Any) -> None:
+def _send(answers: BinaryIO, head: tuple[Any, ...], body: Any) -> None:
+    """``body``: bytes, an array or None."""
     import numpy as np
 
     packed = pickle.dumps(head)
-    body = memoryview(b"" if pixels is None else np.ascontiguousarray(pixels).data).cast("B")
+    data = body if isinstance(body, bytes) else b"" if body is None else np.ascontiguousarray(body).data
+    body = memoryview(data).cast("B")
     for view in (memoryview(HEADER.pack(len(packed), len(body)) + packed), body):
         while len(view):
             view = view[answers.write(view) :]

@@ -15,12 +15,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from .child import HEADER
+
+Result = TypeVar("Result")
 
 _FILES = 500  # decoded by a process before it is replaced
 _PIPE = 2**20  # capacity of a pipe in bytes, if the system allows it
@@ -55,6 +58,17 @@ class Decoder:
         return _child().ask((self.reader, self.partial, path, index, self.seconds))
 
 
+def call(function: Callable[..., Result], path: str, *arguments: Any, seconds: float | None = 30.0) -> Result:
+    """``function(path, *arguments)`` in the decoding process: a function of a module that imports no torch.
+
+    What it returns is pickled. Raises ValueError or OSError as a :class:`Decoder` does.
+    """
+    _check_regular(path)
+    if seconds is None or not hasattr(select, "poll"):
+        return function(path, *arguments)
+    return _child().ask(("call", function, (path, *arguments), seconds))
+
+
 class Child:
     """The decoding process."""
 
@@ -73,10 +87,10 @@ class Child:
 
             fcntl.fcntl(self.answers, fcntl.F_SETPIPE_SZ, _PIPE)
 
-    def ask(self, request: tuple[Any, ...]) -> np.ndarray:
+    def ask(self, request: tuple[Any, ...]) -> Any:
         """The answer to a request of :mod:`.child`. After a TimeoutError or its death the process is gone."""
         *_, index, seconds = request
-        self.files += index is None
+        self.files += index is None or request[0] == "call"
         until = time.monotonic() + seconds
         try:
             pickle.dump(request, self.requests)
@@ -94,6 +108,8 @@ class Child:
             raise
         if kind == "error":
             raise _error(*rest)
+        if kind == "object":
+            return pickle.loads(answer.data)
         dtype, shape = rest
         return answer.view(dtype).reshape(shape)
 

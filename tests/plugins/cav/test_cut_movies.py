@@ -1,6 +1,11 @@
 """Movies that were cut without re-encoding, put one behind the other, or begin at another second than 0."""
 
+import os
+import shutil
+import subprocess
+import sys
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,6 +13,7 @@ import pytest
 from maemm import Rng
 from maemm_plugins.audio.read import Recording
 from maemm_plugins.cav.movies import open_movies
+from maemm_plugins.video.decoding.watchdog import call
 from tests.plugins.cav.movie_files import RATE, picture, tone, write
 from tests.plugins.edit_lists import with_edits
 
@@ -126,3 +132,40 @@ def test_the_sound_of_a_movie_that_begins_at_another_second(tmp_path, ending, of
     assert recording.seconds == pytest.approx(1.6, abs=0.15)
     whole, part = recording.read(0, recording.length), recording.read(16000, 4000)
     assert np.corrcoef(whole[16000:20000, 0], part[:, 0])[0, 1] > 0.95  # Matroska rounds to milliseconds
+
+
+# ------------------------------------------------------------------------------------------------ the watchdog
+def test_movies_are_decoded_in_the_process_that_may_be_killed(tmp_path, monkeypatch):
+    """The same frames and sound with and without it, and none of it happens in the worker."""
+    write(tmp_path / "a.mp4")
+    options = {"video": "video", "seconds": 0.8}
+    here = open_movies(str(tmp_path), decode_seconds=None, **options).read(0, Rng((3,))).raw
+    monkeypatch.setattr(av, "open", None)
+    there = open_movies(str(tmp_path), **options).read(0, Rng((3,))).raw
+    assert (here["video"] == there["video"]).all() and (here["audio"].samples == there["audio"].samples).all()
+    there["video"][:] = 0  # writable, as from the worker itself
+
+
+@pytest.mark.parametrize(
+    "function, program, seconds, reason",
+    [
+        (subprocess.call, "cat", 0.5, "took longer than 0.5 s and was killed"),  # it waits for input that never comes
+        (partial(os.execl, shutil.which("false")), "false", 30, "the decoder died of exit status 1"),
+    ],
+)
+def test_a_decoder_that_hangs_or_dies_costs_one_file(tmp_path, function, program, seconds, reason):
+    with pytest.raises(OSError, match=reason):
+        call(function, shutil.which(program), seconds=seconds)
+    write(tmp_path / "a.mp4")
+    assert open_movies(str(tmp_path)).read(0, Rng((0,))).raw["image"].shape == (32, 48, 3)
+
+
+def test_what_runs_in_that_process_imports_no_torch():
+    code = "import sys, maemm_plugins.cav.decode; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_a_movie_that_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="not a regular file"):
+        open_movies(str(tmp_path / "a.mp4")).read(0, Rng((0,)))
