@@ -115,20 +115,23 @@ class GridModality(Modality):
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         """x (B, C, *size) -> patches (B, N, P). A patch is valid if all its elements are, with ``gaps`` if any is.
 
-        ``preprocessed.valid`` is (B, *size), the same for all channels, or (B, C, *size).
+        ``preprocessed.valid`` is (B, *size), the same for all channels, or (B, C, *size). With ``gaps`` values of x
+        that are not finite are missing too.
         """
         x = preprocessed.x
         if x.ndim != len(self.patch) + 2 or x.shape[1] != self.channels:
             axes = ", ".join(str(side) for side in self.size)
             raise MaemmError(f"{type(self).__name__} expects (B, {self.channels}, {axes}), got {tuple(x.shape)}")
         grid = grid_of(tuple(x.shape[2:]), self.patch)
-        values, valid, known = patchify(x, self.patch), None, None
-        if preprocessed.valid is not None:
-            elements = preprocessed.valid if preprocessed.valid.ndim == x.ndim else preprocessed.valid.unsqueeze(1)
+        values, elements, valid, known = patchify(x, self.patch), preprocessed.valid, None, None
+        if elements is not None and elements.ndim < x.ndim:
+            elements = elements.unsqueeze(1)
+        if self.gaps:
+            finite = x.isfinite()
+            known = patchify(finite if elements is None else finite & elements, self.patch)
+            values, valid = torch.where(known, values, 0.0), known.any(-1)
+        elif elements is not None:
             valid = patchify(elements, self.patch).all(-1)
-            if self.gaps:
-                known = patchify(elements.expand_as(x), self.patch)
-                values, valid = torch.where(known, values, 0.0), known.any(-1)
         return Tokens(values, lattice(grid, x.device)[None], grid, valid, known=known)
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor:
@@ -211,6 +214,10 @@ class GridModality(Modality):
             valid = valid if valid.ndim == x.ndim else valid.unsqueeze(1)
             x = x.masked_fill(~valid, float("nan"))
         return x.movedim(1, 0).flatten(1)
+
+    def validity(self, x: Tensor) -> Tensor | None:
+        """With ``gaps`` of every value, (B, C, *size); otherwise as a subclass pads."""
+        return torch.ones_like(x, dtype=torch.bool) if self.gaps else super().validity(x)
 
     def example(self, batch: int, rng: Rng) -> Preprocessed:
         uniform = rng.uniform("example", batch, self.channels, *self.size)[0]

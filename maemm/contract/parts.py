@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maemm.contract.data import Label, Latents, ModalityInput, Output, Plan, Preprocessed, Sample, Term, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
+from maemm.contract.validity import validity_by_trial
 
 # maemm.model.model.Model, which the contract does not import. Parts may annotate their methods with the real class.
 Model: TypeAlias = Any
@@ -208,6 +209,16 @@ class Modality(nn.Module, ABC):
         Recipes whose samples cannot fit the memory of the machine are refused by it. None: not known.
         """
         return None
+
+    def validity(self, x: Tensor) -> Tensor | None:
+        """All True, in the shape of ``Preprocessed.valid`` for x (B, ...). None: :meth:`preprocess` never gives one.
+
+        Where it is not None, an exported graph takes ``valid`` beside ``x``, as the input ``NAME_valid``, and is
+        compared with the model on padded samples. By default that is seen from :meth:`example`, where it has ``valid``,
+        from what :meth:`collate` and :meth:`preprocess` make of {"x": ...} of two sizes or with a NaN, or, where they
+        need other keys, from whether :meth:`tokenize` passes ``valid`` on. Override it where that is wrong.
+        """
+        return validity_by_trial(self, x)
 
     # ---- what ``maemm show`` and ``maemm data`` report
     def describe(self, raw: Any) -> dict[str, Any]:

@@ -226,6 +226,10 @@ class Audio(GridModality):
         frames, mels = _token_axes(self.size, self.mel_major)
         return Preprocessed((rng.uniform("example", batch, frames, mels)[0] - 0.5) * 12**0.5)
 
+    def validity(self, x: Tensor) -> Tensor | None:
+        """Of frames, (B, T); None where the model sees the padding."""
+        return torch.ones(x.shape[:2], dtype=torch.bool) if self.pad == "masked" else None
+
     def plot(self, axes: Any, signal: Tensor) -> None:
         """One spectrogram (T, F): time to the right, mel bands upwards, grey where hidden."""
         from .pictures import draw_spectrogram

@@ -75,7 +75,7 @@ class PCP(ViT):
         seen = plan.visible.shape[1]
         x = modality.embed(tokens, torch.cat([plan.visible, plan.predict], 1))
         visible_position = modality.position(tokens, plan.visible, "encoder").to(x.dtype)
-        hidden_position = self.hidden_position.to(x.dtype).expand(len(x), plan.predict.shape[1], -1)
+        hidden_position = self.hidden_position.to(x.dtype).expand(x.shape[0], plan.predict.shape[1], -1)
         position, mask = torch.cat([visible_position, hidden_position], 1), self._mask(plan)
         requested, outputs = set(layers), {}
         for layer, block in enumerate(self.blocks):
@@ -83,10 +83,11 @@ class PCP(ViT):
             if layer in requested:
                 outputs[layer] = {name: x[:, :seen]}
         normed = self.norm(x)
-        code = self.centers(normed[:, seen:])[..., : modality.code_dim]
         latents = Latents({name: (normed if norm else x)[:, :seen]}, layers=outputs)
-        latents.positions[name] = modality.position_of(code.detach(), "decoder")
-        latents.terms[TERM] = self._term(modality, tokens, plan, code)
+        if plan.predict.shape[1]:  # else these are features, and there may be no decoder
+            code = self.centers(normed[:, seen:])[..., : modality.code_dim]
+            latents.positions[name] = modality.position_of(code.detach(), "decoder")
+            latents.terms[TERM] = self._term(modality, tokens, plan, code)
         return latents
 
     def _mask(self, plan: Plan) -> Tensor | None:

@@ -103,9 +103,10 @@ def _nearest(planes: Tensor, centers: Tensor, count: int, valid: Tensor | None) 
         distance = distance + (planes[:, None, axis] - centers[..., axis, None]).square_()
     if valid is not None:
         distance = torch.where(valid[:, None], distance, math.inf)
-    if torch.compiler.is_exporting() and valid is None:
-        # ONNX cannot view the bits of a float; its TopK breaks ties in the same way.
-        return distance.topk(count, largest=False, sorted=True).indices
+    if torch.compiler.is_exporting():  # ONNX cannot view the bits of a float; a stable sort is slower, and exact too
+        first = torch.arange(count, device=distance.device)  # a slice would ask whether N is this number
+        sorted_distance, index = (x.index_select(-1, first) for x in distance.sort(dim=-1, stable=True))
+        return index if valid is None else torch.where(sorted_distance < math.inf, index, index[..., :1])
     # The bits of a non-negative float sort like the float; the index in the lower bits breaks ties.
     indices = torch.arange(distance.shape[-1], device=distance.device)
     key = (distance.view(torch.int32).long() << 32) | indices

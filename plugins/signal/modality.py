@@ -199,6 +199,10 @@ class Signal(GridModality):
         example = super().example(batch, rng)
         return replace(example, x=example.x[:, 0]) if self.per_channel else example
 
+    def validity(self, x: Tensor) -> Tensor:
+        """Of every sample of a channel, (B, C, L): channels may be missing, recordings be short."""
+        return torch.ones_like(x, dtype=torch.bool)
+
     def plot(self, axes: Any, signal: Tensor) -> None:
         """A trace per channel (C, L), the first on top; hidden parts are shaded."""
         pictures.traces(axes, signal, self.names if self.by_name else None)

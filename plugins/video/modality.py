@@ -301,6 +301,10 @@ class Video(GridModality):
         mean, std = self._mean_and_std(signal.device)
         return signal.float() * std + mean
 
+    def validity(self, x: Tensor) -> None:
+        """None: all clips of a batch have the same frames, and nothing is padded."""
+        return None
+
     def plot(self, axes: Any, signal: Tensor) -> None:
         """One clip (C, time, H, W) as a contact sheet of up to eight frames."""
         axes.set_axis_off()

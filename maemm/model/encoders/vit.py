@@ -108,7 +108,7 @@ class ViT(Encoder):
             embedded = modalities[name].embed(x.tokens, x.plan.visible)
             sections = [(embedded, x.plan.visible, x.plan.visible_valid)]
             if self.reads_predict:
-                hidden = self.hidden_token.to(embedded.dtype).expand(len(embedded), x.plan.predict.shape[1], -1)
+                hidden = self.hidden_token.to(embedded.dtype).expand(embedded.shape[0], x.plan.predict.shape[1], -1)
                 sections.append((hidden, x.plan.predict, x.plan.predict_valid))
             for section, index, section_valid in sections:
                 parts.append(section if vector is None else section + vector)

@@ -10,37 +10,33 @@ from typing import Any
 
 import torch
 
-from maemm.contract import Modality, Preprocessed
+from maemm.contract import Modality
 from maemm.contract.version import __version__
 from maemm.tasks._shared.inputs import weights_stamp
 from maemm.tasks._shared.run_files import read_run
 from maemm.tasks.export.inference_model import InferenceModel
+from maemm.tasks.export.inputs import MEANINGS, input_name
 
 _RECORDS = 20  # evaluations that a card holds, the last ones by name
 
 
-def card_of(exported: InferenceModel, to: str, differences: Mapping[int, float] | None = None) -> dict[str, Any]:
-    """A JSON object. ``differences``: {batch size: largest difference of the exported outputs from the model's}."""
+def card_of(
+    exported: InferenceModel,
+    to: str,
+    differences: Mapping[str, float] | None = None,
+    elements: Mapping[str, tuple[int, int | None]] | None = None,
+) -> dict[str, Any]:
+    """A JSON object. ``differences``: {what was compared: largest difference of the exported outputs from the model's}.
+    ``elements``: as in :class:`Written`.
+    """
     model = exported.model
-    example = exported.example(1)
-    inputs = {}
-    for name, shape in exported.shapes.items():
-        modality = model.modalities[name]
-        tokens = modality.tokenize(Preprocessed(example[name]))
-        inputs[name] = {
-            "shape": ["batch", *shape],
-            "dtype": "float32",
-            "tokens": tokens.count,
-            "grid": None if tokens.grid is None else list(tokens.grid),
-            "normalisation": normalisation(modality, shape),
-        }
     card: dict[str, Any] = {
         "maemm": __version__,
         "target": to,
         "output": exported.output,
         "pool": exported.pool,
-        "inputs": inputs,
-        "outputs": {name: ["batch", *x.shape[1:]] for name, x in exported.compute(example).items()},
+        "inputs": inputs_of(exported, elements or {}),
+        "outputs": {name: ["batch", *x.shape[1:]] for name, x in exported.compute(exported.example(1)).items()},
         "embed": _maemm_call(exported),
         "parameters": sum(p.numel() for p in model.parameters()),
         "encoder_parameters": sum(p.numel() for p in model.encoder.parameters()),
@@ -50,8 +46,32 @@ def card_of(exported: InferenceModel, to: str, differences: Mapping[int, float] 
         "metrics": {} if exported.run is None else metrics_of(exported.run),
     }
     if differences is not None:
-        card["checked"] = {f"batch {batch}": difference for batch, difference in differences.items()}
+        card["checked"] = dict(differences)
     return json.loads(json.dumps(card, default=str))
+
+
+def inputs_of(exported: InferenceModel, elements: Mapping[str, tuple[int, int | None]]) -> dict[str, dict[str, Any]]:
+    """{input: shape, dtype, and what it means}; in shapes a text is a size that may vary."""
+    example, inputs = exported.example(1), dict[str, dict[str, Any]]()
+    for name, shape in exported.shapes.items():
+        modality, tokens = exported.model.modalities[name], exported.tokens(example, name)
+        inputs[name] = {
+            "shape": ["batch", *shape],
+            "dtype": "float32",
+            "tokens": tokens.count,
+            "grid": None if tokens.grid is None else list(tokens.grid),
+            "normalisation": normalisation(modality, shape),
+        }
+    for kind, names in (("valid", exported.ragged), ("present", exported.optional)):
+        for name in names:
+            key = input_name(name, kind)
+            meaning = MEANINGS[kind].format(name=name)
+            inputs[key] = {"shape": ["batch", *example[key].shape[1:]], "dtype": "bool", "of": name, "meaning": meaning}
+    for name, (least, largest) in elements.items():
+        inputs[name]["elements"] = [least, largest]
+        for key in (name, input_name(name, "valid")):
+            inputs[key]["shape"][1] = f"{name} elements"
+    return inputs
 
 
 def normalisation(modality: Modality, shape: tuple[int, ...]) -> dict[str, Any] | None:
@@ -78,7 +98,12 @@ def normalisation(modality: Modality, shape: tuple[int, ...]) -> dict[str, Any] 
 
 def _maemm_call(exported: InferenceModel) -> str:
     """Python that computes the same outputs with maemm."""
-    batch = ", ".join(f'"{name}": x_{name}' if len(exported.names) > 1 else f'"{name}": x' for name in exported.names)
+    parts = []
+    for name in exported.shapes:
+        x = f"x_{name}" if len(exported.shapes) > 1 else "x"
+        further = [f"{kind}={input_name(name, kind)}" for kind in MEANINGS if input_name(name, kind) in exported.names]
+        parts.append(f'"{name}": ' + (f"Preprocessed({', '.join([x, *further])})" if further else x))
+    batch = ", ".join(parts)
     method = {"features": "embed({%s})", "tokens": "embed({%s}, tokens=True)", "logits": "logits({%s})"}
     return f"maemm.load(FILE).{method[exported.output] % batch}"
 

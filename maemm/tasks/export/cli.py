@@ -15,7 +15,9 @@ VERB = Verb(
 
 EPILOG = """targets: safetensors (with a card in JSON), torch (torch.export, .pt2), onnx, and the libraries that
 checkpoint formats write for: timm, hf (transformers; a folder). Graphs accept preprocessed samples of one shape, in
-batches of any size. key=value: what published weights do not record: heads=12, size=224"""
+batches of any size. Where samples may be padded or have gaps, a second input NAME_valid (bool) is false there, and sets
+may have any number of elements; --whole leaves it out. key=value: what published weights do not record: heads=12,
+size=224"""
 
 
 def run(argv: list[str], flags: Namespace) -> int:
@@ -26,6 +28,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--output", help="features, tokens or logits (default: logits of a classifier, else features)")
     parser.add_argument("--pool", help="of features: mean (default), cls, max or cls+max")
     parser.add_argument("--shape", help="of a preprocessed sample (default: the recipe's): 3,64,64 or NAME=...;...")
+    parser.add_argument("--whole", action="store_true", help="no inputs for validity: whole samples alone, not padded")
     parser.add_argument("--force", action="store_true", help="replace PATH where it exists")
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
     args, (weights,), overrides = parser.parse(argv, 1, 1)
@@ -38,7 +41,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     settings = {**settings_of(overrides), "output": args.output, "pool": args.pool, "shape": args.shape}
     if args.kind is not None:
         settings["kind"] = args.kind
-    exported = export(str(weights), args.out, to=args.to, force=args.force, **settings)
+    exported = export(str(weights), args.out, to=args.to, force=args.force, whole=args.whole, **settings)
     if flags.json:
         record = {
             "file": str(exported.path),
@@ -48,7 +51,7 @@ def run(argv: list[str], flags: Namespace) -> int:
             "call": exported.call,
             "checked_with": exported.checked_with,
             "card": None if exported.card is None else str(exported.card),
-            "differences": {str(batch): difference for batch, difference in exported.differences.items()},
+            "differences": exported.differences,
         }
         print_json(record)
     else:

@@ -7,7 +7,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -24,11 +24,13 @@ class Written:
     """What a writer wrote into a folder, and the exported model loaded from there."""
 
     name: str  # of the file or folder that the user named
-    run: Run  # the model as loaded from what was written: {input: (B, ...)} -> outputs
+    run: Run  # the model as loaded from what was written: {input: (B, ...)}, whole or padded -> outputs
     output: str  # what ``run`` returns: one of inference_model.OUTPUTS
     call: str  # Python that loads it; {path} is replaced by its path
     checked_with: str  # the library behind ``run``
     extra_files: tuple[str, ...] = ()  # names of further files
+    # {modality: least and largest number of elements of its sets}, where a graph accepts another than the traced one
+    elements: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
 
 
 Writer = Callable[[InferenceModel, Path, str], Written]  # (model, folder, name)

@@ -15,15 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError, advice
 from maemm.data.atomic import usual_permissions
 from maemm.data.locks import writes
 from maemm.model.model import Model
 from maemm.tasks._shared.inputs import Weights, open_model
-from maemm.tasks.export.card import card_of
+from maemm.tasks.export.card import card_of, inputs_of
+from maemm.tasks.export.comparison import BATCHES, differences_of, worst_of
 from maemm.tasks.export.formats import FORMATS, Writer, Written
 from maemm.tasks.export.graphs import write_onnx, write_torch
 from maemm.tasks.export.inference_model import InferenceModel, inference_model
@@ -35,7 +34,6 @@ from maemm.tasks.export.weights_files import (
     write_safetensors,
 )
 
-BATCHES = (1, 3)  # batch sizes that are compared: 1 is where a graph is most easily specialised by accident
 TOLERANCE = 1e-4  # largest allowed difference of any output
 
 
@@ -48,13 +46,17 @@ class Exported:
     output: str
     call: str  # Python that loads it
     checked_with: str  # the library that loaded it for the comparison
-    differences: dict[int, float]  # {batch size: largest difference from the model's own outputs}
-    inputs: dict[str, list[Any]]  # {input: ["batch", ...]}
+    differences: dict[str, float]  # {what was compared: largest difference from the model's own outputs}
+    inputs: dict[str, list[Any]]  # {input: ["batch", ...]}; a text is a size that may vary
     card: Path | None = None
 
     def __str__(self) -> str:
         shapes = ", ".join(f"{name} ({', '.join(map(str, shape))})" for name, shape in self.inputs.items())
-        compared = ", ".join(f"batch {batch}: {value:.1e}" for batch, value in self.differences.items())
+        titles = [f"batch {batch}" for batch in BATCHES]
+        compared = ", ".join(f"{title}: {self.differences[title]:.1e}" for title in titles)
+        if padded := {title: value for title, value in self.differences.items() if title not in titles}:
+            worst = worst_of(padded)
+            compared += f", {len(padded)} padded or with gaps: {padded[worst]:.1e} at most ({worst})"
         lines = [
             f"{self.path}: {self.output} of {shapes}, for {self.to}",
             f"  difference from the model  {compared}  (checked with {self.checked_with})",
@@ -72,6 +74,7 @@ def export(
     output: str | None = None,
     pool: str | None = None,
     shape: str | None = None,
+    whole: bool = False,
     force: bool = False,
     **settings: Any,
 ) -> Exported:
@@ -81,10 +84,17 @@ def export(
     for (timm, hf). ``output``: features, tokens or logits (default: logits where there is a classifier, else
     features); the layouts of libraries have an output of their own. ``pool`` as in :meth:`Model.embed`. ``shape``: of
     one preprocessed sample, where it is not that of the recipe. ``force``: replace ``out``. ``settings`` go to
-    :func:`maemm.load`. Inputs of what is written are preprocessed tensors without padding.
+    :func:`maemm.load`.
 
-    Raises :class:`MaemmError`, and leaves no file, where outputs differ by more than 1e-4, where the model does not
-    fit the target, and where ``out`` exists, unless ``force``.
+    Inputs of a graph are preprocessed tensors: for each modality ``NAME`` (B, ...) float, and where its samples may be
+    padded or have gaps (:meth:`Modality.validity`) ``NAME_valid`` bool, False there: what ``NAME`` holds at such places
+    does not matter, the outputs are those of :meth:`Model.embed` with the same ``Preprocessed.valid``. Sets may then
+    have any number of elements, other samples are padded to ``shape``. Where a recipe allows samples to lack a modality
+    (``data.missing: allow``) there is ``NAME_present`` (B,) bool too. ``whole``: none of these inputs.
+
+    Raises :class:`MaemmError`, and leaves no file, where outputs differ by more than 1e-4 (on whole samples, and on
+    padded ones of several lengths where they are accepted), where the model does not fit the target, where the target
+    has no place for validity, and where ``out`` exists, unless ``force``.
     """
     writer = writer_of(to)
     path = _checked_path(expanded(out), to, force)
@@ -97,21 +107,27 @@ def export(
         _check_library_name(path, to, writes_folder)
         if output is not None or pool is not None:
             raise MaemmError(f"--output and --pool are for {', '.join(FORMATS)}; {to} has its own")
-    exported = inference_model(model, origin, output=output, pool=pool, shape=shape)
+    exported = inference_model(model, origin, output=output, pool=pool, shape=shape, whole=whole)
     exported.run = run
-    exported.compute(exported.example(1))  # a wrong shape is reported before minutes of tracing
+    exported.check()  # a wrong shape is reported before minutes of tracing
+    if to not in FORMATS and (exported.ragged or exported.optional):
+        names = ", ".join(dict.fromkeys([*exported.ragged, *exported.optional]))
+        raise MaemmError(
+            f"{to} has no place for validity, and samples may be padded, have gaps or lack a modality ({names}); "
+            "add --whole for whole samples alone, or choose --to safetensors, torch, onnx"
+        )
     with _temporary_folder(path) as folder:
         written = writer(exported, folder, path.name)
-        differences = {batch: _difference(exported, written, batch) for batch in BATCHES}
-        for batch, difference in differences.items():
-            if not difference <= TOLERANCE:  # NaN too
-                raise MaemmError(
-                    f"the exported {to} differs from the model by {difference:.2g} (batch {batch}, allowed "
-                    f"{TOLERANCE:g}); nothing is kept"
-                )
+        differences = differences_of(exported, written)
+        worst = worst_of(differences)
+        if not differences[worst] <= TOLERANCE:  # NaN too
+            raise MaemmError(
+                f"the exported {to} differs from the model by {differences[worst]:.2g} ({worst}, allowed "
+                f"{TOLERANCE:g}); nothing is kept"
+            )
         card = _write_card(exported, folder, path, differences) if to == "safetensors" else None
         _move(folder, path, written, card)
-    shapes = {name: ["batch", *sides] for name, sides in exported.shapes.items()}
+    shapes = {name: about["shape"] for name, about in inputs_of(exported, written.elements).items()}
     call = written.call.format(path=os.fspath(path))
     return Exported(path, to, written.output, call, written.checked_with, differences, shapes, card)
 
@@ -124,17 +140,6 @@ def writer_of(to: str) -> Writer:
     if to not in libraries:
         raise MaemmError(f"unknown target {to!r} (--to); {advice(to, [*libraries, *FORMATS])}")
     return partial(write_for_library, library=to)
-
-
-def _difference(exported: InferenceModel, written: Written, batch: int) -> float:
-    """The largest absolute difference of any output, for one batch size."""
-    inputs = exported.example(batch)
-    expected = exported.compute(inputs, written.output)
-    with torch.no_grad():
-        outputs = written.run(inputs)
-    if {name: x.shape for name, x in outputs.items()} != {name: x.shape for name, x in expected.items()}:
-        raise MaemmError(f"the outputs of what was written have another shape than the model's (batch {batch})")
-    return max(float((outputs[name].double() - x.double()).abs().max()) for name, x in expected.items())
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -182,7 +187,7 @@ def _temporary_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write_card(exported: InferenceModel, folder: Path, path: Path, differences: dict[int, float]) -> Path:
+def _write_card(exported: InferenceModel, folder: Path, path: Path, differences: dict[str, float]) -> Path:
     """Write the card of ``folder / path.name`` beside it; -> its final path."""
     file = folder / path.name
     checksum = hashlib.sha256()
