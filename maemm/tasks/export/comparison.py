@@ -114,7 +114,7 @@ def _padded(exported: InferenceModel, elements: Mapping[str, int]) -> Samples:
     for name in exported.optional:
         for title, present in zip(titles, inputs[input_name(name, "present")].tolist(), strict=True):
             title += [] if present else [f"no {name}"]
-    return Samples(inputs, [", ".join(title) or "not padded" for title in titles], needed=not elements)
+    return Samples(inputs, [", ".join(title) or "whole beside padded" for title in titles], needed=not elements)
 
 
 def _usable(exported: InferenceModel, name: str, elements: Mapping[str, int]) -> Tensor:
