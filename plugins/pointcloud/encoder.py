@@ -84,10 +84,13 @@ class PCP(ViT):
                 outputs[layer] = {name: x[:, :seen]}
         normed = self.norm(x)
         latents = Latents({name: (normed if norm else x)[:, :seen]}, layers=outputs)
-        if plan.predict.shape[1]:  # else these are features, and there may be no decoder
-            code = self.centers(normed[:, seen:])[..., : modality.code_dim]
-            latents.positions[name] = modality.position_of(code.detach(), "decoder")
-            latents.terms[TERM] = self._term(modality, tokens, plan, code)
+        if not plan.predict.shape[1]:  # features: nothing is predicted, and there may be no decoder
+            zero = torch.zeros((), device=x.device)
+            latents.terms[TERM] = Term(zero, zero, self.center_weight)
+            return latents
+        code = self.centers(normed[:, seen:])[..., : modality.code_dim]
+        latents.positions[name] = modality.position_of(code.detach(), "decoder")
+        latents.terms[TERM] = self._term(modality, tokens, plan, code)
         return latents
 
     def _mask(self, plan: Plan) -> Tensor | None:

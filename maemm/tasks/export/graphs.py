@@ -92,12 +92,14 @@ def _reason(error: BaseException) -> str:
 
 def _translations() -> dict[Any, Callable[..., Any]]:
     """{operation that torch's ONNX exporter lacks: its translation}."""
-    from onnxscript import opset20
+    import onnxscript
+
+    operations: Any = onnxscript.opset20  # its types say which dtypes are allowed, which no checker can follow here
 
     def stable_sort(x: Any, stable: bool | None = None, dim: int = -1, descending: bool = False) -> Any:
         """TopK of all: of equal values the one with the lower index comes first, as the standard says."""
-        count = opset20.Gather(opset20.Shape(x), opset20.Constant(value_ints=[dim]))
-        return opset20.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
+        count = operations.Gather(operations.Shape(x), operations.Constant(value_ints=[dim]))
+        return operations.TopK(x, count, axis=dim, largest=int(descending), sorted=1)
 
     return {torch.ops.aten.sort.stable: stable_sort}
 

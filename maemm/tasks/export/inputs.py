@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -38,6 +39,8 @@ def batch_of(inputs: Mapping[str, Tensor], modalities: Iterable[str]) -> dict[st
     """Inputs by name -> a batch of the model."""
     batch = {}
     for name in modalities:
-        further = {kind: inputs[input_name(name, kind)] for kind in MEANINGS if input_name(name, kind) in inputs}
+        further: dict[str, Any] = {
+            kind: inputs[input_name(name, kind)] for kind in MEANINGS if input_name(name, kind) in inputs
+        }
         batch[name] = Preprocessed(inputs[name], **further)
     return batch
