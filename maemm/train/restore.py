@@ -26,7 +26,7 @@ from maemm.train.checkpoint import OPTIMIZER
 from maemm.train.step import TrainState
 from maemm.weights import EMA, MODEL, fill
 from maemm.weights.checkpoints import Checkpoint
-from maemm.weights.own import some_of
+from maemm.weights.describe import some_of
 
 
 class Unusable(MaemmError):
