@@ -188,3 +188,26 @@ def test_telephone_sound_is_read_from_its_start(tmp_path):
     assert load_wave(recording, Cut(RATE, 8000, 400), Rng((1,))).std() > 0
     signal = open_signals(str(tmp_path), window=8000)
     assert np.array_equal(signal.read(2, Rng((0,))).raw["signal"]["x"][0], whole[16000:24000, 0])
+
+
+@pytest.mark.parametrize("kind", ["flac", "ogg", "mp3"])
+def test_a_picture_under_the_name_of_a_sound(tmp_path, kind):
+    image = pytest.importorskip("PIL.Image")
+    image.new("RGB", (64, 48), (9, 99, 200)).save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").rename(tmp_path / f"a.{kind}")
+    with pytest.raises(ValueError, match=r"no sound \(streams: video mjpeg\)"):
+        Recording.open(tmp_path / f"a.{kind}")
+
+
+def test_sound_of_a_codec_that_nothing_decodes(tmp_path):
+    """Not "'NoneType' object has no attribute 'sample_rate'"."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.mka"), "w", format="matroska") as container:
+        stream = container.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.int16), format="s16", layout="mono")
+        frame.sample_rate = RATE
+        container.mux(stream.encode(frame))
+    data = (tmp_path / "a.mka").read_bytes()
+    (tmp_path / "a.mka").write_bytes(data.replace(b"A_PCM/INT/LIT", b"A_NOTHING/XYZ"))
+    with pytest.raises(ValueError, match="its sound is of a codec that FFmpeg cannot decode here"):
+        Recording.open(tmp_path / "a.mka")
