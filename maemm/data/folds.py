@@ -29,16 +29,17 @@ def split_folds(labels: np.ndarray, count: int, *, seed: int = 0, groups: np.nda
         raise MaemmError(f"{count} folds leave no test part (--folds); give 2 or more")
     units = len(labels) if groups is None else len(np.unique(groups))
     unit = "labelled samples" if groups is None else "groups"
+    stratified = groups is None and labels.ndim == 1  # several labels per sample cannot be
+    most = int(np.bincount(labels).max()) if stratified and len(labels) else units
     if units < count:
-        raise MaemmError(f"{units} {unit} do not make {count} folds (--folds); {_fewer(units)}")
+        raise MaemmError(f"{units} {unit} do not make {count} folds (--folds); {_fewer(most)}")
     from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold  # takes a second
 
     rows = np.arange(len(labels))
     if groups is not None:
         return list(GroupKFold(count, shuffle=True, random_state=seed).split(rows, groups=groups))
-    if labels.ndim == 2:  # several labels per sample cannot be stratified
+    if not stratified:
         return list(KFold(count, shuffle=True, random_state=seed).split(rows))
-    most = int(np.bincount(labels).max())
     if most < count:
         raise MaemmError(f"no class has {count} samples, so it cannot be in {count} folds (--folds); {_fewer(most)}")
     with warnings.catch_warnings():

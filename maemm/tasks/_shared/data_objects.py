@@ -52,6 +52,8 @@ def source_of(recipe: Mapping[str, Any], data: Any) -> Source:
     labels = None
     if _is_pair(data):
         data, labels = data[0], _whole_numbers(data[1], len(data[0]))
+    if isinstance(data, np.ma.MaskedArray):
+        raise MaemmError("data is a MaskedArray; give an array without gaps, data.filled(...)")
     if isinstance(data, (np.ndarray, Tensor)):
         values = _array(data)
         if values.ndim < 2 or not values.size:

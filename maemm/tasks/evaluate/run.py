@@ -214,6 +214,11 @@ def _numbering(model: Model, outputs: int, of_data: Any, requested: Any) -> Any:
     own = (model.recipe.get("data") or {}).get("classes")
     if requested and isinstance(own, list) and (isinstance(requested, int) or list(requested) != own):
         raise MaemmError(f"data.classes are not those of the model, {value_text(own)}; leave data.classes out")
+    if isinstance(own, list) and of_data is None:
+        raise MaemmError(
+            f"the labels are numbers, the model knows its classes by their names, {value_text(own)}; give data with "
+            "such names: folders, a list, or a Dataset with classes"
+        )
     classes = requested or own
     if classes is not None:
         size = classes if isinstance(classes, int) else len(classes)

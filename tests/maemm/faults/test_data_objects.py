@@ -68,6 +68,7 @@ REFUSED = {
     "texts": np.array(["few.npz"]),
     "complex": PIXELS.astype(complex),
     "one sample": PIXELS[0, 0, 0],
+    "masked": np.ma.masked_array(PIXELS, PIXELS == 0),
     "no samples": PIXELS[:0],
     "no pictures": np.zeros((4, 5)),
     "other labels": (PIXELS, LABELS.astype(float)),
@@ -156,6 +157,8 @@ def test_a_classifier_is_evaluated_on_what_it_is_given(model):
     assert answers.classes == ("odd", "even") and answers.labels.tolist() == (1 - LABELS).tolist()
     with pytest.raises(MaemmError, match="the data have no labels"):
         maemm.evaluate(classifier, PIXELS)
+    with pytest.raises(MaemmError, match=r"the labels are numbers, .*\['odd', 'even'\]; give data with such names"):
+        maemm.evaluate(classifier, (PIXELS, LABELS))
 
 
 @pytest.mark.parametrize("kind", REFUSED)

@@ -54,6 +54,7 @@ def test_data_without_labels_are_said_to_have_none(place, classes, data):
     [
         (np.arange(6), 5, "give a test part"),  # one sample of each class
         (np.zeros(1, int), 5, "give a test part"),
+        (np.arange(3), 5, "give a test part"),
         (np.array([0, 0, 0, 1]), 4, "use 3 folds at most"),
         (np.zeros(3, int), 5, "use 3 folds at most"),
     ],
