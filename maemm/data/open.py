@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,12 +15,13 @@ from maemm.config.options import check, options_of
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive
+from maemm.data.bad_samples import printable, reason_of
 from maemm.data.folds import Fold
 from maemm.data.labels import Labelled
 from maemm.data.mixture import Mixture, Part
 from maemm.data.shots import Shots, labels_of
 from maemm.data.subset import Subset
-from maemm.registry.make import part_of
+from maemm.registry.make import describe_owner, part_of
 
 
 def open_source(recipe: Mapping[str, Any]) -> Source:
@@ -39,9 +42,35 @@ def open_source(recipe: Mapping[str, Any]) -> Source:
     if len(recipe["modalities"]) == 1 and "name" in options_of(opener):
         options.setdefault("name", name)  # the key of its samples is then the recipe's name of the modality
     check(opener, options, "data.source")
-    source = opener(data.get("root"), data.get("list"), **options)
+    source = _opened(opener, data.get("root"), data.get("list"), options)
     classes = data.get("classes")
     return source if classes is None else Labelled(source, classes)
+
+
+def _opened(opener: Any, root: Any, list: Any, options: Mapping[str, Any]) -> Source:
+    """A source. Raises :class:`MaemmError` that names the plugin and the file where it cannot be opened."""
+    try:
+        return opener(root, list, **options)
+    except (MaemmError, MemoryError):
+        raise
+    except Exception as error:  # whatever a plugin raises for a broken file
+        path = _file_of(error) or root or list or "no data.root"
+        raise MaemmError(
+            f"{describe_owner(opener)} cannot open the data ({printable(str(path))}: {reason_of(error)}); look at that "
+            "file, or at the plugin"
+        ) from error
+
+
+def _file_of(error: Exception) -> str | None:
+    """The file that was being read when ``error`` was raised: the one it names, or the innermost local variable's."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return os.fsdecode(error.filename)
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        for value in frame.f_locals.values():
+            if isinstance(value, str | os.PathLike) and os.path.isfile(value) and frame.f_code.co_filename != value:
+                return os.fspath(value)
+    return None
 
 
 def open_set(recipe: Mapping[str, Any], name: str) -> Source:

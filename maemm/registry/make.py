@@ -47,7 +47,7 @@ def make(role: str, spec: Any, *positional: Any, default: str | None = None, whe
 
 def describe_owner(part: Any) -> str:
     """The plugin and the class of a part, for messages: ``plugin 'sonar' (Sonar)``."""
-    cls = part if inspect.isclass(part) else type(part)
+    cls = part if inspect.isclass(part) or inspect.isroutine(part) else type(part)
     module = f"{cls.__module__}."
     owners = [plugin for plugin in all_plugins() if module.startswith(f"{plugin.package}.")]
     owner = max(owners, key=lambda plugin: len(plugin.package), default=None)

@@ -19,6 +19,16 @@ from typing import Any, TextIO, cast
 _results: TextIO | None = None  # where results go within :func:`guarded`
 
 
+class _Nowhere(io.TextIOBase):
+    """A stream that drops what is written."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def isatty(self) -> bool:
+        return False
+
+
 class Lenient:
     """A text stream whose writes never raise. ``error``: the first failure, after which what is written is dropped."""
 
@@ -33,7 +43,7 @@ class Lenient:
         except UnicodeEncodeError:
             encoding = self._stream.encoding or "ascii"
             self.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+        except Exception as error:  # of a pipe, a closed file, or whatever a notebook puts in its place
             self._give_up(error)
         return len(text)
 
@@ -41,7 +51,7 @@ class Lenient:
         """Write what is buffered."""
         try:
             self._stream.flush()
-        except (OSError, ValueError) as error:
+        except Exception as error:
             self._give_up(error)
 
     def writelines(self, lines: Any) -> None:
@@ -55,11 +65,11 @@ class Lenient:
     def _give_up(self, error: Exception) -> None:
         self.error = self.error or error
         # What is left in the buffer of the stream is flushed when the interpreter ends, and must not fail there.
-        with suppress(OSError, ValueError):
+        with suppress(Exception):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self._stream.fileno())
             os.close(null)
-        self._stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        self._stream = cast(TextIO, _Nowhere())
 
 
 @contextmanager
@@ -72,7 +82,7 @@ def guarded(as_json: bool = False) -> Iterator[None]:
     global _results
     _occupy_descriptors()
     before, results_before = (sys.stdout, sys.stderr), _results
-    output, errors = (cast(TextIO, Lenient(stream or _null())) for stream in before)
+    output, errors = (cast(TextIO, Lenient(stream or cast(TextIO, _Nowhere()))) for stream in before)
     sys.stdout, sys.stderr, _results = output, errors, output
     saved = _take_stdout(before[0]) if as_json else None
     if as_json:
@@ -133,10 +143,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _null() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _occupy_descriptors() -> None:

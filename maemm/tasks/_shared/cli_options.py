@@ -8,7 +8,7 @@ from typing import Any
 
 from maemm.config import reader
 from maemm.config.messages import validate
-from maemm.config.options import check, options_of
+from maemm.config.options import check
 from maemm.config.schema import DataConfig, key_types
 from maemm.contract.errors import MaemmError
 from maemm.ui.parser import Parser
@@ -103,7 +103,6 @@ def _checked_data(values: dict[str, Any]) -> dict[str, Any]:
 
 def _format_options() -> list[str]:
     """What published weights do not record, of all formats."""
-    from maemm import registry
+    from maemm.weights.foreign import setting_names
 
-    formats = [registry.find("weights", name) for name in registry.names("weights")]
-    return sorted({option for format in formats for option in options_of(format.read)})
+    return sorted(setting_names() | {"checkpoint_key"})

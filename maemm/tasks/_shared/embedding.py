@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -50,9 +50,9 @@ def features(
     :class:`MaemmError` where no sample can be read, or none has finite features.
     """
     embed = embed or embedder(pool, norm, layers, tokens)
-    by_modality = join(
-        embed_batches(model, source, embed, batch=batch, workers=workers, tta_views=tta_views, on_progress=on_progress)
-    )
+    options: dict[str, Any] = {"batch": batch, "workers": workers, "tta_views": tta_views, "on_progress": on_progress}
+    with closing(embed_batches(model, source, embed, **options)) as batches:
+        by_modality = join(batches)
     for joined in by_modality.values():
         check_any(joined, len(source))
         complete(len(joined), len(joined.skipped), len(source), "start again, or set data.workers=0")
@@ -102,7 +102,7 @@ def embed_batches(
     workers: int = 0,
     tta_views: int = 1,
     on_progress: Progress | None = None,
-) -> Iterator[dict[str, Features]]:
+) -> Generator[dict[str, Features]]:
     """Features of each batch, in the order of the source; :func:`~maemm.tasks._shared.features.join` joins them."""
     modalities: Mapping[str, Any] = reading_modalities(model, workers)
     if tta_views > 1:

@@ -16,6 +16,8 @@ from maemm.data.locks import folder_locked
 from maemm.tasks._shared.run_files import RunContents, read_run
 from maemm.tasks._shared.run_page import page_data
 from maemm.tasks.demo.pairs import pair_of, retrieval
+from maemm.train.distributed import one_line
+from maemm.train.signals import Interrupted
 from maemm.ui.page import render, write_html
 
 LINE_EVERY_S = 15.0  # seconds between two lines about a training
@@ -59,9 +61,11 @@ def demo(
         for show in shows:
             try:
                 runs[show.name] = _train(show, folder, list(overrides), say)
-            except MaemmError as error:
-                failed[show.name] = str(error)
-                say(f"{show.name:<12}left out: {error}")
+            except (Interrupted, MemoryError):
+                raise
+            except Exception as error:  # whatever a plugin raises: the others are shown
+                failed[show.name] = one_line(error)
+                say(f"{show.name:<12}left out: {failed[show.name]}")
     if not runs:
         raise MaemmError(next(iter(failed.values())))
     page = write_html(folder / "report.html", _page(runs, failed))

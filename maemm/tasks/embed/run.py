@@ -7,6 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,8 +106,9 @@ def embed(
             workers=config["workers"] if workers is None else workers,
             on_progress=progress_of_rest,
         )
-        for rows, features in _chunks(batches, batch, len(rest)):
-            stored.add(rows, features)
+        with closing(batches):  # an interrupt must not leave the inference mode of a suspended generator behind
+            for rows, features in _chunks(batches, batch, len(rest)):
+                stored.add(rows, features)
     return _finish(stored, out, opened, done, about)
 
 

@@ -205,8 +205,15 @@ def _move(folder: Path, path: Path, written: Written, card: Path | None) -> None
     for file in folder.rglob("*"):
         if file.is_file():
             usual_permissions(file)
-    for name in (*written.extra_files, *([] if card is None else [card.name]), written.name):
-        target = path.parent / name
-        if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(folder / name, target)
+    moved: list[Path] = []
+    try:
+        for name in (*written.extra_files, *([] if card is None else [card.name]), written.name):
+            target = path.parent / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(folder / name, target)
+            moved.append(target)
+    except BaseException:  # all or none, on Ctrl-C too
+        for target in moved:
+            target.unlink(missing_ok=True)
+        raise

@@ -48,7 +48,6 @@ def new(name: str, into: str | os.PathLike = ".", *, axes: int = 2, as_set: bool
         "axes = 2\n": f"axes = {axes}\n",
         "Sequence[PositiveInt] = 32,": f"Sequence[PositiveInt] = {side},",
         "Sequence[PositiveInt] = 4,": f"Sequence[PositiveInt] = {patch},",
-        "SHAPE = (1, 32, 32)": f"SHAPE = {(1, *(side,) * axes)}",
         "maemm-plugname": f"maemm-{name.replace('_', '-')}",
     }
     # Longest first: the package's name before the plugin's name, which is a part of it.
