@@ -34,7 +34,12 @@ def pool_tokens(latents: Latents, name: str, plan: Plan, how: str) -> Tensor:
 
 
 def mean_of_tokens(tokens: Tensor, plans: Sequence[Plan]) -> Tensor:
-    """Mean over tokens (R, V, D), visible ones of one or several modalities side by side, without padding -> (R, D)."""
+    """Mean over tokens (R, V, D), visible ones of one or several modalities side by side, without padding -> (R, D).
+
+    Zeros where no token is visible.
+    """
+    if not tokens.shape[1]:
+        return tokens.sum(1)
     if all(plan.visible_valid is None for plan in plans):
         return tokens.mean(1)
     parts = [

@@ -67,6 +67,8 @@ class Plugin:
     demo: str | None = None  # the recipe that ``maemm demo`` runs
     files: Mapping[str, str] = field(default_factory=dict)  # {recipe: ".ply .xyz"}: the recipe for files ending so
     deviations: Mapping[str, str] = field(default_factory=dict)  # {"check[part]": why the part need not pass it}
+    # {modality or "role.part": options with which it is checked}: small sizes, and what has no default.
+    check_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
@@ -88,6 +90,9 @@ class Plugin:
             raise MaemmError(f"{title}: files must be a dict of recipe: '.ending .ending', in lower case")
         if not _is_text_dict(self.deviations) or not all(reason.strip() for reason in self.deviations.values()):
             raise MaemmError(f"{title}: deviations must be a dict of 'check[part]': reason")
+        options = self.check_options
+        if not isinstance(options, Mapping) or not all(isinstance(values, Mapping) for values in options.values()):
+            raise MaemmError(f"{title}: check_options must be a dict of part: {{option: value}}")
         for role in ROLES:
             parts = getattr(self, role)
             if not isinstance(parts, Mapping):

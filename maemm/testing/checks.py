@@ -1,10 +1,14 @@
 """All checks by name, {name: (roles, rule)}; importing the modules below registers them."""
 
 from maemm.testing import (
+    checks_gaps,
+    checks_learners,
     checks_manifest,
     checks_model,
+    checks_plans,
     checks_recipes,
     checks_rows,
+    checks_shapes,
     checks_signal,
     checks_sources,
     checks_steps,
@@ -15,10 +19,14 @@ from maemm.testing.case import CHECKS
 
 __all__ = [
     "CHECKS",
+    "checks_gaps",
+    "checks_learners",
     "checks_manifest",
     "checks_model",
+    "checks_plans",
     "checks_recipes",
     "checks_rows",
+    "checks_shapes",
     "checks_signal",
     "checks_sources",
     "checks_steps",

@@ -20,7 +20,7 @@ from maemm.data.pack import Packer
 from maemm.registry import Plugin
 from maemm.testing.case import ROWS, Case, check
 from maemm.testing.edges import at_edges, beyond_edges
-from maemm.testing.outcome import ALL, DoesNotApply
+from maemm.testing.outcome import ALL, DoesNotApply, NotUsed
 
 BASES = {
     "modalities": contract.Modality,
@@ -35,6 +35,7 @@ BASES = {
 }
 HEAVY = ("torch", "torchvision", "timm", "matplotlib")
 PARTS = tuple(registry.ROLES)
+WITH_OPTIONS = tuple(role for role in PARTS if role not in ("samples", "weights"))
 
 
 @check(ALL)
@@ -83,7 +84,7 @@ def part_can_be_imported(case: Case) -> None:
     case.require(not missing, f"{target} is complete", f"no {', '.join(missing)}", "all abstract methods", change)
 
 
-@check(*(role for role in PARTS if role not in ("samples", "weights")))
+@check(*WITH_OPTIONS, needs=["part_can_be_imported"])
 def options_are_documented(case: Case) -> None:
     """Each keyword-only parameter has a type hint and a line below "Options" in the docstring."""
     change = 'add "name: text" below a line "Options" in the docstring, and a type hint in the constructor'
@@ -94,7 +95,7 @@ def options_are_documented(case: Case) -> None:
     case.require(not untyped, "options are typed", f"no type for {', '.join(untyped)}", "a type hint for each", change)
 
 
-@check(*(role for role in PARTS if role not in ("samples", "weights")))
+@check(*WITH_OPTIONS, needs=["part_can_be_imported"])
 def defaults_fit_their_types(case: Case) -> None:
     """The default of each option is a value that a recipe may set."""
     part = registry.find(case.role, case.part)
@@ -108,7 +109,7 @@ def defaults_fit_their_types(case: Case) -> None:
         )
 
 
-@check(*(role for role in PARTS if role not in ("samples", "weights")))
+@check(*WITH_OPTIONS, needs=["defaults_fit_their_types"])
 def bounds_hold(case: Case) -> None:
     """Values at the bounds of an option are accepted, and each value beyond them is refused with one line."""
     part = registry.find(case.role, case.part)
@@ -140,7 +141,7 @@ def _mistakes(part: Any, name: str, value: Any) -> list[str]:
     return [line for line in problems(part, {name: value}, "option")[1] if line.startswith(f"option.{name} ")]
 
 
-@check("modalities")
+@check("modalities", needs=["part_can_be_imported"])
 def worker_gets_it_cheaply(case: Case) -> None:
     """Before connect() a modality has no parameters and can be pickled, so that workers receive it cheaply."""
     modality = case.modality()
@@ -153,13 +154,13 @@ def worker_gets_it_cheaply(case: Case) -> None:
         case.require(False, "it can be pickled", error, "no error", "keep open files and lambdas out of the attributes")
 
 
-@check("heads")
+@check("heads", needs=["model_is_built"])
 def head_answers(case: Case) -> None:
     """A head returns logits (B, classes)."""
     model = case.model()
     logits = model.logits({case.signal: case.example()})
     if isinstance(logits, dict):
-        raise DoesNotApply("several streams answer")
+        raise NotUsed("several streams answer")
     assert model.head is not None
     expected, change = (ROWS, model.head.classes), "return (B, classes) from forward()"
     case.require(logits.shape == expected, "logits have one column per class", tuple(logits.shape), expected, change)

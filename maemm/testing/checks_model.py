@@ -8,27 +8,30 @@ from pathlib import Path
 
 import torch
 
-from maemm.testing.case import ROWS, WIDTH, Case, check
+from maemm.testing.case import ROWS, Case, check
 from maemm.weights import load, save
 
 MODEL_PARTS = ("modalities", "encoders", "decoders", "objectives", "targets")
 
 
-@check("modalities", "encoders")
+@check(*MODEL_PARTS, needs=["forward_fits", "target_of_some_is_part_of_all"])
 def features_are_repeatable(case: Case) -> None:
-    """In evaluation mode model.embed gives (B, D) or (B, N, D), finite and the same each time."""
+    """In evaluation mode model.embed gives (B, D) or (B, N, D), finite; features and loss are the same each time."""
     model, batch = case.model(), {case.signal: case.example()}
-    count = case.modality_of(model).tokenize(batch[case.signal]).count
-    width = model.encoder.dim if case.role == "encoders" else WIDTH
+    count, width = case.modality_of(model).tokenize(batch[case.signal]).count, model.encoder.dim
+    still = "switch dropout off where self.training is False"
     for tokens, expected in ((False, (ROWS, width)), (True, (ROWS, count, width))):
         first, second = (model.embed(batch, tokens=tokens)[case.signal] for _ in range(2))
         change = "keep one latent per token"
         case.require(tuple(first.shape) == expected, "the features' shape", tuple(first.shape), expected, change)
         case.require(first.isfinite().all(), "features are finite", "NaN or infinity", "finite values", "fix embed()")
-        case.equal(second, first, "features are repeatable", "switch dropout off where self.training is False")
+        case.equal(second, first, "features are repeatable", still)
+    inputs = case.planned(model)
+    first, second = (model(inputs).total for _ in range(2))
+    case.equal(second, first, "the loss is repeatable", still)
 
 
-@check(*MODEL_PARTS)
+@check(*MODEL_PARTS, needs=["features_are_repeatable"])
 def bf16_keeps_losses_in_float32(case: Case) -> None:
     """Under bf16 autocast losses stay float32, finite and close to those without autocast."""
     model = case.model()
@@ -43,17 +46,18 @@ def bf16_keeps_losses_in_float32(case: Case) -> None:
     case.require(gap <= allowed, "the loss under bf16", f"{out.total:.4g}", f"{plain.total:.4g} within 10 %", change)
 
 
-@check(*MODEL_PARTS)
+@check(*MODEL_PARTS, needs=["forward_fits"])
 def float64_works(case: Case) -> None:
     """A float64 model accepts float64 signals and predicts in float64."""
     model, example = case.model().double(), case.example()
-    out = model({case.signal: replace(example, x=example.x.double())}, rng=case.rng())
+    (inputs, *_) = model.plan_sets({case.signal: replace(example, x=example.x.double())}, case.rng())
+    out = model(inputs)
     dtype, change = out.pred[case.signal].dtype, "cast to no dtype between embed() and the prediction"
     case.require(dtype == torch.float64, "predictions of a float64 model", dtype, "torch.float64", change)
     case.require(out.total.isfinite(), "the loss of a float64 model", out.total, "a finite one", change)
 
 
-@check(*MODEL_PARTS, "heads")
+@check(*MODEL_PARTS, "heads", needs=["model_is_built"])
 def meta_build_works(case: Case) -> None:
     """A model can be built on the meta device: no part makes tensors on a device of its own."""
     with torch.device("meta"):
@@ -63,7 +67,7 @@ def meta_build_works(case: Case) -> None:
     case.require(not real, "a meta build", f"real parameters {', '.join(real[:3])}", "meta ones only", change)
 
 
-@check(*MODEL_PARTS)
+@check(*MODEL_PARTS, needs=["features_are_repeatable"])
 def save_and_load_are_exact(case: Case) -> None:
     """A saved and loaded model has the same tensors and gives bit-identical outputs."""
     model = case.model()
@@ -82,7 +86,7 @@ def save_and_load_are_exact(case: Case) -> None:
     case.equal(second.total, first.total, "the loss after saving and loading", change)
 
 
-@check(*MODEL_PARTS, "heads")
+@check(*MODEL_PARTS, "heads", needs=["model_is_built", "features_are_repeatable"])
 def equal_seeds_give_equal_models(case: Case) -> None:
     """Two builds under one seed have equal weights and equal losses."""
     models = case.model(), case.model()

@@ -18,7 +18,7 @@ from maemm.contract.rng import seeded
 from maemm.model.build import build_model
 from maemm.model.model import Model
 from maemm.testing.case import Case, check
-from maemm.testing.outcome import ALL, DoesNotApply
+from maemm.testing.outcome import ALL, DoesNotApply, NotUsed
 from maemm.weights import fill
 
 DEPTH = 2
@@ -28,12 +28,12 @@ def _recipes(case: Case) -> dict[str, Path]:
     return {name: path for name, path in config.packaged().items() if name.startswith(f"{case.plugin.name}/")}
 
 
-@check(ALL)
+@check(ALL, needs=["part_can_be_imported"])
 def recipes_are_sound(case: Case) -> None:
     """Each recipe starts with a comment, is valid for training, survives writing and reading, and builds a model."""
     recipes = _recipes(case)
     if not recipes:
-        raise DoesNotApply("the plugin has no recipe")
+        raise NotUsed("the plugin has no recipe")
     for name, path in recipes.items():
         change = f"fix {path.name}"
         case.require(config.summary(path), f"recipe {name}: summary", "no comment", "a first line # WHAT", change)
@@ -50,7 +50,7 @@ def recipes_are_sound(case: Case) -> None:
         case.require(not differ, f"recipe {name} written and read", ", ".join(differ), "the same", change)
 
 
-@check("weights")
+@check("weights", needs=["part_can_be_imported"])
 def weights_go_round(case: Case) -> None:
     """match() recognises what write() writes, and reading and writing it again gives the same tensors."""
     checkpoint_format: CheckpointFormat = registry.find("weights", case.part)()

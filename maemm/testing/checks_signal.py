@@ -11,19 +11,19 @@ import torch
 from maemm.contract import Plan
 from maemm.contract.errors import MaemmError
 from maemm.testing.case import Case, check
-from maemm.testing.outcome import DoesNotApply
+from maemm.testing.outcome import NotUsed
 
 
-@check("modalities")
+@check("modalities", needs=["tokens_agree"])
 def untokenize_is_the_inverse(case: Case) -> None:
     """untokenize(tokenize(x)) is x, and of some tokens it is x where they are and NaN elsewhere."""
     modality, preprocessed = case.modality(), case.example()
     tokens = modality.tokenize(preprocessed)
     whole = modality.untokenize(tokens.values, tokens)
     if whole is None:
-        raise DoesNotApply("untokenize() returns None: there is no inverse")
+        raise NotUsed("untokenize() returns None: there is no inverse")
     if tokens.grid is None and whole.shape != preprocessed.x.shape:
-        raise DoesNotApply("tokens are not on a grid, and untokenize() returns another kind of signal")
+        raise NotUsed("tokens are not on a grid, and untokenize() returns another kind of signal")
     change = "fix untokenize(), or return None where there is no inverse"
     case.equal(whole, preprocessed.x, "untokenize(tokenize(x)) is x", change, atol=1e-5)
     if tokens.grid is None:
@@ -40,57 +40,31 @@ def untokenize_is_the_inverse(case: Case) -> None:
     case.require(partial, "untokenize() of half the tokens", "a full signal", "NaN where there is no token", change)
 
 
-@check("modalities")
+@check("modalities", needs=["target_of_some_is_part_of_all"])
 def denormalize_target_is_the_inverse(case: Case) -> None:
     """denormalize_target(target) gives the tokens' values, so that pictures show the signal."""
     modality, tokens = case.modality(), case.modality().tokenize(case.example())
     index = tokens.all_indices()
     if modality.untokenize(tokens.values, tokens) is None:
-        raise DoesNotApply("untokenize() returns None: there are no pictures of predictions")
+        raise NotUsed("untokenize() returns None: there are no pictures of predictions")
     back = modality.denormalize_target(modality.target(tokens, index), tokens, index)
     change = "undo in denormalize_target() what target() does, with the statistics of the token itself"
     case.equal(back, tokens.values, "denormalize_target(target) is the tokens' values", change, atol=1e-3)
 
 
-@check("modalities")
-def target_fits_the_output(case: Case) -> None:
-    """The target is (R, M, output_dim()) float32, finite, without gradient."""
-    model = case.model()
-    inputs, modality = case.planned(model)[case.signal], case.modality_of(model)
-    target = modality.target(inputs.tokens, inputs.plan.predict)
-    expected = (*inputs.plan.predict.shape, modality.output_dim())
-    change = "make output_dim() the last axis of target()"
-    case.require(tuple(target.shape) == expected, "target's shape", tuple(target.shape), expected, change)
-    case.require(target.dtype == torch.float32, "target's dtype", target.dtype, "float32", "return target.float()")
-    case.require(target.isfinite().all(), "target is finite", "NaN or infinity", "finite values", "fix target()")
-    case.require(not target.requires_grad, "target has no gradient", "one", "none", "detach the target")
-
-
-@check("modalities")
+@check("modalities", "targets", needs=["target_fits_the_output"])
 def target_of_some_is_part_of_all(case: Case) -> None:
     """The target of the predicted tokens is the target of all tokens, gathered."""
     model = case.model()
-    inputs, modality = case.planned(model)[case.signal], case.modality_of(model)
-    tokens, index = inputs.tokens, inputs.plan.predict
-    whole = modality.target(tokens, tokens.all_indices())
+    inputs = case.planned(model)[case.signal]
+    index = inputs.plan.predict
+    whole = case.target(model, inputs, inputs.tokens.all_indices())
     gathered = whole.gather(1, index[..., None].expand(-1, -1, whole.shape[-1]))
-    rule, change = "target of some tokens is part of the target of all", "compute a token's target from it alone"
-    case.equal(modality.target(tokens, index), gathered, rule, change, atol=1e-5)
+    rule, change = "target of some tokens is part of the target of all", "make a token's target independent of index"
+    case.equal(case.target(model, inputs, index), gathered, rule, change, atol=1e-5)
 
 
-@check("modalities")
-def loss_is_per_token(case: Case) -> None:
-    """loss() returns (R, M) float32, finite."""
-    model = case.model()
-    out = model(case.planned(model))
-    loss, expected = out.loss[case.signal], tuple(out.plans[case.signal].predict.shape)
-    change = "return one float32 number per predicted token from loss()"
-    case.require(tuple(loss.shape) == expected, "loss per token", tuple(loss.shape), expected, change)
-    case.require(loss.dtype == torch.float32, "the loss's dtype", loss.dtype, "float32", change)
-    case.require(loss.isfinite().all(), "the loss is finite", "NaN or infinity", "finite values", "fix loss()")
-
-
-@check("modalities", "encoders", "decoders", "objectives")
+@check("modalities", "encoders", "decoders", "objectives", "targets", needs=["forward_fits"])
 def nothing_predicted_is_legal(case: Case) -> None:
     """A plan that hides nothing gives empty predictions, an empty target and a finite loss."""
     model, preprocessed = case.model(), case.example()
@@ -104,7 +78,7 @@ def nothing_predicted_is_legal(case: Case) -> None:
     case.require(out.total.isfinite(), "the loss of a plan that predicts nothing", out.total, "a finite one", change)
 
 
-@check("modalities")
+@check("modalities", needs=["untokenize_is_the_inverse"])
 def plot_works_without_a_screen(case: Case) -> None:
     """plot() draws on matplotlib axes, also if half of the signal is hidden."""
     from maemm.ui.figures import drawing
@@ -115,7 +89,7 @@ def plot_works_without_a_screen(case: Case) -> None:
     for values, where in ((tokens.values, None), (tokens.gather(index), index)):
         signal = modality.untokenize(values, tokens, where)
         if signal is None:
-            raise DoesNotApply("untokenize() returns None: there is no signal to draw")
+            raise NotUsed("untokenize() returns None: there is no signal to draw")
         with drawing() as figure_class:
             figure = figure_class(figsize=(1, 1))
             axes = figure.subplots()
@@ -129,7 +103,7 @@ def plot_works_without_a_screen(case: Case) -> None:
         case.require(drawn, "plot() draws", "empty axes", "something on them", change)
 
 
-@check("modalities")
+@check("modalities", needs=["forward_fits", "plot_works_without_a_screen", "denormalize_target_is_the_inverse"])
 def pictures_are_written(case: Case) -> None:
     """Input, visible tokens and reconstruction of a batch become a picture file."""
     from maemm.ui.pictures import save_pictures
@@ -138,7 +112,7 @@ def pictures_are_written(case: Case) -> None:
     modality = case.modality_of(model)
     tokens = modality.tokenize(preprocessed)
     if modality.untokenize(tokens.values, tokens) is None:
-        raise DoesNotApply("untokenize() returns None: there is no signal to draw")
+        raise NotUsed("untokenize() returns None: there is no signal to draw")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pictures.png"
         save_pictures(model, {case.signal: preprocessed}, path, count=2)

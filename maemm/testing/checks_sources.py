@@ -40,9 +40,10 @@ def _modalities(case: Case, source: Source) -> dict[str, Modality]:
     return modalities
 
 
-@check("sources")
+@check("sources", needs=["part_can_be_imported"])
 def samples_are_whole(case: Case) -> None:
-    """A source has samples; each has a raw value per modality, an id of one line, and a label from 0 or none."""
+    """A source has samples; each has a raw value per modality, an id of one line, and a label from 0, or none, or, if
+    the source is ``multilabel``, a tuple of labels."""
     source, change = open_source(case), "return maemm.contract.Sample(raw, id, label) from read()"
     case.require(isinstance(source, Source), "it opens a source", type(source).__name__, "a maemm Source", change)
     case.require(len(source) > 0, "a source has samples", "none", "at least one", "raise MaemmError if there are none")
@@ -55,11 +56,29 @@ def samples_are_whole(case: Case) -> None:
         for field, text in (("id", sample.id), ("name()", source.name(index))):
             one_line = isinstance(text, str) and text and "\n" not in text
             case.require(one_line, f"{field} names a sample", repr(text), "a line of text", change)
-        valid = label is None or (isinstance(label, int) and label >= 0)
-        case.require(valid, "a label is a whole number", repr(label), "None, or an int from 0", change)
+        _require_label(case, source, label)
 
 
-@check("sources")
+def _require_label(case: Case, source: Source, label: Any) -> None:
+    several, classes = source.multilabel, source.classes
+    rule = "a label is a tuple of whole numbers (multilabel)" if several else "a label is a whole number"
+    expected = "None, or a tuple of different ints from 0" if several else "None, or an int from 0"
+    change = "return such labels, or set the source's multilabel to whether they are tuples"
+    case.require(label is None or _is_label(label, several), rule, repr(label), expected, change)
+    numbers = () if label is None else label if isinstance(label, tuple) else (label,)
+    fits = classes is None or all(number < len(classes) for number in numbers)
+    change = "number labels from 0 in the order of classes"
+    case.require(fits, "a label is the number of a class", label, f"less than {len(classes or ())}", change)
+
+
+def _is_label(label: Any, multilabel: bool) -> bool:
+    """Whether it is an int from 0, or a tuple of different ones."""
+    numbers = label if isinstance(label, tuple) else (label,)
+    good = all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers)
+    return good and isinstance(label, tuple) == multilabel and len(set(numbers)) == len(numbers)
+
+
+@check("sources", needs=["samples_are_whole"])
 def source_is_repeatable(case: Case) -> None:
     """A sample depends on its index and ``rng`` alone: not on earlier reads, nor on the object that reads."""
     source, change = open_source(case), "keep counters and other random numbers out of read(); use its rng"
@@ -73,7 +92,7 @@ def source_is_repeatable(case: Case) -> None:
     case.require(prints[0] == prints[1], "the fingerprint", prints[1], prints[0], "compute it from the data alone")
 
 
-@check(ALL)
+@check(ALL, needs=["samples_are_whole"])
 def another_process_reads_the_same(case: Case) -> None:
     """Sources can be pickled and read the same samples in a new process."""
     change = "open files in read(), and keep lambdas and open files out of the attributes"
@@ -121,7 +140,7 @@ def _read_in_new_process(case: Case, pickled: dict[str, bytes], change: str) -> 
         return pickle.loads(answer.read_bytes())
 
 
-@check("sources")
+@check("sources", needs=["samples_are_whole", "tokens_agree"])
 def samples_fit_their_modality(case: Case) -> None:
     """Samples pass through load, collate, preprocess and tokenize, with and without ``rng``, repeatably."""
     source = open_source(case)
@@ -144,7 +163,7 @@ def _preprocessed(modality: Modality, raws: list[Any], rng: Rng | None) -> Prepr
     return modality.preprocess(modality.collate(loaded), rng)
 
 
-@check("sources")
+@check("sources", needs=["source_is_repeatable", "samples_fit_their_modality"])
 def workers_change_nothing(case: Case) -> None:
     """Batches are the same with any number of workers, and after resuming at any step."""
     source = open_source(case)
@@ -159,7 +178,7 @@ def workers_change_nothing(case: Case) -> None:
     case.require(same(expected[1:], batches(0, 1)), "resuming at step 1", "other batches", "the same ones", change)
 
 
-@check("sources")
+@check("sources", needs=["samples_fit_their_modality"])
 def broken_files_are_counted(case: Case) -> None:
     """A truncated file is an exception in read() or load(): it is counted and named, and affects no other sample."""
     root = data_root(case)
@@ -194,7 +213,7 @@ def _data_files(root: Path) -> list[Path]:
     return [path for path in files if path.suffix == max(set(suffixes), key=suffixes.count)]
 
 
-@check("sources")
+@check("sources", needs=["part_can_be_imported"])
 def missing_data_are_named(case: Case) -> None:
     """A missing folder is a MaemmError that names it."""
     missing = str(Path(tempfile.gettempdir()) / "maemm-no-such-folder")
@@ -202,8 +221,10 @@ def missing_data_are_named(case: Case) -> None:
     try:
         source = open_source(case, missing)
     except MaemmError as error:
-        named = "maemm-no-such-folder" in str(error) and "\n" not in str(error)
-        case.require(named, "a missing folder is named", error, "one line with its path", change)
+        named = "maemm-no-such-folder" in str(error) or "data.list" in str(error)  # it reads lists, no folders
+        case.require(
+            named and "\n" not in str(error), "a missing folder is named", error, "one line with its path", change
+        )
     except DoesNotApply:
         raise
     except Exception as error:

@@ -1,11 +1,10 @@
-"""Rules of examples, tokens and plans."""
+"""Rules of examples and tokens, and of random numbers."""
 
 from __future__ import annotations
 
 import math
 import pickle
 import random
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,10 @@ import torch
 
 from maemm.contract import Preprocessed
 from maemm.contract.errors import MaemmError
-from maemm.testing.case import ROWS, Case, check, take_rows
+from maemm.testing.case import ROWS, Case, check
 
 
-@check("modalities")
+@check("modalities", needs=["part_can_be_imported"])
 def example_is_repeatable(case: Case) -> None:
     """example() gives finite floats, equal for equal ``rng`` and different for others."""
     x, again, other = case.example().x, case.example().x, case.example(key=1).x
@@ -29,7 +28,7 @@ def example_is_repeatable(case: Case) -> None:
     case.require(differ, "another rng gives another example", "the same example", "another one", change)
 
 
-@check("modalities")
+@check("modalities", needs=["tokens_agree"])
 def tokenize_keeps_its_input(case: Case) -> None:
     """tokenize() does not modify the preprocessed batch, and gives the same tokens each time."""
     preprocessed, modality = case.example(), case.modality()
@@ -40,7 +39,7 @@ def tokenize_keeps_its_input(case: Case) -> None:
     case.equal(modality.tokenize(preprocessed).values, first, "the same signal gives the same tokens", change)
 
 
-@check("modalities")
+@check("modalities", needs=["example_is_repeatable"])
 def tokens_agree(case: Case) -> None:
     """Values (B, N, ...), coords (B or 1, N, A), valid (B, N) and the grid agree in B and N; all are finite."""
     tokens, change = case.modality().tokenize(case.example()), "fix tokenize()"
@@ -59,50 +58,12 @@ def tokens_agree(case: Case) -> None:
     if tokens.valid is not None:
         kind = (tuple(tokens.valid.shape), tokens.valid.dtype)
         case.require(kind == (shape[:2], torch.bool), "valid is (B, N) bool", kind, (shape[:2], torch.bool), change)
+    if tokens.known is not None:
+        kind = (tuple(tokens.known.shape), tokens.known.dtype)
+        case.require(kind == (shape, torch.bool), "known is bool, like values", kind, (shape, torch.bool), change)
 
 
-@check("modalities", "maskings")
-def plan_is_legal(case: Case) -> None:
-    """A plan is sorted int64 in range; visible tokens are not counted in the loss; random masking partitions."""
-    model = case.model()
-    inputs = case.planned(model)[case.signal]
-    plan, tokens = inputs.plan, inputs.tokens
-    change = "return sorted (R, V) and (R, M) indices; counted 0 where a token is visible or padding"
-    try:
-        plan.check(case.signal, tokens)
-    except MaemmError as error:
-        case.require(False, "a plan is legal", error, "sorted indices in range", change)
-    counted = plan.counted
-    assert counted is not None
-    visible = torch.zeros(plan.visible.shape[0], tokens.count, dtype=torch.bool).scatter_(1, plan.visible, True)
-    leaked = int((visible.gather(1, plan.predict) & (counted > 0)).sum())
-    case.require(not leaked, "visible tokens are not counted", f"{leaked} counted", 0, change)
-    case.require(counted.ge(0).all(), "weights in the loss", "negative ones", "none below 0", change)
-    if case.role == "modalities" and tokens.valid is None:
-        both = torch.cat([plan.visible, plan.predict], 1).sort(1).values
-        expected = tokens.all_indices()
-        case.equal(both, expected, "random masking shows or hides each token once", "fix N in tokenize()")
-        count = int(tokens.count * 0.5)
-        case.require(plan.visible.shape[1] == count, "exact counts", plan.visible.shape[1], count, "fix tokenize()")
-
-
-@check("modalities", "maskings")
-def plan_is_repeatable(case: Case) -> None:
-    """Equal ``rng`` gives equal plans, and a part of a batch gets the same plans as in the whole batch."""
-    model, preprocessed = case.model(), case.example()
-    change = "take every random number of a masking from its rng, with rng.uniform(purpose, ...)"
-    whole = model.plan({case.signal: preprocessed}, case.rng())[case.signal].plan
-    again = model.plan({case.signal: preprocessed}, case.rng())[case.signal].plan
-    for role in ("visible", "predict"):
-        case.equal(getattr(again, role), getattr(whole, role), f"equal rng gives equal plans ({role})", change)
-    own = replace(case.rng(), rows=(1, 2))
-    part = model.plan({case.signal: take_rows(preprocessed, [1, 2])}, own)[case.signal].plan
-    for role in ("visible", "predict"):
-        expected = getattr(whole, role)[1:] if whole.rows is None else getattr(whole, role)[whole.rows > 0]
-        case.equal(getattr(part, role), expected, f"a part of a batch gets the batch's plans ({role})", change)
-
-
-@check("modalities", "maskings", "encoders", "decoders", "objectives", "targets")
+@check("modalities", "maskings", "encoders", "decoders", "objectives", "targets", needs=["forward_fits"])
 def randomness_is_counter_based(case: Case) -> None:
     """Examples, tokens, plans and evaluation leave the global random states of torch, NumPy and Python alone."""
     model = case.model()
@@ -119,7 +80,7 @@ def _global_states() -> dict[str, Any]:
     return {"torch": torch.get_rng_state().tolist(), "numpy": numpy_state, "random": random.getstate()}
 
 
-@check("modalities")
+@check("modalities", needs=["tokens_agree"])
 def wrong_shape_is_named(case: Case) -> None:
     """A batch with one axis too many or too few is a MaemmError that names the modality."""
     modality, x = case.modality(), case.example().x

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,33 @@ from torch import Tensor
 from maemm import registry
 from maemm.config.messages import MISSING
 from maemm.config.options import options_of
-from maemm.contract import Source
+from maemm.contract import Modality, Source
 from maemm.contract.errors import MaemmError
-from maemm.testing.case import Case
+from maemm.contract.rng import Rng
+from maemm.registry import Plugin
 from maemm.testing.outcome import DoesNotApply
+from maemm.testing.toy import SIGNAL
 
 COUNT = 24  # samples to write, if the writer has the option ``count``
 _written: dict[tuple[str, str], Path] = {}
 
 
-def sample_set(case: Case) -> Path | None:
+class Part:
+    """The part of a plugin that is checked, with the author's options."""
+
+    def __init__(self, plugin: Plugin, package: str, role: str, part: str, options: Mapping[str, Mapping[str, Any]]):
+        self.plugin, self.package, self.role, self.part, self.options = plugin, package, role, part, options
+        # Other parts are checked on the plugin's own first modality, or on the suite's toy.
+        self.signal = part if role == "modalities" else next(iter(plugin.modalities), SIGNAL)
+
+
+def sample_set(part: Part) -> Path | None:
     """A folder with the plugin's sample set, written once in this process; None if the plugin has none."""
-    sets = case.plugin.samples
-    name = next((name for name in (case.part, case.signal, *sets) if name in sets), None)
+    sets = part.plugin.samples
+    name = next((name for name in (part.part, part.signal, *sets) if name in sets), None)
     if name is None:
         return None
-    key = (case.package, name)
+    key = (part.package, name)
     if key not in _written:
         if not _written:
             home = Path(tempfile.mkdtemp(prefix="maemm-check-"))
@@ -43,30 +55,45 @@ def sample_set(case: Case) -> Path | None:
     return _written[key]
 
 
-def data_root(case: Case) -> str | None:
+def data_root(part: Part) -> str | None:
     """The data for a source: ``root`` in its options, or the sample set."""
-    options = case.options.get(f"sources.{case.part}", {})
+    options = part.options.get(f"sources.{part.part}", {})
     if options.get("root") is not None or options.get("list") is not None:
         return options.get("root")
-    folder = sample_set(case)
+    folder = sample_set(part)
     return None if folder is None else str(folder)
 
 
-def open_source(case: Case, root: str | None = None) -> Source:
+def open_source(part: Part, root: str | None = None) -> Source:
     """The source under check. Raises :class:`DoesNotApply` if there are no data for it."""
-    options = dict(case.options.get(f"sources.{case.part}", {}))
+    options = dict(part.options.get(f"sources.{part.part}", {}))
     options.pop("root", None)
-    opener = registry.find("sources", case.part)
+    opener = registry.find("sources", part.part)
     unset = [key for key, option in options_of(opener).items() if option.default is MISSING and key not in options]
     if unset:
-        raise DoesNotApply(f"it needs {', '.join(unset)}; give options for sources.{case.part}")
+        raise DoesNotApply(f"it needs {', '.join(unset)}; give options for sources.{part.part}")
     try:
-        return opener(data_root(case) if root is None else root, options.pop("list", None), **options)
+        return opener(data_root(part) if root is None else root, options.pop("list", None), **options)
     except MaemmError as error:
         if root is not None:
             raise
-        hint = f"pass options={{'sources.{case.part}': {{'root': FOLDER}}}}, or a sample set in the manifest"
+        hint = f"set sources.{part.part}.root to a folder, or add a sample set to the manifest"
         raise DoesNotApply(f"there are no data for it ({error}); {hint}") from None
+
+
+def loaded_samples(part: Part, modality: Modality, rows: int, key: int = 0) -> list[dict[str, Any]] | None:
+    """``rows`` samples of the part's modality from the plugin's first source that has some, as ``load`` returns them
+    without augmentation; None: the plugin has no data."""
+    for name in part.plugin.sources:
+        try:
+            source = open_source(Part(part.plugin, part.package, "sources", name, part.options))
+        except DoesNotApply:
+            continue
+        numbers = [(key * rows + row) % len(source) for row in range(rows)]
+        raws = [source.read(number, Rng(("conformance", 0, number, 0))).raw for number in numbers]
+        if all(part.signal in raw for raw in raws):
+            return [modality.load(raw[part.signal], None) for raw in raws]
+    return None
 
 
 def same(a: Any, b: Any) -> bool:

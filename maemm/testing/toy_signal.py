@@ -19,10 +19,11 @@ class Signal(GridModality):
     Options
         size: sides of the map
         patch: sides of a patch
+        gaps: values may be missing
     """
 
-    def __init__(self, *, size: PositiveInt = 8, patch: PositiveInt = 2):
-        super().__init__(size=size, patch=patch, channels=2)
+    def __init__(self, *, size: PositiveInt = 8, patch: PositiveInt = 2, gaps: bool = False):
+        super().__init__(size=size, patch=patch, channels=2, gaps=gaps)
 
 
 def open_signals(root: str | None, list: str | None = None, *, name: str = SIGNAL) -> Source:

@@ -126,14 +126,21 @@ def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch])
             targets = targets.to(train_state.dist_context.device, non_blocking=True)
         planned = train_state.model.plan_sets(preprocessed, rng)
         sets = len(planned)
-        for number, plan in enumerate(planned):
-            for name, count in train_state.model.counts(plan).items():
-                key = _key(name, number, sets)
-                counts[key] = counts.get(key, 0) + count.float()
+        for key, count in counts_of_sets(train_state.model, planned).items():
+            counts[key] = counts.get(key, 0) + count
         inputs += planned
         labels += [targets] * sets
         ids += [batch.ids] * sets
     return MicroBatches(step, inputs, counts, ids, labels, sets)
+
+
+def counts_of_sets(model: Model, sets: list[dict[str, ModalityInput]]) -> dict[str, Tensor]:
+    """The counts of one micro-batch, by term, or by "SET/TERM" where it has several sets of plans."""
+    return {
+        _key(name, number, len(sets)): count.float()
+        for number, inputs in enumerate(sets)
+        for name, count in model.counts(inputs).items()
+    }
 
 
 def _key(term: str, number: int, sets: int) -> str:

@@ -104,6 +104,9 @@ class CAVMAE(CheckpointFormat):
             raise MaemmError("layout 'cavmae' takes encoder streams over audio and image, nothing else")
         back = {ours: published for published, ours in _names(len(model.encoder.joint)).items()}
         state = {rename(key, back): value for key, value in model.state_dict().items()}
+        if missing := [name for letter, name in LETTERS.items() if f"pos_embed_{letter}" not in state]:
+            keys = " and ".join(f"modalities.{name}.position" for name in missing)
+            raise MaemmError(f"layout 'cavmae' stores position tables, which this model has not; set {keys} to fixed")
         for letter, name in LETTERS.items():
             kernel, modality = f"patch_embed_{letter}.proj.weight", model.modalities[name]
             state[kernel] = linear_to_conv(state[kernel], modality.channels, modality.patch)

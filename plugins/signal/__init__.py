@@ -17,4 +17,5 @@ plugin = Plugin(
     },
     samples={"signal": "samples:write"},
     demo="signal/tiny_cpu",
+    check_options={"signal": {"size": 32, "patch": 4, "channels": ["x", "y", "z"]}, "maskings.time_block": {"span": 2}},
 )

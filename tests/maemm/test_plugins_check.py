@@ -56,9 +56,9 @@ def test_a_sound_plugin_by_its_folder(few, make_plugin, capsys):
     folder = make_plugin("dots", add=False, **dots())
     assert main(["plugins", "check", str(folder)]) == 0
     text = capsys.readouterr().out
-    assert text.startswith(f"dots 2 (folder: {folder}): 3 checks\n\nmasking 'half'\n")
-    assert re.search(r"^  part_can_be_imported +passed$", text, re.M)
-    assert text.endswith("3 checks: 3 passed, 0 failed, 0 not applicable\n")
+    assert text == f"dots 2 (folder: {folder}): 3 checks\n\nmasking 'half'  3 passed\n\n3 checks: 3 passed, 0 failed\n"
+    assert main(["plugins", "check", str(folder), "--all"]) == 0  # a row for every check
+    assert re.search(r"^  part_can_be_imported +passed$", capsys.readouterr().out, re.M)
     # Now that it is known, its name will do, and so will the folder of its project.
     assert main(["plugins", "check", "dots"]) == 0
     assert main(["plugins", "check", str(folder.parent)]) == 0
@@ -72,14 +72,55 @@ def test_failures_say_the_rule_and_what_to_change(few, make_plugin, capsys):
         "randomness_is_counter_based FAILED rule: Examples, tokens, plans and evaluation leave the global random"
         in text
     )
-    assert "found: plugin 'dots', masking 'half': no global random numbers: received torch used, expected" in text
+    assert "found: no global random numbers: received torch used, expected none" in text
     assert "change: use the rng argument, or maemm.contract.rng.seeded around other libraries' random code" in text
-    assert "3 checks: 2 passed, 1 failed, 0 not applicable" in text
+    assert "masking 'half' 2 passed, 1 failed" in text and text.endswith("3 checks: 2 passed, 1 failed")
     assert main(["plugins", "check", "dots", "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["plugin"], found["failed"], len(found["checks"])) == ("dots", 1, 3)
     (failed,) = (one for one in found["checks"] if not one["passed"])
     assert failed["check"] == "randomness_is_counter_based" and failed["change"].startswith("use the rng")
+    assert failed["outcome"] == "failed" and failed["message"].startswith("plugin 'dots', masking 'half': no global")
+
+
+WIDTH = """
+    from maemm.registry import Plugin
+    plugin = Plugin(name="dots", version="2", contract=2, summary="dots", modalities={"dots": "parts:Dots"},
+                    maskings={"half": "parts:Half"})
+"""
+WRONG = """
+    from maemm.model.masking.random import Random
+    from maemm.contract.grid import GridModality
+
+    class Dots(GridModality):
+        def __init__(self):
+            super().__init__(size=8, patch=4)
+
+        def output_dim(self):
+            return super().output_dim() + 1
+
+    class Half(Random):
+        pass
+"""
+
+
+def test_a_wrong_width_is_a_single_failure_and_skips_what_depends_on_it(make_plugin, monkeypatch, capsys):
+    """In the modality and in parts that are checked on it."""
+    make_plugin("dots", **{"__init__.py": WIDTH, "parts.py": WRONG})
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["plugins", "check", "dots"]) == 1
+    text = capsys.readouterr().out
+    assert text.count("FAILED") == 1 and "  target_fits_the_output  FAILED\n" in text
+    skipped = int(re.search(r"^      (\d+) checks that depend on it: skipped$", text, re.M).group(1))
+    assert skipped > 25 and text.endswith(f"1 failed, {skipped} skipped, {text.split()[-3]} not applicable\n")
+    assert "masking 'half'" in text and max(map(len, text.splitlines()[1:])) <= 80 and text.count("\n") < 20
+    assert main(["plugins", "check", "dots", "--json"]) == 1
+    record = json.loads(capsys.readouterr().out)
+    rows = [row for row in record["checks"] if row["outcome"] == "skipped"]
+    assert record["failed"] == 1 and len(rows) == skipped and not any(row["passed"] for row in rows)
+    assert {row["skipped_for"] for row in rows} == {"target_fits_the_output[dots]"}
+    assert rows[0]["message"] == "skipped: it depends on target_fits_the_output[dots], which failed"
+    assert "masking 'half'" in {row["part"] for row in rows}
 
 
 def test_options_reach_the_parts(few, make_plugin, capsys):
@@ -135,7 +176,7 @@ def test_it_needs_no_pytest():
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"encoder 'vit'\n  part_can_be_imported +passed", done.stdout)
+    assert re.search(r"^encoder 'vit' +2 passed$", done.stdout, re.M)
 
 
 def test_a_plugin_is_known_by_its_folder_however_it_was_found(make_plugin):

@@ -15,6 +15,8 @@ from maemm.testing.suite import result_of
 from maemm.testing.toy import SIGNAL, TOY
 
 sys.path.append(str(Path(__file__).parent))  # checks import a plugin's package by name, in new processes too
+from broken_plugins.faults import FAULTS as MORE
+from broken_plugins.faults import KEPT
 from broken_plugins.modalities import MODALITIES
 from broken_plugins.parts import BROKEN, PACKAGE
 from broken_plugins.sources import SOURCES
@@ -22,7 +24,14 @@ from broken_plugins.sources import SOURCES
 HOME = "maemm.testing"  # of the toy plugin
 
 SLOW = ("manifest_is_light", "one_batch_is_learned", "pictures_are_written")  # seconds each
-RAISES = {"float64_works", "pictures_are_written", "samples_fit_their_modality"}  # their rule: nothing raises
+RAISES = {  # their rule: nothing raises
+    "float64_works",
+    "pictures_are_written",
+    "samples_fit_their_modality",
+    "model_is_built: Unbuilt",
+    "forward_fits: LatentPerSample",
+    "nothing_visible_is_legal: NeedsVisible",
+}
 
 
 def test_a_good_plugin_passes_all():
@@ -39,15 +48,38 @@ def test_the_core_passes_its_own_rules():
     assert {one.part for one in results} >= {"encoder 'vit'", "decoder 'full'", "masking 'random'", "head 'linear'"}
 
 
-@pytest.mark.parametrize("name", sorted(CHECKS))
-def test_each_check_catches_its_broken_plugin(name):
-    plugin, package = BROKEN[name]
-    (check,) = (one for one in checks_of(plugin, package=package) if one.name == name)
-    with pytest.raises(CheckFailed) as caught:
-        check()
+FAULTS = {name: (name, *plugin) for name, plugin in BROKEN.items()}
+FAULTS |= {name: (*fault, PACKAGE) for name, fault in MORE.items()}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_each_check_catches_its_broken_plugin(fault):
+    name, plugin, package = FAULTS[fault]
+    checks = [one for one in checks_of(plugin, package=package) if one.name == name]
+    check = next((one for one in checks if one.part == plugin.name), checks[0])
+    try:
+        with pytest.raises(CheckFailed) as caught:
+            check()
+    except DoesNotApply as reason:
+        pytest.fail(str(reason))
     text = str(caught.value)
     assert "\n" not in text and plugin.name in text and "expected" in text and "eceived" in text
-    assert (name in RAISES) == (caught.value.__cause__ is not None), text
+    assert (fault in RAISES) == (caught.value.__cause__ is not None), text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_fails_few_checks_and_skips_what_depends_on_it(fault):
+    name, plugin, package = FAULTS[fault]
+    results = [result_of(check) for check in checks_of(plugin, package=package)]
+    failed = [one.check for one in results if one.outcome == "failed"]
+    assert name in failed and len(failed) <= 3, failed
+
+
+@pytest.mark.parametrize("part", KEPT)
+def test_what_the_faults_are_made_from_keeps_all_rules(part):
+    checks = [one for one in checks_of(KEPT[part], package=PACKAGE) if one.role != "plugin"]
+    assert [one.message for one in map(result_of, checks) if not one.passed] == []
 
 
 def test_a_broken_modality_breaks_little_else():
@@ -83,10 +115,12 @@ def test_results_name_what_does_not_apply():
 def test_options_reach_the_part():
     def results(size: int):
         checks = checks_of(TOY, {SIGNAL: {"size": size}}, package=HOME)
-        return [result_of(one) for one in checks if one.name in ("tokens_agree", "hidden_tokens_do_not_leak")]
+        return [result_of(one) for one in checks if one.name in ("example_is_repeatable", "names_are_free")]
 
     assert all(one.passed for one in results(4))
-    assert all(not one.passed and "not a multiple" in one.message and one.change for one in results(3))
+    first, last = results(3)
+    assert first.outcome == "failed" and "not a multiple" in first.message and first.change
+    assert last.outcome == "skipped" and last.skipped_for == f"example_is_repeatable[{SIGNAL}]"
 
 
 def test_mistakes_of_the_author_are_named():
@@ -133,9 +167,9 @@ def test_importing_the_suite_is_cheap():
 
 
 def test_checks_and_broken_plugins_are_small():
-    assert set(BROKEN) == set(CHECKS) and set(MODALITIES) | set(SOURCES) < set(BROKEN)
-    for name, (_, rule) in CHECKS.items():
-        assert len(inspect.getsource(rule).splitlines()) < 42 and rule.__doc__, name
+    assert {name for name, *_ in FAULTS.values()} == set(CHECKS) and set(MODALITIES) | set(SOURCES) < set(BROKEN)
+    for name, (_, run, needs) in CHECKS.items():
+        assert len(inspect.getsource(run).splitlines()) < 42 and run.__doc__ and set(needs) < set(CHECKS), name
     suite, broken = Path(inspect.getfile(parametrize_with_checks)).parent, Path(__file__).parent / "broken_plugins"
     for file in (*suite.glob("*.py"), *broken.glob("*.py")):
         assert len(file.read_text().splitlines()) < 300, file

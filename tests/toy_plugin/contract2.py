@@ -157,11 +157,14 @@ class Levels(Teacher):
         return 2 * self.dim
 
     def precompute(self, model, inputs):
+        self.encoder.eval()
         latents = self.encoder(inputs, self.modalities, layers=(0, 1))
         return {name: torch.cat([latents.layers[k][name] for k in (0, 1)], -1) for name in inputs}
 
     def forward(self, inputs, index):
-        return inputs.computed.gather(1, index[..., None].expand(-1, -1, 2 * self.dim)).float()
+        rows = inputs.plan.rows
+        latents = inputs.computed if rows is None else inputs.computed[rows]
+        return latents.gather(1, index[..., None].expand(-1, -1, 2 * self.dim)).float()
 
     def loss(self, pred, target):
         return (pred.float() - target).square().mean(-1)
@@ -178,7 +181,7 @@ class Codes(Target):
 
     def forward(self, inputs, index):
         bright = inputs.tokens.gather(index).float().mean(-1) > 0
-        return nn.functional.one_hot(bright.long(), 2).float()
+        return torch.stack([~bright, bright], -1).float()  # one_hot() would look at the values, and wait for them
 
     def loss(self, pred, target):
         return -(pred.float().log_softmax(-1) * target).sum(-1)
@@ -194,6 +197,7 @@ class Adversary(Reconstruct):
 
     Options
         weight: of the reconstruction
+        width: values of a predicted token
     """
 
     def __init__(self, name: str, *, width: int = 4, **rest: Any):
@@ -204,9 +208,12 @@ class Adversary(Reconstruct):
         terms = super().forward(out, model)
         for name, pred in out.pred.items():
             counted = out.plans[name].counted
-            fooled = nn.functional.softplus(-self.critic(pred.float()).squeeze(-1))
+            fooled = nn.functional.softplus(-self.judged(pred))
             terms[f"fool.{name}"] = Term((fooled * counted).sum(), counted.sum(), 0.1)
         return terms
+
+    def judged(self, x: Tensor) -> Tensor:
+        return self.critic(x.to(self.critic[0].weight.dtype)).squeeze(-1)
 
     def counts(self, plans):
         return {**super().counts(plans), **{f"fool.{name}": plan.counted.sum() for name, plan in plans.items()}}
@@ -217,7 +224,7 @@ class Adversary(Reconstruct):
     def phase_loss(self, phase, out, model):
         (name,) = out.pred
         counted = out.plans[name].counted
-        real, made = (self.critic(x.float()).squeeze(-1) for x in (out.target[name], out.pred[name]))
+        real, made = (self.judged(x) for x in (out.target[name], out.pred[name]))
         loss = nn.functional.softplus(-real) + nn.functional.softplus(made)
         return Term((loss * counted).sum(), counted.sum())
 
@@ -227,6 +234,7 @@ class Regions(Objective):
 
     Options
         modality: whose
+        width: of the encoder
     """
 
     def __init__(self, name: str, *, modality: str = "toy"):
@@ -238,7 +246,8 @@ class Regions(Objective):
 
     def forward(self, out, model):
         truth = out.inputs[self.modality].preprocessed.info["brightness"]
-        errors = (self.head(out.encoded[self.modality].float().mean(1)) - truth).square().mean(-1)
+        latents = out.encoded[self.modality].mean(1)
+        errors = (self.head(latents.to(self.head.weight.dtype)).float() - truth).square().mean(-1)
         return {"regions": Term(errors.sum(), errors.new_tensor(float(len(errors))))}
 
     def counts(self, plans):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import warnings
 from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
-from textwrap import fill
+from textwrap import wrap
 from typing import Any
 
 from maemm import registry
@@ -17,76 +19,101 @@ from maemm.config.names import shown
 from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError, advice
 from maemm.registry import DiscoveredPlugin
-from maemm.testing import Result, checks_of
+from maemm.testing import Check, Result, checks_of
 from maemm.testing.suite import result_of
 from maemm.ui.streams import print_json, print_result
 
 FAILED = 1  # exit status where a rule is not kept
 _NOT_PLUGINS = ("tests", "test", "docs", "examples", "build", "dist")  # packages beside the plugin's in a project
-_WIDTH = 116  # of lines about a failure
+_NARROWEST, _WIDEST = 60, 116  # of the lines that are printed, in characters
+_FEW = 3  # checks that are named where they do not apply for one reason; of more, the number is printed
 
 
-def run(name: str, overrides: list[str], flags: Namespace) -> int:
-    """Check an installed plugin, or the one in a folder. Returns 0, or 1 where a rule is not kept."""
+def run(name: str, overrides: list[str], flags: Namespace, every: bool = False) -> int:
+    """Check an installed plugin, or the one in a folder. Returns 0, or 1 where a rule is not kept.
+
+    ``every``: print a row for every check, not only for those that have not passed.
+    """
     discovered, options = find(name), _part_options(overrides)
     assert discovered.plugin is not None  # find raises for a broken one
     checks = checks_of(discovered.plugin, options, discovered.package)
-    if not flags.json:
-        print_result(f"{discovered.name} {discovered.plugin.version} ({discovered.origin}): {len(checks)} checks")
     results: list[Result] = []
-    width, part = max(len(check.name) for check in checks), None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, between the rows of the table
-        for check in checks:
-            results.append(result_of(check))
-            if flags.json:
-                continue
-            if check.where != part:
-                part = check.where
-                print_result(f"\n{part or 'the manifest'}")
-            print_result(_result_text(results[-1], width))
-    counts = Counter(_outcome(result) for result in results)
+        if flags.json:
+            results = [result_of(check) for check in checks]
+        else:
+            print_result(f"{discovered.name} {discovered.plugin.version} ({discovered.origin}): {len(checks)} checks\n")
+            groups = [list(group) for _, group in groupby(checks, lambda check: check.where)]
+            width = max(len(_title(group, groups)) for group in groups)
+            for group in groups:
+                print(f"{_title(group, groups):<{width}}", end="  ", flush=True)
+                here = [result_of(check) for check in group]
+                results += here
+                print_result("\n".join([_counts(here), *_rows(group, here, checks, every)]))
     if flags.json:
         record = {
             "plugin": discovered.name,
             "origin": discovered.origin,
-            "failed": counts["failed"],
-            "checks": [asdict(result) for result in results],
+            "failed": sum(result.outcome == "failed" for result in results),
+            "checks": [asdict(result) | {"outcome": result.outcome} for result in results],
         }
         print_json(record, indent=2)
     else:
-        summary = f"{counts['passed']} passed, {counts['failed']} failed, {counts['not applicable']} not applicable"
-        by_design = f", {counts['by design']} not kept by design" if counts["by design"] else ""
-        print_result(f"\n{len(results)} checks: {summary}{by_design}")
-    return FAILED if counts["failed"] else 0
+        print_result(f"\n{len(results)} checks: {_counts(results, always=('passed', 'failed'))}")
+    return FAILED if any(result.outcome == "failed" for result in results) else 0
 
 
-def _outcome(result: Result) -> str:
-    if not result.applies:
-        return "not applicable"
-    if result.deviates:
-        return "by design"
-    return "passed" if result.passed else "failed"
+def _title(group: list[Check], groups: list[list[Check]]) -> str:
+    """Which part a group of checks is about."""
+    return group[0].where or ("the manifest" if group is groups[0] else "all parts together")
 
 
-def _result_text(result: Result, width: int) -> str:
-    """A row of the table; ``width``: of the column of names."""
-    outcome = _outcome(result)
-    text = {
-        "not applicable": f"n/a     {result.message.removeprefix('does not apply: ')}",
-        "by design": f"by design: {result.deviates}",
-        "passed": "passed",
-        "failed": "FAILED",
-    }[outcome]
-    lines = [f"  {result.check:<{width}}  {text}"]
-    if outcome == "failed":
-        problem = result.message.removesuffix(f"; {result.change}")
-        for title, detail in (("rule:", result.rule), ("found:", problem), ("change:", result.change)):
-            indent = f"      {title:<8}"
-            lines.append(
-                fill(detail, _WIDTH, initial_indent=indent, subsequent_indent=" " * 14, break_on_hyphens=False)
-            )
-    return "\n".join(lines)
+def _counts(results: list[Result], always: tuple[str, ...] = ()) -> str:
+    """``31 passed, 1 failed, 18 skipped``; of the outcomes ``always`` also that there are 0."""
+    counts = Counter(result.outcome for result in results)
+    words = {"by design": "not kept by design"}
+    outcomes = ("passed", "failed", "skipped", "not applicable", "by design")
+    counted = [outcome for outcome in outcomes if counts[outcome] or outcome in always]
+    return ", ".join(f"{counts[outcome]} {words.get(outcome, outcome)}" for outcome in counted)
+
+
+def _rows(group: list[Check], results: list[Result], checks: list[Check], every: bool) -> list[str]:
+    """The rows of the table below the line of a part."""
+    width = max(len(check.name) for check in checks)
+    rows, reasons = [], defaultdict(list)
+    for check, result in zip(group, results, strict=True):
+        if result.outcome == "failed":
+            rows += _failure(check, result, checks)
+        elif result.outcome == "by design":
+            rows += _wrapped(f"  {result.check}  by design: ", result.deviates)
+        elif every:
+            text = result.message.removeprefix("does not apply: ") if not result.applies else ""
+            text = f"n/a: {text}" if text else result.message or result.outcome
+            rows += _wrapped(f"  {result.check:<{width}}  ", text)
+        elif not result.applies and result.used:
+            reasons[result.message.removeprefix("does not apply: ")].append(result.check)
+    for reason, names in reasons.items():
+        rows += _wrapped(f"  n/a: {', '.join(names) if len(names) <= _FEW else f'{len(names)} checks'}: ", reason)
+    return rows
+
+
+def _failure(check: Check, result: Result, checks: list[Check]) -> list[str]:
+    """A failed check: the rule, what is wrong, what to change, and how many checks were skipped for it."""
+    rows = [f"  {result.check}  FAILED"]
+    for title, text in (("rule:", result.rule), ("found:", result.found), ("change:", result.change)):
+        rows += _wrapped(f"      {title:<8}", text)
+    skipped = sum(other.depends_on(check) for other in checks)
+    if skipped:
+        rows.append(f"      {skipped} {'check' if skipped == 1 else 'checks'} that depend on it: skipped")
+    return rows
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    """Lines of text that fit the terminal, behind ``start`` or, where that is long, below it."""
+    columns = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROWEST), _WIDEST)
+    indent = " " * (len(start) if len(start) <= 14 else 6)
+    return wrap(start + text, columns, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False)
 
 
 def _part_options(overrides: list[str]) -> dict[str, dict[str, Any]]:

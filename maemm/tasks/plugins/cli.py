@@ -32,12 +32,15 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--axes", type=int, metavar="N", help="new: a grid of 1, 2 or 3 axes (default: 2)")
     parser.add_argument("--set", action="store_true", dest="as_set", help="new: a set of elements with coordinates")
     parser.add_argument("--into", metavar="DIR", help="new: the folder to write the package in (default: this one)")
+    parser.add_argument("--all", action="store_true", dest="every", help="check: a row for every check")
     args, (action, name), overrides = parser.parse(argv, 0, 2)
     action = "ls" if action == "list" else action
     if overrides and action != "check":
         raise MaemmError(f"plugins does not accept {overrides[0]!r}; leave it out")
     if action != "new" and (args.axes is not None or args.as_set or args.into is not None):
         raise MaemmError("--axes, --set and --into belong to: maemm plugins new NAME")
+    if action != "check" and args.every:
+        raise MaemmError("--all belongs to: maemm plugins check NAME")
     if action in (None, "ls") and name is None:
         _list(flags.json)
         return 0
@@ -50,7 +53,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     if action == "check":
         from maemm.tasks.plugins import check
 
-        return check.run(name, overrides, flags)
+        return check.run(name, overrides, flags, args.every)
     if action == "show":
         _show(name, flags.json)
     else:

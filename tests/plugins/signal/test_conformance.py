@@ -6,7 +6,7 @@ from maemm_plugins.signal import plugin
 SIZES = {"size": 32, "patch": 4, "channels": ["x", "y", "z"]}
 
 
-@parametrize_with_checks(plugin, options={"signal": SIZES, "maskings.time_block": {"span": 2}})
+@parametrize_with_checks(plugin)
 def test_conformance(check):
     check()
 

@@ -1,0 +1,75 @@
+"""Which check must catch which of the faults in plans.py, learners.py and gaps.py.
+
+``FAULTS``: {"check: class": (check, manifest)}; ``KEPT``: what they are made from, which keeps all rules.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maemm.registry import Plugin
+
+_FAULTS = [
+    ("plan_is_legal", "maskings", "plans:SecondSetOverlaps"),
+    ("plan_is_legal", "maskings", "plans:OtherPass"),
+    ("plan_is_legal", "maskings", "plans:HalfPass"),
+    ("plan_is_repeatable", "maskings", "plans:RowWise"),
+    ("budget_is_kept", "maskings", "plans:BudgetOfEach"),
+    ("budget_is_kept", "maskings", "plans:BudgetOfOne"),
+    ("predicted_sets_share_a_pass", "encoders", "plans:Curious"),
+    ("guides_fit", "encoders", "plans:PrefixGuide"),
+    ("guides_fit", "encoders", "plans:BatchGuide"),
+    ("forward_fits", "encoders", "plans:LatentPerSample"),
+    ("a_bad_step_moves_nothing", "targets", "learners:Restless"),
+    ("a_bad_step_moves_nothing", "objectives", "learners:KeepsCounting"),
+    ("forward_waits_for_nothing", "targets", "learners:Reading"),
+    ("teacher_runs_once", "targets", "learners:EachTime"),
+    ("teacher_runs_once", "targets", "learners:Twice"),
+    ("several_plans_of_a_sample", "targets", "learners:FirstRows"),
+    ("target_fits_the_output", "targets", "learners:Attached"),
+    ("target_fits_the_output", "targets", "learners:Narrow"),
+    ("baseline_is_a_loss", "targets", "learners:TooLow"),
+    ("baseline_is_a_loss", "targets", "learners:TooHigh"),
+    ("baseline_is_a_loss", "modalities", "gaps:FlatBaseline"),
+    ("phases_are_apart", "objectives", "learners:Apart"),
+    ("phases_are_apart", "objectives", "learners:Shared"),
+    ("phases_are_apart", "objectives", "learners:Foreign"),
+    ("side_inputs_are_made", "objectives", "learners:AsksRandom"),
+    ("side_inputs_are_made", "objectives", "learners:AsksChanging"),
+    ("side_inputs_are_made", "objectives", "learners:AsksRagged"),
+    ("side_inputs_are_made", "objectives", "learners:AsksUnknown"),
+    ("missing_values_change_nothing", "modalities", "gaps:Filled"),
+    ("missing_values_change_nothing", "modalities", "gaps:LossOfAll"),
+    ("missing_values_change_nothing", "modalities", "gaps:MeanOfAll"),
+    ("missing_values_change_nothing", "modalities", "gaps:ShowsFilling"),
+    ("tokens_agree", "modalities", "gaps:BadKnown"),
+    ("nothing_visible_is_legal", "modalities", "gaps:NeedsVisible"),
+    ("a_missing_modality_counts_nothing", "modalities", "gaps:SeesAbsent"),
+    ("model_is_built", "modalities", "gaps:Unbuilt"),
+    ("embed_fits_the_encoder", "modalities", "gaps:NarrowEmbedding"),
+    ("position_fits_its_role", "modalities", "gaps:SinglePosition"),
+    ("one_batch_is_learned", "modalities", "gaps:NoPosition"),
+]
+_SOUND = [("targets", "learners:Average"), ("objectives", "learners:Critic"), ("modalities", "gaps:Gappy")]
+
+
+def _plugin(name: str, role: str, target: str) -> Plugin:
+    """A plugin with one part, and beside one that asks for side inputs a modality that makes them."""
+    more: dict[str, Any] = {}
+    if ":Asks" in target:
+        more = {
+            "modalities": {"sides": "learners:Sides"},
+            "check_options": {f"objectives.{name}": {"modality": "sides"}},
+        }
+    return Plugin(name=name, version="1", contract=2, summary=name, **{role: {name: target}}, **more)
+
+
+def _class(target: str) -> str:
+    return target.partition(":")[2]
+
+
+FAULTS = {
+    f"{check}: {_class(target)}": (check, _plugin(f"breaks_{_class(target)}", role, target))
+    for check, role, target in _FAULTS
+}
+KEPT = {_class(target): _plugin(f"keeps_{_class(target)}", role, target) for role, target in _SOUND}
