@@ -215,7 +215,8 @@ def take_plan(plan: Plan, rows: Sequence[int]) -> Plan:
     """The rows ``rows`` of a plan, each with a pass of the encoder for itself."""
     index = torch.as_tensor(rows)
     single = replace(plan, passes=None, first=None)
-    return replace(single, **{name: value[index] for name, value in vars(single).items() if isinstance(value, Tensor)})
+    taken: dict[str, Any] = {name: x[index] for name, x in vars(single).items() if isinstance(x, Tensor)}
+    return replace(single, **taken)
 
 
 def on_elements(valid: Tensor, x: Tensor) -> Tensor:

@@ -99,9 +99,9 @@ def plan_is_repeatable(case: Case) -> None:
             case.equal(getattr(own, role), expected[rows > 0], rule, change)
     if case.role == "maskings" and isinstance(model.masking, PerModalityMasking):
         other = plans(everything, case.rng(key=1))
-        received, expected = ([(p.visible.shape, p.predict.shape) for p in some] for some in (other, whole))
+        received, wanted = ([(p.visible.shape, p.predict.shape) for p in some] for some in (other, whole))
         change = "let shapes depend on N alone, as plan_from_order and plan_from_hidden do"
-        case.require(received == expected, "shapes of plans", received, expected, change)
+        case.require(received == wanted, "shapes of plans", received, wanted, change)
 
 
 @check("maskings", needs=["plan_is_legal"])

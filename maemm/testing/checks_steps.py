@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maemm.config.options import options_of
+from maemm.contract import Objective, Target
 from maemm.contract.rng import seeded
 from maemm.model.build import build_model
 from maemm.testing.case import OTHER, Case, check
@@ -80,7 +81,7 @@ def forward_waits_for_nothing(case: Case) -> None:
     """The forward pass and after_step() read no value of a tensor, so that the host never waits for the device."""
     model = case.model().train()
     inputs = case.planned(model)
-    learners = [*model.objectives.values(), *model.targets.values()]
+    learners: list[Objective | Target] = [*model.objectives.values(), *model.targets.values()]
     with _SyncRecorder(case.package) as recorder, torch.no_grad():
         model(inputs)
         for learner in learners:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def _few_tokens(inputs: ModalityInput) -> ModalityInput:
     whose valid tokens come first, as many or fewer."""
     plan = inputs.plan
     parts = {name: getattr(plan, name) for name in ("visible", "predict", "visible_valid", "predict_valid", "counted")}
-    few = {name: None if part is None else part[:, :TOKENS] for name, part in parts.items()}
+    few: dict[str, Any] = {name: None if part is None else part[:, :TOKENS] for name, part in parts.items()}
     return replace(inputs, plan=replace(plan, **few))
 
 

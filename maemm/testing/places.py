@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 
 _SUITE = Path(__file__).parent
 
@@ -18,7 +19,7 @@ def plugin_line(package: str, error: BaseException | None = None) -> str | None:
         frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
     else:
         frames = []
-        current = sys._getframe(1)
+        current: FrameType | None = sys._getframe(1)
         while current is not None:
             frames.insert(0, (current.f_code.co_filename, current.f_lineno))
             current = current.f_back

@@ -5,7 +5,7 @@ Imports torch only once checks are listed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -168,7 +168,7 @@ def _ordered(rules: Mapping[str, Rule]) -> list[str]:
     return list(ordered)
 
 
-def _needs(rules: Mapping[str, Rule], key: Key, keys: Iterable[Key], modality: str | None) -> list[Key]:
+def _needs(rules: Mapping[str, Rule], key: Key, keys: Sequence[Key], modality: str | None) -> list[Key]:
     """The checks that one depends on: those of its rule's ``needs`` on the same part, on the modality on which parts of
     other roles are checked, and, for a check of the whole plugin, on all its parts."""
     role, part, name = key
@@ -178,7 +178,7 @@ def _needs(rules: Mapping[str, Rule], key: Key, keys: Iterable[Key], modality: s
     return [
         other
         for need in needs
-        for other in ((role, part, need), ("modalities", modality, need))
+        for other in ((role, part, need), ("modalities", modality or "", need))
         if other in keys and other != key
     ]
 

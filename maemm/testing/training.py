@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 from maemm.contract import ModalityInput
 from maemm.model.model import Model
@@ -22,8 +22,8 @@ def train_state_of(model: Model) -> TrainState:
     return TrainState(model, model, optimizer, DistContext(), seed=0, batch=BATCH, steps=STEPS, phases=states)
 
 
-def step_of(train_state: TrainState, sets: list[Mapping[str, ModalityInput]], step: int) -> StepResult:
+def step_of(train_state: TrainState, sets: Sequence[dict[str, ModalityInput]], step: int) -> StepResult:
     """One step on one batch, of which ``sets`` are the sets of plans."""
-    inputs = [dict(planned) for planned in sets]
+    inputs = list(sets)
     counts = counts_of_sets(train_state.model, inputs)
     return take_step(train_state, MicroBatches(step, inputs, counts, [[]] * len(inputs), sets=len(inputs)))
