@@ -109,7 +109,7 @@ def defaults_fit_their_types(case: Case) -> None:
         )
 
 
-@check(*WITH_OPTIONS, needs=["defaults_fit_their_types"])
+@check(*WITH_OPTIONS, needs=["part_can_be_imported"])
 def bounds_hold(case: Case) -> None:
     """Values at the bounds of an option are accepted, and each value beyond them is refused with one line."""
     part = registry.find(case.role, case.part)
