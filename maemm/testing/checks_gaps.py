@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from maemm.config.options import options_of
 from maemm.contract import MaemmError, Preprocessed
 from maemm.model.model import Model
 from maemm.testing.case import OTHER, Case, check, on_elements
+from maemm.testing.checks_shapes import require_loss_of_known
 from maemm.testing.outcome import NotUsed
 
 MISSING, FILLERS = 0.1, (0.0, 1e6, float("nan"))
@@ -25,8 +25,7 @@ def missing_values_change_nothing(case: Case) -> None:
     """What fills missing values (Tokens.known) is in no prediction, target, loss, baseline, gradient or picture."""
     model, batch, missing = _with_gaps(case)
     modality = case.modality_of(model)
-    accepts = len(inspect.signature(modality.loss).parameters) > 2
-    case.require(accepts, "loss() with gaps", "loss(pred, target)", "a third parameter", "accept known=None in loss()")
+    require_loss_of_known(case, model)
     expected: dict[str, Tensor] = {}
     for filler in FILLERS:
         filled = replace(batch, x=batch.x.masked_fill(missing, filler))

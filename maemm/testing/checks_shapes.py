@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from maemm.contract import ModalityInput, Term
+from maemm.contract import Modality, ModalityInput, Term
 from maemm.model.model import Model
 from maemm.testing.case import DECODER_WIDTH, WIDTH, Case, check
 
@@ -67,11 +68,21 @@ def loss_is_per_token(case: Case) -> None:
     inputs = case.planned(model)[case.signal]
     target = case.target(model, inputs, inputs.plan.predict)
     known = inputs.tokens.gather_known(inputs.plan.predict)
+    if known is not None:
+        require_loss_of_known(case, model)
     loss = case.loss(model, torch.zeros_like(target), target, known)
     change = "return one float32 number per predicted token from loss()"
     _require_shape(case, loss, tuple(inputs.plan.predict.shape), "loss per token", change)
     case.require(loss.dtype == torch.float32, "the loss's dtype", loss.dtype, "float32", change)
     case.require(loss.isfinite().all(), "the loss is finite", "NaN or infinity", "finite values", "fix loss()")
+
+
+def require_loss_of_known(case: Case, model: Model) -> None:
+    """A modality whose tokens say what is known must have a loss() that takes it."""
+    part = case.target_part(model)
+    accepts = not isinstance(part, Modality) or len(inspect.signature(part.loss).parameters) > 2
+    change = "accept known=None in loss(), and leave out what is not known"
+    case.require(accepts, "loss() where values may be missing", "loss(pred, target)", "a third parameter", change)
 
 
 @check(

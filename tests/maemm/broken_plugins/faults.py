@@ -39,7 +39,7 @@ _FAULTS = [
     ("side_inputs_are_made", "objectives", "learners:AsksRagged"),
     ("side_inputs_are_made", "objectives", "learners:AsksUnknown"),
     ("missing_values_change_nothing", "modalities", "gaps:Filled"),
-    ("missing_values_change_nothing", "modalities", "gaps:LossOfAll"),
+    ("loss_is_per_token", "modalities", "gaps:LossOfAll"),
     ("missing_values_change_nothing", "modalities", "gaps:MeanOfAll"),
     ("missing_values_change_nothing", "modalities", "gaps:ShowsFilling"),
     ("tokens_agree", "modalities", "gaps:BadKnown"),
