@@ -96,6 +96,7 @@ def test_from_scratch_and_pre_trained_runs_as_before(runs):
 def test_several_modalities_keep_their_recipe(runs, monkeypatch):
     """Their head reads all of them, so the recipe is that of the run."""
     spec = RECIPE["modalities"]["image"]
+    parts = {name: {"type": "image", "root": "two"} for name in ("left", "right")}
     stored = config.load(
         {
             **RECIPE,
@@ -103,13 +104,13 @@ def test_several_modalities_keep_their_recipe(runs, monkeypatch):
             "decoder": None,
             "objectives": {"classify": {"class_weights": [1.0, 2.0]}},
             "head": {"type": "linear", "classes": 2},
-            "data": {"classes": ["a", "b"], "source": {"type": "paired", "parts": {"left": {}, "right": {}}}},
+            "data": {"classes": ["a", "b"], "source": {"type": "paired", "parts": parts}},
             "out": "joint",
         }
     )
-    parts = {name: {"type": "image", "root": "three"} for name in ("left", "right")}
     Path("joint").mkdir()
     Path("joint/recipe.yaml").write_text(config.dump(stored))
+    parts = {name: {"type": "image", "root": "three"} for name in ("left", "right")}
     recipe = recipe_for("joint", None, {"out": "again", "data.source": {"type": "paired", "parts": parts}})
     assert recipe["init"] == "joint" and recipe["head"]["classes"] == 3
     assert recipe["data"]["classes"] == ["x", "y", "z"] and "class_weights" not in recipe["objectives"]["classify"]
