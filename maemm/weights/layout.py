@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,20 @@ def require(state: Mapping[str, Tensor], keys: Iterable[str], kind: str) -> None
     missing = [key for key in keys if key not in state]
     if missing:
         raise MaemmError(f"weights are not of kind {kind!r}: missing {', '.join(missing)}")
+
+
+@contextlib.contextmanager
+def refusing(layout: str) -> Iterator[None]:
+    """What a layout does with a model that it was not made for ends in :class:`MaemmError`, whatever it raises."""
+    try:
+        yield
+    except (MaemmError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise MaemmError(
+            f"layout {layout!r} cannot hold this model ({type(error).__name__}: {reason}); use another, or maemm's own"
+        ) from error
 
 
 def rename(key: str, names: Mapping[str, str]) -> str:

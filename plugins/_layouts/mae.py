@@ -10,6 +10,9 @@ from torch import Tensor
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.patches import conv_to_linear, linear_to_conv
+from maemm.model.decoders.full import Full
+from maemm.model.encoders.vit import plain_vit
+from maemm.model.heads import Linear
 from maemm.weights.layout import rename
 
 KERNEL = "patch_embed.proj.weight"
@@ -56,22 +59,53 @@ def to_ours(state: Mapping[str, Tensor], modality: str) -> dict[str, Tensor]:
     return result
 
 
-def to_published(model: Any, modality: str, prefix_rows: Callable[[str, Any, Tensor], Tensor]) -> dict[str, Tensor]:
+def check_parts(model: Any, modality: str, layout: str, decoders: tuple[type, ...] = (Full,)) -> None:
+    """Raises :class:`MaemmError` for parts that MAE's code does not have: another encoder than a ViT with class tokens
+    and positions, another decoder than these, another classifier than a linear one of the mean or the class token."""
+    encoder, decoder, head = plain_vit(model, layout), model.decoder, model.head
+    kinds = model.modalities[modality].position_kinds
+    if encoder.prefix is None:
+        raise MaemmError(f"layout {layout!r} has class tokens, and this encoder has none (encoder.prefix: 0)")
+    if encoder.reads_predict:
+        raise MaemmError(f"layout {layout!r} has no token for hidden patches in the encoder (encoder.hidden: replace)")
+    if decoder is not None and type(decoder) not in decoders:
+        raise MaemmError(f"layout {layout!r} has no place for this decoder ({type(decoder).__name__}); leave it out")
+    if type(decoder) is Full and (decoder.prefix_kind != "from_encoder" or decoder.position_every_block):
+        raise MaemmError(
+            f"layout {layout!r} has a decoder that takes the encoder's class tokens and adds positions once; "
+            "this one is another (decoder.prefix, decoder.position_every_block)"
+        )
+    if "none" in (kinds["encoder"], kinds["decoder"] if decoder is not None else None):
+        raise MaemmError(f"layout {layout!r} holds tables of positions, and this model has none (position: none)")
+    if head is not None and (
+        type(head) is not Linear or (head.pool, head.norm_when) not in (("mean", "after"), ("cls", "before"))
+    ):
+        raise MaemmError(
+            f"layout {layout!r} has a linear classifier of the mean, with a norm after it, or of the class token, with "
+            "the norm before; this head is another"
+        )
+
+
+def to_published(
+    model: Any, modality: str, prefix_rows: Callable[[str, Any, Tensor], Tensor], *, decoder: bool = True
+) -> dict[str, Tensor]:
     """The inverse of :func:`to_ours`, for a model of this modality alone; sin-cos tables are written out.
 
     ``prefix_rows(table, part, rows)`` -> (1, K, D): the first rows of a published table, where the part is encoder or
-    decoder and ``rows`` (1, N, D) are those of the patches.
+    decoder and ``rows`` (1, N, D) are those of the patches. ``decoder=False``: leave out what only pre-training needs.
     """
     signal, names = model.modalities[modality], names_of(modality)
     state = {}
     for key, value in model.state_dict().items():
         if key.endswith("prefix_position") or ".positions." in key:
             continue
+        if not decoder and key.startswith(("decoder.", "encoder.hidden_token")):
+            continue
         if key == f"modalities.{modality}.embedding.weight":
             value = linear_to_conv(value, signal.channels, signal.patch)
         state[rename(key, names)] = value
     tables = {"pos_embed": (model.encoder, signal.positions)}
-    if model.decoder is not None:
+    if decoder and model.decoder is not None:
         tables["decoder_pos_embed"] = (model.decoder, signal.decoder.positions)
     for table, (part, positions) in tables.items():
         rows = positions.table(signal.grid).detach()

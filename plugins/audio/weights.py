@@ -20,10 +20,12 @@ from torch import Tensor
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, PositiveInt
+from maemm.model.decoders.full import Full
 from maemm.weights.layout import blocks_of, heads_of, require
 
-from .._layouts.mae import KERNEL, check_alone, normalize_of, tables_of, to_ours, to_published
+from .._layouts.mae import KERNEL, check_alone, check_parts, normalize_of, tables_of, to_ours, to_published
 from .positions import period_of
+from .window import Window
 
 CLS_ROW = "decoder_cls_position"  # key of the row that the window decoder has no use for
 WINDOW, EPS = "decoder_blocks.0.attn.tau", 1e-6
@@ -112,6 +114,7 @@ class AudioMAE(CheckpointFormat):
 
     def write(self, model: Any, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         check_alone(model, "audio", "audio", self.name)
+        check_parts(model, "audio", self.name, (Full, Window))
         if model.modalities["audio"].mel_major:
             raise MaemmError(f"layout {self.name!r} holds tokens in time order; this model is order: mel_major")
 

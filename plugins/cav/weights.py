@@ -13,6 +13,7 @@ from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, NonNegative, Positive, PositiveInt
 from maemm.contract.patches import conv_to_linear, linear_to_conv
+from maemm.model.decoders.full import Full
 from maemm.weights.layout import blocks_of, depth_of, rename, require
 
 from .._layouts.mae import normalize_of
@@ -102,6 +103,11 @@ class CAVMAE(CheckpointFormat):
     def write(self, model: Any, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         if not hasattr(model.encoder, "joint") or set(model.modalities) != set(LETTERS.values()):
             raise MaemmError("layout 'cavmae' takes encoder streams over audio and image, nothing else")
+        if set(model.encoder.members) != set(LETTERS.values()):
+            raise MaemmError("layout 'cavmae' has streams of audio and of image, this encoder others (encoder.streams)")
+        if model.decoder is not None and type(model.decoder) is not Full:
+            name = type(model.decoder).__name__
+            raise MaemmError(f"layout 'cavmae' has no place for this decoder ({name}); leave it out")
         back = {ours: published for published, ours in _names(len(model.encoder.joint)).items()}
         state = {rename(key, back): value for key, value in model.state_dict().items()}
         if missing := [name for letter, name in LETTERS.items() if f"pos_embed_{letter}" not in state]:

@@ -14,6 +14,7 @@ from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import usual_permissions, write_whole
 from maemm.data.locks import writes
+from maemm.weights.layout import refusing
 from maemm.weights.loading import load
 from maemm.weights.own import SAFETENSORS, TORCH_SUFFIXES, check_suffix, save, unshared
 
@@ -43,7 +44,11 @@ def convert(
     # Found before the weights are read: a wrong name is reported at once.
     layout = None if to is None else registry.find("weights", to)()
     model = load(source, kind, **settings)
-    state = model.state_dict() if layout is None else layout.write(model, model.extras)
+    if layout is None:
+        state = model.state_dict()
+    else:
+        with refusing(layout.name):
+            state = layout.write(model, model.extras)
 
     def write(file: Path) -> None:
         if layout is None:

@@ -17,6 +17,7 @@ from maemm.model.model import Model
 from maemm.tasks.export.formats import FORMATS, Written, silenced
 from maemm.tasks.export.inference_model import InferenceModel, Outputs, outputs_of
 from maemm.weights import load, save
+from maemm.weights.layout import refusing
 from maemm.weights.own import SAFETENSORS, TORCH_SUFFIXES
 
 LIBRARY_SUFFIXES = (SAFETENSORS, *TORCH_SUFFIXES)  # of a file for a library; the ending is the format
@@ -65,7 +66,8 @@ def _first_fitting(formats: list[CheckpointFormat], model: Model) -> tuple[Check
     reasons: dict[str, None] = {}  # a set in order
     for checkpoint_format in formats:
         try:
-            checkpoint_format.exported_state(model)
+            with refusing(checkpoint_format.name):
+                checkpoint_format.exported_state(model)
         except MaemmError as error:
             reasons[str(error)] = None
         else:

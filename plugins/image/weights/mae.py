@@ -13,7 +13,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, PositiveInt
 from maemm.weights.layout import blocks_of, heads_of, require, square_side
 
-from ..._layouts.mae import KERNEL, check_alone, normalize_of, to_ours, to_published
+from ..._layouts.mae import KERNEL, check_alone, check_parts, normalize_of, to_ours, to_published
 
 #: (width, depth) of the published encoders -> heads
 HEADS = {
@@ -126,6 +126,11 @@ class MAE(CheckpointFormat):
 
     def write(self, model: Any, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         self.check(model)
+        check_parts(model, "image", self.name)
+        return {**self.published(model), **extras}
+
+    def published(self, model: Any, *, decoder: bool = True) -> dict[str, Tensor]:
+        """:func:`to_published`; class tokens without a position have a row of zeros in the tables."""
         prefix = 0 if model.encoder.prefix is None else model.encoder.prefix.shape[1]
 
         def prefix_rows(table: str, part: Any, rows: Tensor) -> Tensor:
@@ -133,7 +138,7 @@ class MAE(CheckpointFormat):
                 return part.prefix_position.detach()
             return rows.new_zeros(1, prefix, rows.shape[-1])
 
-        return {**to_published(model, "image", prefix_rows), **extras}
+        return to_published(model, "image", prefix_rows, decoder=decoder)
 
     def check(self, model: Any) -> None:
         """Raises :class:`MaemmError` for a model of anything but images."""

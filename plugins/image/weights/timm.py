@@ -48,8 +48,7 @@ class Timm(MAE):
         """The encoder and, of a fine-tuned model, its classifier; timm's outputs equal ours."""
         encoder = plain_vit(model, self.name)
         self._check(model)
-        state = self.write(model, {})
-        state = {key: value for key, value in state.items() if not key.startswith(("decoder_", "mask_token"))}
+        state = self.published(model, decoder=False)
         if encoder.prefix is not None and encoder.prefix.shape[1] > 1:
             tokens = state["cls_token"]
             state["cls_token"], state["reg_token"] = tokens[:, :1].clone(), tokens[:, 1:].clone()

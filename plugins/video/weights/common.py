@@ -8,6 +8,8 @@ from torch import Tensor
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.patches import conv_to_linear, linear_to_conv
+from maemm.model.decoders.full import Full
+from maemm.model.encoders.vit import plain_vit
 from maemm.model.model import Model
 from maemm.weights.layout import rename
 
@@ -44,9 +46,14 @@ def video_of(model: Model) -> Video:
 
 
 def check_video_only(model: Model, layout: str, positions: tuple[str, ...]) -> None:
-    """Raises :class:`MaemmError` for a model of other modalities, or with other kinds of positions."""
+    """Raises :class:`MaemmError` for a model of other modalities, another encoder than a plain ViT, another decoder
+    than the usual one, or other kinds of positions."""
     if list(model.modalities) != ["video"]:
         raise MaemmError(f"layout {layout!r} holds only videos, this model has {', '.join(model.modalities)}")
+    plain_vit(model, layout)
+    if model.decoder is not None and type(model.decoder) is not Full:
+        name = type(model.decoder).__name__
+        raise MaemmError(f"layout {layout!r} has no place for this decoder ({name}); leave it out")
     kinds = set(video_of(model).position_kinds.values())
     if not kinds <= set(positions):
         raise MaemmError(f"layout {layout!r} cannot store positions of kind {', '.join(sorted(kinds))}")
