@@ -211,6 +211,12 @@ def take_rows(preprocessed: Preprocessed, rows: Sequence[int]) -> Preprocessed:
     return replace(preprocessed, x=preprocessed.x[index], valid=valid, info=info, present=present)
 
 
+def without_padding(field: str, value: Tensor, plan: Plan) -> Tensor:
+    """What belongs to tokens that a row has, of a ``field`` of an output: "encoded" (R, V, ...), others (R, M, ...)."""
+    valid = plan.visible_valid if field == "encoded" else plan.predict_valid
+    return value if valid is None else value[valid]
+
+
 def take_plan(plan: Plan, rows: Sequence[int]) -> Plan:
     """The rows ``rows`` of a plan, each with a pass of the encoder for itself."""
     index = torch.as_tensor(rows)

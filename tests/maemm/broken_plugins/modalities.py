@@ -232,6 +232,15 @@ class Asking(Signal):
         return x if float(x.abs().max()) < 1e6 else x * 0
 
 
+class Chosen(Signal):
+    """Chooses values by a boolean index, whose size the host waits for."""
+
+    def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
+        x = super().embed(tokens, index)
+        mask = x > 1e6
+        return x + x[mask].sum()
+
+
 class WholeOnly(Signal):
     """denormalize_target() fails on a part of the tokens."""
 

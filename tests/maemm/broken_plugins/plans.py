@@ -1,4 +1,4 @@
-"""Maskings and encoders that break a rule of sets of plans, budgets, shared passes or guides, one each."""
+"""Maskings, encoders and a decoder that break a rule of sets of plans, budgets, shared passes or guides, one each."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from maemm.contract import (
     Tokens,
 )
 from maemm.contract.rng import Rng
+from maemm.model.decoders.full import Full
 from maemm.model.encoders.vit import ViT
 from maemm.model.masking.counts import noise_order, plan_from_order
 
@@ -123,3 +124,11 @@ class LatentPerSample(ViT):
         latents = super().forward(inputs, modalities, **more)
         latents.tokens = {name: x.mean(1, keepdim=True) for name, x in latents.tokens.items()}
         return latents
+
+
+class Placeless(Full):
+    """Does not add positions to mask tokens."""
+
+    def forward(self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]) -> dict:
+        predictions = super().forward(latents, inputs, modalities)
+        return {name: x.mean(1, keepdim=True).expand_as(x) for name, x in predictions.items()}
