@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +135,32 @@ def test_joint_training_with_a_bundled_modality_from_a_recipe_alone(events):
     assert rows[0]["baseline"] > 0 and not Path("run/bad_samples.jsonl").exists()
     model = maemm.load("run")
     assert list(model.modalities) == ["events", "signal"] and model.encoder.kinds.keys() == {"events", "signal"}
+
+
+def test_an_exported_graph_equals_the_model_on_padded_sets(events, model, capsys):
+    maemm.save(model, "events.safetensors")
+    assert main(["export", "events.safetensors", "--to", "torch", "-o", "events.pt2"]) == 0
+    capsys.readouterr()
+    graph = torch.export.load("events.pt2").module()
+    model.eval()
+    for indices in (range(8), [3], [0, 1, 5]):  # of other sizes than the graph was made with
+        x = batch(model, indices)
+        valid = x["events"].valid
+        expected = model.embed(x)["events"]
+        for filling in (0.0, 1e6):
+            padded = torch.where(valid[..., None], x["events"].x, filling)
+            (features,) = graph(padded, valid)
+                assert torch.allclose(features, expected, atol=1e-5)
+
+
+def test_a_batch_size_that_became_a_number_is_named(events, model, monkeypatch, capsys):
+    module = sys.modules[type(model.encoder).__module__]
+    forward = module.InducedBlock.forward
+
+    def constant(self, x, padding):
+        return forward(self, x, padding) + x.new_zeros(len(x), 1, 1)
+
+    monkeypatch.setattr(module.InducedBlock, "forward", constant)
+    maemm.save(model, "events.safetensors")
+    assert main(["export", "events.safetensors", "--to", "torch", "-o", "events.pt2"]) == 2
+    assert "as len(x) does; write x.shape[0] there" in capsys.readouterr().err and not Path("events.pt2").exists()

@@ -6,7 +6,7 @@
     seen.copies     # copies between host and device
     seen.launches   # {aten operation: how often}
 
-Operations over tensors of two devices raise torch's own error. Neither a GPU nor a driver is needed. What it cannot see:
+Operations over tensors of two devices raise torch's own error. Neither a GPU nor a driver is needed. Unseen are
 NCCL, streams, pinned memory, timings, compiled graphs.
 """
 

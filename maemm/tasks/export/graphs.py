@@ -63,7 +63,12 @@ def _program(graph: nn.Module, example: Inputs, sets: Sequence[str]) -> torch.ex
     varying = {*sets, *(input_name(name, "valid") for name in sets)}
     batch, some = torch.export.Dim("batch"), torch.export.Dim.AUTO
     shapes = tuple({0: batch, 1: some} if name in varying else {0: batch} for name in example)
-    return torch.export.export(graph, tuple(example.values()), dynamic_shapes=shapes, strict=False)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention takes it in eval mode, for one batch size
+    try:
+        return torch.export.export(graph, tuple(example.values()), dynamic_shapes=shapes, strict=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _elements(
@@ -87,6 +92,8 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # without colours
     first_line = next(iter(text.splitlines()), "").strip()
+    if "specialized it to be a constant" in text:
+        return "its code makes a number of the batch size, as len(x) does; write x.shape[0] there"
     return f"{type(error).__name__}: {first_line}"[:300] if first_line else type(error).__name__
 
 

@@ -73,7 +73,7 @@ class InducedBlock(nn.Module):
 
     def forward(self, x, padding):
         tokens = self.norms[0](x)
-        points = self.points.to(x.dtype).expand(len(x), -1, -1)
+        points = self.points.to(x.dtype).expand(x.shape[0], -1, -1)
         points = self.gather(points, tokens, tokens, key_padding_mask=padding, need_weights=False)[0]
         x = x + self.spread(tokens, points, points, need_weights=False)[0]
         return x + self.mlp(self.norms[1](x))
