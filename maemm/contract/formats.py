@@ -57,5 +57,9 @@ class CheckpointFormat(ABC):
         raise MaemmError(f"layout {self.name!r} belongs to no library; use maemm convert --to {self.name}")
 
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """The ``settings`` of :meth:`read` from the config.json of a folder in this layout."""
+        """The ``settings`` of :meth:`read` from the config.json beside weights in this layout.
+
+        It is called before :meth:`read`, and raises :class:`MaemmError` for a setting that makes another model. A layout
+        that does not have this method is read without a config.json.
+        """
         return {}

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from maemm import config
+from maemm.config.messages import join
 from maemm.contract.errors import MaemmError
 from maemm.model.build import build_model
 from maemm.model.model import Model
@@ -34,6 +35,7 @@ def model_from(recipe: Any, state: dict[str, Tensor], description: str) -> Model
     weights that are not those of its model; one that is much larger than its weights is never built.
     """
     check_recipe(recipe, description)
+    _check_numbers({key: recipe.get(key) for key in _PARTS}, state, description)
     with _reported(description), _bounded(state):
         shapes = _shapes_of(recipe)
     if shapes is not None:
@@ -61,6 +63,23 @@ def check_recipe(recipe: Any, description: str) -> None:
             ) from None
 
 
+def _check_numbers(parts: Any, state: Mapping[str, Tensor], description: str, where: str = "") -> None:
+    """Raises :class:`MaemmError` for a number that no side of a tensor and no count of them comes near.
+
+    Parts make lists and tables of some numbers (depths, sizes) before the first parameter.
+    """
+    most = max(_FREE[1], _SPARE * max((side for tensor in state.values() for side in tensor.shape), default=0))
+    if isinstance(parts, (Mapping, list, tuple)):
+        items = parts.items() if isinstance(parts, Mapping) else enumerate(parts)
+        for key, value in items:
+            _check_numbers(value, state, description, join(where, str(key)))
+    elif isinstance(parts, int) and abs(parts) > most:
+        raise MaemmError(
+            f"{description} do not fit: {printable(where)} is {printable(parts)}, and the largest side of a tensor is "
+            f"far below; check the settings, or get the file again"
+        )
+
+
 @contextlib.contextmanager
 def _reported(description: str) -> Iterator[None]:
     """Whatever a part raises for options of a stranger is an error of the weights. Raises :class:`MaemmError`."""
@@ -70,7 +89,11 @@ def _reported(description: str) -> Iterator[None]:
         raise MaemmError(
             f"{description} do not fit: the model of their recipe is larger ({error}); get the file again"
         ) from None
-    except (MaemmError, MemoryError):
+    except MaemmError as error:
+        if ";" in str(error):
+            raise
+        raise MaemmError(f"{error} ({description}); check the settings") from None
+    except MemoryError:
         raise
     except Exception as error:
         reason = printable(" ".join(str(error).split()), 160)

@@ -10,7 +10,7 @@ from maemm import registry
 from maemm.config.options import check
 from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
-from maemm.weights.describe import some_of
+from maemm.weights.describe import printable, some_of
 from maemm.weights.wrappers import without_prefixes
 
 
@@ -20,6 +20,8 @@ def detect_format(kind: str | None, state: dict[str, Tensor], where: str) -> tup
     Parts of names that all share are taken off where no format matches the names as they are. Raises
     :class:`MaemmError` where none matches, or several do.
     """
+    if not isinstance(kind, str | None):
+        raise MaemmError(f"kind is {printable(kind)}, no name of a kind of checkpoint; see: maemm plugins list")
     names = registry.names("weights") if kind is None else [kind]
     formats: list[CheckpointFormat] = [registry.find("weights", name)() for name in names]
     tried = list(without_prefixes(state))

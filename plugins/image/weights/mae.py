@@ -87,7 +87,7 @@ class MAE(CheckpointFormat):
             "modalities": {
                 "image": {
                     "type": "image",
-                    "size": size or self._size(state["pos_embed"].shape[1] - prefix, prefix, patch),
+                    "size": self._size(state["pos_embed"].shape[1] - prefix, prefix, patch) if size is None else size,
                     "patch": list(patch),
                     "channels": channels,
                     "position": position,

@@ -98,7 +98,7 @@ class PointMAE(CheckpointFormat):
         recipe: dict[str, Any] = {
             "modalities": {
                 "pointcloud": {
-                    "type": "pointcloud", "groups": groups or _groups(state),
+                    "type": "pointcloud", "groups": _groups(state) if groups is None else groups,
                     "group_size": _group_size(state, group_size), "points": None, "loss": loss,
                     "features": state[prefix + FIRST].shape[1] - 3, "position": self.position, "skip_origin": True,
                     "width": _width(state, prefix),
@@ -168,7 +168,7 @@ def _groups(state: dict[str, Tensor]) -> int:
 
 def _group_size(state: dict[str, Tensor], group_size: int | None) -> int:
     if "increase_dim.0.weight" not in state:
-        return group_size or 32
+        return 32 if group_size is None else group_size
     stored = state["increase_dim.0.weight"].shape[0] // 3
     if group_size not in (None, stored):
         raise MaemmError(f"group_size is {group_size}, the weights predict groups of {stored} points; leave it out")

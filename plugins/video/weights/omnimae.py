@@ -85,8 +85,10 @@ class OmniMAE(CheckpointFormat):
         self, state: Mapping[str, Tensor], norm_pix: bool | None, mask_ratio: float, size: list[int] | None
     ) -> dict[str, Any]:
         _, channels, *patch = state["trunk.patch_embed.proj.1.weight"].shape
+        if size is None:
+            size = [16, *(224 if 224 % side == 0 else 14 * side for side in patch[1:])]
         return {
-            "type": "video", "size": size or [16, *(224 if 224 % side == 0 else 14 * side for side in patch[1:])],
+            "type": "video", "size": size,
             "patch": patch, "channels": channels, "position": "flat", "eps_on": "var",
             "normalize": NORMALIZE[norm_pix], "masking": {"type": "random", "ratio": mask_ratio},
         }  # fmt: skip
