@@ -59,7 +59,7 @@ class CheckpointFormat(ABC):
     def settings_of(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The ``settings`` of :meth:`read` from the config.json beside weights in this layout.
 
-        It is called before :meth:`read`, and raises :class:`MaemmError` for a setting that makes another model. A layout
-        that does not have this method is read without a config.json.
+        It is called before :meth:`read`, and raises :class:`MaemmError` for a setting that makes another model. Layouts
+        without this method are read without a config.json.
         """
         return {}

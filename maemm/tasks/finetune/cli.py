@@ -22,7 +22,8 @@ EPILOG = """DATA is short for data.root=DATA. A pre-trained run or weights give 
 fine-tuning; any key of it can be set: train.epochs, train.layer_decay, train.trainable=last_2_blocks,
 encoder.drop_path, objectives.classify.mixup=0.8, .cutmix=1.0, .erase=0.25, .smoothing, train.ema=0.999,
 data.validation=FOLDER or a fraction, train.patience=5. test.source.split=test, test.list=FILE and test.source=NAME:
-options of the source that differ for --test. The same command again continues."""
+options of the source that differ for --test. What published weights do not record is given beside them: heads=4. The
+same command again continues."""
 
 
 def run(argv: list[str], flags: Namespace) -> int:
@@ -42,14 +43,15 @@ def run(argv: list[str], flags: Namespace) -> int:
     args, (weights, data), words = parser.parse(argv, 1, 2)
     if data is not None and any(word.startswith("data.root=") for word in words):
         raise MaemmError(f"the data are given twice ({data} and data.root=); give them once")
-    from maemm.tasks.finetune.recipe import parse_overrides
+    from maemm.tasks.finetune.recipe import parse_overrides, weights_settings
 
+    keys = {*KEYS, *weights_settings()}
     overrides = parse_overrides(words)
     for key in overrides:
         if key == "data":
             raise MaemmError("data is a section of a recipe (override data=...); set a key of it: data.root=FOLDER")
-        if "." not in key and key not in KEYS:
-            raise MaemmError(f"{key!r} is no key of a recipe (override {key}=...); {advice(key, KEYS)}")
+        if "." not in key and key not in keys:
+            raise MaemmError(f"{key!r} is no key of a recipe (override {key}=...); {advice(key, keys)}")
     test_options = {key.removeprefix("test."): overrides.pop(key) for key in [*overrides] if key.startswith("test.")}
     if test_options and args.test is None:
         raise MaemmError(f"test.{next(iter(test_options))} is given without a test part; add --test DATA")

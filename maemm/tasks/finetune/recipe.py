@@ -130,10 +130,14 @@ def _continues(run: Path, recipe: Mapping[str, Any], overrides: Mapping[str, Any
     return root is None or (own is not None and expanded(root).resolve() == Path(own).resolve())
 
 
+def weights_settings() -> set[str]:
+    """The names of what is told beside weights that do not record it."""
+    return setting_names() | {"kind", "checkpoint_key"}
+
+
 def _split_settings(overrides: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """(what the weights do not record, the other overrides): ``heads=4`` and ``init.heads=4``."""
-    names = setting_names() | {"kind", "checkpoint_key"}
-    settings = {}
+    names, settings = weights_settings(), {}
     for key in overrides:
         name = key.removeprefix("init.")
         if name in names and (key.startswith("init.") or key not in KEYS):

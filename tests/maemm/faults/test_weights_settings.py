@@ -53,7 +53,7 @@ def test_finetune_says_how(pictures, capsys):
     status, _, error = run(capsys, "finetune", "mae.pth", pictures, "out=ft")
     assert status == 2 and "give heads= (in a recipe init.heads=)" in error and "maemm convert" in error
     status, _, error = run(capsys, "finetune", "mae.pth", pictures, "out=ft", "haeds=2")
-    assert status == 2 and "give heads=" in error
+    assert status == 2 and "did you mean 'heads'?" in error
     maemm.convert("mae.pth", "own.safetensors", **TINY)
     status, _, error = run(capsys, "finetune", "own.safetensors", pictures, "out=ft", "heads=2")
     assert status == 2 and "heads is already in the recipe" in error
