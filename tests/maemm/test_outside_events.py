@@ -150,7 +150,7 @@ def test_an_exported_graph_equals_the_model_on_padded_sets(events, model, capsys
         for filling in (0.0, 1e6):
             padded = torch.where(valid[..., None], x["events"].x, filling)
             (features,) = graph(padded, valid)
-                assert torch.allclose(features, expected, atol=1e-5)
+            assert torch.allclose(features, expected, atol=1e-5)
 
 
 def test_a_batch_size_that_became_a_number_is_named(events, model, monkeypatch, capsys):
