@@ -166,10 +166,12 @@ class Workers:
             if process.sentinel in dead:
                 process.join(timeout=2)  # the sentinel is a moment ahead of the exit status
                 if process.exitcode == main_guard.STATUS:
-                    raise MaemmError(main_guard.text())
+                    raise MaemmError(main_guard.text()) from None
                 how = _death(process.exitcode)
                 if int(self.board[number]) == _NOT_BEGUN and process.exitcode and main_guard.imports_main():
-                    raise MaemmError(f"a data worker died of {how} while it ran the script again; {main_guard.ADVICE}")
+                    raise MaemmError(
+                        f"a data worker died of {how} while it ran the script again; {main_guard.ADVICE}"
+                    ) from None
                 raise WorkerLost(self._death_text(number, how), int(self.board[number]), f"killed its reader ({how})")
 
     def _death_text(self, number: int, how: str) -> str:

@@ -299,8 +299,7 @@ def test_training_verbs_alone_share_their_work():
 
 @pytest.mark.slow
 def test_torchrun_of_a_verb_writes_all_rows_once_and_fails_as_one(own_run, tmp_path):
-    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "maemm"]
-    run[4:4] = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "maemm"]
     done = subprocess.run([*run, *command("embed", own_run)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and done.stdout.count("20 embeddings") == 1, done.stderr
     with np.load(tmp_path / "x.npz") as features:
