@@ -6,8 +6,6 @@ The names below are loaded when they are first used, so that ``import maemm`` is
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from maemm.contract.version import __version__
@@ -96,17 +94,6 @@ __all__ = [
     "score",
     "show",
 ]
-
-
-class _Package(ModuleType):
-    """Importing a submodule binds it as an attribute of its package: keeps ``maemm.export`` the function."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _MODULE_OF and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

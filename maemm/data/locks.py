@@ -45,7 +45,7 @@ def locked(
 
     A record lock (``lockf``), since forked workers do not inherit it: after ``kill -9`` it is free at once.
     ``remove``: delete the file at the end. Raises :class:`MaemmError` that names the process which has the lock, or
-    where the file cannot be made ("cannot write in TITLE (...); ADVICE"). Where there are no such locks (Windows, some
+    where the file cannot be made ("cannot write to TITLE (...); ADVICE"). Where there are no such locks (Windows, some
     network file systems) it logs so and continues.
     """
     refuse_in_child()
@@ -87,7 +87,7 @@ def _opened(path: Path, title: str, advice: str, log: Callable[[str], Any], user
         try:
             file = open(path, "a+", encoding="utf-8")  # noqa: SIM115  closing it would free the lock
         except OSError as error:
-            raise MaemmError(f"cannot write in {title} ({path}: {error.strerror}); {advice}") from None
+            raise MaemmError(f"cannot write to {title} ({path}: {error.strerror}); {advice}") from None
         try:
             import fcntl
 
