@@ -18,6 +18,8 @@ from maemm.contract.options import PartOf
 from maemm.contract.rng import Rng
 from maemm.data.files import fingerprint
 
+_NUMBER = re.compile(r"#\d+\Z")  # of a sample in a file of many
+
 
 class Paired(Source):
     """Samples of several sources, matched by name; the label is that of the first source that has one.
@@ -126,9 +128,10 @@ def _keys(modality: str, source: Source, by: str) -> dict[str, int]:
     """{what a sample is matched by: its index in the part}. Of ``a/b.npz#3`` that is ``a/b#3``, by stem ``b#3``."""
     keys: dict[str, int] = {}
     for index in range(len(source)):
-        file, number = re.fullmatch(r"(.*?)(#\d+)?", source.name(index), re.DOTALL).groups()
+        file, number = _NUMBER.sub("", source.name(index)), _NUMBER.search(source.name(index))
         path = PurePosixPath(file)
-        key = (path.stem if by == "stem" else str(path.with_suffix("")) if path.suffix else str(path)) + (number or "")
+        key = path.stem if by == "stem" else str(path.with_suffix("")) if path.suffix else str(path)
+        key += number.group() if number else ""
         if key in keys:
             raise MaemmError(
                 f"{modality} has two samples called {key!r} ({source.name(keys[key])}, {source.name(index)}); pairs "

@@ -105,7 +105,8 @@ def _build(recipe: dict[str, Any]) -> Model:
     head = _make("heads", recipe["head"], encoder.dim, where="head") if recipe.get("head") else None
     masking, objectives = build_masking(recipe), _objectives(recipe)
     model = Model(modalities, masking, encoder, decoder, objectives, targets, head, recipe=recipe)
-    for part in (*dict.fromkeys(targets.values()), *objectives.values()):
+    parts: list[Target | Objective] = [*dict.fromkeys(targets.values()), *objectives.values()]
+    for part in parts:
         part.connect(model)
     return model
 
