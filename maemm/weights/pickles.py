@@ -212,6 +212,8 @@ def _foreign(survey: _Survey, text: str) -> str:
 def _reason(error: Exception) -> str:
     """The first sentence of another library's error, without its advice."""
     text = (str(error).splitlines() or [""])[0]
+    if isinstance(error, LookupError):  # its text is the bare key of something inside the pickle
+        return "the pickle in it is damaged"
     return printable(text.split(". ")[0], 120) or type(error).__name__
 
 
