@@ -130,6 +130,9 @@ class TrainConfig(_Keys):
     validate_tta: bool = Field(False, description="validate with test-time augmentation, as evaluate does")
     patience: PositiveInt | None = Field(None, description="validations without improvement before the run ends")
     picture_every: PositiveInt | None = Field(None, description="steps between pictures; null: about 10 times")
+    rank_timeout: Positive = Field(
+        14400.0, description="seconds that ranks wait for one which works alone, such as on a checkpoint"
+    )
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard files")
 

@@ -25,6 +25,7 @@ from maemm.contract.errors import MaemmError
 from maemm.train.signals import Interrupted
 
 T = TypeVar("T")
+RANK_TIMEOUT_S = 4 * 3600.0
 
 
 class PeerFailed(MaemmError):
@@ -35,7 +36,8 @@ class PeerFailed(MaemmError):
 class DistContext:
     """One rank of a run. A context manager that ends the process group, if it is ours.
 
-    ``control_group`` is a gloo group: agreements do not wait for the work queued on the device.
+    ``control_group`` is a gloo group of its own: agreements do not wait for the work queued on the device, and may wait
+    longer than that for one rank that works alone.
     """
 
     rank: int = 0
@@ -43,6 +45,7 @@ class DistContext:
     device: torch.device = torch.device("cpu")
     control_group: Any = None
     owns_group: bool = False  # whether start() made the process group, so that leaving the context ends it
+    timeout_s: float = RANK_TIMEOUT_S  # that ranks wait in the control group for one of them
 
     @property
     def is_rank0(self) -> bool:
@@ -55,7 +58,9 @@ class DistContext:
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.control_group = None
+        control_group, self.control_group = self.control_group, None
+        if control_group is not None and not self.owns_group and dist.is_initialized():
+            dist.destroy_process_group(control_group)
         # After an error NCCL would wait for work that never ends: the process is about to end, and the group with it.
         if self.owns_group and dist.is_initialized() and (error_type is None or dist.get_backend() == "gloo"):
             dist.destroy_process_group()
@@ -100,6 +105,11 @@ class DistContext:
         except RuntimeError as broken:  # gloo notices at once when a process is gone
             if error is not None:
                 raise error from broken
+            if "timed out" in str(broken).lower():
+                raise PeerFailed(
+                    f"another rank did not answer for {self.timeout_s:g} s: it works on something alone, or hangs "
+                    "(train.rank_timeout); look at its log, or raise it"
+                ) from broken
             raise PeerFailed("another rank exited; see its log") from broken
 
     def _all_gather_object(self, value: T, error: Exception | None) -> list[T]:
@@ -107,6 +117,13 @@ class DistContext:
         if self.world_size > 1:
             self._communicate(lambda: dist.all_gather_object(values, value, group=self.control_group), error)
         return values
+
+    def gather_object(self, value: T) -> list[T]:
+        """``value`` of every rank, in order of rank, on rank 0; [] on the others."""
+        values: list[Any] | None = [value] * self.world_size if self.is_rank0 else None
+        if self.world_size > 1:
+            self._communicate(lambda: dist.gather_object(value, values, group=self.control_group), None)
+        return values or []
 
     def all_gather_object(self, value: T) -> list[T]:
         """``value`` of every rank, a picklable object, in order of rank."""
@@ -156,14 +173,16 @@ class DistContext:
             raise
 
 
-def start(timeout_s: float = 1800.0) -> DistContext:
+def start(rank_timeout_s: float = RANK_TIMEOUT_S, *, timeout_s: float = 1800.0) -> DistContext:
     """Join the process group that the environment describes, or one that exists already.
 
-    gloo on CPUs, NCCL between GPUs. Raises :class:`MaemmError` where there are more ranks than GPUs.
+    gloo on CPUs, NCCL between GPUs. ``rank_timeout_s``: that ranks wait for one which works alone. ``timeout_s``: that
+    collectives of a step may take, in which all ranks take part at once. Raises :class:`MaemmError` where there are
+    more ranks than GPUs.
     """
     cuda = torch.cuda.is_available()
     if dist.is_available() and dist.is_initialized():
-        return _of_process_group(cuda, owns_group=False)
+        return _of_process_group(cuda, False, rank_timeout_s)
     world_size = _from_environment("WORLD_SIZE", 1)
     if world_size == 1:
         return DistContext(device=_device(cuda))
@@ -181,7 +200,7 @@ def start(timeout_s: float = 1800.0) -> DistContext:
         raise MaemmError(
             f"the {world_size} ranks cannot connect to each other ({one_line(error)}); start them with torchrun"
         ) from error
-    return _of_process_group(cuda, owns_group=True)
+    return _of_process_group(cuda, True, rank_timeout_s)
 
 
 def joined() -> DistContext:
@@ -189,9 +208,9 @@ def joined() -> DistContext:
     return start()
 
 
-def _of_process_group(cuda: bool, owns_group: bool) -> DistContext:
-    control_group = dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
-    return DistContext(dist.get_rank(), dist.get_world_size(), _device(cuda), control_group, owns_group)
+def _of_process_group(cuda: bool, owns_group: bool, timeout_s: float) -> DistContext:
+    control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    return DistContext(dist.get_rank(), dist.get_world_size(), _device(cuda), control_group, owns_group, timeout_s)
 
 
 def _device(cuda: bool) -> torch.device:

@@ -70,7 +70,9 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
         raise MaemmError("the recipe has no out; add out=runs/NAME, the folder of the run")
     folder = RunFolder(recipe["out"])
     with ExitStack() as stack:
-        dist_context = stack.enter_context(distributed.start())
+        dist_context = stack.enter_context(
+            distributed.start(recipe["train"].get("rank_timeout") or distributed.RANK_TIMEOUT_S)
+        )
         console = Console(echo, dist_context.is_rank0)
         interrupts = stack.enter_context(catch_signals())
         dist_context.on_rank0(lambda: stack.enter_context(folder.opened(recipe, console.log)))
@@ -178,9 +180,7 @@ class Run:
         model = self.train_state.model
         self.checked: set[tuple[str, ...]] = set()  # modalities of the batches that have been checked
         self.watch = NonFiniteWatch(dist_context, self.settings["max_nonfinite"], console.log)
-        self.validator = Validator(
-            recipe, held_out, model, dist_context.world_size, order.steps_per_epoch, folder.path / BEST
-        )
+        self.validator = Validator(recipe, held_out, order.steps_per_epoch, folder.path / BEST, console.log)
 
         # What it leaves behind.
         self.parameters = sum(p.numel() for p in model.parameters())
@@ -312,8 +312,7 @@ class Run:
         self.console.step()
         validation = None
         if validates:
-            validation = self.dist_context.on_rank0(lambda: self.validator.validate(self.train_state, done))
-            self.validator.record(validation)
+            validation = self.validator.validate(self.train_state, done)
         if logs:
             self._log(result, lr, validation)
         if done % self.save_every == 0 and not is_last:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+import math
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from maemm.data.mixture import parts_of
 from maemm.data.single_pass import each
 from maemm.data.tta import TtaModality, tta_views_of
 from maemm.model.build import build_modalities
+from maemm.model.collectives import alone
 from maemm.model.model import Model
+from maemm.train.distributed import DistContext
 from maemm.train.step import TrainState
 from maemm.weights.checkpoints import write_best
 
@@ -35,26 +39,18 @@ class Validator:
         self,
         recipe: Mapping[str, Any],
         source: Source | None,
-        model: Model,
-        world_size: int,
         steps_per_epoch: int,
         folder: Path,
+        log: Callable[[str], Any],
     ):
         """Validate every ``train.validate_every`` steps (default: an epoch); keep the best weights in ``folder``.
 
-        Raises :class:`MaemmError` for patience without samples, and where an objective needs the other ranks, as rank
-        0 validates alone.
+        Raises :class:`MaemmError` for patience without samples.
         """
-        coupled = [name for name, objective in model.objectives.items() if objective.coupled]
-        if source is not None and coupled and world_size > 1:
-            raise MaemmError(
-                f"objective {coupled[0]!r} compares samples across ranks, but rank 0 validates alone; leave "
-                "data.validation out, or train on one rank"
-            )
         self.patience: int | None = recipe["train"].get("patience")
         if source is None and self.patience:
             raise MaemmError("train.patience needs samples to validate with; set data.validation=0.1, or other data")
-        self.recipe, self.source, self.folder = recipe, source, folder
+        self.recipe, self.source, self.folder, self.log = recipe, source, folder, log
         self.validate_every = recipe["train"].get("validate_every") or steps_per_epoch
         self.best_score: float | None = None
         self.without_improvement = 0  # validations since the best one
@@ -70,24 +66,30 @@ class Validator:
         return self.patience is not None and self.without_improvement >= self.patience
 
     def validate(self, train_state: TrainState, step: int) -> dict[str, float]:
-        """:func:`validate` the model, averaged if there is an average, and save its weights if they are the best."""
+        """:func:`validate` the model, averaged if there is an average, and save its weights if they are the best.
+
+        All ranks call this, and all get the metrics. A validation that is not finite is not an improvement.
+        """
         assert self.source is not None
-        model = train_state.ema_model or train_state.model
-        metrics = validate(model, self.source, self.recipe, bf16=train_state.bf16)
-        if self._improves(metrics):
-            write_best(self.folder, model, {"step": step, "validation": metrics})
+        model, dist_context = train_state.ema_model or train_state.model, train_state.dist_context
+        metrics = validate(model, self.source, self.recipe, bf16=train_state.bf16, dist_context=dist_context)
+        if improves := self._improves(metrics):
+            dist_context.on_rank0(lambda: write_best(self.folder, model, {"step": step, "validation": metrics}))
+        if not _is_finite(metrics):
+            text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not math.isfinite(value))
+            self.log(f"warning: the validation after step {step} is not finite ({text}), so it is never the best one")
+        self._record(metrics, improves)
         return metrics
 
-    def record(self, metrics: Mapping[str, float]) -> None:
-        """Take note of the metrics of a validation; on every rank."""
-        if self._improves(metrics):
+    def _record(self, metrics: Mapping[str, float], improves: bool) -> None:
+        if improves:
             self.best_score, self.without_improvement = _score(metrics), 0
             self.best_text = f"; best validation {', '.join(f'{name} {x:.4g}' for name, x in metrics.items())}"
         else:
             self.without_improvement += 1
 
     def _improves(self, metrics: Mapping[str, float]) -> bool:
-        return self.best_score is None or _score(metrics) > self.best_score
+        return _is_finite(metrics) and (self.best_score is None or _score(metrics) > self.best_score)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best_score, "without_improvement": self.without_improvement, "best_text": self.best_text}
@@ -95,7 +97,9 @@ class Validator:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """``state`` of :meth:`state_dict`, or empty."""
         if state:
-            self.best_score, self.without_improvement = state["best"], state["without_improvement"]
+            best = state["best"]  # an older version took a NaN for the best where it came first
+            self.best_score = best if best is not None and math.isfinite(best) else None
+            self.without_improvement = state["without_improvement"]
             self.best_text = state["best_text"]
 
 
@@ -104,14 +108,55 @@ def _score(metrics: Mapping[str, float]) -> float:
     return next((metrics[name] for name in HIGHER_IS_BETTER if name in metrics), -metrics["loss"])
 
 
+def _is_finite(metrics: Mapping[str, float]) -> bool:
+    """Whether the loss and the score are: an accuracy is a finite number also of a network that predicts NaN."""
+    return math.isfinite(metrics["loss"]) and math.isfinite(_score(metrics))
+
+
 # --------------------------------------------------------------------------------------------- one validation
-@torch.no_grad()
-def validate(model: Model, source: Source, recipe: Mapping[str, Any], *, bf16: bool = False) -> dict[str, float]:
+@dataclass
+class _Validated:
+    """What one batch contributes."""
+
+    place: tuple[int, int]  # number of the data set, number of the batch in it
+    unreadable: int
+    rows: int = 0
+    loss: float = 0.0  # mean over its rows
+    counts: bool = False  # whether anything is compared in it
+    answers: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # by objective
+
+
+def validate(
+    model: Model,
+    source: Source,
+    recipe: Mapping[str, Any],
+    *,
+    bf16: bool = False,
+    dist_context: DistContext | None = None,
+) -> dict[str, float]:
     """{"loss": ..., "accuracy": ...} over all readable samples of ``source``, without augmentation.
 
     Masks are the same each time. With ``train.validate_tta`` what the objectives compare is averaged over the views of
-    each sample. The model returns to the mode it was in. Raises :class:`MaemmError` where no sample can be read.
+    each sample. The model returns to the mode it was in. The batches are dealt out to the ranks of ``dist_context``,
+    all of which call this; each batch is compared by itself, so that the metrics are those of one rank, also of
+    objectives that compare samples with each other: with those of the same batch. The loss is NaN where no token is
+    predicted and nothing else compared. Raises :class:`MaemmError` where no sample can be read.
     """
+    ranks = dist_context or DistContext()
+
+    def own_batches() -> list[_Validated]:
+        with alone():  # ranks may have different numbers of batches
+            return _validate_batches(model, source, recipe, bf16, ranks)
+
+    gathered = ranks.gather_object(ranks.on_all_ranks(own_batches))
+    return ranks.on_rank0(lambda: _metrics(model, [batch for part in gathered for batch in part], len(source)))
+
+
+@torch.no_grad()
+def _validate_batches(
+    model: Model, source: Source, recipe: Mapping[str, Any], bf16: bool, ranks: DistContext
+) -> list[_Validated]:
+    """The batches of this rank."""
     data, train, device = recipe["data"], recipe["train"], next(model.parameters()).device
     modalities: dict[str, Any] = dict(model.modalities)
     batch_size = min(train.get("micro_batch") or train["batch"], 256)
@@ -121,38 +166,56 @@ def validate(model: Model, source: Source, recipe: Mapping[str, Any], *, bf16: b
     if tta_views > 1:
         modalities = {name: TtaModality(modality, tta_views) for name, modality in modalities.items()}
         batch_size = max(1, batch_size // tta_views)
-    loss_sum, rows, unreadable = 0.0, 0, 0
-    answers: dict[str, dict[str, list[Tensor]]] = {name: {} for name in model.objectives}
+    results: list[_Validated] = []
     training = model.training
     model.eval()
     try:
-        with closing(_batches(source, modalities, data, batch_size)) as batches:
-            for batch in batches:
-                unreadable += len(batch.bad)
+        with closing(_batches(source, modalities, data, batch_size, ranks)) as batches:
+            for part, batch in batches:
+                result = _Validated((part, batch.step), len(batch.bad))
+                results.append(result)
                 if not batch.raw:  # none of its samples could be read
                     continue
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    out, loss, batch_rows = _forward(model, batch.to(device), train["seed"], tta_views)
-                    loss_sum, rows = loss_sum + loss * batch_rows, rows + batch_rows
+                    out, result.loss, result.rows = _forward(model, batch.to(device), train["seed"], tta_views)
+                    result.counts = any(bool(term.count > 0) for term in out.parts.values() if term.weight)
                     for name, objective in model.objectives.items():
-                        for key, value in objective.answers(out).items():
-                            answers[name].setdefault(key, []).append(_mean_over_views(value, tta_views).cpu())
+                        answers = objective.answers(out)
+                        result.answers[name] = {
+                            key: _mean_over_views(value, tta_views).cpu() for key, value in answers.items()
+                        }
     finally:
         model.train(training)
+    return results
+
+
+def _metrics(model: Model, batches: list[_Validated], samples: int) -> dict[str, float]:
+    """The metrics of all batches, added up in the order of the samples, whoever has computed them."""
+    batches = sorted(batches, key=lambda batch: batch.place)
+    loss_sum, rows, unreadable = 0.0, 0, 0
+    answers: dict[str, dict[str, list[Tensor]]] = {name: {} for name in model.objectives}
+    for batch in batches:
+        unreadable += batch.unreadable
+        loss_sum, rows = loss_sum + batch.loss * batch.rows, rows + batch.rows
+        for name, values in batch.answers.items():
+            for key, value in values.items():
+                answers[name].setdefault(key, []).append(value)
     if not rows:
-        raise MaemmError(f"none of the {len(source):,} samples to validate with can be read; check data.validation")
+        raise MaemmError(f"none of the {samples:,} samples to validate with can be read; check data.validation")
     metrics: dict[str, float] = {}
     for name, objective in model.objectives.items():
         if answers[name]:
             metrics |= objective.metrics({key: torch.cat(values) for key, values in answers[name].items()})
-    return metrics | {"loss": loss_sum / rows} | ({"unreadable_samples": float(unreadable)} if unreadable else {})
+    loss = loss_sum / rows if any(batch.counts for batch in batches) else math.nan
+    return metrics | {"loss": loss} | ({"unreadable_samples": float(unreadable)} if unreadable else {})
 
 
 def _batches(
-    source: Source, modalities: Mapping[str, Modality], data: Mapping[str, Any], batch_size: int
-) -> Generator[Batch, None, None]:
-    """Every sample once; of a mixture one data set after the other, each with its own modalities."""
-    for part, names in parts_of(source):
+    source: Source, modalities: Mapping[str, Modality], data: Mapping[str, Any], batch_size: int, ranks: DistContext
+) -> Generator[tuple[int, Batch], None, None]:
+    """(number of the data set, batch): every sample once, on one of the ranks. A mixture is read one set after the
+    other, each with its own modalities."""
+    for number, (part, names) in enumerate(parts_of(source)):
         of_part = {name: modality for name, modality in modalities.items() if names is None or name in names}
         batches = each(
             part,
@@ -161,9 +224,12 @@ def _batches(
             workers=data["workers"],
             timeout=data["timeout"],
             missing=data.get("missing") or "skip",
+            rank=ranks.rank,
+            world_size=ranks.world_size,
         )
         with closing(batches):
-            yield from batches
+            for batch in batches:
+                yield number, batch
 
 
 def _forward(model: Model, batch: Batch, seed: int, tta_views: int) -> tuple[Output, float, int]:

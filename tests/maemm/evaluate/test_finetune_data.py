@@ -169,7 +169,7 @@ def test_a_test_part_of_the_same_file(world):
 
 def test_only_one_of_several_processes_asks(world, capsys, monkeypatch):
     """The others train, and end without a word, a figure or a file."""
-    monkeypatch.setattr("maemm.train.distributed.start", lambda: DistContext(rank=1))
+    monkeypatch.setattr("maemm.train.distributed.start", lambda *arguments: DistContext(rank=1))
     monkeypatch.setattr("maemm.tasks.pretrain.run.train_recipe", lambda recipe, **rest: world.folder / "tuned")
     for module in (trials, import_module("maemm.tasks.evaluate.run")):
         monkeypatch.setattr(module, "evaluate", lambda *args, **rest: pytest.fail("it was asked"))
