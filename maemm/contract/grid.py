@@ -186,7 +186,7 @@ class GridModality(Modality):
         return (values - mean) / scale
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
-        if self.normalize != "patch":
+        if self.normalize != "patch" or not pred.numel():
             return pred.float()
         mean, scale = self._statistics(tokens.gather(index).float(), tokens.gather_known(index))
         return pred.float() * scale + mean

@@ -97,6 +97,7 @@ class MixtureBatches:
         passes = [part.passes for part in mixture.parts.values()]
         self.steps = [max(1, round(n * order.steps_per_epoch)) for n, order in zip(passes, self.orders, strict=True)]
         self.steps_per_epoch = sum(self.steps)
+        self.left_out = sum(order.left_out for order in self.orders)  # of a pass over each set
         self._cached: tuple[int, np.ndarray] | None = None
 
     def epoch(self, step: int) -> int:

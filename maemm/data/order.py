@@ -92,6 +92,8 @@ class ShuffledBatches:
         self.accumulation = own // micro
         self.weights, self._drawn = weights, epoch
         self.steps_per_epoch = (epoch or samples) // (batch // aug_repeats)
+        #: samples of an epoch that fill no batch; others in each epoch
+        self.left_out = (epoch or samples) % (batch // aug_repeats)
         self._first_row = rank * own
         self._cached: tuple[int, np.ndarray] | None = None
 

@@ -72,6 +72,17 @@ def first_line(
     )
 
 
+def left_out_line(order: ShuffledBatches | MixtureBatches) -> str | None:
+    """How many samples of an epoch fill no batch, if any."""
+    if not (count := order.left_out):
+        return None
+    unit = "pass over the data sets" if isinstance(order, MixtureBatches) else "epoch"
+    return (
+        f"{count:,} sample{' is' if count == 1 else 's are'} left out of each {unit}, others each time, as batches are "
+        f"of {order.batch:,}"
+    )
+
+
 def metrics_text(row: Mapping[str, Any]) -> str:
     """Loss, baseline, validation, speed and data wait of a line of metrics.jsonl."""
     baseline = row.get("baseline")

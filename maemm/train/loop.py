@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -20,15 +20,16 @@ from maemm.data.mixture import MixtureBatches
 from maemm.data.open import open_parts
 from maemm.data.order import ShuffledBatches
 from maemm.model.checks import first_batch
+from maemm.model.nothing_to_learn import check_plans
 from maemm.train import checkpoint, distributed
-from maemm.train.console import Console, first_line
-from maemm.train.distributed import DistContext
+from maemm.train.console import Console, first_line, left_out_line
+from maemm.train.distributed import DistContext, one_line
 from maemm.train.logging import Clock, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
 from maemm.train.nonfinite import NonFiniteWatch
 from maemm.train.optim import set_lr
 from maemm.train.restore import Unusable, restore
 from maemm.train.run_folder import RunFolder
-from maemm.train.schedules import learning_rate
+from maemm.train.schedules import learning_rate, shortened_warmup
 from maemm.train.setup import make_loader, make_order, make_train_state
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
 from maemm.train.step import MicroBatches, StepResult, TrainState, leave_out_unused, plan_micro_batches, take_step
@@ -37,6 +38,7 @@ from maemm.weights import BEST
 from maemm.weights.checkpoints import Checkpoint, latest
 from maemm.weights.describe import some_of
 
+T = TypeVar("T")
 SAVES, PICTURES = 200, 10  # about how many of each a run makes by default
 
 echo_line = partial(print, flush=True)  # lines must not wait in a buffer when the output goes to a file
@@ -187,7 +189,7 @@ class Run:
         self.means = Means(dist_context.device)
         self.metrics = MetricsFile(folder.metrics)
         self.tensorboard: Any = None
-        callback.begin(self.train_state, self.loader, folder, console.log)
+        self.callback = self._side_product("pictures and report", self._begin_callback, Callback())
 
     def resume(self, newest: Checkpoint | None) -> None:
         """Continue from a checkpoint, or from one before it where that holds what this run cannot have written.
@@ -243,7 +245,11 @@ class Run:
     # ------------------------------------------------------------------------------------------ the loop
     def train(self, interrupts: Interrupts) -> None:
         """Step until the end. At an interrupt, or an error between two steps, first save what has been learned."""
+        length = self.order.steps_per_epoch, self.steps
         self.console.log(first_line(self.folder.path, self.train_state, len(self.source), self.order, self.steps))
+        for line in (left_out_line(self.order), shortened_warmup(self.settings, *length)):
+            if line is not None:
+                self.console.log(line)
         if self.step:
             self.console.log(f"resuming from step {self.step}")
         self.console.begin(self.step, self.steps)
@@ -276,11 +282,10 @@ class Run:
             names = tuple(micro_batches.inputs[0])
             if names not in self.checked:  # once for each set of modalities, as data sets that are mixed differ
                 self.checked.add(names)
-                first_batch(self.train_state.model, micro_batches.inputs[0])
-                # By shapes first: a ragged batch may happen to count nothing here though its masking hides tokens.
-                predicts = any(x.plan.predict.shape[1] for x in micro_batches.inputs[0].values())
-                if not predicts and not any(count.any() for count in micro_batches.counts.values()):
-                    raise MaemmError("no token is hidden, so there is nothing to learn; raise the mask ratio (masking)")
+                model = self.train_state.model
+                for line in check_plans(model, micro_batches.inputs, micro_batches.counts):
+                    self.console.log(line)
+                first_batch(model, micro_batches.inputs[0])
             return micro_batches
 
         try:
@@ -318,7 +323,7 @@ class Run:
         if done % self.save_every == 0 and not is_last:
             self._save()
         if done % self.picture_every == 0 and not is_last:
-            self.dist_context.on_rank0(lambda: self.callback.draw_pictures(done))
+            self._draw_pictures()
 
     def _warn_of_untrained(self) -> None:
         if names := self.untrained:
@@ -329,13 +334,30 @@ class Run:
                 f"{'them' if count > 1 else 'it'}; leave the part out, or use it in an objective"
             )
 
+    # ---------------------------------------------------------------------------------------------- side products
+    def _side_product(self, title: str, make: Callable[[], T], otherwise: T) -> T:
+        """``make()``, or where that fails a line and ``otherwise``: what a run shows never costs what it learns."""
+        try:
+            return make()
+        except (Exception, SystemExit) as error:
+            self.console.log(f"no {title} ({one_line(error)})")
+            return otherwise
+
+    def _begin_callback(self) -> Callback:
+        self.callback.begin(self.train_state, self.loader, self.folder, self.console.log)
+        return self.callback
+
+    def _draw_pictures(self) -> None:
+        draw = partial(self.callback.draw_pictures, self.step)
+        self.dist_context.on_rank0(lambda: self._side_product(f"pictures of step {self.step}", draw, None))
+
     def _finish(self) -> None:
         self._save()
-        self.dist_context.on_rank0(lambda: self.callback.draw_pictures(self.step))
+        self._draw_pictures()
         self.console.end()
-        page = self.dist_context.on_rank0(self.callback.finish)
+        page = self.dist_context.on_rank0(lambda: self._side_product("report", self.callback.finish, None))
         if self.tensorboard is not None:
-            self.tensorboard.close()
+            self._side_product("last TensorBoard lines", self.tensorboard.close, None)
         advice = f"; open {page}" if page else ""
         self.console.log(f"Finished {self.step} steps in {self.folder.path}{self.validator.best_text}{advice}")
         if unreadable := self.bad_samples.summary():
@@ -375,12 +397,16 @@ class Run:
         def write() -> None:
             self.metrics.write(row)
             if self.tensorboard is not None:
-                to_tensorboard(self.tensorboard, row)
+                self.tensorboard = self._side_product("more TensorBoard files", lambda: self._to_tensorboard(row), None)
             self.console.metrics(row, self.epochs)
             if hint := self.clock.hint(self.recipe["data"]["workers"]):
                 self.console.log(hint)
 
         self.dist_context.on_rank0(write)
+
+    def _to_tensorboard(self, row: Mapping[str, Any]) -> Any:
+        to_tensorboard(self.tensorboard, row)
+        return self.tensorboard
 
     def _save(self) -> Path:
         """Write a checkpoint on rank 0, while the others wait."""

@@ -35,6 +35,8 @@ def cosine(
         from_start: begin at epoch 0, where the warmup replaces it (timm without warmup_prefix)
     """
     first, last = 0.0 if from_start else warmup, epochs if over is None else over
+    if last <= first:  # it has ended before it begins
+        return lambda epoch: min_lr
     span = max(last - first, 1e-12)
     return lambda epoch: min_lr + (peak - min_lr) * 0.5 * (1.0 + math.cos(math.pi * (min(epoch, last) - first) / span))
 
@@ -63,14 +65,9 @@ def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) ->
     of 256; ``warmup_epochs``; ``warmup_lr``, at step 0 (default 0); ``min_lr``; ``lr_per``: "step" (default), "epoch"
     (constant within an epoch) or "epoch_before" (that of the previous epoch, as in code that steps its scheduler after
     each epoch with the number of that epoch). The formula is ``util/lr_sched.py`` of facebookresearch/mae.
-    Raises :class:`MaemmError` for a warmup that is not shorter than the training.
+    A warmup that is not shorter than the training is shortened, see :func:`warmup_epochs`.
     """
-    epochs, warmup = steps / steps_per_epoch, float(train.get("warmup_epochs") or 0.0)
-    if warmup >= epochs > 0:
-        raise MaemmError(
-            f"the warmup takes {warmup:g} epochs of a training of {epochs:.3g} (train.warmup_epochs); "
-            "train longer or lower it"
-        )
+    epochs, warmup = steps / steps_per_epoch, warmup_epochs(train, steps_per_epoch, steps)
     peak = peak_lr(train)
     name, options = registry.part_of(train.get("schedule"), default="cosine")
     schedule = registry.find("schedules", name)
@@ -86,6 +83,28 @@ def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) ->
         return first + (peak - first) * epoch / warmup if epoch < warmup else curve(epoch)
 
     return at_step
+
+
+def warmup_epochs(train: Mapping[str, Any], steps_per_epoch: int, steps: int) -> float:
+    """``train.warmup_epochs``; where the training is not longer than that, as many that its end has the peak rate."""
+    warmup = float(train.get("warmup_epochs") or 0.0)
+    if warmup < steps / steps_per_epoch:
+        return warmup
+    per = train.get("lr_per", "step")
+    if per == "step":
+        return (steps - 1) / steps_per_epoch
+    return float(max(0, (steps - 1) // steps_per_epoch - (per == "epoch_before")))
+
+
+def shortened_warmup(train: Mapping[str, Any], steps_per_epoch: int, steps: int) -> str | None:
+    """A line where :func:`warmup_epochs` is not what the recipe says."""
+    warmup = float(train.get("warmup_epochs") or 0.0)
+    if warmup_epochs(train, steps_per_epoch, steps) == warmup:
+        return None
+    return (
+        f"the warmup of {warmup:g} epochs (train.warmup_epochs) is shortened to this training of "
+        f"{steps / steps_per_epoch:.3g} ({steps:,} steps): the learning rate rises until its end"
+    )
 
 
 def peak_lr(train: Mapping[str, Any]) -> float:

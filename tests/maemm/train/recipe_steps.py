@@ -23,7 +23,7 @@ def shrunk(name, overrides):
         for key, value in SMALL.items()
         if key in (recipe.get(part) or {})
     }
-    return config.load(name, {**changes, **overrides})
+    return config.load(name, {**changes, "train.batch": 2, "train.micro_batch": None, **overrides})
 
 
 def two_steps(name, dist_context, overrides=None):
