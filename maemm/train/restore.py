@@ -165,8 +165,7 @@ def _optimizer_state(optimizer: Optimizer, saved: Any, title: str, untrained: Co
 
 def _groups(saved: Any, where: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
     groups, states = (saved.get(key) if isinstance(saved, Mapping) else None for key in ("param_groups", "state"))
-    good = isinstance(groups, list) and isinstance(states, dict)
-    if not good or not all(isinstance(group, dict) for group in groups):
+    if not isinstance(groups, list) or not isinstance(states, dict) or not all(isinstance(g, dict) for g in groups):
         raise Unusable(f"{where} is not the state of an optimiser")
     if not all(isinstance(index, int) and isinstance(state, dict) for index, state in states.items()):
         raise Unusable(f"{where}: state is not one of numbered parameters")
