@@ -158,9 +158,12 @@ def test_a_batch_size_that_became_a_number_is_named(events, model, monkeypatch, 
     forward = module.InducedBlock.forward
 
     def constant(self, x, padding):
-        return forward(self, x, padding) + x.new_zeros(len(x), 1, 1)
+        return forward(self, x, padding) + x.new_zeros(int(x.shape[0]), 1, 1)
 
     monkeypatch.setattr(module.InducedBlock, "forward", constant)
     maemm.save(model, "events.safetensors")
     assert main(["export", "events.safetensors", "--to", "torch", "-o", "events.pt2"]) == 2
-    assert "as len(x) does; write x.shape[0] there" in capsys.readouterr().err and not Path("events.pt2").exists()
+    assert (
+        "as int() and range() do; use x.shape[0] as it is" in capsys.readouterr().err
+        and not Path("events.pt2").exists()
+    )

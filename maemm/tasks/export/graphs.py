@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import importlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,9 +67,26 @@ def _program(graph: nn.Module, example: Inputs, sets: Sequence[str]) -> torch.ex
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # nn.MultiheadAttention takes it in eval mode, for one batch size
     try:
-        return torch.export.export(graph, tuple(example.values()), dynamic_shapes=shapes, strict=False)
+        with _symbolic_len():
+            return torch.export.export(graph, tuple(example.values()), dynamic_shapes=shapes, strict=False)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextlib.contextmanager
+def _symbolic_len() -> Iterator[None]:
+    """``len(x)`` of a tensor is ``x.shape[0]``, a symbol while tracing. Python's own ``len`` makes a number of it, and
+    the graph would take batches of one size alone. (torch does the same with ``max`` and ``min``.)"""
+    python_len = builtins.len
+
+    def symbolic_len(x: Any) -> Any:
+        return x.shape[0] if isinstance(x, Tensor) and x.ndim else python_len(x)
+
+    builtins.len = symbolic_len
+    try:
+        yield
+    finally:
+        builtins.len = python_len
 
 
 def _elements(
@@ -93,7 +111,7 @@ def _reason(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # without colours
     first_line = next(iter(text.splitlines()), "").strip()
     if "specialized it to be a constant" in text:
-        return "its code makes a number of the batch size, as len(x) does; write x.shape[0] there"
+        return "its code makes a number of the batch size, as int() and range() do; use x.shape[0] as it is"
     return f"{type(error).__name__}: {first_line}"[:300] if first_line else type(error).__name__
 
 

@@ -76,7 +76,7 @@ def sets(*sizes):
     return torch.rand(len(sizes), longest, 3, generator=generator) * 5, valid
 
 
-@pytest.mark.parametrize("output", ["features", "tokens"])
+@pytest.mark.parametrize("output", ["features", pytest.param("tokens", marks=pytest.mark.slow)])
 def test_a_graph_of_sets_takes_validity_and_any_number_of_elements(build, tmp_path, output):
     model = build({"dots": {}})
     made = export(model, tmp_path / "model.pt2", to="torch", output=output)
@@ -162,6 +162,26 @@ def test_samples_that_lack_a_modality(build, tmp_path):
 def test_hidden_tokens_that_stay_are_no_obstacle(build, tmp_path):
     model = build({"marks": {"ragged": True}}, encoder={**ENCODER, "hidden": "replace"})
     assert max(export(model, tmp_path / "model.pt2", to="torch").differences.values()) < 1e-5
+
+
+def test_python_s_len_of_a_batch_is_no_obstacle(build, tmp_path, monkeypatch):
+    model = build({"dots": {}})
+
+    def position(self, tokens, index, role):
+        return torch.ones(1, 1, self.dim).expand(len(index), index.shape[1], -1)
+
+    monkeypatch.setattr(type(model.modalities["dots"]), "position", position)
+    export(model, tmp_path / "model.pt2", to="torch")
+    (x, valid), size = sets(2, 3, 1, 3, 2), len
+    (answer,) = torch.export.load(tmp_path / "model.pt2").module()(x, valid)
+    assert answer.shape == (5, 16) and len is size
+
+    def counted(self, tokens, index, role):
+        return torch.stack([torch.ones(index.shape[1], self.dim) for _ in range(index.shape[0])])
+
+    monkeypatch.setattr(type(model.modalities["dots"]), "position", counted)
+    with pytest.raises(MaemmError, match="makes a number of the batch size, as int"):
+        export(model, tmp_path / "other.pt2", to="torch")
 
 
 def test_whole_leaves_validity_out(build, tmp_path):
