@@ -168,14 +168,18 @@ def test_templates_leave_no_trace(tmp_path):
         texts = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
         assert len(texts) == 8
         for path, text in texts.items():
-            assert not {"plugname", "PlugName", "SIDES", "LAYOUT"} & {one for one in WORDS if one in f"{path}{text}"}
+            assert not [word for word in WORDS if word in f"{path}{text}"]
             assert all(len(line) <= 120 for line in text.splitlines()), path
+        readme = texts[folder / "README.md"]
+        for hook in ("baseline()", "side_input()", "align:", "precompute()", "after_step()", "phases()", "deviations="):
+            assert hook in readme
+        assert ("gaps=true" in readme) == (flags != ["--set"]) and ("`known`" in readme) == (flags == ["--set"])
         if flags != ["--set"]:
             assert f"axes = {axes}\n" in texts[folder / f"maemm_{name}" / "modality.py"]
     assert (TEMPLATES / "grid" / "maemm_plugname" / "modality.py").is_file()
 
 
-WORDS = ("plugname", "PlugName", "SIDES", "LAYOUT")
+WORDS = ("plugname", "PlugName", "SIDES", "LAYOUT", "MISSING")
 
 
 def test_normalisation_takes_what_stats_prints(made):

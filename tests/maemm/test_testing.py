@@ -76,10 +76,18 @@ def test_a_fault_fails_few_checks_and_skips_what_depends_on_it(fault):
     assert name in failed and len(failed) <= 3, failed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", KEPT)
-def test_what_the_faults_are_made_from_keeps_all_rules(part):
+def test_sound_parts_that_are_unlike_the_suites_own_keep_all_rules(part):
     checks = [one for one in checks_of(KEPT[part], package=PACKAGE) if one.role != "plugin"]
     assert [one.message for one in map(result_of, checks) if not one.passed] == []
+
+
+@pytest.mark.parametrize("part", KEPT)
+def test_sound_parts_keep_the_rules_that_look_at_losses_and_gaps(part):
+    names = ("one_batch_is_learned", "missing_values_change_nothing", "baseline_is_a_loss", "a_bad_step_moves_nothing")
+    checks = [one for one in checks_of(KEPT[part], package=PACKAGE) if one.name in names]
+    assert checks and [one.message for one in map(result_of, checks) if not one.passed] == []
 
 
 def test_a_broken_modality_breaks_little_else():

@@ -17,5 +17,4 @@ plugin = Plugin(
     },
     targets={"teacher": "contract2:Teacher", "codes": "contract2:Codes", "levels": "contract2:Levels"},
     objectives={"coupled": "parts:Coupled", "adversary": "contract2:Adversary", "regions": "contract2:Regions"},
-    check_options={"objectives.regions": {"width": 48}},
 )

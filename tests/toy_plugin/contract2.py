@@ -234,7 +234,6 @@ class Regions(Objective):
 
     Options
         modality: whose
-        width: of the encoder
     """
 
     def __init__(self, name: str, *, modality: str = "toy"):

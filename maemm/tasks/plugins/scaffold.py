@@ -45,6 +45,9 @@ def new(name: str, into: str | os.PathLike = ".", *, axes: int = 2, as_set: bool
         "PlugName": class_name,
         "SIDES": sides,
         "LAYOUT": "an array of elements x (coordinates, features)" if as_set else f"an array (channels, {sides})",
+        "MISSING": "`known` of `Tokens`, set in `tokenize()`"
+        if as_set
+        else f"`modalities.{name}.gaps=true`, with NaN for them in the arrays",
         "axes = 2\n": f"axes = {axes}\n",
         "Sequence[PositiveInt] = 32,": f"Sequence[PositiveInt] = {side},",
         "Sequence[PositiveInt] = 4,": f"Sequence[PositiveInt] = {patch},",

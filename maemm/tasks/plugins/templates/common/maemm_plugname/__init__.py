@@ -10,4 +10,5 @@ plugin = Plugin(
     modalities={"plugname": "modality:PlugName"},
     sources={"plugname": "sources:open_plugname"},
     samples={"plugname": "samples:write"},
+    # More kinds of parts: maskings, encoders, decoders, targets, objectives, heads, weights; see README.md.
 )

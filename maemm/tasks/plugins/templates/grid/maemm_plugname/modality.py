@@ -16,7 +16,8 @@ class PlugName(GridModality):
     """A signal (B, channels, SIDES).
 
     A sample is an array (channels, SIDES). A longer one is cropped at random, in evaluation
-    to its middle. Patches, positions, targets and pictures come from GridModality.
+    to its middle. Patches, positions, targets and pictures come from GridModality; so do its options position,
+    decoder_position, normalize and gaps (values may be missing: NaN in what is read).
 
     Options
         size: sides of the signal that the model sees, one number or one per axis

@@ -82,6 +82,7 @@ class PlugName(Modality):
         return Preprocessed(x, raw["valid"])
 
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:
+        """Features as values, coordinates as coords. Where features may be missing, add ``known`` (B, N, features)."""
         x, columns = preprocessed.x, self.coords + self.features
         if x.ndim != 3 or x.shape[-1] != columns:
             raise MaemmError(f"{type(self).__name__} expects (B, N, {columns}), got {tuple(x.shape)}")
@@ -105,10 +106,12 @@ class PlugName(Modality):
         return self.embedding(tokens.gather(index))
 
     def position(self, tokens: Tokens, index: Tensor, role: str) -> Tensor:
+        """What tells hidden elements apart: without it the decoder would predict the same for all of them."""
         positions = self.positions if role == "encoder" else self.decoder.positions
         return positions(tokens.gather_coords(index))
 
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """What is predicted. For a loss other than the mean squared error, add loss() and baseline()."""
         return tokens.gather(index).float()
 
     # ---- pictures and tests
