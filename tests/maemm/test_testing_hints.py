@@ -117,6 +117,9 @@ class Labels(Source):
     def __init__(self, labels, classes=None, multilabel=False):
         self.labels, self.classes, self.multilabel = labels, classes, multilabel
 
+    def __repr__(self):  # in the names of tests, which are the same in every process
+        return f"labels {self.labels}"
+
     def __len__(self):
         return len(self.labels)
 
