@@ -9,10 +9,11 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 from maemm import contract
-from maemm.contract import grid
+from maemm.config.messages import type_text
+from maemm.contract import grid, options
 from maemm.contract.data import gather_tokens
 from maemm.contract.parts import mean_of_counted, mean_over_known
 from maemm.contract.rng import Rng
@@ -54,9 +55,19 @@ def page() -> str:
     pieces += [_text((module.__doc__ or "").partition("\n\n")[2].strip()) for module in (optim, schedules)]
     pieces.append("## Helpers of maskings and losses")
     pieces += [_function(function) for function in HELPERS]
+    pieces.append(f"## Bounds of options\n\n{_text(inspect.getdoc(options) or '')}")
+    pieces.append("\n".join(["| name | in messages |", "|---|---|", *_aliases()]))
     pieces.append("## The modality of signals on a grid\n\nWhat it adds to, and how it fills in, `Modality`.")
     pieces.append(_class(grid.GridModality))
     return "\n\n".join(pieces) + "\n"
+
+
+def _aliases() -> Iterator[str]:
+    """The types with bounds of maemm.contract.options, and their words."""
+    for name, hint in vars(options).items():
+        if get_origin(hint) is Annotated and name != "Interval":
+            yield f"| `{name}` | `{type_text(hint)}` |"
+    yield f"| `Interval[Positive]` | `{type_text(options.Interval[options.Positive])}` |"
 
 
 def _function(function: Callable[..., Any]) -> str:

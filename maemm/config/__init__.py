@@ -74,7 +74,7 @@ def resolve(recipe: RecipeLike, overrides: Overrides = None, *, training: bool =
 def _read(recipe: RecipeLike) -> tuple[str | None, Layer]:
     """(name for messages, layer with its base merged) of a recipe."""
     if isinstance(recipe, Mapping):
-        return None, Layer(plain(recipe, "recipe"))
+        return None, Layer(plain(recipe, ""))
     if not isinstance(recipe, (str, Path)):
         raise MaemmError(f"a recipe is a name, a path or a dict, not {type(recipe).__name__}")
     name, path = locate(recipe)
@@ -103,11 +103,11 @@ def _with_base(layer: Layer, path: Path, name: str) -> Layer:
 
 def dump(values: Mapping[str, Any]) -> str:
     """A recipe as YAML text that :func:`load` reads back to the same."""
-    return reader.dump(plain(values, "recipe"))
+    return reader.dump(plain(values, ""))
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """A line ``key: old -> new`` for every key that differs between two resolved recipes."""
-    before, after = flatten(plain(old, "recipe")), flatten(plain(new, "recipe"))
+    before, after = flatten(plain(old, "")), flatten(plain(new, ""))
     keys = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     return [f"{key}: {value_text(before.get(key))} -> {value_text(after.get(key))}" for key in keys]

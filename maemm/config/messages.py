@@ -84,7 +84,7 @@ def _explain(
         value: Any = values
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else value
-        todo = "" if default is MISSING else f"; the default is {value_text(default)}"
+        todo = "; give another" if default is MISSING else f"; the default is {value_text(default)}"
         lines.setdefault(key, f"{full} {requirement}, got {value_text(value)}{_in(origin(full))}{todo}")
     return list(lines.values())
 

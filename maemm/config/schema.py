@@ -19,6 +19,7 @@ from maemm.contract.options import (
     Repeats,
 )
 
+MOST_DRAWN = 10**8  # samples of an epoch, whose order is drawn at once
 MOST_WORKERS = 1024  # processes; each is a whole Python
 
 _Names = list[str]  # inside the classes below, ``list`` is a key
@@ -72,7 +73,9 @@ class DataConfig(_Keys):
     )
     groups: str | None = Field(None, description="regular expression: sample ids with the same match share a fold")
     balance: bool = Field(False, description="sample all classes equally often")
-    epoch: PositiveInt | None = Field(None, description="samples per epoch, drawn anew each time; null: all, once")
+    epoch: Annotated[int, Ge(1), Le(MOST_DRAWN)] | None = Field(
+        None, description="samples per epoch, drawn anew each time; null: all, once"
+    )
     max_bad_fraction: Fraction = Field(0.05, description="fraction of unreadable samples above which a run stops")
 
 

@@ -16,6 +16,7 @@ MAX_DEPTH = 50  # of mappings and lists in each other; a recipe has a few
 MAX_KEY = 200  # characters of a key
 MAX_TEXT = 10_000  # characters of a text; a longer one is data passed by mistake
 BITS = 64  # of a whole number, with its sign
+LEAST, MOST = 1e-37, 1e38  # sizes of other numbers: what single precision holds with all its digits
 
 
 def plain(value: Any, where: str, depth: int = 0) -> Any:
@@ -24,16 +25,17 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     Raises :class:`MaemmError` for any other type, for numbers that are not finite or have more than 64 bits, for long
     texts and for what is nested too deeply.
     """
+    shown = where or "the recipe"
     if depth > MAX_DEPTH:
-        raise MaemmError(f"{shortened(where)} is nested more than {MAX_DEPTH} deep; a recipe has a few levels")
+        raise MaemmError(f"{shortened(shown)} is nested more than {MAX_DEPTH} deep; a recipe has a few levels")
     if isinstance(value, BaseModel):
         value = value.model_dump()
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):
-                raise MaemmError(f"{where} has the key {key!r}; keys are texts, put it in quotes")
+                raise MaemmError(f"{shown} has the key {key!r}; keys are texts, put it in quotes")
             if len(key) > MAX_KEY:
-                raise MaemmError(f"{where} has a key of {len(key):,} characters ({shortened(key)!r}); shorten it")
+                raise MaemmError(f"{shown} has a key of {len(key):,} characters ({shortened(key)!r}); shorten it")
         return {
             str(key): plain(item, f"{where}.{key}" if where else str(key), depth + 1) for key, item in value.items()
         }
@@ -50,7 +52,7 @@ def plain(value: Any, where: str, depth: int = 0) -> Any:
     if value is None:
         return None
     raise MaemmError(
-        f"{where} is a {type(value).__name__}; recipes hold texts, numbers, true, false, null, lists and mappings"
+        f"{shown} is a {type(value).__name__}; recipes hold texts, numbers, true, false, null, lists and mappings"
     )
 
 
@@ -58,6 +60,10 @@ def checked(value: bool | int | float | str, where: str) -> bool | int | float |
     """A scalar. Raises :class:`MaemmError` where it is not finite, has too many bits or is too long."""
     if isinstance(value, float) and not math.isfinite(value):
         raise MaemmError(f"{where} is {value}; give a finite number")
+    if isinstance(value, float) and value and not LEAST <= abs(value) <= MOST:
+        raise MaemmError(
+            f"{where} is {value}, which 32 bits cannot hold; give a number from {LEAST:g} to {MOST:g}, or 0"
+        )
     if isinstance(value, int) and value.bit_length() >= BITS:
         raise MaemmError(f"{where} is a number of {value.bit_length()} bits; give one of less than {BITS}")
     if isinstance(value, str):

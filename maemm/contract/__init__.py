@@ -8,8 +8,8 @@ sample, V visible tokens, M predicted tokens, A axes, D width, O values of a pre
 a patch (in ``prefix``: prefix tokens, such as a class token), L labels of a sample.
 
 A part's keyword-only constructor parameters *are* its options: recipes are checked against their names and
-type hints, and ``maemm plugins show`` prints them. Positional parameters come from :func:`maemm.build`:
-each kind of part below says which it gets.
+type hints, and ``maemm plugins show`` prints them. Bounds stand in the hints, see :mod:`maemm.contract.options`.
+Positional parameters come from :func:`maemm.build`: each kind of part below says which it gets.
 
 The names below are loaded when they are first used: importing this package does not import torch.
 """

@@ -15,7 +15,7 @@ from typing import Annotated, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt, Predicate
 
-MOST_BLOCKS = 1000  # no published transformer has more; each takes milliseconds to build, whatever its width
+MOST_BLOCKS = 500  # ten times the deepest vision transformers; each takes milliseconds to build, whatever its width
 MOST_REPEATS = 1000  # of what is done once for each: plans, views, votes
 MOST_CHANNELS = 10_000  # each has a name, and may have parameters, of its own
 

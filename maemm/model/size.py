@@ -23,7 +23,7 @@ from maemm.data.memory import bytes_text, machine_memory
 from maemm.registry.make import part_of
 
 FLOAT = 4  # bytes of a number
-MOST_TENSORS = 100_000  # of a model; the deepest ones have some thousands
+MOST_TENSORS = 50_000  # of weights; the deepest models have some thousands
 
 
 class _TooMany(Exception):
@@ -105,8 +105,9 @@ def refuse_too_many_rows(model: Any, rows: int, available: float, weights: int =
             continue
         count = f"{rows:,} samples" if rows > 1 else "a sample"
         todo = "lower train.micro_batch or the size" if rows > 1 else "lower the size"
+        beside = f", beside {bytes_text(weights)} of weights and gradients," if weights else ""
         raise MaemmError(
-            f"{count} of {tokens:,} tokens and {values:,} numbers each takes {bytes_text(needed)} at least "
+            f"{count} of {tokens:,} tokens and {values:,} numbers each{beside} takes {bytes_text(needed)} at least "
             f"(modalities.{name}); this machine has {bytes_text(available)} of memory, {todo}"
         )
 

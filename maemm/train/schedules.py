@@ -73,6 +73,8 @@ def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) ->
     schedule = registry.find("schedules", name)
     if name == "cosine" and train.get("min_lr") is not None:
         options.setdefault("min_lr", float(train["min_lr"]))
+    if float(options.get("min_lr") or 0.0) > peak:
+        raise MaemmError(f"min_lr {options['min_lr']:g} is above the learning rate {peak:g} (train.min_lr); lower it")
     curve: Curve = schedule(peak, warmup, epochs, **check(schedule, options, "train.schedule"))
     per, first = train.get("lr_per", "step"), float(train.get("warmup_lr") or 0.0)
 

@@ -98,11 +98,12 @@ def make_train_state(
             "the recipe has no decoder, so there is nothing to pre-train (decoder); add decoder: {type: full}"
         )
     _refuse_micro_batches(model, accumulation)
-    rows = train["batch"] // dist_context.world_size // accumulation
-    refuse_too_many_rows(model, rows, _memory_of(dist_context.device), weight_bytes(model))
     if fresh and recipe.get("init"):
         initialize_from(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
+    rows = train["batch"] // dist_context.world_size // accumulation
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    refuse_too_many_rows(model, rows, _memory_of(dist_context.device), weight_bytes(model) + gradients)
     freeze_unused(model)
     model.to(dist_context.device).train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]

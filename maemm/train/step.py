@@ -271,6 +271,8 @@ def _accumulate_gradients(
         with dist_context.no_sync(net, last=number == len(micro_batches.inputs) - 1):
             with torch.autocast(dist_context.device.type, torch.bfloat16, enabled=train_state.bf16):
                 out = net(inputs, labels=labels[number])
+            if not train_state.mixed and out.parts and not any(term.weight for term in out.parts.values()):
+                raise MaemmError("every term of the loss has the weight 0 (objectives); give one a weight above 0")
             loss = _loss(out, counts, number % sets, sets)
             if train_state.mixed:  # parameters that this step does not use get a gradient of 0, as DDP waits for all
                 firsts = (p.flatten()[0].float() for p in model.parameters() if p.requires_grad)

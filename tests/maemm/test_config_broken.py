@@ -203,7 +203,7 @@ def test_all_mistakes_at_once(capsys):
     assert main(["config", "show", "r.yaml", "decoder.depth=no"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4 and all(line.startswith("maemm: error: ") for line in lines)
-    assert "decoder.depth must be 1 <= int <= 1000, got 'no' (override)" in "\n".join(lines)
+    assert "decoder.depth must be 1 <= int <= 500, got 'no' (override)" in "\n".join(lines)
 
 
 @pytest.mark.parametrize(

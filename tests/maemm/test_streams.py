@@ -94,7 +94,7 @@ def test_no_streams_and_no_trunks_is_one_transformer():
     [
         ({"streams": ["three"]}, "stream 'three' is not made of"),
         ({"streams": ["one+one"]}, "join different modalities"),
-        ({"joint_depth": 0}, "encoder.joint_depth must be 1 <= int <= 1000"),
+        ({"joint_depth": 0}, "encoder.joint_depth must be 1 <= int <= 500"),
         ({"heads": 3}, "multiple of 3 heads"),
     ],
 )

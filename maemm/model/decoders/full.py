@@ -55,7 +55,7 @@ class Full(Decoder):
         project: Literal["linear", "no_bias", "none"] = "linear",
         position_every_block: bool = False,
         drop_path: Rate = 0.0,
-        head_scale: Positive = 1.0,
+        head_scale: NonNegative = 1.0,
     ):
         super().__init__()
         check_width(dim, heads, "decoder", mlp_ratio)

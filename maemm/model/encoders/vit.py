@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from maemm.contract import Encoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
-from maemm.contract.options import Depth, NonNegative, NonNegativeInt, Positive, PositiveInt, Rate
+from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import Init, check_width, key_mask, make_blocks, register_position
+
+MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
 
 
 class ViT(Encoder):
@@ -46,7 +49,7 @@ class ViT(Encoder):
         mlp_ratio: Positive = 4.0,
         qkv_bias: bool = True,
         eps: NonNegative = 1e-6,
-        prefix: NonNegativeInt = 1,
+        prefix: Annotated[int, Ge(0), Le(MOST_PREFIX)] = 1,
         prefix_position: Literal["none", "fixed", "learned"] = "none",
         position_every_block: bool = False,
         drop_path: Rate = 0.0,
