@@ -81,8 +81,6 @@ def first_batch(model: Any, inputs: dict[str, ModalityInput]) -> None:
     The model is not changed. Raises :class:`MaemmError`, which names the plugin, the method, what it returns and what
     is expected.
     """
-    if model.masked and not any(_shows(x) for x in inputs.values()):
-        raise MaemmError("no token is visible, so there is nothing to predict from; lower the mask ratio (masking)")
     for name, x in inputs.items():
         modality = model.modalities[name]
         was_training = modality.training
@@ -93,12 +91,6 @@ def first_batch(model: Any, inputs: dict[str, ModalityInput]) -> None:
                 _check_target(model, name, x)
         finally:
             modality.train(was_training)
-
-
-def _shows(x: ModalityInput) -> bool:
-    """Whether any row of a plan has a visible token."""
-    valid = x.plan.visible_valid
-    return x.plan.visible.shape[1] > 0 and (valid is None or bool(valid.any()))
 
 
 def _check_embedding(model: Any, modality: Modality, x: ModalityInput) -> None:

@@ -61,7 +61,7 @@ def _beyond(kind: type, bounds: Sequence[Any]) -> Iterator[int | float]:
 def _next(kind: type, value: Any, towards: float) -> int | float:
     if kind is int:
         return value + (1 if towards > 0 else -1)
-    return math.nextafter(value, towards)
+    return value + math.copysign(1e-6, towards)
 
 
 def _usual(hint: Any) -> Iterator[int | float | str]:

@@ -30,7 +30,7 @@ from maemm.train.optim import set_lr
 from maemm.train.restore import Unusable, restore
 from maemm.train.run_folder import RunFolder
 from maemm.train.schedules import learning_rate, shortened_warmup
-from maemm.train.setup import make_loader, make_order, make_train_state
+from maemm.train.setup import make_loader, make_order, make_train_state, refuse_too_large_steps
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
 from maemm.train.step import MicroBatches, StepResult, TrainState, leave_out_unused, plan_micro_batches, take_step
 from maemm.train.validation import Validator
@@ -180,6 +180,8 @@ class Run:
             steps_per_epoch=order.steps_per_epoch,
         )
         model = self.train_state.model
+        rows = self.settings["batch"] // dist_context.world_size // order.accumulation
+        refuse_too_large_steps(model, rows, dist_context.device)
         self.checked: set[tuple[str, ...]] = set()  # modalities of the batches that have been checked
         self.watch = NonFiniteWatch(dist_context, self.settings["max_nonfinite"], console.log)
         self.validator = Validator(recipe, held_out, order.steps_per_epoch, folder.path / BEST, console.log)

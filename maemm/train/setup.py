@@ -101,9 +101,6 @@ def make_train_state(
     if fresh and recipe.get("init"):
         initialize_from(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
-    rows = train["batch"] // dist_context.world_size // accumulation
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    refuse_too_many_rows(model, rows, _memory_of(dist_context.device), weight_bytes(model) + gradients)
     freeze_unused(model)
     model.to(dist_context.device).train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
@@ -131,11 +128,14 @@ def make_train_state(
     )
 
 
-def _memory_of(device: torch.device) -> float:
-    """Bytes of memory of a device."""
+def refuse_too_large_steps(model: Model, rows: int, device: torch.device) -> None:
+    """Raise :class:`MaemmError` where a forward and backward pass of ``rows`` samples cannot fit the device."""
+    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return machine_memory() or math.inf
+        available: float = torch.cuda.get_device_properties(device).total_memory
+    else:
+        available = machine_memory() or math.inf
+    refuse_too_many_rows(model, rows, available, weight_bytes(model) + gradients)
 
 
 def _average(model: Model, train: Mapping[str, Any], steps_per_epoch: int) -> Average | None:

@@ -16,8 +16,6 @@ from maemm.config.messages import type_text
 from maemm.config.options import check, describe
 from maemm.config.schema import DataConfig, TrainConfig, keys_of
 from maemm.contract.options import Fraction, Interval, PartOf, Positive, PositiveInt, Rate
-from maemm.contract.rng import Rng
-from maemm.model.checks import first_batch
 from maemm.testing.edges import at_edges, beyond_edges
 
 IMAGE, SIGNAL = "image/mae_tiny_cpu", "signal/tiny_cpu"
@@ -321,23 +319,36 @@ def test_endless_mappings_of_python_end():
         config.load({"modalities": endless})
 
 
-# --------------------------------------------------------------------------------------- plans that teach nothing
+# ----------------------------------------------------------------------------------------- steps that teach nothing
+def small_run(folder) -> dict:
+    registry.find("samples", "image")(folder / "pictures", count=4)
+    return {
+        "data.root": str(folder / "pictures"), "data.workers": 0, "out": str(folder / "run"), "train.batch": 4,
+        "train.steps": 1, "train.epochs": None, "train.warmup_epochs": 0,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "recipe, overrides",
+    "override, says",
     [
-        (IMAGE, {"modalities.image.size": 16, "modalities.image.masking.ratio": 0.8}),
-        (IMAGE, {"modalities.image.size": 8, "modalities.image.masking.ratio": 0.5}),
-        (SIGNAL, {"modalities.signal.size": 8, "modalities.signal.masking.ratio": 0.9}),
-        ("video/videomae_tiny_cpu", {"modalities.video.masking": {"type": "random", "ratio": 0.999}}),
         (
-            "pointcloud/point_mae_tiny_cpu",
-            {"modalities.pointcloud.masking": {"ratio": 0.999, "count": "floor_visible"}},
+            {"modalities.image.masking.ratio": 0},
+            "no token is hidden, so there is nothing to learn; raise the mask ratio",
         ),
+        ({"modalities.image.masking.ratio": 0.999}, "no token is visible, so there is nothing to learn from"),
+        ({"objectives.reconstruct.weight": 0}, "every term of the loss has the weight 0 (objectives)"),
+        ({"train.min_lr": 0.1}, "min_lr 0.1 is above the learning rate"),
     ],
 )
-def test_where_nothing_is_visible_the_first_batch_says_so(recipe, overrides):
-    model = maemm.build(recipe, **overrides)
-    rng = Rng((0, 0), range(2), 2)
-    batch = {name: modality.example(2, rng) for name, modality in model.modalities.items()}
-    with pytest.raises(MaemmError, match="no token is visible, so there is nothing to predict from; lower the mask"):
-        first_batch(model, model.plan(batch, rng))
+def test_where_nothing_can_be_learned_a_run_says_so(tmp_path, override, says):
+    with pytest.raises(MaemmError) as caught:
+        maemm.pretrain(IMAGE, **small_run(tmp_path), **override)
+    assert str(caught.value).startswith(says)
+
+
+def test_a_batch_that_cannot_fit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("maemm.train.setup.machine_memory", lambda: 10**6)
+    with pytest.raises(MaemmError) as caught:
+        maemm.pretrain(IMAGE, **small_run(tmp_path))
+    text = str(caught.value)
+    assert text.startswith("4 samples of 64 tokens and 12,288 numbers each, beside ") and "has 1 MB of memory" in text
