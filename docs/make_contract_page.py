@@ -17,6 +17,7 @@ from maemm.contract import grid, options
 from maemm.contract.data import gather_tokens
 from maemm.contract.parts import mean_of_counted, mean_over_known
 from maemm.contract.rng import Rng
+from maemm.data import arrays, files, lists
 from maemm.model.masking import counts
 from maemm.model.pooling import mean_of_tokens
 from maemm.train import optim, schedules
@@ -25,7 +26,8 @@ HEADER = """\
 # The contract
 
 Generated from the docstrings of `maemm/contract/`; do not edit. To update it: `{command}`.
-A tutorial that uses it is [plugins.md](plugins.md); `maemm plugins check NAME` checks a plugin against it.
+Tutorials that use it are [plugins.md](plugins.md) and, for sets, [sets.md](sets.md); `maemm plugins check NAME` checks
+a plugin against it.
 """
 COMMAND = "python docs/make_contract_page.py > docs/contract.md"
 DATA = ("Sample", "Preprocessed", "Tokens", "Plan", "ModalityInput", "Latents", "Term", "Output", "ExportedState")
@@ -38,6 +40,10 @@ PARTS = (
 HELPERS = (
     counts.check_ratio, counts.visible_count, counts.noise_order, counts.plan_from_order, counts.plan_from_hidden,
     counts.single_set, gather_tokens, mean_over_known, mean_of_counted, mean_of_tokens,
+)  # fmt: skip
+FILE_HELPERS = (
+    arrays.open_arrays, arrays.open_array_file, arrays.array_key, arrays.read_array, arrays.plain, files.existing,
+    files.fingerprint, lists.find_files, lists.read_list, lists.class_labels,
 )  # fmt: skip
 
 
@@ -55,8 +61,10 @@ def page() -> str:
     pieces += [_text((module.__doc__ or "").partition("\n\n")[2].strip()) for module in (optim, schedules)]
     pieces.append("## Helpers of maskings and losses")
     pieces += [_function(function) for function in HELPERS]
-    pieces.append(f"## Bounds of options\n\n{_text(inspect.getdoc(options) or '')}")
+    pieces.append(f"## Bounds of options\n\nIn `maemm.contract.options`. {_text(inspect.getdoc(options) or '')}")
     pieces.append("\n".join(["| name | in messages |", "|---|---|", *_aliases()]))
+    pieces.append("## Helpers of sources")
+    pieces += [_function(function) for function in FILE_HELPERS]
     pieces.append("## The modality of signals on a grid\n\nWhat it adds to, and how it fills in, `Modality`.")
     pieces.append(_class(grid.GridModality))
     return "\n\n".join(pieces) + "\n"
@@ -71,7 +79,7 @@ def _aliases() -> Iterator[str]:
 
 
 def _function(function: Callable[..., Any]) -> str:
-    signature = str(inspect.signature(function)).replace("'", "")
+    signature = re.sub(r"<function (\w+) at \w+>", r"\1", str(inspect.signature(function)).replace("'", ""))
     doc = _text(inspect.getdoc(function) or "")
     head = f"- `{function.__module__}.{function.__name__}{signature}`  "
     return "\n".join([head, *(f"  {line}".rstrip() for line in doc.splitlines())])
@@ -141,11 +149,23 @@ def _fields(cls: type) -> Iterator[str]:
     for node in tree.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             assert node.end_lineno is not None
-            comment = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ")
+            comment = lines[node.end_lineno - 1][node.end_col_offset :].strip().lstrip("# ") or _above(
+                lines, node.lineno
+            )
             default = "" if node.value is None else f" = {ast.unparse(node.value)}"
             annotation = ast.unparse(node.annotation).replace("|", "\\|")
             type_and_default = annotation if "field(" in default else f"{annotation}{default}"
             yield f"| `{node.target.id}` | `{type_and_default}` | {_text(comment)} |"
+
+
+def _above(lines: list[str], number: int) -> str:
+    """The comment in the lines directly above line ``number`` (from 1)."""
+    comment: list[str] = []
+    for line in reversed(lines[: number - 1]):
+        if not line.strip().startswith("#"):
+            break
+        comment.insert(0, line.strip().lstrip("# "))
+    return " ".join(comment)
 
 
 if __name__ == "__main__":

@@ -38,10 +38,10 @@ def mean_of_counted(target: Tensor, counted: Tensor, known: Tensor | None = None
 class Source(ABC):
     """Where samples come from. Runs in worker processes: keep it light and picklable, open files in ``read``.
 
-    A plugin registers a function ``open(root: str | None, list: str | None, *, name: str = MODALITY, ...) -> Source``
-    (or such a class): it receives ``data.root`` and ``data.list``, then its options. ``name`` is the key of
-    ``Sample.raw``: the modality that the samples are for. A recipe may call it differently, and ``paired`` combines
-    several sources.
+    A plugin registers a function ``open(root: str | None, list: str | None, *, name: str = MODALITY, ...) -> Source``,
+    or a class with such a constructor: it receives ``data.root`` and ``data.list``, then its options. ``name`` is the
+    key of ``Sample.raw``: the modality that the samples are for. A recipe may call it differently, and ``paired``
+    combines several sources.
     """
 
     classes: Sequence[str] | None = None  # names of the labels; None: no labels
@@ -174,7 +174,7 @@ class Modality(nn.Module, ABC):
         return pred
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor | None:
-        """Values (R, M, ...) of the tokens ``index`` (None: all) -> signal (R, ...).
+        """Values (R, M, ...) of the tokens ``index`` (None: all) -> signal (R, ...), R rows of a plan of ``tokens``.
 
         The rest of the signal is NaN (on a grid) or left out (of a set). None: there is no inverse.
         """
@@ -214,9 +214,9 @@ class Modality(nn.Module, ABC):
         """All True, in the shape of ``Preprocessed.valid`` for x (B, ...). None: :meth:`preprocess` never gives one.
 
         Where it is not None, an exported graph takes ``valid`` beside ``x``, as the input ``NAME_valid``, and is
-        compared with the model on padded samples. By default that is seen from :meth:`example`, where it has ``valid``,
-        from what :meth:`collate` and :meth:`preprocess` make of {"x": ...} of two sizes or with a NaN, or, where they
-        need other keys, from whether :meth:`tokenize` passes ``valid`` on. Override it where that is wrong.
+        compared with the model on padded samples. By default it is tried out: whether :meth:`example` has ``valid``;
+        else whether :meth:`collate` and :meth:`preprocess` give one for {"x": ...} of two sizes or with a NaN; where
+        they need other keys, whether :meth:`tokenize` passes ``valid`` on. Override it where that is wrong.
         """
         return validity_by_trial(self, x)
 
