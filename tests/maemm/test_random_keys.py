@@ -19,7 +19,7 @@ KEYS = {
         picture several
     """,
     "key": """
-        absent conformance export label pictures reconstruct shape show stamp validation view vote
+        absent conformance export item label pictures reconstruct shape show stamp validation view vote
     """,
     "seed": """
         points surface
@@ -28,7 +28,7 @@ KEYS = {
         conformance erase forward griffin-lim mix probe randaugment size untrained weights
     """,
     "uniform": """
-        crop crop/{} cut drop dropout dropped example flip frame gain input jitter mask/{} mask/{}/cell
+        crop crop/{} cut drop dropout dropped example flip frame gain gaps input jitter mask/{} mask/{}/cell
         mask/{}/centre mask/{}/channels mask/{}/exact mask/{}/ties mask/{}/time mask/{}/{} mixup noise
         noise/level picture radii roll rotate scale segments shift spec_augment/{} time
     """,
