@@ -54,7 +54,7 @@ class _Checker:
             "name": self.recipe_name(),
         }
         if self.mistakes:
-            raise MaemmError("\n".join(self.mistakes))
+            raise MaemmError("\n".join(map(_printable, self.mistakes)))
         for key in ("masking", "init"):
             if resolved[key] is None:
                 del resolved[key]
@@ -111,6 +111,7 @@ class _Checker:
         return {name: self.modality(name, spec) for name, spec in self.modality_specs.items()}
 
     def modality(self, name: str, spec: Any) -> dict[str, Any]:
+        self.check_name(name, "modalities")
         where = f"modalities.{name}"
         if isinstance(spec, dict) and "same_as" in spec:
             self.check_same_as(name, spec)
@@ -129,6 +130,10 @@ class _Checker:
                 self.add(f"{where}.align is {value_text(align)}", f"{where}.align", advice(str(align), others))
             resolved["align"] = align
         return resolved
+
+    def check_name(self, name: str, section: str) -> None:
+        if not name.isprintable() or not name.strip():
+            self.add(f"{name!r} cannot be a name in {section}", section, "use letters, digits and _")
 
     def check_same_as(self, name: str, spec: dict[str, Any]) -> None:
         where, owner = f"modalities.{name}", spec["same_as"]
@@ -153,6 +158,8 @@ class _Checker:
         specs = _without_nulls(self.mapping("objectives"))
         if not specs and self.values.get("decoder") is not None and "objectives" not in self.values:
             specs = {"reconstruct": {}}
+        for name in specs:
+            self.check_name(name, "objectives")
         return {name: self.part("objectives", spec, f"objectives.{name}", default=name) for name, spec in specs.items()}
 
     def data(self) -> dict[str, Any]:
@@ -232,6 +239,11 @@ class _Checker:
         if name is not None and not isinstance(name, str):
             self.add(f"name must be a text, got {value_text(name)}", "name", "leave it out")
         return self.name if name is None else name
+
+
+def _printable(line: str) -> str:
+    """A line with control characters, which keys may hold, written out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
 
 
 def _without_nulls(values: dict[str, Any]) -> dict[str, Any]:

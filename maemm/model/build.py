@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from maemm import registry
 from maemm.config.options import check
 from maemm.contract import Masking, Modality, Objective, Target
+from maemm.contract.errors import MaemmError
 from maemm.model.masking.each_modality import EachModality
 from maemm.model.model import Model
 from maemm.model.size import refuse_too_large
 from maemm.registry.make import make, part_of
 
+_NAMES = nn.ModuleDict()  # of its attributes: no module in it can have one of these names
 _NOT_OPTIONS = ("type", "masking", "target", "same_as", "align")  # keys of a modality that are not options of its class
 
 
@@ -86,6 +90,13 @@ def build_model(recipe: dict[str, Any]) -> Model:
 
     Raises :class:`MaemmError` where an option has a wrong value, or where the model cannot fit this machine.
     """
+    for section in ("modalities", "objectives"):
+        for name in recipe.get(section) or {}:
+            if hasattr(_NAMES, name):
+                raise MaemmError(
+                    f"{name!r} cannot be a name in {section}, as torch's ModuleDict has a {name!r} of its own "
+                    f"({section}.{name}); choose another, such as {name}_1"
+                )
     refuse_too_large(recipe, _build)
     return _build(recipe)
 

@@ -39,6 +39,12 @@ def matching_rows(recording: Sequence[str], model: Sequence[str]) -> list[tuple[
     return [(row[plain(name)], i) for i, name in enumerate(model) if plain(name) in row]
 
 
+def _parameter_name(channel: str) -> str:
+    """The channel's name without dots, and apart from what torch's ParameterDict has of its own (values, items)."""
+    name = plain(channel).replace(".", "_")
+    return f"{name}_channel" if hasattr(nn.ParameterDict(), name) else name
+
+
 class ChannelTime(nn.Module):
     """Position of a token of one channel: that of its time, plus a learned vector of its channel.
 
@@ -48,7 +54,7 @@ class ChannelTime(nn.Module):
     def __init__(self, kind: str, dim: int, names: Sequence[str], steps: int):
         super().__init__()
         self.time = make_position(kind, dim, (steps,))
-        keys = [plain(name).replace(".", "_") for name in names]
+        keys = [_parameter_name(name) for name in names]
         self.channels = nn.ParameterDict({key: nn.Parameter(torch.randn(dim) * 0.02) for key in keys})
         self._keys = keys
 

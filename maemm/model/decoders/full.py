@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Decoder, Latents, Modality, ModalityInput
+from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import check_width, init_linear, key_mask, make_blocks, register_position
 
@@ -59,6 +60,11 @@ class Full(Decoder):
     ):
         super().__init__()
         check_width(dim, heads, "decoder", mlp_ratio)
+        if project == "none" and dim != encoder_dim:
+            raise MaemmError(
+                f"the decoder is {dim} wide, the encoder {encoder_dim} (decoder.project: none); "
+                f"set decoder.dim={encoder_dim}, or decoder.project=linear"
+            )
         self.dim, self.prefix_kind, self.position_every_block = dim, prefix, position_every_block
         self.project = nn.Identity() if project == "none" else nn.Linear(encoder_dim, dim, bias=project == "linear")
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)

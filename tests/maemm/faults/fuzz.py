@@ -283,9 +283,11 @@ def _by_shape(values: dict[str, Any], draw: random.Random) -> str:
     if kind == "remove":
         del holder[path[-1]]
     elif kind == "rename" and isinstance(holder, dict):
-        holder[draw.choice((f"{path[-1]}s", str(path[-1])[:-1], str(path[-1]).upper(), 7, None, "same_as"))] = (
-            holder.pop(path[-1])
-        )
+        holder[
+            draw.choice(
+                (f"{path[-1]}s", str(path[-1])[:-1], str(path[-1]).upper(), 7, None, "same_as", "items", "training")
+            )
+        ] = holder.pop(path[-1])
     elif kind == "keys":
         _set(values, path, {3: old, None: old, True: old})
     elif kind == "deep":

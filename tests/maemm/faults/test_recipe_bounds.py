@@ -312,6 +312,27 @@ def test_wrong_shapes_are_told_in_a_line_each(tmp_path, monkeypatch, text, says)
     assert all("; " in line and line.isprintable() and len(line) < 400 for line in lines)
 
 
+@pytest.mark.parametrize("name", ["items", "train", "type", "training", "__init__"])
+def test_names_that_torch_keeps_for_itself(name):
+    recipe = config.load(IMAGE)
+    for section in ("modalities", "objectives"):
+        (value,) = recipe[section].values()
+        with pytest.raises(MaemmError, match=rf"'{name}' cannot be a name in {section}, .*; choose another"):
+            maemm.build({**recipe, section: {name: value}})
+    with pytest.raises(MaemmError) as caught:
+        config.load({**recipe, "modalities": {"a\nb": recipe["modalities"]["image"]}})
+    assert str(caught.value).startswith("'a\\nb' cannot be a name in modalities") and "\n" not in str(caught.value)
+    channels = [name, "values", "x"]
+    model = maemm.build(SIGNAL, **{"modalities.signal.channels": channels})
+    assert f"modalities.signal.positions.channels.{name.casefold()}_channel" in model.state_dict()
+    assert model.eval().modalities["signal"].positions.channels.training is False
+
+
+def test_widths_that_nothing_joins():
+    text = refused("pointcloud/point_mae_tiny_cpu", "decoder.dim=24", "decoder.heads=2")
+    assert text.startswith("the decoder is 24 wide, the encoder 128") and "(decoder.project: none)" in text
+
+
 def test_endless_mappings_of_python_end():
     endless: dict = {}
     endless["a"] = endless
