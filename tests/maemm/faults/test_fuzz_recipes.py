@@ -18,7 +18,7 @@ from tests.maemm.faults import fuzz
 SEED = 20
 MEMORY = 3 * 10**9  # bytes that this machine seems to have
 KINDS = ("audio", "image", "pointcloud", "signal", "video")
-MOST_PARAMETERS, MOST_VALUES = 2_000_000, 2_000_000  # of what is trained for a step
+MOST_PARAMETERS, MOST_VALUES, MOST_TOKENS = 2_000_000, 2_000_000, 4_000  # of what is trained for a step
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,9 @@ def is_small(model: Any) -> bool:
     repeats = getattr(model.masking, "masks_per_sample", 1)
     sizes = [modality.sample_size() or (0, 0) for modality in model.modalities.values()]
     values = max(max(numbers, tokens * 48) for tokens, numbers in sizes) * repeats
-    return sum(p.numel() for p in model.parameters()) < MOST_PARAMETERS and values < MOST_VALUES
+    tokens = sum(tokens for tokens, _ in sizes)
+    parameters = sum(p.numel() for p in model.parameters())
+    return parameters < MOST_PARAMETERS and values < MOST_VALUES and tokens < MOST_TOKENS
 
 
 def step_of_examples(model: Any) -> None:
