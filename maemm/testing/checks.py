@@ -1,10 +1,12 @@
 """All checks by name, {name: (roles, rule)}; importing the modules below registers them."""
 
 from maemm.testing import (
+    checks_baseline,
     checks_gaps,
     checks_learners,
     checks_manifest,
     checks_model,
+    checks_padding,
     checks_plans,
     checks_recipes,
     checks_rows,
@@ -19,10 +21,12 @@ from maemm.testing.case import CHECKS
 
 __all__ = [
     "CHECKS",
+    "checks_baseline",
     "checks_gaps",
     "checks_learners",
     "checks_manifest",
     "checks_model",
+    "checks_padding",
     "checks_plans",
     "checks_recipes",
     "checks_rows",

@@ -1,4 +1,4 @@
-"""Rules of targets and objectives: state that follows the model, teachers, baselines, phases, side inputs."""
+"""Rules of targets and objectives: state that follows the model, teachers, phases, side inputs."""
 
 from __future__ import annotations
 
@@ -63,36 +63,6 @@ def teacher_runs_once(case: Case) -> None:
         raise NotUsed("it runs no encoder")
     case.require(len(calls) == before, "passes of a teacher in forward()", len(calls) - before, 0, change)
     case.require(before == 1, "passes of a teacher in precompute()", before, 1, change)
-
-
-@check("modalities", "targets", needs=["loss_is_per_token"])
-def baseline_is_a_loss(case: Case) -> None:
-    """baseline() is (R, M) float32, no more than what a constant prediction loses; targets that count nothing are not
-    in it. None: it is not known."""
-    model = case.model()
-    inputs = case.planned(model)[case.signal]
-    index, counted = inputs.plan.predict, inputs.plan.counted.clone()
-    known, target = inputs.tokens.gather_known(index), case.target(model, inputs, index)
-    counted[:, 0] = 0.0
-    baseline = case.baseline(model, target, counted, known)
-    if baseline is None:
-        raise NotUsed("baseline() returns None: logs say that there is none")
-    change = "return what the best constant prediction loses for each token, or None"
-    received, expected = (tuple(baseline.shape), baseline.dtype), (tuple(index.shape), torch.float32)
-    case.require(received == expected, "baseline()", received, expected, change)
-    weights = counted / counted.sum().clamp(min=1e-12)
-    ours = float((baseline * weights).sum())
-    mean = (target * weights[..., None]).sum((0, 1)).expand_as(target)
-    for name, constant in (("the mean target", mean), ("zeros", torch.zeros_like(target))):
-        loss = float((case.loss(model, constant, target, known) * weights).sum())
-        limit = loss + 1e-4 * (1 + abs(loss))
-        case.require(ours <= limit, f"the baseline beside a prediction of {name}", f"{ours:.4g}", f"{loss:.4g}", change)
-    other = target.clone()
-    other[:, 0] += 10.0
-    again = case.baseline(model, other, counted, known)
-    assert again is not None
-    change = "weigh tokens by counted in baseline()"
-    case.equal(again[:, 1:], baseline[:, 1:], "the baseline with other targets that count nothing", change, 1e-6)
 
 
 @check("objectives", needs=["forward_fits"])

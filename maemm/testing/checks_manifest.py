@@ -7,14 +7,14 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
 
 from maemm import contract, registry
 from maemm.config.messages import MISSING
-from maemm.config.options import options_of, problems
+from maemm.config.options import Option, options_of, problems
 from maemm.contract.version import CONTRACT_VERSION
 from maemm.data.pack import Packer
 from maemm.registry import Plugin
@@ -109,6 +109,16 @@ def defaults_fit_their_types(case: Case) -> None:
         )
 
 
+def _how_to_bound(numbers: Mapping[str, Option]) -> str:
+    """What to write beside options that are numbers without bounds."""
+    name, option = next(iter(numbers.items()))
+    short, spelt = ("Fraction", "float, Ge(0), Le(1)") if "float" in option.type else ("PositiveInt", "int, Ge(1)")
+    return (
+        f"no bounds stand beside {', '.join(numbers)}; where there are some, write for example `{name}: {short}` (names "
+        f"in maemm.contract.options) or `{name}: Annotated[{spelt}]` (constraints in annotated_types)"
+    )
+
+
 @check(*WITH_OPTIONS, needs=["part_can_be_imported"])
 def bounds_hold(case: Case) -> None:
     """Values at the bounds of an option are accepted, and each value beyond them is refused with one line."""
@@ -116,7 +126,7 @@ def bounds_hold(case: Case) -> None:
     numbers = {name: option for name, option in options_of(part).items() if any(_is_number(option.hint))}
     bounded = {name: list(beyond_edges(option.hint)) for name, option in numbers.items()}
     if numbers and not any(bounded.values()):
-        raise DoesNotApply(f"no bounds stand beside {', '.join(bounded)}; see maemm.contract.options")
+        raise DoesNotApply(_how_to_bound(numbers))
     change = "fix the type hint"
     for name, values in bounded.items():
         for value in at_edges(numbers[name].hint):

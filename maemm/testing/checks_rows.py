@@ -1,4 +1,4 @@
-"""Rules of independence: from other tokens, hidden tokens, other samples, padding."""
+"""Rules of independence: from other tokens, hidden tokens, other samples."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from maemm.contract import Modality, ModalityInput, Preprocessed
-from maemm.contract.errors import MaemmError
-from maemm.testing.case import DECODER_WIDTH, WIDTH, Case, check, on_elements, take_plan, take_rows, without_padding
-from maemm.testing.outcome import DoesNotApply
+from maemm.contract import Modality, ModalityInput
+from maemm.testing.case import DECODER_WIDTH, WIDTH, Case, check, take_plan, take_rows, without_padding
 
 CLOSE = 1e-5
 MODEL_PARTS = ("modalities", "encoders", "decoders")
@@ -102,44 +100,3 @@ def several_plans_of_a_sample(case: Case) -> None:
     for field in ("pred", "loss"):
         received, expected = getattr(both, field)[case.signal], getattr(copies, field)[case.signal]
         case.equal(received, expected, f"several plans per sample ({field})", change, CLOSE)
-
-
-@check(*MODEL_PARTS, needs=["features_are_repeatable"])
-def padding_changes_nothing(case: Case) -> None:
-    """The values of padded elements change neither the loss nor the features."""
-    model = case.model()
-    padded, valid, token_valid = _padded(case.modality_of(model), case.example())
-    if not token_valid.any(1).all():
-        raise DoesNotApply("the modality does not use Preprocessed.valid")
-    mask = on_elements(valid, padded.x)
-    other = replace(padded, x=torch.where(mask, padded.x, padded.x * -2.0 + 7.0))
-    change = "make a token invalid in tokenize() where any of its elements is, and skip invalid ones everywhere"
-    case.require(not token_valid.all(), "padded elements make invalid tokens", "none", "some", change)
-    first, second = (model({case.signal: batch}, rng=case.rng()).total for batch in (padded, other))
-    case.equal(second, first, "padding does not change the loss", change)
-    first, second = (model.embed({case.signal: batch})[case.signal] for batch in (padded, other))
-    case.equal(second, first, "padding does not change the features", change)
-
-
-def _padded(modality: Modality, preprocessed: Preprocessed) -> tuple[Preprocessed, Tensor, Tensor]:
-    """The example with about half of the first sample padded, its ``valid`` and that of its tokens (B, N).
-
-    ``valid`` has the layout that the modality accepts: without channels, (B, N), or elementwise.
-    """
-    x = preprocessed.x
-    shapes = dict.fromkeys(
-        [x[:, 0].shape, x.shape[:2], x.shape] if preprocessed.valid is None else [preprocessed.valid.shape]
-    )
-    for shape in shapes:
-        if len(shape) < 2:
-            continue
-        valid = torch.ones(shape, dtype=torch.bool) if preprocessed.valid is None else preprocessed.valid.clone()
-        valid[0, shape[1] // 2 + 1 :] = False
-        padded = replace(preprocessed, valid=valid)
-        try:
-            tokens = modality.tokenize(padded)
-        except (MaemmError, RuntimeError, ValueError, IndexError):
-            continue  # another layout, or none
-        if tokens.valid is not None:
-            return padded, valid, tokens.valid
-    raise DoesNotApply("the modality does not use Preprocessed.valid")

@@ -85,7 +85,14 @@ def test_sound_parts_that_are_unlike_the_suites_own_keep_all_rules(part):
 
 @pytest.mark.parametrize("part", KEPT)
 def test_sound_parts_keep_the_rules_that_look_at_losses_and_gaps(part):
-    names = ("one_batch_is_learned", "missing_values_change_nothing", "baseline_is_a_loss", "a_bad_step_moves_nothing")
+    names = (
+        "one_batch_is_learned",
+        "missing_values_change_nothing",
+        "baseline_is_a_loss",
+        "baseline_is_the_best_constant",
+        "a_short_row_is_the_row_alone",
+        "a_bad_step_moves_nothing",
+    )
     checks = [one for one in checks_of(KEPT[part], package=PACKAGE) if one.name in names]
     assert checks and [one.message for one in map(result_of, checks) if not one.passed] == []
 

@@ -1,4 +1,5 @@
-"""Which check must catch which of the faults in plans.py, learners.py and gaps.py.
+"""Which check must catch which of the faults in plans.py, learners.py, gaps.py, padding.py and
+baselines.py.
 
 ``FAULTS``: {"check: class": (check, manifest)}; ``KEPT``: what keeps all rules, some of which they are made from.
 """
@@ -31,6 +32,16 @@ _FAULTS = [
     ("baseline_is_a_loss", "targets", "learners:TooLow"),
     ("baseline_is_a_loss", "targets", "learners:TooHigh"),
     ("baseline_is_a_loss", "modalities", "gaps:FlatBaseline"),
+    ("baseline_is_the_best_constant", "modalities", "baselines:NoLogarithm"),
+    ("baseline_is_the_best_constant", "modalities", "baselines:MeanForMedian"),
+    ("baseline_is_the_best_constant", "modalities", "baselines:Unbeatable"),
+    ("a_short_row_is_the_row_alone", "encoders", "padding:PaddedViT"),
+    ("a_short_row_is_the_row_alone", "decoders", "padding:PaddedDecoder"),
+    ("a_short_row_is_the_row_alone", "objectives", "padding:PaddedLoss"),
+    ("a_short_row_is_the_row_alone", "objectives", "padding:PaddedSpread"),
+    ("a_short_row_is_the_row_alone", "heads", "padding:PaddedPool"),
+    ("a_short_row_is_the_row_alone", "targets", "padding:PaddedTarget"),
+    ("a_short_row_is_the_row_alone", "modalities", "padding:PaddedSet"),
     ("phases_are_apart", "objectives", "learners:Apart"),
     ("phases_are_apart", "objectives", "learners:Shared"),
     ("phases_are_apart", "objectives", "learners:Foreign"),
@@ -61,17 +72,20 @@ _SOUND = [
     ("modalities", "sound:Cosine"),
     ("modalities", "sound:Likelihood"),
     ("modalities", "sound:SoftKinds"),
+    ("modalities", "baselines:Frequencies"),
 ]
 
 
 def _plugin(name: str, role: str, target: str) -> Plugin:
-    """A plugin with one part, and beside one that asks for side inputs a modality that makes them."""
+    """A plugin with one part, and where it needs one a modality that makes side inputs, or sets."""
     more: dict[str, Any] = {}
     if ":Asks" in target:
         more = {
             "modalities": {"sides": "learners:Sides"},
             "check_options": {f"objectives.{name}": {"modality": "sides"}},
         }
+    elif ":PaddedTarget" in target:
+        more = {"modalities": {"particles": "sound:Particles"}}
     return Plugin(name=name, version="1", contract=2, summary=name, **{role: {name: target}}, **more)
 
 
