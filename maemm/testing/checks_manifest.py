@@ -114,8 +114,8 @@ def _how_to_bound(numbers: Mapping[str, Option]) -> str:
     name, option = next(iter(numbers.items()))
     short, spelt = ("Fraction", "float, Ge(0), Le(1)") if "float" in option.type else ("PositiveInt", "int, Ge(1)")
     return (
-        f"no bounds stand beside {', '.join(numbers)}; where there are some, write for example `{name}: {short}` (names "
-        f"in maemm.contract.options) or `{name}: Annotated[{spelt}]` (constraints in annotated_types)"
+        f"no bounds stand beside {', '.join(numbers)}; where there are some, write for example `{name}: {short}` "
+        f"(names in maemm.contract.options) or `{name}: Annotated[{spelt}]` (constraints in annotated_types)"
     )
 
 

@@ -24,6 +24,7 @@ from broken_plugins.sources import SOURCES
 HOME = "maemm.testing"  # of the toy plugin
 
 SLOW = ("manifest_is_light", "one_batch_is_learned", "pictures_are_written")  # seconds each
+ALONE = ("baseline_is_the_best_constant", "a_short_row_is_the_row_alone")  # nothing else catches their faults
 RAISES = {  # their rule: nothing raises
     "float64_works",
     "pictures_are_written",
@@ -73,7 +74,7 @@ def test_a_fault_fails_few_checks_and_skips_what_depends_on_it(fault):
     name, plugin, package = FAULTS[fault]
     results = [result_of(check) for check in checks_of(plugin, package=package)]
     failed = [one.check for one in results if one.outcome == "failed"]
-    assert name in failed and len(failed) <= 3, failed
+    assert name in failed and len(failed) <= (1 if name in ALONE else 3), failed
 
 
 @pytest.mark.slow
