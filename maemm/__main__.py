@@ -13,7 +13,7 @@ from maemm.tasks import VERBS
 from maemm.ui.parser import Verb, help_screen, parse_common_flags
 from maemm.ui.processes import only_rank0
 from maemm.ui.stopping import stopped_by_signals
-from maemm.ui.streams import guarded, print_result
+from maemm.ui.streams import guarded, print_result, readable
 
 USER_ERROR, INTERNAL_ERROR, INTERRUPTED, BROKEN_PIPE = 2, 1, 130, 141
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
                 return interrupted
             text, status = _message(error)
             for line in text.splitlines():
-                print(f"maemm: error: {line}", file=sys.stderr)
+                print(f"maemm: error: {readable(line)}", file=sys.stderr)
             return status
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,18 @@ _OF_DATA = ("root", "list", "validation")
 def expanded(path: str | os.PathLike[str]) -> Path:
     """A path with ``~`` expanded. That of an unknown user (``~nobody``) stays, and is reported as missing."""
     return Path(os.path.expanduser(path))
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Raises OSError for what is there and is no file: opening a pipe waits for ever, and a device has no end."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
 
 
 def with_expanded_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:

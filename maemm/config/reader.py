@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from maemm.config.paths import check_regular
 from maemm.config.values import MAX_DEPTH, MAX_KEY, checked, shortened
 from maemm.contract.errors import MaemmError
 
@@ -63,7 +64,13 @@ def read(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int]]:
 
     ``shown`` is the file's name in messages. Raises :class:`MaemmError` for anything but one plain mapping.
     """
+    return parse(text_of(path, shown), shown)
+
+
+def text_of(path: Path, shown: str) -> str:
+    """The text of a recipe file. Raises :class:`MaemmError` where it is none."""
     try:
+        check_regular(path)
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
@@ -71,10 +78,9 @@ def read(path: Path, shown: str) -> tuple[dict[str, Any], dict[str, int]]:
     if len(data) > MAX_BYTES:
         raise MaemmError(f"{shown} is larger than {MAX_BYTES // 1000} kB; give a recipe")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise MaemmError(f"{shown} is not UTF-8 text (byte {error.start}); save it as UTF-8") from None
-    return parse(text, shown)
 
 
 def parse(text: str, shown: str) -> tuple[dict[str, Any], dict[str, int]]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
+from maemm.config.paths import check_regular
 from maemm.contract import Label, Sample, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
@@ -44,6 +45,12 @@ def open_array_file(path: str | os.PathLike[str], *, mmap: bool = True) -> Itera
     Whatever is wrong with the file, also while an array of the archive is read, is an OSError or a ValueError whose
     text is the reason in one line.
     """
+    try:
+        check_regular(path)
+    except IsADirectoryError:
+        raise
+    except OSError as error:
+        raise ValueError(error.strerror) from error
     with open(path, "rb") as file:
         start = file.read(6)
         file.seek(0)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from maemm.contract.errors import MaemmError
+from maemm.data.line_files import lines_of, record_of
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,18 @@ class BadSampleLog:
         """Read the complete lines after the offset; lines that are no record are skipped."""
         if self.path is None or not self.path.exists():
             return
-        with self.path.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        complete = text[: text.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        for line in complete.splitlines():
-            try:
-                self._ids.add(str(json.loads(line)["id"]))
-            except (ValueError, KeyError, TypeError):
-                continue
+        end = self._offset
+        try:
+            for line in lines_of(self.path, self._offset):
+                end += len(line)
+                if not line.endswith(b"\n"):
+                    continue
+                self._offset = end
+                record = record_of(line)
+                if record is not None and "id" in record:
+                    self._ids.add(str(record["id"]))
+        except OSError as error:
+            raise MaemmError(f"cannot read {self.path} ({error.strerror}); move it away") from error
 
     def _append(self, samples: Iterable[BadSample]) -> None:
         text = "".join(json.dumps(asdict(sample)) + "\n" for sample in samples)

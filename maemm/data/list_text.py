@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from maemm.config.paths import check_regular
 from maemm.contract.errors import MaemmError
 
 LONGEST_LINE = 2**20  # characters; a longer one is no line of a table, and millions of cells take gigabytes
@@ -70,6 +71,7 @@ def _all_lines(path: Path) -> list[Line]:
 
 def _text(path: Path) -> str:
     try:
+        check_regular(path)
         data = path.read_bytes()
     except OSError as error:
         raise MaemmError(f"cannot read the list ({path}: {error.strerror}); check data.list") from error

@@ -9,6 +9,7 @@ import contextlib
 import inspect
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -131,6 +132,7 @@ def one_writer(out: Path, log: Callable[[str], Any] = print) -> Iterator[None]:
     """
     if not out.name or out.name == "..":
         raise MaemmError(f"{out} is a folder; give a name in it")
+    _refuse_special(out)
     made: list[Path] = []
     parent = out.parent
     while not parent.exists():
@@ -151,6 +153,16 @@ def one_writer(out: Path, log: Callable[[str], Any] = print) -> Iterator[None]:
         for folder in made:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # fails unless it is empty
+
+
+def _refuse_special(out: Path) -> None:
+    """Raises :class:`MaemmError` for a pipe or a device: a file would take its place, also that of ``/dev/null``."""
+    try:
+        mode = out.stat().st_mode
+    except (OSError, ValueError):  # there is nothing yet, or what is wrong is told when it is written
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise MaemmError(f"cannot write {out} (it is a pipe or a device, not a file); choose another path")
 
 
 def writes(parameter: str) -> Callable[[Callable[P, R]], Callable[P, R]]:

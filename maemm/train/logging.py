@@ -15,6 +15,7 @@ from torch import Tensor
 
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_whole
+from maemm.data.line_files import lines_of, record_of
 
 WRITE_ADVICE = "free space: the same command continues"
 HINT_FRACTION, HINT_AFTER_S = 0.1, 60.0  # the loader gets a hint if steps wait that long for it
@@ -112,8 +113,10 @@ class MetricsFile:
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``, which will be written again, and any line that was cut off."""
         if self.path.exists():
-            lines = [line for line in self.path.read_bytes().splitlines() if _step_of(line) <= step]
-            text = b"".join(line + b"\n" for line in lines)
+            try:
+                text = b"".join(line for line in lines_of(self.path) if line.endswith(b"\n") and _step_of(line) <= step)
+            except OSError as error:
+                raise MaemmError(f"cannot read {self.path} ({error.strerror}); move it away") from error
             write_whole(self.path, lambda path: path.write_bytes(text), "the metrics of the run", advice=WRITE_ADVICE)
 
     def write(self, row: Mapping[str, Any]) -> None:
@@ -129,8 +132,8 @@ class MetricsFile:
 def _step_of(line: bytes) -> float:
     """The step of a line; infinity where the line is not whole."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        return float((record_of(line) or {})["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
         return math.inf
 
 

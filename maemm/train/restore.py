@@ -19,12 +19,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from maemm.config.paths import check_regular
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import cause_of
 from maemm.model.model import Model
 from maemm.train.checkpoint import OPTIMIZER
 from maemm.train.step import TrainState
 from maemm.weights import EMA, MODEL, fill
+from maemm.weights.building import check_values
 from maemm.weights.checkpoints import Checkpoint
 from maemm.weights.describe import some_of
 
@@ -63,6 +65,7 @@ def restore(checkpoint: Checkpoint, train_state: TrainState) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------- weights
 def _weights(model: Model, checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     try:
+        check_regular(checkpoint.path / name)
         tensors = load_file(checkpoint.path / name)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise Unusable(f"{name} cannot be read ({cause_of(error)})") from error
@@ -73,6 +76,10 @@ def _weights(model: Model, checkpoint: Checkpoint, name: str) -> dict[str, Tenso
             raise Unusable(f"{name} {title} {len(keys)} keys ({some_of(sorted(keys))})")
     for key, value in state.items():
         _compare(name, key, value, own[key].shape, own[key].dtype)
+    try:
+        check_values(own, state, f"the weights in {name}")
+    except MaemmError as error:
+        raise Unusable(str(error).partition("; ")[0]) from None
     return state
 
 
@@ -92,6 +99,7 @@ def _read(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # about tensors that no run writes, which are refused below
             warnings.simplefilter("ignore")
+            check_regular(checkpoint.path / OPTIMIZER)
             state = torch.load(checkpoint.path / OPTIMIZER, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise Unusable(f"{OPTIMIZER} cannot be read (it holds more than tensors)") from error

@@ -27,6 +27,7 @@ FREE = {
 LENGTH = {"train.epochs", "train.steps"}
 # Keys that say where the data lie: they may change where the fingerprint of the data does not.
 VALIDATION = "data.validation"
+_LISTED = 8  # keys that differ, in a message
 PLACES = re.compile(
     r"data\.(validation|(mix\.[^.]+\.)?(source\.((parts\.[^.]+|videos)\.)?(labels|images|cache|root|list)|root|list))"
 )
@@ -88,9 +89,9 @@ def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Cal
     same = [key for key in ("init",) if key in changed and _same_file(before.get(key), after.get(key))]
     refused = [line for key, line in changed.items() if key not in FREE | LENGTH | {*moved, *same}]
     if refused:
-        raise MaemmError(
-            f"{path} holds a run with another recipe ({', '.join(refused)}); choose another out=, or delete it"
-        )
+        more = f", and {len(refused) - _LISTED} more keys" if len(refused) > _LISTED else ""
+        listed = ", ".join(refused[:_LISTED]) + more
+        raise MaemmError(f"{path} holds a run with another recipe ({listed}); choose another out=, or delete it")
     length = [line for key, line in changed.items() if key in LENGTH]
     if length:
         log(

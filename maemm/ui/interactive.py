@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from maemm.config.paths import check_regular
 from maemm.data.atomic import write_whole
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def interactive_beside(picture: Path) -> Markup:
     """The pieces that :func:`save_interactive` wrote beside a picture; empty where there are none."""
     path = picture.with_suffix(".html")
     try:
+        check_regular(path)
         return Markup(path.read_text(encoding="utf-8") if path.stat().st_size <= LARGEST else "")
     except (OSError, UnicodeDecodeError):
         return Markup("")

@@ -15,6 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
+from maemm.config.paths import check_regular
 from maemm.data.atomic import write_whole
 
 _LARGEST = 8 * 2**20  # bytes of a PNG; larger ones are named, not embedded
@@ -43,6 +44,8 @@ def write_html(path: Path, text: str) -> Path:
 def embedded(picture: Path | bytes, width: int | None = None) -> str:
     """A PNG as a data URI, at most ``width`` pixels wide; "" where it is no PNG, cannot be read or is too large."""
     try:
+        if isinstance(picture, Path):
+            check_regular(picture)
         data = picture.read_bytes() if isinstance(picture, Path) else picture
     except OSError:
         return ""

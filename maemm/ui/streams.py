@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+_LONGEST_WORD = 300  # letters of one word of a message; names of files are shorter
 _results: TextIO | None = None  # where results go within :func:`guarded`
 
 
@@ -121,11 +122,20 @@ def print_json(record: object, indent: int | None = None) -> None:
     print_result(json.dumps(_finite(record), indent=indent, allow_nan=False))
 
 
+def readable(line: str) -> str:
+    """A line for people, whatever words and names it repeats: long ones are cut, control characters are escaped."""
+    words = [word if len(word) <= _LONGEST_WORD else f"{word[:60]}...{word[-20:]}" for word in line.split(" ")]
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in " ".join(words)
+    )
+
+
 def warn(text: str) -> None:
     """A line on stderr that begins with "maemm: warning: "; dropped where it cannot be written."""
     stream = sys.stderr
     if stream is not None:
         with suppress(OSError, ValueError):
+            text = "\n".join(map(readable, text.split("\n")))
             print(f"maemm: warning: {text}", file=stream, flush=True)
 
 

@@ -146,7 +146,7 @@ def fill(model: nn.Module, state: dict[str, Tensor], description: str) -> None:
     """
     own = model.state_dict()
     compare(own, state, description)
-    _check_values(own, state, description)
+    check_values(own, state, description)
     model.load_state_dict(state)
 
 
@@ -183,7 +183,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _check_values(own: Mapping[str, Tensor], state: Mapping[str, Tensor], description: str) -> None:
+def check_values(own: Mapping[str, Tensor], state: Mapping[str, Tensor], description: str) -> None:
     """Raises :class:`MaemmError` for values that are not finite where a new model's are."""
     bad = []
     for key, new in own.items():

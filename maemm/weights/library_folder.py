@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from maemm.config.paths import check_regular
 from maemm.contract.errors import MaemmError
 from maemm.weights.describe import printable, some_of
 from maemm.weights.files import metadata_of, read_file
@@ -69,6 +70,7 @@ def read_library_weights(path: Path) -> Any:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
+        check_regular(path)
         if path.stat().st_size > _LARGEST_TEXT:
             raise ValueError("it is too large")
         values = json.loads(path.read_text(encoding="utf-8"))

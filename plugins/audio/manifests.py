@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from maemm.config.paths import check_regular
 from maemm.contract.errors import MaemmError
 from maemm.data.list_text import list_lines
 from maemm.data.lists import Labels
@@ -32,9 +33,11 @@ def read_json(path: Path, root: Path | None, label_file: Path | None) -> Listed:
     one label has it in ``labels``; where some have several, ``multilabel`` has all of each.
     """
     try:
+        check_regular(path)
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise MaemmError(f"the list is no JSON ({path}: {' '.join(str(error).split())}); check data.list") from None
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise MaemmError(f"the list is no JSON ({path}: {reason}); check data.list") from None
     rows = content.get("data") if isinstance(content, dict) else content
     if not isinstance(rows, list) or not rows:
         raise MaemmError(f"the list names no sound ({path}); write {{'data': [{{'wav': path, 'labels': mids}}]}}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from maemm.data.line_files import record_in
 from maemm.ui.charts import Line, charts
 
 _TITLES = {
@@ -38,11 +38,8 @@ def evaluations(folder: Path) -> list[Evaluation]:
     """The newest record of each verb."""
     newest: dict[str, tuple[Path, dict[str, Any]]] = {}
     for path in sorted((folder / "evaluate").glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict) and record.get("verb") in _TITLES:
+        record = record_in(path)
+        if record is not None and record.get("verb") in list(_TITLES):  # a list: the value may be of any type
             newest[record["verb"]] = path, record
     return [_evaluation(path, record) for path, record in newest.values()]
 

@@ -203,7 +203,8 @@ def some_labels(source: Source) -> list[int]:
 
 def evenly_spaced(total: int, count: int) -> list[int]:
     """At most ``count`` indices below ``total``, evenly spaced from 0."""
-    return sorted({i * total // count for i in range(count)}) if total else []
+    count = min(count, total)  # more are all of them
+    return sorted({i * total // count for i in range(count)})
 
 
 def _update_with_files(state: Any, path: str) -> bool:

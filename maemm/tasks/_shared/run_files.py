@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from maemm.config.paths import check_regular
+from maemm.config.reader import MAX_BYTES
+from maemm.data.line_files import lines_of, record_of
+
+_MOST_STEPS = 2**53  # beyond it no number of steps is exact as a float
+_MOST_LEVELS = 8  # of a line of metrics.jsonl; a run writes two
 
 
 @dataclass
@@ -42,7 +48,7 @@ def read_run(folder: str | Path) -> RunContents:
     by_step: dict[int, dict[str, Any]] = {}
     for row in read_lines(run.folder / "metrics.jsonl", run.unread):
         step = row.get("step")
-        if isinstance(step, int) and not isinstance(step, bool):
+        if isinstance(step, int) and not isinstance(step, bool) and abs(step) < _MOST_STEPS:
             by_step[step] = _flat(row)  # a resumed run writes some steps again: the later line wins
     run.rows = [by_step[step] for step in sorted(by_step)]
     run.bad = len(read_lines(run.folder / "bad_samples.jsonl", run.unread))
@@ -53,21 +59,18 @@ def read_run(folder: str | Path) -> RunContents:
 
 def read_lines(path: Path, unread: list[str]) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file without a half-written last line. Other bad lines are counted in ``unread``."""
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError:
-        return []
     rows, bad = [], 0
-    for index, line in enumerate(lines):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError:
-            bad += index < len(lines) - 1
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-        elif row is not None:
-            bad += 1
+    try:
+        for line in lines_of(path):
+            row = record_of(line)
+            if row is not None:
+                rows.append(row)
+            elif line.strip():
+                bad += line.endswith(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        unread.append(f"{path.name} cannot be read ({error.strerror})")
     if bad:
         unread.append(f"{bad} lines of {path.name} cannot be read")
     return rows
@@ -77,14 +80,17 @@ def _number(value: Any) -> float:
     """A logged value as a number; NaN where it is not a finite one."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return math.nan
-    return float(value) if math.isfinite(value) else math.nan
+    try:
+        return float(value) if math.isfinite(value) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        return math.nan
 
 
 def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"terms": {"a": 1}} -> {"terms.a": 1}."""
     flat: dict[str, Any] = {}
     for name, value in row.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix.count(".") < _MOST_LEVELS:
             flat |= _flat(value, f"{prefix}{name}.")
         else:
             flat[f"{prefix}{name}"] = value
@@ -95,12 +101,17 @@ def _recipe(path: Path, unread: list[str]) -> tuple[str, dict[str, Any]]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        check_regular(path)
+        with path.open(encoding="utf-8", errors="replace") as file:
+            text = file.read(MAX_BYTES)
+    except FileNotFoundError:
+        return "", {}
+    except OSError as error:
+        unread.append(f"{path.name} cannot be read ({error.strerror})")
         return "", {}
     try:
         recipe = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # ValueError: of numbers and dates that are none
         unread.append(f"{path.name} is not valid YAML")
         return text, {}
     return text, recipe if isinstance(recipe, dict) else {}

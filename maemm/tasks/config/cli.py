@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from maemm import config
+from maemm.config import reader
 from maemm.config.layers import flatten
 from maemm.contract.errors import MaemmError, advice
 from maemm.ui.parser import Verb, verb_parser
@@ -36,7 +37,8 @@ def run(argv: list[str], flags: Namespace) -> int:
     elif action == "show":
         _show(recipe, overrides, flags.json)
     else:
-        text = config.locate(recipe)[1].read_text(encoding="utf-8")
+        name, path = config.locate(recipe)
+        text = reader.text_of(path, name)
         if flags.json:
             print_json({"name": recipe, "text": text})
         else:

@@ -12,6 +12,7 @@ import torch
 
 from maemm.contract import Modality
 from maemm.contract.version import __version__
+from maemm.data.line_files import record_in
 from maemm.tasks._shared.inputs import weights_stamp
 from maemm.tasks._shared.run_files import read_run
 from maemm.tasks.export.inference_model import InferenceModel
@@ -117,10 +118,7 @@ def metrics_of(run: Path) -> dict[str, Any]:
     if rows:
         metrics["training"] = {key: value for key, value in rows[-1].items() if isinstance(value, (int, float, str))}
     for path in sorted((run / "evaluate").glob("*.json"))[-_RECORDS:]:
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(record, dict):
+        record = record_in(path)
+        if record is not None:
             metrics[path.stem] = {key: value for key, value in record.items() if key not in ("confusions", "classes")}
     return metrics

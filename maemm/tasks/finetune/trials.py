@@ -56,16 +56,20 @@ class Splits:
     def __post_init__(self) -> None:
         if (self.test is None) == (self.folds is None and self.groups is None):
             raise MaemmError("several runs need one way to evaluate them; give either --test DATA, or --folds/--groups")
+        if self.folds is not None and self.folds < 2:
+            raise MaemmError(f"{self.folds} folds leave no test part (--folds); give 2 or more")
 
     def overrides(self, make_recipe: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
         """What makes the recipe of each split; ``make_recipe``: the recipe before, to count the groups of its data."""
         if self.test is not None:
             return [{}]
-        count = self.folds
+        recipe, count = make_recipe(), self.folds
         if count is None:
             assert self.groups is not None
-            source = open_source(make_recipe())
+            source = open_source(recipe)
             count = usual_count(groups_of([source.name(i) for i in range(len(source))], self.groups))
+        else:  # more folds than samples are refused before there is a run for each
+            open_fold({**recipe, "data": {**recipe["data"], "fold": f"1/{count}", "groups": self.groups}})
         return [{"data.fold": f"{number}/{count}", "data.groups": self.groups} for number in range(1, count + 1)]
 
     def test_part(self, recipe: Mapping[str, Any]) -> Source:

@@ -7,6 +7,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from maemm.config.paths import check_regular
 from maemm.contract.rng import Rng
 
 from .arrays import POINT_KEYS, single_cloud
@@ -27,11 +28,13 @@ def read(path: str, options: Reading, rng: Rng) -> np.ndarray:
 def open_file(path: str) -> Any:
     """An open file. Raises OSError or ValueError."""
     try:
+        check_regular(path)
         return h5py.File(path, "r", locking=False)
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise ValueError(f"not a readable HDF5 file ({' '.join(str(error).split())[:100]})") from None
+        reason = " ".join(str(error.strerror or error).split())[:100]
+        raise ValueError(f"not a readable HDF5 file ({reason})") from None
 
 
 def points_of(file: Any) -> Any:
