@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from maemm.contract.errors import MaemmError
@@ -14,10 +15,12 @@ def part_of(spec: Any, default: str | None = None) -> tuple[str, dict[str, Any]]
     """``{type: NAME, **options}`` or ``NAME`` -> (name, options). ``default``: the name where there is no type."""
     if isinstance(spec, str):
         return spec, {}
+    if not isinstance(spec, Mapping | None):
+        raise MaemmError(f"a part is a name or a mapping, got {spec!r:.60}; write {{type: NAME}}")
     options = dict(spec or {})
     name = options.pop("type", default)
-    if name is None:
-        raise MaemmError(f"a part needs a type, got {spec!r}")
+    if not isinstance(name, str):
+        raise MaemmError(f"a part needs a type, got {spec!r:.60}; write {{type: NAME}}")
     return name, options
 
 

@@ -50,6 +50,12 @@ def check_recipe(recipe: Any, description: str) -> None:
     """Check what makes the model in a recipe that came with weights. Raises :class:`MaemmError`."""
     if not isinstance(recipe, Mapping):
         raise MaemmError(f"{description} hold no recipe but {printable(recipe)}; get the file again")
+    for section in ("data", "train"):  # their values are checked where they are used
+        if not isinstance(recipe.get(section, {}), Mapping | None):
+            raise MaemmError(
+                f"the recipe of {description} is not valid: {section} is {printable(recipe[section])}, not a mapping; "
+                "get the file again"
+            )
     with _reported(description):
         try:
             config.load({key: recipe[key] for key in _PARTS if key in recipe})

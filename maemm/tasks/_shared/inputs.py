@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,20 +37,28 @@ _LABELS_TRIED = 64  # samples that are looked at to tell whether there are label
 NO_LABELS = "the data have no labels; give all files in a folder per class, or a list or array with labels"
 
 
-def open_model(weights: Weights, *, stream: str | None = None, decoder: bool = True, **settings: Any) -> Model:
+def open_model(weights: Weights, *, stream: str | None = None, **settings: Any) -> Model:
     """Load a run or checkpoint folder, or a weights file, to the GPU where there is one.
 
     A model is returned as it is, on its device. ``stream``: restrict the model to one modality, or to several ("a+b");
-    only their data are read. ``decoder``: False where it is not used, so that its settings are not asked for.
-    ``settings``: what a checkpoint does not record, see :func:`maemm.load`. Raises
+    only their data are read. ``settings``: what a checkpoint does not record, see :func:`maemm.load`. Raises
     :class:`MaemmError`.
     """
+    return _opened(load, weights, stream, settings)
+
+
+def open_encoder(weights: Weights, *, stream: str | None = None, **settings: Any) -> Model:
+    """:func:`open_model` where the decoder is not used, so that its settings are not asked for."""
+    return _opened(load_encoder, weights, stream, settings)
+
+
+def _opened(
+    load_model: Callable[..., Model], weights: Weights, stream: str | None, settings: Mapping[str, Any]
+) -> Model:
     if isinstance(weights, Model):
         model = weights
     else:
-        model = (load if decoder else load_encoder)(weights, **settings).to(
-            "cuda" if torch.cuda.is_available() else "cpu"
-        )
+        model = load_model(weights, **settings).to("cuda" if torch.cuda.is_available() else "cpu")
     return model if stream is None else StreamModel(model, stream)
 
 
@@ -108,7 +116,8 @@ def data_config(recipe: Mapping[str, Any], data: Data = None, **options: Any) ->
 
     The recipe's list and mix belong to its own data and are dropped for others. Raises :class:`MaemmError`.
     """
-    values = {key: value for key, value in (recipe.get("data") or {}).items() if key in DataConfig.model_fields}
+    stored = {key: value for key, value in (recipe.get("data") or {}).items() if key in DataConfig.model_fields}
+    values = _valid(stored)  # as a recipe that came with weights may hold anything
     if isinstance(options.get("list"), str | os.PathLike):
         options["list"] = os.path.expanduser(options["list"])
     part = _set_of(recipe, data)
@@ -125,6 +134,11 @@ def data_config(recipe: Mapping[str, Any], data: Data = None, **options: Any) ->
     if data is not None or any(options.get(key) is not None for key in ("list", "source")):
         values["mix"] = None
     values |= {"classes": None, "validation": None, **options}
+    return _valid(values)
+
+
+def _valid(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A ``data`` section with its defaults. Raises :class:`MaemmError`."""
     config, mistakes = validate(DataConfig.model_validate_json, values, "data", key_types(DataConfig))
     if mistakes:
         raise MaemmError("\n".join(mistakes))

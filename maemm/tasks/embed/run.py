@@ -25,7 +25,7 @@ from maemm.data.subset import Subset
 from maemm.tasks._shared import feature_files as files
 from maemm.tasks._shared.embedding import embed_batches, embedder
 from maemm.tasks._shared.features import Features, check_any, complete, join
-from maemm.tasks._shared.inputs import Data, Weights, data_config, data_stamp, open_data, open_model, weights_stamp
+from maemm.tasks._shared.inputs import Data, Weights, data_config, data_stamp, open_data, open_encoder, weights_stamp
 
 CHUNK_ROWS, CHUNK_BYTES, CHUNK_S = 8192, 1 << 26, 60.0  # a chunk ends at whichever comes first
 ABOUT, SKIPPED = "about.json", ".skipped.jsonl"
@@ -78,7 +78,7 @@ def embed(
     """
     out = expanded(out)
     files.check_target(out)
-    model = open_model(weights, decoder=False, **settings)
+    model = open_encoder(weights, **settings)
     options = {k: v for k, v in (("source", source), ("list", list)) if v is not None}
     config = data_config(model.recipe, data, **options)
     opened = open_data(model.recipe, data, **options)

@@ -26,7 +26,16 @@ from maemm.tasks._shared.comparison import (
 )
 from maemm.tasks._shared.embedding import contents, features
 from maemm.tasks._shared.features import Features
-from maemm.tasks._shared.inputs import NO_LABELS, Data, Weights, data_config, open_data, open_model, some_labels
+from maemm.tasks._shared.inputs import (
+    NO_LABELS,
+    Data,
+    Weights,
+    data_config,
+    open_data,
+    open_encoder,
+    open_model,
+    some_labels,
+)
 from maemm.tasks._shared.records import refresh_page, save_record
 from maemm.tasks._shared.tables import as_multilabel
 from maemm.tasks.evaluate.passes import Average, Passes
@@ -156,7 +165,7 @@ def evaluate(
     and validated with, and warn of samples that are among ``data``. ``out``: a JSON file for the metrics; by default
     beside the run. The others as in :func:`maemm.tasks.embed.run.embed`. Raises :class:`MaemmError`.
     """
-    model = open_model(weights, decoder=False, **settings)
+    model = open_encoder(weights, **settings)
     if overrides:
         model = rebuilt(model, overrides)
     if model.head is None:

@@ -18,7 +18,7 @@ from maemm.tasks._shared.cache import cached, folder_for
 from maemm.tasks._shared.comparison import Cell, Comparison
 from maemm.tasks._shared.embedding import embedder, features, raw_values
 from maemm.tasks._shared.features import Features
-from maemm.tasks._shared.inputs import Data, Weights, data_config, data_stamp, open_data, open_model, weights_stamp
+from maemm.tasks._shared.inputs import Data, Weights, data_config, data_stamp, open_data, open_encoder, weights_stamp
 from maemm.tasks._shared.tables import Choice, tables
 from maemm.tasks.probe.linear import l2_c_choice, logistic_scores
 from maemm.tasks.probe.neighbours import knn_scores
@@ -95,7 +95,7 @@ class Subject:
         show: Show | None = None,
         **settings: Any,
     ):
-        self.model = open_model(weights, decoder=False, **settings)
+        self.model = open_encoder(weights, **settings)
         self.folder, self.batch, self.show = folder_for(weights), batch, show or (lambda kind: None)
         self.embed_options: dict[str, Any] = {"pool": pool, "norm": norm, "layers": layers}
         self._last: Any = None

@@ -16,7 +16,7 @@ from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED, UNTRAINED, Show, untrained
 from maemm.tasks._shared.embedding import features
 from maemm.tasks._shared.features import Features
-from maemm.tasks._shared.inputs import Data, Weights, data_config, open_data, open_model
+from maemm.tasks._shared.inputs import Data, Weights, data_config, open_data, open_encoder
 
 KS = (1, 5, 10)
 _EQUAL = 1e-9  # a difference between cosines that is rounding
@@ -106,7 +106,7 @@ def retrieve(
     ``show(kind)`` gives an ``on_progress`` for a kind of features. Others as in :func:`maemm.tasks.embed.run.embed`.
     Raises :class:`MaemmError` for a model of one modality and for data that cannot be read.
     """
-    model = open_model(weights, decoder=False, **settings)
+    model = open_encoder(weights, **settings)
     pair = tuple(pair or [*model.modalities][:2])
     if len(pair) != 2 or any(name not in model.modalities for name in pair):
         raise MaemmError(

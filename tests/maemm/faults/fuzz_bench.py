@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.maemm.faults import fuzz_commands
+from tests.maemm.faults.fuzz import Case
 from tests.maemm.faults.fuzz_damage import Damage
 from tests.maemm.faults.fuzz_process import Commands, Ended, complaint
-from tests.maemm.faults.fuzz_values import Case
 
 MOST_STEPS = 2  # that a command trains, whatever it asks for
 INCOMPLETE = 3  # exit status of data pack

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.maemm.faults.fuzz import Case, nested, odd_value
 from tests.maemm.faults.fuzz_damage import (
     LARGE,
     Damage,
@@ -24,7 +25,6 @@ from tests.maemm.faults.fuzz_damage import (
     change_values,
     restamp,
 )
-from tests.maemm.faults.fuzz_values import Case, nested, odd_value
 
 DTYPES = ("F32", "F64", "F16", "BF16", "I64", "I32", "U8", "BOOL", "F8_E4M3", "C64", "X9", "", "f32", "F4", 3, None)
 PREFIXES = ("module.", "model.", "encoder.", "x.", ".")

@@ -24,7 +24,7 @@ import maemm
 from maemm.__main__ import main
 from maemm.config.schema import DataConfig, TrainConfig, keys_of
 from maemm.tasks import VERBS
-from tests.maemm.faults.fuzz_values import Case
+from tests.maemm.faults.fuzz import Case
 
 RECIPE = """\
 modalities:

@@ -15,7 +15,7 @@ import yaml
 
 from maemm import config
 from maemm.weights.checkpoints import stamp
-from tests.maemm.faults.fuzz_values import nested, odd_value
+from tests.maemm.faults.fuzz import nested, odd_value
 
 LARGE = (0, 1, -1, 7, 2**31, 2**40, 2**63, 2**64, 10**30, 1.5, "3", None, True, [], {})
 BIG_FILE = 3 * 10**9  # bytes of a sparse file: none may be read into memory

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.maemm.faults.fuzz_values import LONGEST_LINE
+from tests.maemm.faults.fuzz import LONGEST_LINE
 
 SECONDS = 20.0  # of the processor; a command that waits gets WAITING times as long, as the machine may be busy
 WAITING = 6

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.maemm.faults.fuzz import Case
 from tests.maemm.faults.fuzz_damage import (
     BIG_FILE,
     Damage,
@@ -19,7 +20,6 @@ from tests.maemm.faults.fuzz_damage import (
     restamp,
     swap_file,
 )
-from tests.maemm.faults.fuzz_values import Case
 
 TUNE = ["out=new", "data.classes=2", "train.epochs=1", "train.warmup_epochs=0"]
 COMMANDS = {

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.maemm.faults.fuzz import Case
 from tests.maemm.faults.fuzz_bench import Bench
 from tests.maemm.faults.fuzz_checkpoints import checkpoints
 from tests.maemm.faults.fuzz_commands import commands, workplace
 from tests.maemm.faults.fuzz_process import Ended, complaint
 from tests.maemm.faults.fuzz_runs import run_folders
-from tests.maemm.faults.fuzz_values import Case
 
 SEED = 21
 

@@ -72,6 +72,14 @@ def test_words_that_people_read_stay_as_they_are(capsys):
     assert first == "maemm: warning: one" and second.startswith(r"two \x00xxx") and len(second) < 200
 
 
+@pytest.mark.parametrize("verb", ["embed", "knn", "probe", "evaluate", "retrieve", "score", "diagnose"])
+def test_a_setting_of_weights_is_no_parameter_of_our_own(verb, own_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = {"embed": ["-o", "x.npz"], "score": ["-o", "x.csv"]}.get(verb, [])
+    line = refused(capsys, verb, str(own_run / "run"), str(own_run / "few.npz"), "decoder=x", *words)
+    assert line.startswith("decoder is already in the recipe of")
+
+
 VERBS_THAT_WRITE = {
     "embed": ["{run}", "{data}", "-o"],
     "score": ["{run}", "{data}", "-o"],
@@ -233,3 +241,35 @@ def test_a_line_that_no_run_wrote_ends_neither_a_run_nor_its_page(line, tmp_path
 def test_more_samples_than_there_are_is_all_of_them(total, count):
     rows = evenly_spaced(total, count)
     assert rows == sorted(set(rows)) and len(rows) == min(total, count) and all(0 <= row < total for row in rows)
+
+
+# ------------------------------------------------------------------------------- a recipe that came with the weights
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data", 1.5),
+        ("data", [1]),
+        ("train", "x"),
+        ("data.mix", [1]),
+        ("data.mix", {"a": 3}),
+        ("data.source", {"type": 3}),
+        ("data.source", [1]),
+        ("data.workers", -1),
+    ],
+)
+@pytest.mark.parametrize("words", [["embed", "{}", "-o", "x.npz"], ["score", "{}", "few.npz", "-o", "x.csv"]])
+def test_what_a_stored_recipe_says_of_data_is_checked(key, value, words, own_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(own_run / "few.npz", "few.npz")
+    weights = steps_in(own_run / "run/checkpoints")[0] / "model.safetensors"
+    with safe_open(weights, "pt") as file:
+        metadata = file.metadata()
+    header = json.loads(metadata["maemm"])
+    section, _, name = key.partition(".")
+    if name:
+        header["recipe"][section][name] = value
+    else:
+        header["recipe"][section] = value
+    save_file(load_file(weights), "w.safetensors", metadata={"maemm": json.dumps(header)})
+    line = refused(capsys, *(word.format("w.safetensors") for word in words))
+    assert section in line or "part" in line
