@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from maemm.contract import Masking, Objective, PerModalityMasking, Phase, Plan, Target, Term
 from maemm.model.masking.counts import noise_order, plan_from_order
 from maemm.model.objectives.reconstruct import Reconstruct
+from maemm.model.pooling import mean_of_tokens
 
 
 # ------------------------------------------------------------------------------------------------------- maskings
@@ -245,7 +246,7 @@ class Regions(Objective):
 
     def forward(self, out, model):
         truth = out.inputs[self.modality].preprocessed.info["brightness"]
-        latents = out.encoded[self.modality].mean(1)
+        latents = mean_of_tokens(out.encoded[self.modality], [out.plans[self.modality]])
         errors = (self.head(latents.to(self.head.weight.dtype)).float() - truth).square().mean(-1)
         return {"regions": Term(errors.sum(), errors.new_tensor(float(len(errors))))}
 
