@@ -86,7 +86,7 @@ def damage_run(run: Path, draw: random.Random) -> None:
     if path.suffix in (".yaml", ".json", ".jsonl"):
         changes += [change_values, change_values, add_line]
     draw.choice(changes)(path, draw)
-    small = not path.exists() or path.stat().st_size < BIG_FILE
+    small = all(file.stat().st_size < BIG_FILE for file in path.parent.iterdir() if file.is_file())
     if path.parent.name.startswith("step-") and path.name != "meta.json" and small and draw.random() < 0.6:
         with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # meta.json is damaged too
             restamp(path.parent)
