@@ -170,7 +170,10 @@ class Modality(nn.Module, ABC):
         return self.loss(mean_of_counted(target, counted, known).expand_as(target), target, known)
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
-        """Undo the target's normalisation with the tokens' own statistics: (R, M, O) -> like ``tokens.values``."""
+        """Undo the target's normalisation with the tokens' own statistics: (R, M, O) -> like ``tokens.values``.
+
+        NaN for values that embed() sees but that are in no target.
+        """
         return pred
 
     def untokenize(self, values: Tensor, tokens: Tokens, index: Tensor | None = None) -> Tensor | None:

@@ -42,14 +42,22 @@ def untokenize_is_the_inverse(case: Case) -> None:
 
 @check("modalities", needs=["target_of_some_is_part_of_all"])
 def denormalize_target_is_the_inverse(case: Case) -> None:
-    """denormalize_target(target) gives the tokens' values, so that pictures show the signal."""
+    """denormalize_target(target) gives the tokens' values, so that pictures show the signal, and NaN for those that are
+    in no target."""
     modality, tokens = case.modality(), case.modality().tokenize(case.example())
     index = tokens.all_indices()
     if modality.untokenize(tokens.values, tokens) is None:
         raise NotUsed("untokenize() returns None: there are no pictures of predictions")
-    back = modality.denormalize_target(modality.target(tokens, index), tokens, index)
+    target = modality.target(tokens, index)
+    back = modality.denormalize_target(target, tokens, index)
     change = "undo in denormalize_target() what target() does, with the statistics of the token itself"
-    case.equal(back, tokens.values, "denormalize_target(target) is the tokens' values", change, atol=1e-3)
+    rule = "denormalize_target(target) is the tokens' values"
+    case.require(back.shape == tokens.values.shape, rule, tuple(back.shape), tuple(tokens.values.shape), change)
+    absent = back.isnan() & ~tokens.values.isnan()
+    case.equal(back, tokens.values.masked_fill(absent, torch.nan), rule, change, atol=1e-3)
+    count, most = int(absent.flatten(2).sum(-1).max()), max(absent[0, 0].numel() - target.shape[-1], 0)
+    expected = f"at most {most}, those that are in no target"
+    case.require(count <= most, "NaN in a token of denormalize_target(target)", count, expected, change)
 
 
 @check("modalities", "targets", needs=["target_fits_the_output"])

@@ -89,6 +89,7 @@ def test_sound_parts_keep_the_rules_that_look_at_losses_and_gaps(part):
     names = (
         "one_batch_is_learned",
         "missing_values_change_nothing",
+        "denormalize_target_is_the_inverse",
         "baseline_is_a_loss",
         "baseline_is_the_best_constant",
         "a_short_row_is_the_row_alone",

@@ -51,6 +51,7 @@ _FAULTS = [
     ("side_inputs_are_made", "objectives", "learners:AsksUnknown"),
     ("missing_values_change_nothing", "modalities", "gaps:Filled"),
     ("loss_is_per_token", "modalities", "gaps:LossOfAll"),
+    ("denormalize_target_is_the_inverse", "modalities", "modalities:Emptied"),
     ("missing_values_change_nothing", "modalities", "gaps:MeanOfAll"),
     ("missing_values_change_nothing", "modalities", "gaps:ShowsFilling"),
     ("tokens_agree", "modalities", "gaps:BadKnown"),
@@ -72,6 +73,7 @@ _SOUND = [
     ("modalities", "sound:Cosine"),
     ("modalities", "sound:Likelihood"),
     ("modalities", "sound:SoftKinds"),
+    ("modalities", "sound:SeenOnly"),
     ("modalities", "baselines:Frequencies"),
 ]
 

@@ -241,6 +241,14 @@ class Chosen(Signal):
         return x + x[mask].sum()
 
 
+class Emptied(Signal):
+    """Forgets values that it predicts."""
+
+    def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+        back = super().denormalize_target(pred, tokens, index)
+        return torch.cat([back[..., :-1], torch.full_like(back[..., -1:], torch.nan)], -1)
+
+
 class WholeOnly(Signal):
     """denormalize_target() fails on a part of the tokens."""
 

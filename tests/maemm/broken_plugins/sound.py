@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maemm.contract import MaemmError, Modality, Preprocessed, Tokens
-from maemm.contract.parts import mean_over_known
+from maemm.contract.parts import mean_of_counted, mean_over_known
 from maemm.contract.rng import Rng
 from maemm.testing.toy_signal import Signal
 
@@ -105,3 +105,26 @@ class SoftKinds(Signal):
 
     def loss(self, pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
         return -(pred.float().log_softmax(-1) * target).sum(-1)
+
+
+class SeenOnly(Signal):
+    """Values of which the last ones are seen, but not predicted."""
+
+    UNPREDICTED = 2
+
+    def output_dim(self) -> int:
+        return super().output_dim() - self.UNPREDICTED
+
+    def target(self, tokens: Tokens, index: Tensor) -> Tensor:
+        return super().target(tokens, index)[..., : -self.UNPREDICTED]
+
+    def loss(self, pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
+        return super().loss(pred, target, None if known is None else known[..., : -self.UNPREDICTED])
+
+    def baseline(self, target: Tensor, counted: Tensor, known: Tensor | None = None) -> Tensor:
+        predicted = None if known is None else known[..., : -self.UNPREDICTED]
+        return self.loss(mean_of_counted(target, counted, predicted).expand_as(target), target, known)
+
+    def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
+        whole = functional.pad(pred.float(), (0, self.UNPREDICTED), value=torch.nan)
+        return super().denormalize_target(whole, tokens, index)
