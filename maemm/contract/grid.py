@@ -92,7 +92,7 @@ class GridModality(Modality):
             raise ValueError(f"has shape {tuple(x.shape)}, the model expects {shape} or longer sides")
         margins = [have - need for have, need in zip(x.shape[1:], self.size, strict=True)]
         if any(margins):
-            offsets = [0.5] * len(margins) if rng is None else rng.uniform("crop", len(margins))[0].tolist()
+            offsets = [0.5] * len(margins) if rng is None else rng.floats("crop", len(margins))
             starts = [int(offset * (margin + 1)) for offset, margin in zip(offsets, margins, strict=True)]
             for axis, (start, side) in enumerate(zip(starts, self.size, strict=True), start=1):
                 x = x.narrow(axis, start, side)

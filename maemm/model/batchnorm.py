@@ -93,7 +93,7 @@ class _Moments(torch.autograd.Function):
             valid = valid.reshape(*valid.shape, *(1,) * (x.ndim - valid.ndim)).expand(*x.shape[:-1], 1)
         rows = x.flatten(0, -2)
         counted = None if valid is None else valid.reshape(-1, 1)
-        own = x.new_tensor(len(rows), dtype=torch.float64) if counted is None else counted.sum(dtype=torch.float64)
+        own = x.new_full((), len(rows), dtype=torch.float64) if counted is None else counted.sum(dtype=torch.float64)
         whole = all_reduce_sum(torch.cat([own[None], _sum(rows, counted).double()]))
         count, mean = whole[0], (whole[1:] / whole[0].clamp(min=1)).to(_statistics_dtype(x))
         # Two passes: a small variance cannot be computed as the difference of two large sums.

@@ -78,9 +78,9 @@ def one_batch_is_learned(case: Case) -> None:
         optimizer.step()
         losses.append(float(total.detach()))
     first, last = losses[0], sum(losses[-3:]) / 3
-    change = _same_predictions(case, model, inputs) or (
-        "check loss() and target(): is the target fixed, does the gradient reach embed()?"
-    )
+    same = _same_predictions(case, model, inputs)
+    case.require(same is None, "predictions of hidden tokens differ", "equal ones in a sample", "others for others", same)
+    change = "check loss() and target(): is the target fixed, does the gradient reach embed()?"
     limit = first - _gain(first, lowest)
     case.require(last < limit, "one batch is learned", f"{first:.4g} -> {last:.4g}", f"below {limit:.4g}", change)
     # The loss also falls if predictions merely shrink to the mean; only learned ones fit their own target best.

@@ -19,6 +19,7 @@ import torch
 
 from maemm import registry
 from maemm.contract.errors import MaemmError
+from maemm.contract.rng import RNG_VERSION
 from maemm.contract.version import __version__
 from maemm.data.atomic import WRITE_ERRORS, cause_of, fsync
 from maemm.model.model import Model
@@ -86,6 +87,7 @@ def versions() -> dict[str, Any]:
     """For ``meta``: versions of maemm, torch, Python and plugins, and the commit if maemm runs from a git checkout."""
     discovered = [entry for entry in registry.all_plugins() if entry.name != "core"]
     return {
+        "rng_version": RNG_VERSION,
         "versions": {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "plugins": {entry.name: entry.plugin.version for entry in discovered if entry.plugin is not None},
         "commit": _commit(),

@@ -119,6 +119,7 @@ def _latest_checkpoint(
         folder.bad.unlink(missing_ok=True)
         return None
     validation = None if held_out is None else held_out.fingerprint()
+    folder.check_random_numbers(newest.meta)
     folder.check_data(newest.meta, newest.step, source.fingerprint(), validation)
     if folder.moved:
         log(f"{folder.path} reads the same data from another place ({', '.join(folder.moved.values())})")

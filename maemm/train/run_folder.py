@@ -12,6 +12,7 @@ from typing import Any
 from maemm.config import RECIPE, diff, dump, load
 from maemm.config.layers import flatten
 from maemm.contract.errors import MaemmError
+from maemm.contract.rng import RNG_VERSION
 from maemm.data.atomic import write_text
 from maemm.data.locks import folder_locked
 
@@ -59,6 +60,17 @@ class RunFolder:
     def store(self, recipe: Mapping[str, Any]) -> None:
         """Write the recipe of a start that has succeeded: its data are open, and the first batch has been checked."""
         write_text(self.recipe, dump(recipe), "the recipe of the run", advice="free space or choose another out=")
+
+    def check_random_numbers(self, meta: Mapping[str, Any]) -> None:
+        """Raises :class:`MaemmError` where the steps before a checkpoint drew their random numbers in another way."""
+        version = meta.get("rng_version", 1)
+        if version != RNG_VERSION:
+            maemm = (meta.get("versions") or {}).get("maemm", "that it was begun with")
+            raise MaemmError(
+                f"{self.path} drew its random numbers in another way (version {version}, now {RNG_VERSION}), so it "
+                f"would not continue exactly; finish it with maemm {maemm}, or start from its weights: "
+                f"init={self.path} out=..."
+            )
 
     def check_data(self, meta: Mapping[str, Any], step: int, data: str, validation: str | None) -> None:
         """Raises :class:`MaemmError` where the fingerprints of the data are not those in ``meta`` of a checkpoint.

@@ -102,7 +102,7 @@ def _start(spare: int, cut: Cut, rng: Rng | None, attempt: int) -> int:
         return spare // 2
     if rng is None:  # evaluation: the beginning; after silence, fixed positions further on
         return spare * attempt // (SILENT_TRIES - 1)
-    return int(rng.uniform(f"crop/{attempt}").item() * (spare + 1))
+    return int(rng.floats(f"crop/{attempt}", 1)[0] * (spare + 1))
 
 
 def _check(part: np.ndarray, rate: int) -> None:

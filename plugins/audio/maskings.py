@@ -15,6 +15,7 @@ from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 from maemm.model.masking.counts import Count, noise_order, plan_from_hidden, plan_from_order, visible_count
 
 
@@ -53,14 +54,14 @@ class TimeFrequency(PerModalityMasking):
             ]
             if fraction:
                 lines = _hidden(
-                    rng.uniform(f"mask/{name}/{label}", most).to(valid.device), valid.any(2 - axis), visible
+                    rng.uniform(f"mask/{name}/{label}", most, device=valid.device), valid.any(2 - axis), visible
                 )
                 hidden = hidden | lines.unsqueeze(2 - axis)
             keep *= visible[most]
         hidden = hidden.flatten(1)
         if self.ratio is None:
             return plan_from_hidden(hidden, tokens, keep, tokens.count - keep)
-        noise = rng.uniform(f"mask/{name}/exact", tokens.count).to(hidden.device)
+        noise = rng.uniform(f"mask/{name}/exact", tokens.count, device=hidden.device)
         return plan_from_order(noise_order(noise + hidden, tokens), tokens, self.ratio, self.count)
 
 
@@ -105,4 +106,4 @@ def _grid_validity(name: str, tokens: Tokens) -> tuple[Tensor, int]:
 def _hidden(noise: Tensor, valid: Tensor, visible: list[int]) -> Tensor:
     """(B, n) bool: all but the ``visible[m]`` lowest of the m valid lines."""
     rank = noise.masked_fill(~valid, math.inf).argsort(dim=1, stable=True).argsort(dim=1)
-    return (rank >= torch.tensor(visible, device=noise.device)[valid.sum(1, keepdim=True)]) & valid
+    return (rank >= small_tensor(visible, noise.device)[valid.sum(1, keepdim=True)]) & valid

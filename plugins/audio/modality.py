@@ -18,6 +18,7 @@ from maemm.contract.grid import GridModality, as_tuple
 from maemm.contract.options import Fraction, NonNegative, NonNegativeInt, Positive, PositiveInt
 from maemm.contract.positions import lattice
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 
 from . import overlap
 from . import preprocess as on_device
@@ -140,7 +141,7 @@ class Audio(GridModality):
         """{"wave": (B, S), "samples": B lengths} -> (B, T, F) normalised log-mel; ``valid`` (B, T) where padded."""
         wave = raw["wave"].float()
         lengths = [int(n) for n in raw["samples"]]
-        samples = torch.tensor(lengths, device=wave.device)
+        samples = small_tensor(lengths, wave.device)
         wave, info = on_device.without_mean(wave, samples), dict[str, Tensor]()
         if rng is not None:
             wave, info = self._augmented(wave, samples, rng)
@@ -149,7 +150,7 @@ class Audio(GridModality):
         logmel = on_device.fit(self.bank(wave), length)
         valid = None
         if min(frames, default=length) < length:
-            inside = on_device.inside(torch.tensor(frames, device=wave.device), length)
+            inside = on_device.inside(small_tensor(frames, wave.device), length)
             logmel = logmel.masked_fill(~inside[..., None], 0.0)  # on the raw log-mel, as published
             valid = inside if self.pad == "masked" else None
         if rng is not None and self.spec_augment is not None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 
 BETA = 10  # both parameters of the Beta distribution of gains and mixing fractions, as published
 
@@ -47,13 +48,13 @@ def beta(uniform: Tensor) -> Tensor:
 
 def gain(wave: Tensor, rng: Rng) -> Tensor:
     """Times Beta(10, 10) + 0.5, as in AudioMAE's roll_mag_aug."""
-    factor = beta(rng.uniform("gain", 2 * BETA - 1)) + 0.5
-    return wave * factor.to(wave.device)[:, None]
+    factor = beta(rng.uniform("gain", 2 * BETA - 1, device=wave.device)) + 0.5
+    return wave * factor[:, None]
 
 
 def roll(wave: Tensor, samples: Tensor, rng: Rng) -> Tensor:
     """Roll each clip by a uniform fraction of its own length (in AudioMAE's code the shift is always 0)."""
-    shift = (rng.uniform("roll").to(wave.device) * samples).long()[:, None]
+    shift = (rng.uniform("roll", device=wave.device) * samples).long()[:, None]
     index = torch.arange(wave.shape[1], device=wave.device)
     rolled = torch.where(index < samples[:, None], (index + shift) % samples[:, None], index)
     return wave.gather(1, rolled)
@@ -74,9 +75,9 @@ def mixup(wave: Tensor, samples: Tensor, rng: Rng, probability: float) -> tuple[
     """
     local = {number: row for row, number in enumerate(rng.rows)}  # row in the global batch -> in this one
     partners = [local.get(number ^ 1, row) for number, row in local.items()]
-    partner = torch.tensor(partners, device=wave.device)
-    uniform = rng.uniform("mixup", 2 * BETA)
-    fraction = torch.where(uniform[:, 0] < probability, beta(uniform[:, 1:]), 1.0).to(wave.device)
+    partner = small_tensor(partners, wave.device)
+    uniform = rng.uniform("mixup", 2 * BETA, device=wave.device)
+    fraction = torch.where(uniform[:, 0] < probability, beta(uniform[:, 1:]), 1.0)
     fraction = torch.where(partner == torch.arange(len(partners), device=wave.device), 1.0, fraction)
     mixed = fraction[:, None] * wave + (1 - fraction)[:, None] * wave[partner]
     return without_mean(mixed * inside(samples, wave.shape[1]), samples), Mix(partner, fraction)
@@ -97,7 +98,7 @@ def spec_augment(logmel: Tensor, rng: Rng, frequency: int, time: int) -> Tensor:
     """
     for axis, widest in ((2, frequency), (1, time)):
         side = logmel.shape[axis]
-        uniform = rng.uniform(f"spec_augment/{axis}", 2).to(logmel.device)
+        uniform = rng.uniform(f"spec_augment/{axis}", 2, device=logmel.device)
         width = uniform[:, 0] * min(widest, side)
         first = (uniform[:, 1] * (side - width)).long()[:, None]
         position = torch.arange(side, device=logmel.device)
@@ -108,7 +109,5 @@ def spec_augment(logmel: Tensor, rng: Rng, frequency: int, time: int) -> Tensor:
 
 def noise(x: Tensor, rng: Rng, strength: float) -> Tensor:
     """Add U * U' * ``strength``, U per value and U' per clip (CAV-MAE: 0.1, with every recipe)."""
-    level = rng.uniform("noise/level").to(x.device)
-    # A key per row, so that only the rows of this rank are drawn.
-    each = [Rng((*rng.key, number)).uniform("noise", *x.shape[1:])[0] for number in rng.rows]
-    return x + strength * level[:, None, None] * torch.stack(each).to(x.device)
+    level = rng.uniform("noise/level", device=x.device)
+    return x + strength * level[:, None, None] * rng.uniform("noise", *x.shape[1:], device=x.device)

@@ -150,10 +150,10 @@ class Lattice:
     def _wrap(self, shift: tuple[int, ...]) -> Tensor:
         """Mask between tokens of opposite edges, which the cyclic shift puts side by side."""
         rows, columns = (
-            torch.arange(side, device=self.like.device) >= side - step if step else torch.zeros(side).bool()
+            torch.arange(side, device=self.like.device) >= side - (step or -1)  # no shift: none of them
             for side, step in zip(self.size, shift, strict=True)
         )
-        region = rows.to(self.like.device)[:, None] * 2.0 + columns.to(self.like.device)
+        region = rows[:, None] * 2.0 + columns
         region = self.windows(region[None, ..., None])[..., 0]
         return (region[..., :, None] != region[..., None, :]).float()[:, :, None] * ACROSS
 

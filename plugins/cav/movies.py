@@ -60,8 +60,8 @@ class Movies(Files):
 
     def open(self, path: bytes, rng: Rng) -> dict[str, Any]:
         """{modality: what its ``load`` expects}; without the modalities that the file has no track for."""
-        at = float(rng.uniform("frame")[0]) if self.at is None else self.at
-        return self._opened(os.fsdecode(path), float(rng.uniform("time")[0]), at)
+        at = rng.floats("frame", 1)[0] if self.at is None else self.at
+        return self._opened(os.fsdecode(path), rng.floats("time", 1)[0], at)
 
     def _opened(self, file: str, position: float, at: float) -> dict[str, Any]:
         """``position`` in [0, 1): of the interval in the file; ``at``: of the image in the interval."""

@@ -37,7 +37,7 @@ class FramesOfVideos(Source):
         (video,) = sample.raw.values()
         if not len(video):
             raise ValueError("has no frames")
-        fraction = float(rng.uniform("frame")[0]) if self.at is None else self.at
+        fraction = rng.floats("frame", 1)[0] if self.at is None else self.at
         (frame,) = video.frames_at([min(int(fraction * len(video)), len(video) - 1)])
         return Sample({self.modality: frame}, sample.id, sample.label)
 
@@ -80,7 +80,7 @@ class Clipped(Source):
         return self.stores[index][1]
 
     def read(self, index: int, rng: Rng) -> Sample:
-        number = int(rng.uniform("frame")[0] * self.frames) if self.frame is None else self.frame
+        number = int(rng.floats("frame", 1)[0] * self.frames) if self.frame is None else self.frame
         return self._sample(index, number, rng)
 
     def tta_view(self, index: int, number: int) -> Sample:

@@ -17,6 +17,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.contract.options import Channels, Interval, Positive, PositiveFraction, PositiveInt
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 from maemm.data.encodable import encodable
 
 from .._augment.randaugment import RandAugment
@@ -111,7 +112,7 @@ class Image(GridModality):
             return {"x": self._with_channels(_tensor(raw))}
         height, width = raw.shape[:2]
         if rng is not None and isinstance(self.crop, RandomCrop):
-            box = self._random_box(rng.uniform("crop", on_device.DRAWS)[0].tolist(), height, width)
+            box = self._random_box(rng.floats("crop", on_device.DRAWS), height, width)
             x = self._resized(_tensor(_cut(raw, box)), self.size)
         elif (height, width) == self.size:
             x = _tensor(raw)
@@ -143,7 +144,7 @@ class Image(GridModality):
             cropped = self._cropped(on_device.as_float(x), rng)
             x = cropped if self.scaled and x.dtype != torch.uint8 else cropped.clamp(0, 1)  # bicubic kernels overshoot
         if self.flip and rng is not None:
-            x = on_device.flip(x, rng.uniform("flip"))
+            x = on_device.flip(x, rng.uniform("flip", device=x.device))
         mean, std = self._mean_and_std(x.device)
         return Preprocessed((on_device.as_float(x) - mean) / std)
 
@@ -223,12 +224,7 @@ class Image(GridModality):
 
     def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Mean and std (C, 1, 1); no buffers, so that they are neither stored with the weights nor lost on ``meta``."""
-        cache = self.__dict__.setdefault("_on_device", {})
-        if device not in cache:
-            cache[device] = tuple(
-                torch.tensor(values, device=device)[:, None, None] for values in (self.mean, self.std)
-            )
-        return cache[device]
+        return small_tensor(self.mean, device)[:, None, None], small_tensor(self.std, device)[:, None, None]
 
 
 def _cut(raw: np.ndarray, box: Box) -> np.ndarray:

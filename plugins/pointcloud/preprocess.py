@@ -143,17 +143,16 @@ def augment(
     if rng is None or options is None:
         return x, valid
     options = Augment(**options) if isinstance(options, Mapping) else options
-    linear, shift = _affine(rng, options, len(x))
     with torch.autocast(x.device.type, enabled=False):
-        linear, shift = linear.to(x.device), shift.to(x.device)
+        linear, inverse, shift = _affine(rng, options, len(x), x.device)
         xyz = x[..., :3] @ linear.transpose(-1, -2) + shift
         rest = x[..., 3:]
         if normals:
-            turned = rest[..., :3] @ torch.linalg.inv(linear)  # the inverse transposed, for row vectors
+            turned = rest[..., :3] @ inverse  # transposed twice: normals go by the inverse transposed, and are rows
             turned = torch.nn.functional.normalize(turned, dim=-1)
             rest = torch.cat([turned, rest[..., 3:]], -1)
     if options.jitter:
-        xyz = xyz + _noise(rng, options, x.shape[1]).to(x.device)
+        xyz = xyz + _noise(rng, options, x.shape[1], x.device)
     x = torch.cat([xyz, rest], -1)
     if options.dropout:
         valid = _drop_points(rng, options.dropout, x, valid)
@@ -162,19 +161,21 @@ def augment(
     return x, valid
 
 
-def _affine(rng: Rng, options: Augment, rows: int) -> tuple[Tensor, Tensor]:
-    """(B, 3, 3) and (B, 1, 3) on the CPU: scale, shift, then rotation, as in PCP-MAE."""
-    scale = torch.ones(rows, 3)
+def _affine(rng: Rng, options: Augment, rows: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(B, 3, 3), its inverse, and (B, 1, 3): scale, shift, then rotation, as in PCP-MAE."""
+    scale, shift = torch.ones(rows, 3, device=device), torch.zeros(rows, 3, device=device)
     if options.scale is not None:
         low, high = options.scale
-        scale = low + (high - low) * rng.uniform("scale", 3 if options.per_axis else 1).expand(-1, 3)
-    shift = (2 * rng.uniform("shift", 3) - 1) * options.shift if options.shift else torch.zeros(rows, 3)
-    rotation = torch.eye(3).expand(rows, 3, 3)
+        scale = low + (high - low) * rng.uniform("scale", 3 if options.per_axis else 1, device=device).expand(-1, 3)
+    if options.shift:
+        shift = (2 * rng.uniform("shift", 3, device=device) - 1) * options.shift
+    rotation = torch.eye(3, device=device).expand(rows, 3, 3)
     if options.rotate == "so3":
-        rotation = any_rotation(rng.uniform("rotate", 3))
+        rotation = any_rotation(rng.uniform("rotate", 3, device=device))
     elif options.rotate is not None:
-        rotation = axis_rotation(rng.uniform("rotate"), options.rotate)
-    return rotation * scale[:, None], (rotation @ shift[..., None]).transpose(-1, -2)
+        rotation = axis_rotation(rng.uniform("rotate", device=device), options.rotate)
+    inverse = (rotation / scale[:, None]).transpose(-1, -2)
+    return rotation * scale[:, None], inverse, (rotation @ shift[..., None]).transpose(-1, -2)
 
 
 def axis_rotation(uniform: Tensor, axis: str) -> Tensor:
@@ -183,7 +184,7 @@ def axis_rotation(uniform: Tensor, axis: str) -> Tensor:
     sin, cos = angle.sin(), angle.cos()
     at = "xyz".index(axis)
     a, b = (at + 1) % 3, (at + 2) % 3
-    rotation = torch.eye(3).repeat(len(uniform), 1, 1)
+    rotation = torch.eye(3, device=uniform.device).repeat(len(uniform), 1, 1)
     rotation[:, a, a], rotation[:, a, b], rotation[:, b, a], rotation[:, b, b] = cos, -sin, sin, cos
     return rotation
 
@@ -200,17 +201,17 @@ def any_rotation(uniform: Tensor) -> Tensor:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def _noise(rng: Rng, options: Augment, count: int) -> Tensor:
+def _noise(rng: Rng, options: Augment, count: int, device: torch.device) -> Tensor:
     """(B, N, 3) normal noise, from uniform numbers by the inverse of the normal CDF, clipped at ``jitter_clip``."""
-    uniform, clip = rng.uniform("jitter", count, 3).clamp(min=2.0**-25), options.jitter_clip
+    uniform, clip = rng.uniform("jitter", count, 3, device=device).clamp(min=2.0**-25), options.jitter_clip
     return (math.sqrt(2) * torch.erfinv(2 * uniform - 1) * options.jitter).clamp(-clip, clip)
 
 
 def _drop_points(rng: Rng, dropout: float, x: Tensor, valid: Tensor | None) -> Tensor:
     """(B, N) bool: ``valid`` without a fraction of the points of each cloud that is uniform in 0 .. ``dropout``."""
-    fraction = rng.uniform("dropout", 1) * dropout
-    noise = rng.uniform("dropped", x.shape[1]).to(x.device)
+    fraction = rng.uniform("dropout", 1, device=x.device) * dropout
+    noise = rng.uniform("dropped", x.shape[1], device=x.device)
     if valid is not None:
         noise = noise.masked_fill(~valid, -1.0)
-    remaining = noise >= fraction.to(x.device)
+    remaining = noise >= fraction
     return remaining.scatter(1, noise.topk(2, dim=1).indices, True)  # a cloud needs two points

@@ -16,6 +16,7 @@ from maemm.contract import PerModalityMasking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, PositiveInt
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 from maemm.model.masking.counts import Count, plan_from_hidden, visible_count
 
 
@@ -108,7 +109,7 @@ class PerChannel(PerModalityMasking):
         channels, steps = _channels_and_steps(tokens)
         valid = _valid(tokens, channels, steps)
         keep = _visible_counts(steps, self.ratio, self.count)
-        noise = rng.uniform(f"mask/{name}", channels, steps).to(valid.device)
+        noise = rng.uniform(f"mask/{name}", channels, steps, device=valid.device)
         hidden = _hidden(noise, valid, keep).flatten(1)
         return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
 
@@ -148,13 +149,13 @@ def _visible_counts(most: int, ratio: float, count: Count) -> list[int]:
 def _hidden(noise: Tensor, valid: Tensor, keep: list[int]) -> Tensor:
     """Along the last axis all but the ``keep[n]`` lowest of the n valid ones: bool."""
     rank = noise.masked_fill(~valid, math.inf).argsort(dim=-1, stable=True).argsort(dim=-1)
-    visible = torch.tensor(keep, device=noise.device)[valid.sum(-1, keepdim=True)]
+    visible = small_tensor(keep, noise.device)[valid.sum(-1, keepdim=True)]
     return (rank >= visible) & valid
 
 
 def _hidden_channels(name: str, valid: Tensor, keep: list[int], rng: Rng) -> Tensor:
     """(B, channels) bool."""
-    noise = rng.uniform(f"mask/{name}/channels", valid.shape[1]).to(valid.device)
+    noise = rng.uniform(f"mask/{name}/channels", valid.shape[1], device=valid.device)
     return _hidden(noise, valid, keep)
 
 
@@ -166,13 +167,13 @@ def _hidden_steps(name: str, valid: Tensor, keep: list[int], span: int | None, r
     """
     steps, device = valid.shape[1], valid.device
     have = valid.sum(1, keepdim=True)
-    seen = torch.tensor(keep, device=device)[have]
+    seen = small_tensor(keep, device)[have]
     hide = have - seen
     most = max(n - keep[n] for n in range(steps + 1))
     span = span or max(most, 1)
     number = torch.arange(-(-most // span), device=device)
     lengths = (hide - number * span).clamp(0, span)  # (B, spans), 0 where a sample has fewer
-    slots = (rng.uniform(f"mask/{name}/time", len(number)).to(device) * (seen + 1)).long().clamp(max=steps)
+    slots = (rng.uniform(f"mask/{name}/time", len(number), device=device) * (seen + 1)).long().clamp(max=steps)
     slots, order = slots.sort(dim=1, stable=True)
     lengths = lengths.gather(1, order)
     starts = slots + lengths.cumsum(1) - lengths

@@ -17,6 +17,7 @@ from maemm.contract.grid import GridModality
 from maemm.contract.options import Channels, Interval, NonNegativeInt, Positive, PositiveInt, Rate
 from maemm.contract.patches import grid_of
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 from maemm.data.arrays import as_float32
 
 from . import pictures
@@ -105,7 +106,7 @@ class Signal(GridModality):
         rows = self._matched(names, len(x))
         if not self.whole and x.shape[1] > self.length:
             spare = x.shape[1] - self.length
-            start = spare // 2 if rng is None else int(rng.uniform("cut").item() * (spare + 1))
+            start = spare // 2 if rng is None else int(rng.floats("cut", 1)[0] * (spare + 1))
             x = x[:, start : start + self.length]
         x = x[[row for row, _ in rows]]
         if self.gap_rule == "refuse":
@@ -142,7 +143,7 @@ class Signal(GridModality):
         """{"x": (B, C, L), "valid"} -> shifted, normalised, scaled by gain, with channels dropped; 0 where invalid."""
         x, valid = raw["x"].float(), raw.get("valid")
         if self.shift and rng is not None:
-            by = (rng.uniform("shift") * (2 * self.shift + 1)).long() - self.shift
+            by = (rng.uniform("shift", device=x.device) * (2 * self.shift + 1)).long() - self.shift
             x, valid = on_device.shift(x, valid, by)
         if self.mean is not None:
             x = x - self._on(x.device, "mean")
@@ -151,9 +152,11 @@ class Signal(GridModality):
         if self.scale != "none":
             x = (on_device.robust if self.scale == "robust" else on_device.zscore)(x, valid, _EPS)
         if self.gain is not None and rng is not None:
-            x = on_device.gain(x, rng.uniform("gain", len(self.names)), *self.gain)
+            x = on_device.gain(x, rng.uniform("gain", len(self.names), device=x.device), *self.gain)
         if self.drop_channel and rng is not None:
-            valid = on_device.drop_channels(x, valid, rng.uniform("drop", len(self.names)), self.drop_channel)
+            valid = on_device.drop_channels(
+                x, valid, rng.uniform("drop", len(self.names), device=x.device), self.drop_channel
+            )
         return Preprocessed(x if valid is None else x.masked_fill(~valid, 0.0), valid)
 
     def by_channel(self, preprocessed: Preprocessed) -> Tensor | None:
@@ -210,10 +213,7 @@ class Signal(GridModality):
     # ---- helpers
     def _on(self, device: torch.device, name: Literal["mean", "std"]) -> Tensor:
         """``mean`` or ``std`` as (C, 1); no buffers, so that they are neither stored with weights nor lost on meta."""
-        cache = self.__dict__.setdefault("_moved", {})
-        if (device, name) not in cache:
-            cache[device, name] = torch.tensor(getattr(self, name), device=device)[:, None]
-        return cache[device, name]
+        return small_tensor(getattr(self, name), device)[:, None]
 
     def _matched(self, names: Sequence[str] | None, count: int) -> list[tuple[int, int]]:
         """(row in the recording, row in the model) of the channels of a recording."""

@@ -60,7 +60,7 @@ def _quantile(ordered: Tensor, count: Tensor, q: float) -> Tensor:
 def shift(x: Tensor, valid: Tensor | None, by: Tensor) -> tuple[Tensor, Tensor]:
     """Shift each sample by ``by`` (B,) steps to the right; the ends are filled with 0, not valid."""
     length = x.shape[-1]
-    index = torch.arange(length, device=x.device) - by.to(x.device)[:, None]
+    index = torch.arange(length, device=x.device) - by[:, None]
     inside = ((index >= 0) & (index < length))[:, None].expand_as(x)
     index = index.clamp(0, length - 1)[:, None].expand_as(x)
     valid = inside if valid is None else valid.gather(-1, index) & inside
@@ -79,7 +79,6 @@ def drop_channels(x: Tensor, valid: Tensor | None, uniform: Tensor, fraction: fl
     ``uniform`` (B, C) in 0 .. 1: channels below ``fraction`` are dropped, except the highest of those present.
     """
     valid = torch.ones_like(x, dtype=torch.bool) if valid is None else valid
-    uniform = uniform.to(x.device)
     present = uniform.masked_fill(~valid.any(-1), -1.0)
     stays = (uniform >= fraction) | (present == present.amax(1, keepdim=True))
     return valid & stays[..., None]

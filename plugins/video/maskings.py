@@ -56,7 +56,7 @@ class _OnClips(PerModalityMasking):
         hidden = torch.ones(len(visible), tokens.count, dtype=torch.bool, device=device).scatter_(1, visible, False)
         if self.decode is None:
             return Plan(visible, _indices(hidden, tokens.count - visible.shape[1]))
-        start = (rng.uniform(f"mask/{name}/cell") * 4).long().to(device)
+        start = (rng.uniform(f"mask/{name}/cell", device=device) * 4).long()
         decoded = ~running_cell(tokens.grid, 1 - self.decode, start, f"modalities.{name}.masking")
         if self.decode_visible:
             return Plan(visible, _indices(decoded, round(self.decode * tokens.count)))
@@ -71,7 +71,7 @@ class Tube(_OnClips):
 
     def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
         count = visible_count(area, self.ratio, self.count)
-        position = _smallest(rng.uniform(f"mask/{name}", area).to(device), count)
+        position = _smallest(rng.uniform(f"mask/{name}", area, device=device), count)
         return (position[:, None] + torch.arange(slots, device=device)[:, None] * area).flatten(1)
 
 
@@ -84,7 +84,7 @@ class Frame(_OnClips):
             raise MaemmError(
                 f"ratio {self.ratio} leaves none of {slots} slots visible (modalities.{name}.masking); lower it"
             )
-        slot = _smallest(rng.uniform(f"mask/{name}", slots).to(device), count)
+        slot = _smallest(rng.uniform(f"mask/{name}", slots, device=device), count)
         return (slot[..., None] * area + torch.arange(area, device=device)).flatten(1)
 
 

@@ -16,6 +16,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.grid import VARIANCE_EPS, GridModality
 from maemm.contract.options import Channels, Fraction, Positive, PositiveInt, Repeats
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 
 from .._augment.randaugment import RandAugment
 from . import checks, crop, sampling
@@ -151,7 +152,7 @@ class Video(GridModality):
         if self.segments:
             offsets = rng.uniform("segments", self.size[0])[0].numpy()
             return sampling.by_segments(self._frame_count(raw), self.size[0], offsets)
-        return self._clip_at(raw, float(rng.uniform("time")[0]))
+        return self._clip_at(raw, rng.floats("time", 1)[0])
 
     def _spaced_clips(self, raw: File | np.ndarray, clips: int) -> list[np.ndarray]:
         """The frames of ``clips`` evenly spaced clips."""
@@ -194,8 +195,8 @@ class Video(GridModality):
         if rng is None or self.crop == "center":
             return crop.center_box(height, width, self._frame_size)
         if isinstance(self.crop, RandomCrop):
-            return crop.random_box(rng.uniform("crop", crop.RANDOM_DRAWS)[0].tolist(), height, width, self.crop)
-        uniform = rng.uniform("crop", crop.MULTISCALE_DRAWS)[0].tolist()
+            return crop.random_box(rng.floats("crop", crop.RANDOM_DRAWS), height, width, self.crop)
+        uniform = rng.floats("crop", crop.MULTISCALE_DRAWS)
         return crop.multiscale_box(uniform, height, width, self._frame_size)
 
     def _sample(self, frames: np.ndarray) -> dict[str, Tensor]:
@@ -222,7 +223,7 @@ class Video(GridModality):
         """A batch of :meth:`collate` -> (B, C, time, height, width) float32: resized, flipped, (x - mean) / std."""
         x = resize_clips(raw["x"], raw["sides"], self._frame_size)
         if self.flip and rng is not None:
-            coins = (rng.uniform("flip") < 0.5).to(x.device)
+            coins = rng.uniform("flip", device=x.device) < 0.5
             x = torch.where(coins[:, None, None, None, None], x.flip(-1), x)
         mean, std = self._mean_and_std(x.device)
         return Preprocessed((x - mean) / std)
@@ -316,11 +317,8 @@ class Video(GridModality):
 
     def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(C, 1, 1, 1) each. Not buffers, so that checkpoints do not hold them and a meta build does not lose them."""
-        cache = self.__dict__.setdefault("_on_device", {})
-        if device not in cache:
-            mean, std = torch.tensor(self.mean, device=device), torch.tensor(self.std, device=device)
-            cache[device] = mean[:, None, None, None], std[:, None, None, None]
-        return cache[device]
+        mean, std = small_tensor(self.mean, device), small_tensor(self.std, device)
+        return mean[:, None, None, None], std[:, None, None, None]
 
 
 def _time_slots(tokens: Tokens, index: Tensor) -> tuple[Tensor, int]:

@@ -144,7 +144,7 @@ class Mixed(Source):
 
     def read(self, index: int, rng: Rng) -> Sample:
         video = self.videos.read(index, rng)
-        chosen = int(rng.uniform("picture")[0] * len(self.images))
+        chosen = int(rng.floats("picture", 1)[0] * len(self.images))
         try:
             picture = self.images.read(chosen, rng.fold_in("picture"))
         except Exception as error:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
+from maemm.contract.small import small_tensor
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,9 @@ class FrameChoice:
         """(slots, per_slot) int64: which frames of each slot are predicted."""
         count = slots * self.per_slot
         chosen = torch.linspace(0, slots * self.tubelet - 1, count).long().reshape(slots, self.per_slot)
-        return (chosen - torch.arange(slots)[:, None] * self.tubelet).to(device)
+        return (chosen - torch.arange(slots)[:, None] * self.tubelet).to(device, non_blocking=True)
 
 
 def per_colour(values: Tensor, numbers: Sequence[float]) -> Tensor:
     """One number per colour -> (P,), to broadcast with values (..., P), colour fastest."""
-    return values.new_tensor(numbers).repeat(values.shape[-1] // len(numbers))
+    return small_tensor(numbers, values.device, values.dtype).repeat(values.shape[-1] // len(numbers))

@@ -25,7 +25,7 @@ class FourSets(PerModalityMasking):
         self.sets = sets
 
     def plan(self, name, tokens, rng):
-        order = noise_order(rng.uniform(f"mask/{name}", tokens.count).to(tokens.values.device), tokens)
+        order = noise_order(rng.uniform(f"mask/{name}", tokens.count, device=tokens.values.device), tokens)
         half = tokens.count // 2
         visible, size = order[:, :half].sort(1).values, half // self.sets
         predict = [order[:, half + k * size : half + (k + 1) * size].sort(1).values for k in range(self.sets)]
@@ -47,7 +47,7 @@ class TwoSizes(Masking):
         for ratio in (0.25, 0.75):
             one = {}
             for name, x in tokens.items():
-                noise = rng.uniform(f"mask/{name}/{ratio}", x.count).to(x.values.device)
+                noise = rng.uniform(f"mask/{name}/{ratio}", x.count, device=x.values.device)
                 one[name] = plan_from_order(noise_order(noise, x), x, ratio, "floor_visible")
             plans.append(one)
         return plans
@@ -66,7 +66,7 @@ class JointBudget(Masking):
     def __call__(self, tokens, rng, guides=None):
         counts = [x.count for x in tokens.values()]
         first = next(iter(tokens.values()))
-        noise = rng.uniform("mask/joint", sum(counts)).to(first.values.device)
+        noise = rng.uniform("mask/joint", sum(counts), device=first.values.device)
         rank = noise.argsort(1).argsort(1)
         plans = {}
         for (name, x), part in zip(tokens.items(), (rank < self.budget).split(counts, 1), strict=True):

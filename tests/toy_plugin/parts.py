@@ -37,7 +37,7 @@ class Toy(GridModality):
     def preprocess(self, raw: dict, rng: Rng | None) -> Preprocessed:
         x = raw["x"].float()
         if rng is not None:
-            turned = rng.uniform("turn").to(x.device)[:, None, None, None] < 0.5
+            turned = rng.uniform("turn", device=x.device)[:, None, None, None] < 0.5
             x = torch.where(turned, x.flip(-1), x)
         return Preprocessed(x)
 

@@ -58,7 +58,7 @@ def rank_by_distance(name: str, tokens: Tokens, rng: Rng, centres: int, shape: S
     Ties are broken at random.
     """
     device = tokens.values.device
-    uniform = rng.uniform(f"mask/{name}/centre", *(() if centres == 1 else (centres,))).to(device).view(-1, centres)
+    uniform = rng.uniform(f"mask/{name}/centre", centres, device=device)
     among = tokens.count if tokens.valid is None else tokens.valid.sum(1, keepdim=True)
     index = (uniform * among).long()
     if tokens.valid is not None:  # the index-th VALID token
@@ -68,7 +68,7 @@ def rank_by_distance(name: str, tokens: Tokens, rng: Rng, centres: int, shape: S
     centre = coords.gather(1, index[..., None].expand(-1, -1, coords.shape[-1]))
     difference = coords[:, :, None] - centre[:, None]  # (B, N, centres, A)
     distance = difference.abs().amax(-1) if shape == "square" else difference.square().sum(-1)
-    ties = rng.uniform(f"mask/{name}/ties", tokens.count).to(device)
+    ties = rng.uniform(f"mask/{name}/ties", tokens.count, device=device)
     # Coordinates may have any scale, so no noise is added to distances: shuffle, then sort stably by distance.
     order = ties.argsort(1)
     order = order.gather(1, distance.amin(-1).gather(1, order).argsort(stable=True, dim=1))

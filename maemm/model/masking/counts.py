@@ -9,6 +9,7 @@ from torch import Tensor
 
 from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.small import small_tensor
 
 Count = Literal["floor_visible", "floor_hidden", "round_visible"]
 
@@ -52,7 +53,7 @@ def plan_from_order(order: Tensor, tokens: Tokens, ratio: float, count: Count) -
         keep = visible_of[-1]
         return Plan(order[:, :keep].sort(1).values, order[:, keep:].sort(1).values)
     valid = tokens.valid.sum(1, keepdim=True)
-    visible = torch.tensor(visible_of, device=order.device)[valid]  # (R, 1)
+    visible = small_tensor(visible_of, order.device)[valid]  # (R, 1)
     position = torch.arange(tokens.count, device=order.device).expand_as(order)
     shown, shown_valid = _pack(order, position < visible, max(visible_of))
     most_hidden = max(n - shown_of_n for n, shown_of_n in enumerate(visible_of))

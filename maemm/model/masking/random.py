@@ -25,7 +25,7 @@ class Random(PerModalityMasking):
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         if self.mask_block == 1:
-            noise = rng.uniform(f"mask/{name}", tokens.count).to(tokens.values.device)
+            noise = rng.uniform(f"mask/{name}", tokens.count, device=tokens.values.device)
         else:
             noise = self._block_noise(name, tokens, rng)
         return plan_from_order(noise_order(noise, tokens), tokens, self.ratio, self.count)
@@ -36,7 +36,7 @@ class Random(PerModalityMasking):
             raise MaemmError(
                 f"grid {tokens.grid} is not a multiple of mask_block {k} (modalities.{name}.masking); use a divisor"
             )
-        noise = rng.uniform(f"mask/{name}", *(n // k for n in tokens.grid)).to(tokens.values.device)
+        noise = rng.uniform(f"mask/{name}", *(n // k for n in tokens.grid), device=tokens.values.device)
         for axis in range(1, noise.ndim):
             noise = noise.repeat_interleave(k, dim=axis)
         return noise.flatten(1)  # equal inside a block; the stable sort keeps whole blocks together

@@ -13,6 +13,7 @@ from maemm.contract import Objective, Output, Plan, Preprocessed, Term
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, NonNegative
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 from maemm.data.labels import labelled, multi_hot
 from maemm.model.metrics import mean_average_precision
 from maemm.model.objectives.mixing import Mixing, erase, mixed_before
@@ -73,7 +74,8 @@ class Classify(Objective):
         if model.head is None:
             raise MaemmError("the recipe has no head to classify with (head); add head: {type: linear, classes: N}")
         self._check_weights(model.head.classes)
-        labels = _checked(labels, model.head.classes, self.loss)
+        device = next(iter(preprocessed.values())).x.device
+        labels = _checked(labels, model.head.classes, self.loss).to(device, non_blocking=True)
         if self.erase:
             preprocessed = {name: erase(name, x, rng, self.erase) for name, x in preprocessed.items()}
         mixed = any("mix_share" in x.info for x in preprocessed.values())
@@ -121,7 +123,7 @@ class Classify(Objective):
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum over samples. Labels (B, classes) are smoothed already."""
         with torch.autocast(logits.device.type, enabled=False):
-            weight = None if self.class_weights is None else logits.new_tensor(self.class_weights)
+            weight = None if self.class_weights is None else small_tensor(self.class_weights, logits.device)
             if self.loss == "sigmoid":
                 return binary_cross_entropy_with_logits(logits, labels, weight, reduction="none").mean(1).sum()
             smoothing = self.smoothing if labels.ndim == 1 else 0.0
@@ -129,7 +131,7 @@ class Classify(Objective):
 
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
         plan = next(iter(plans.values()))
-        return {self.name: torch.tensor(float(plan.visible.shape[0]), device=plan.visible.device)}
+        return {self.name: torch.full((), float(plan.visible.shape[0]), device=plan.visible.device)}
 
     # ---- metrics
     def answers(self, out: Output) -> dict[str, Tensor]:

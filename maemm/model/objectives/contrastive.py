@@ -123,7 +123,7 @@ class Contrastive(Objective):
         own = torch.arange(len(present), device=present.device) + first
         rank = torch.arange(len(gathered), device=present.device) // len(present)
         same = (gathered[None, :, 0] == sample[:, None]) & (rank[None] == (own // len(present))[:, None])
-        same[torch.arange(len(own)), own] = False  # the row itself is a candidate
+        same[torch.arange(len(own), device=own.device), own] = False  # the row itself is a candidate
         return gathered[None, :, 1].bool() & ~same, own
 
     def _classify(

@@ -38,14 +38,15 @@ class Mixing:
                 "change one of them"
             )
         mixing = Mixup(self.mixup, self.cutmix, None, self.probability, self.switch, "batch", True, 0.0, count)
-        result, fractions = {}, torch.eye(count)
+        result: dict[str, Preprocessed] = {}
+        fractions = torch.eye(count, device=labels.device)
         for name, batch in preprocessed.items():
             planes = (planes_of if self.cutmix else whole_values)(name, batch).clone()
             with seeded(*rng.key, "mix", rng.rows[0]):
                 # Each sample is a class of its own: the mixed "labels" are the fractions of all samples in each one.
                 mixed, fractions = mixing(planes, torch.arange(count, device=planes.device))
             result[name] = replace(batch, x=mixed.reshape(batch.x.shape))
-        return result, fractions.to(labels.device, labels.dtype) @ labels
+        return result, fractions.to(labels.dtype) @ labels
 
 
 def erase(name: str, batch: Preprocessed, rng: Rng, probability: float) -> Preprocessed:
@@ -69,8 +70,8 @@ def mixed_before(preprocessed: Mapping[str, Preprocessed], labels: Tensor) -> Te
     """
     for batch in preprocessed.values():
         if "mix_share" in batch.info:
-            fraction = batch.info["mix_share"].to(labels.device, labels.dtype)[:, None]
-            return fraction * labels + (1 - fraction) * labels[batch.info["mixed_with"].to(labels.device)]
+            fraction = batch.info["mix_share"].to(labels.dtype)[:, None]
+            return fraction * labels + (1 - fraction) * labels[batch.info["mixed_with"]]
     return labels
 
 

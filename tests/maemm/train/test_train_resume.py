@@ -118,3 +118,10 @@ def test_a_run_of_two_processes_goes_on_in_one(toys):
     toys.train(toys.recipe(toys.out / "broken", data__source__delay=0.002))
     for row, other in zip(toys.metrics(whole), toys.metrics(toys.out / "broken"), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=2e-5)
+
+
+def test_a_run_that_drew_other_random_numbers_is_refused(toys, monkeypatch):
+    toys.train(train__epochs=1, train__warmup_epochs=0)
+    monkeypatch.setattr("maemm.train.run_folder.RNG_VERSION", 3)
+    with pytest.raises(MaemmError, match=r"in another way \(version 2, now 3\).*init="):
+        toys.train(train__epochs=2, train__warmup_epochs=0)

@@ -19,7 +19,7 @@ class Jets(PerModalityMasking):
 
     def plan(self, name, tokens, rng):
         jet, valid = tokens.context["jet"], tokens.valid
-        noise = rng.uniform(f"mask/{name}", tokens.count).to(jet.device)  # (B, N): of jets, at most one per particle
+        noise = rng.uniform(f"mask/{name}", tokens.count, device=jet.device)  # of jets, at most one per particle
         is_there = torch.zeros_like(noise).scatter_add(1, jet, valid.to(noise)) > 0
         rank = noise.masked_fill(~is_there, torch.inf).argsort(1).argsort(1)
         count = is_there.sum(1, keepdim=True)

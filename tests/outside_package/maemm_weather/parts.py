@@ -23,8 +23,8 @@ class Places(PerModalityMasking):
         self.ratio = ratio
 
     def plan(self, name, tokens, rng):
-        noise = rng.uniform(f"mask/{name}", math.prod(tokens.grid[1:])).repeat(1, tokens.grid[0])
-        order = noise_order(noise.to(tokens.values.device), tokens)
+        noise = rng.uniform(f"mask/{name}", math.prod(tokens.grid[1:]), device=tokens.values.device)
+        order = noise_order(noise.repeat(1, tokens.grid[0]), tokens)
         return plan_from_order(order, tokens, self.ratio, "floor_visible")
 
 

@@ -39,7 +39,7 @@ class Stored:
     def __init__(self, **noise):
         self.noise = noise
 
-    def uniform(self, purpose, *shape):
+    def uniform(self, purpose, *shape, device="cpu"):
         return self.noise[purpose.rpartition("/")[2]]
 
 
@@ -60,7 +60,7 @@ def test_published_random_masks():
     from maemm.model.masking.random import Random
 
     class Noise:
-        def uniform(self, purpose, *shape):
+        def uniform(self, purpose, *shape, device="cpu"):
             return data["random/noise"]
 
     data = load_file(GOLDEN)

@@ -6,12 +6,9 @@ from maemm_plugins.pointcloud import plugin
 
 TINY = {"groups": 16, "group_size": 8, "points": 48, "width": 64}
 HEAD = {"heads.point_parts": {"classes": 3, "categories": 0, "layers": [0]}}
-EXPECTED = {
-    "one_batch_is_learned[pcp]": "centres must be learned before shapes, which takes more steps; see test_encoder.py",
-}
 
 
-@parametrize_with_checks(plugin, expected_failures=EXPECTED, options={"pointcloud": TINY, **HEAD})
+@parametrize_with_checks(plugin, options={"pointcloud": TINY, **HEAD})
 def test_conformance(check):
     check()
 
