@@ -1,4 +1,4 @@
-"""What all tests share: skipping without a GPU, and plugins that live for one test."""
+"""What all tests share: a pretended GPU where there is none, and plugins that live for one test."""
 
 from __future__ import annotations
 
@@ -14,15 +14,30 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped where there is none; torch is only asked when there are such tests."""
-    marked = [one for one in items if one.get_closest_marker("gpu")]
-    if not marked:
+    """Tests marked ``gpu`` run on a pretended GPU where there is none; those marked ``gpu(real=True)`` are skipped."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:  # torch is only asked when there are such tests
         return
     import torch
 
     if not torch.cuda.is_available():
-        for one in marked:
-            one.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        for item in marked:
+            if item.get_closest_marker("gpu").kwargs.get("real"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    if not item.get_closest_marker("gpu"):
+        return (yield)
+    import torch
+
+    if torch.cuda.is_available():
+        return (yield)
+    from tests.pretended_gpu.device import gpu
+
+    with gpu():
+        return (yield)
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@
     seen.copies     # copies between host and device
     seen.launches   # {aten operation: how often}
 
-Operations over tensors of two devices raise torch's own error. Neither a GPU nor a driver is needed. Unseen are
+Operations over tensors of two devices raise torch's own error. Neither GPU nor driver is needed. Unseen are
 NCCL, streams, pinned memory, timings, compiled graphs.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -247,6 +248,11 @@ def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor,
 
 
 # ----------------------------------------------------------------------------------------------------- the pretence
+_PROPERTIES = types.SimpleNamespace(
+    name="pretended GPU", total_memory=80 * 2**30, major=9, minor=0, multi_processor_count=132
+)
+
+
 class _CudaEvent:
     """Of the step before: waiting for it is not waiting for the newest work."""
 
@@ -287,6 +293,8 @@ def _patches(seen: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     yield torch.cuda, "device_count", lambda: 1
     yield torch.cuda, "device_of", lambda x: contextlib.nullcontext()
     yield torch.cuda, "max_memory_allocated", lambda device=None: 0
+    yield torch.cuda, "get_device_properties", lambda device=None: _PROPERTIES
+    yield torch.cuda, "mem_get_info", lambda device=None: (_PROPERTIES.total_memory, _PROPERTIES.total_memory)
     yield torch.cuda, "reset_peak_memory_stats", lambda device=None: None
     yield torch.cuda, "synchronize", lambda device=None: seen.wait("torch.cuda.synchronize")
     yield torch.cuda, "Event", _CudaEvent

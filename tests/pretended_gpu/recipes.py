@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from maemm import config, registry
@@ -35,9 +36,13 @@ def shrunk(name: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]
     for part in ("encoder", "decoder"):
         changes |= {f"{part}.{key}": x for key, x in SMALL.items() if key in (recipe.get(part) or {})}
     for modality, spec in recipe["modalities"].items():
-        if spec.get("type", modality) == "video" and "same_as" not in spec:
+        kind = spec.get("type", modality)
+        if kind == "video" and "same_as" not in spec:
             frames, *sides = spec.get("size", (16, 224, 224))
-            changes[f"modalities.{modality}.size"] = [min(frames, 4), *(min(side, 64) for side in sides)]
+            slots = 2 * spec.get("patch", (2, 16, 16))[0]
+            changes[f"modalities.{modality}.size"] = [min(frames, slots), *(min(side, 64) for side in sides)]
+            if spec.get("predict_frames"):
+                changes[f"modalities.{modality}.predict_frames"] = 2
     return config.load(name, {**changes, **(overrides or {})})
 
 
@@ -63,8 +68,13 @@ class Samples:
         loaded = []
         for row in range(BATCH):
             rng = Rng((0, 0, step * BATCH + row, 0))
-            sample = source.read((step * BATCH + row) % len(source), rng)
-            loaded.append(modality.load(sample.raw[source.modality], rng.fold_in(name)))
+            raw = source.read((step * BATCH + row) % len(source), rng).raw[source.modality]
+            if kind == "signal":  # as many channels as the model has, of its names
+                names = modality.names
+                length = max(raw["x"].shape[1], modality.length)
+                rows = [np.resize(raw["x"][number % len(raw["x"])], length) for number in range(len(names))]
+                raw = {**raw, "x": np.stack(rows), "channels": list(names)}
+            loaded.append(modality.load(raw, rng.fold_in(name)))
         return modality.collate(loaded)
 
     def batch(self, recipe: dict[str, Any], step: int, names: list[str] | None = None) -> Batch:

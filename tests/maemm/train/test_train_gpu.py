@@ -49,6 +49,7 @@ def test_an_interrupted_run_goes_on(toys, monkeypatch):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
 
 
+@pytest.mark.gpu(real=True)
 def test_compiled_equals_eager(toys):
     eager = toys.train(toys.recipe(toys.out / "eager", train__precision="fp32"))
     compiled = toys.train(toys.recipe(toys.out / "compiled", train__precision="fp32", train__compile=True))

@@ -153,7 +153,7 @@ def test_the_kernel_in_tritons_interpreter():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(real=True)  # a kernel that is compiled
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", [1, 37, 1024, 5000])
 @pytest.mark.parametrize("ragged", [False, True])
