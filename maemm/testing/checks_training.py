@@ -79,7 +79,8 @@ def one_batch_is_learned(case: Case) -> None:
         losses.append(float(total.detach()))
     first, last = losses[0], sum(losses[-3:]) / 3
     same = _same_predictions(case, model, inputs)
-    case.require(same is None, "predictions of hidden tokens differ", "equal ones in a sample", "others for others", same)
+    rule = "predictions of hidden tokens differ"
+    case.require(same is None, rule, "equal ones in a sample", "others for other tokens", same)
     change = "check loss() and target(): is the target fixed, does the gradient reach embed()?"
     limit = first - _gain(first, lowest)
     case.require(last < limit, "one batch is learned", f"{first:.4g} -> {last:.4g}", f"below {limit:.4g}", change)

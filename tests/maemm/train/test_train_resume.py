@@ -7,6 +7,7 @@ import signal
 import pytest
 import torch
 
+from maemm.contract.errors import MaemmError
 from maemm.train.loop import Run
 from maemm.train.signals import Interrupted
 
