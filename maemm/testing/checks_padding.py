@@ -44,7 +44,7 @@ def padding_changes_nothing(case: Case) -> None:
     "targets",
     "objectives",
     "heads",
-    needs=["padding_changes_nothing", "a_row_alone_is_the_row_in_a_batch"],
+    needs=["forward_fits", "padding_changes_nothing", "a_row_alone_is_the_row_in_a_batch"],
 )
 @torch.no_grad()
 def a_short_row_is_the_row_alone(case: Case) -> None:
