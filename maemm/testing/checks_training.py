@@ -80,7 +80,7 @@ def one_batch_is_learned(case: Case) -> None:
     first, last = losses[0], sum(losses[-3:]) / 3
     same = _same_predictions(case, model, inputs)
     rule = "predictions of hidden tokens differ"
-    case.require(same is None, rule, "equal ones in a sample", "others for other tokens", same)
+    case.require(same is None, rule, "equal ones in a sample", "others for other tokens", same or "")
     change = "check loss() and target(): is the target fixed, does the gradient reach embed()?"
     limit = first - _gain(first, lowest)
     case.require(last < limit, "one batch is learned", f"{first:.4g} -> {last:.4g}", f"below {limit:.4g}", change)
