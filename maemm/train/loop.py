@@ -330,11 +330,10 @@ class Run:
 
     def _warn_of_untrained(self) -> None:
         if names := self.untrained:
-            listed, count = some_of(names), len(names)
+            gets, stay, them = ("s get", "stay", "them") if len(names) > 1 else (" gets", "stays", "it")
             self.console.log(
-                f"warning: {count} parameter{'s get' if count > 1 else ' gets'} no gradient and "
-                f"stay{'' if count > 1 else 's'} untrained ({listed}): no loss depends on "
-                f"{'them' if count > 1 else 'it'}; leave the part out, or use it in an objective"
+                f"warning: {len(names)} parameter{gets} no gradient and {stay} untrained ({some_of(names)}): no loss "
+                f"depends on {them}; leave the part out, or use it in an objective"
             )
 
     # ---------------------------------------------------------------------------------------------- side products

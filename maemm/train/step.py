@@ -103,9 +103,7 @@ class StepResult:
     baselines: dict[str, Tensor] = field(default_factory=dict)  # by modality: loss of the best constant prediction
     without_baseline: list[str] = field(default_factory=list)  # modalities whose loss has none
     weights: dict[str, float] = field(default_factory=dict)  # of each term
-    without_gradient: list[str] = field(
-        default_factory=list
-    )  # names of parameters to train that the loss did not reach
+    without_gradient: list[str] = field(default_factory=list)  # parameters to train that the loss did not reach
 
 
 def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch]) -> MicroBatches:
@@ -122,7 +120,9 @@ def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch])
         targets = batch.labels
         for name, objective in train_state.model.objectives.items():
             preprocessed, targets = objective.batch(preprocessed, targets, rng.fold_in(name), train_state.model)
-        if targets is not None:
+        if targets is batch.labels:  # no objective has changed them
+            targets = moved.labels
+        elif targets is not None:
             targets = targets.to(train_state.dist_context.device, non_blocking=True)
         planned = train_state.model.plan_sets(preprocessed, rng)
         sets = len(planned)
