@@ -1,4 +1,7 @@
-"""Farthest point sampling as one Triton kernel: one program per cloud, no kernel launch per chosen point."""
+"""Farthest point sampling as one Triton kernel: one program per cloud, no kernel launch per chosen point.
+
+Distances are compared by their bits as integers, in the order of torch's ``max``: NaN above infinity, the first of equals.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +28,25 @@ def _farthest(planes, nearest, first, index, gap, total, count, BLOCK: tl.conste
         x0 = tl.load(planes + last)
         y0 = tl.load(planes + total + last)
         z0 = tl.load(planes + 2 * total + last)
-        best = tl.full((), -2.0, tl.float32)
+        best = tl.full((), -(2**31), tl.int32)
         for start in range(0, total, BLOCK):
             at = start + lanes
             inside = at < total
             dx = tl.load(planes + at, mask=inside, other=0.0) - x0
             dy = tl.load(planes + total + at, mask=inside, other=0.0) - y0
             dz = tl.load(planes + 2 * total + at, mask=inside, other=0.0) - z0
-            old = tl.load(nearest + at, mask=inside, other=-2.0)
-            new = tl.minimum(old, (dx * dx + dy * dy) + dz * dz)
+            old = tl.load(nearest + at, mask=inside, other=-1.0)
+            new = tl.minimum(old, (dx * dx + dy * dy) + dz * dz, propagate_nan=tl.PropagateNan.ALL)
             tl.store(nearest + at, new, mask=inside)
-            far, where = tl.max(new, 0, return_indices=True, return_indices_tie_break_left=True)
+            # Floats that are not negative sort like their bits; -1 marks points that may not be picked, and is the
+            # only negative value. NaN gets the bits of the positive NaN, which are above those of infinity.
+            bits = tl.where(new != new, 0x7FC00000, new.to(tl.int32, bitcast=True))
+            far, where = tl.max(bits, 0, return_indices=True, return_indices_tie_break_left=True)
             better = far > best  # strictly: the lowest index wins ties
             last = tl.where(better, (start + where).to(tl.int64), last)
             best = tl.where(better, far, best)
         tl.store(index + number, last)
-        tl.store(gap + number, best)
+        tl.store(gap + number, best.to(tl.float32, bitcast=True))
         tl.debug_barrier()  # nearest is read in the next iteration
 
 

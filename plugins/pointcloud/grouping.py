@@ -7,6 +7,7 @@ it reorders points at nearly equal distances, and is up to 1e-6 where the distan
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -38,8 +39,14 @@ def farthest_points(
             planes = torch.where(valid[:, None], planes, 0.0)  # padding may be anything, even NaN
         nearest = _candidates(planes, valid, skip_origin)
         first = torch.zeros_like(planes[:, 0, 0], dtype=torch.long) if valid is None else valid.byte().argmax(1)
-        kernel = _kernel() if planes.is_cuda else None
-        return (kernel or _sample)(planes, nearest, first, count)
+        if planes.is_cuda and (kernel := _kernel()):
+            try:
+                return kernel(planes, nearest, first, count)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as problem:  # raised while compiling, before anything is launched
+                _do_without_kernel(problem)
+        return _sample(planes, nearest, first, count)
 
 
 def _candidates(planes: Tensor, valid: Tensor | None, skip_origin: bool) -> Tensor:
@@ -68,12 +75,28 @@ def _sample(planes: Tensor, nearest: Tensor, first: Tensor, count: int) -> tuple
 
 
 def _kernel() -> Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
-    """The Triton kernel, if Triton is installed."""
+    """The Triton kernel, if Triton is installed and has not failed before."""
+    if _failed_kernel:
+        return None
     try:
         from .fps_triton import sample
     except ImportError:
         return None
     return sample
+
+
+_failed_kernel: list[Exception] = []  # why the kernel is not tried again in this process
+
+
+def _do_without_kernel(problem: Exception) -> None:
+    """Triton compiles when a kernel is first used, and needs a C compiler for it: say once that the loop does it."""
+    _failed_kernel.append(problem)
+    reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+    warnings.warn(
+        f"the Triton kernel of farthest point sampling cannot be compiled ({reason}); a slower loop in torch with the "
+        "same results takes its place: install a C compiler, or set CC to one",
+        stacklevel=3,
+    )
 
 
 def neighbours(xyz: Tensor, centers: Tensor, count: int, valid: Tensor | None = None) -> Tensor:

@@ -1,8 +1,5 @@
 import importlib.util
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,32 +122,6 @@ def test_a_million_points():
     assert len(set(index[0].tolist())) == 8 and (gap[0, 1:] > 0).all()
     near = neighbours(x, gather_points(x, index[..., None])[:, :, 0], 4)
     assert torch.equal(near[..., 0], index)
-
-
-INTERPRETED = """
-import torch
-from maemm_plugins.pointcloud import fps_triton
-from maemm_plugins.pointcloud import grouping
-fps_triton._BLOCK = 32  # multilabel blocks
-x = (torch.rand(3, 70, 3, generator=torch.Generator().manual_seed(0)) * 4).round()
-valid = torch.rand(3, 70, generator=torch.Generator().manual_seed(1)) < 0.8
-planes, first = x.transpose(1, 2).contiguous(), valid.byte().argmax(1)
-for mask in (None, valid):
-    nearest = grouping._candidates(planes, mask, False)
-    expected = grouping._sample(planes, nearest.clone(), first, 20)
-    index, gap = fps_triton.sample(planes, nearest, first, 20)
-    assert torch.equal(index, expected[0]) and torch.equal(gap, expected[1])
-"""
-
-
-@pytest.mark.slow
-def test_the_kernel_in_tritons_interpreter():
-    """The kernel's arithmetic without a GPU; what the compiler makes of it is for the test below."""
-    pytest.importorskip("triton")
-    # Triton decides when it is imported, so this takes a process of its own.
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu(real=True)  # a kernel that is compiled
