@@ -3,62 +3,43 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSampleLog
-from maemm.data.loader import Batch, Loader
+from maemm.data.loader import Batch
 from maemm.data.mixture import MixtureBatches
 from maemm.data.open import open_parts
 from maemm.data.order import ShuffledBatches
-from maemm.model.checks import first_batch
-from maemm.model.nothing_to_learn import check_plans
-from maemm.train import checkpoint, distributed
+from maemm.train import distributed
+from maemm.train.callback import Callback, side_product
 from maemm.train.console import Console, first_line, left_out_line
-from maemm.train.distributed import DistContext, one_line
-from maemm.train.logging import Clock, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
+from maemm.train.distributed import DistContext
+from maemm.train.fetch import Fetch
 from maemm.train.nonfinite import NonFiniteWatch
 from maemm.train.optim import set_lr
-from maemm.train.restore import Unusable, restore
 from maemm.train.run_folder import RunFolder
+from maemm.train.run_log import RunLog
+from maemm.train.saves import Saves, latest_checkpoint
 from maemm.train.schedules import learning_rate, shortened_warmup
 from maemm.train.setup import make_loader, make_order, make_train_state, refuse_too_large_steps
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
-from maemm.train.step import MicroBatches, StepResult, TrainState, leave_out_unused, plan_micro_batches, take_step
+from maemm.train.step import MicroBatches, leave_out_unused, take_step
 from maemm.train.validation import Validator
 from maemm.weights import BEST
-from maemm.weights.checkpoints import Checkpoint, latest
+from maemm.weights.checkpoints import Checkpoint
 from maemm.weights.describe import some_of
 
-T = TypeVar("T")
 SAVES, PICTURES = 200, 10  # about how many of each a run makes by default
 
 echo_line = partial(print, flush=True)  # lines must not wait in a buffer when the output goes to a file
-
-
-class Callback:
-    """Hooks of a run; by default they do nothing.
-
-    ``draw_pictures`` and ``finish`` are called on rank 0 alone, while the others wait: no collectives there.
-    """
-
-    def begin(self, train_state: TrainState, loader: Loader, folder: RunFolder, log: Callable[[str], Any]) -> None:
-        """Before the first step, on every rank; ``log`` prints a line."""
-
-    def draw_pictures(self, step: int) -> None:
-        """After ``step`` steps: every ``train.picture_every`` steps and at the end."""
-
-    def finish(self) -> Path | None:
-        """After the last checkpoint. Returns a file for the last line of the run, or None."""
-        return None
 
 
 def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, callback: Callback | None = None) -> Path:
@@ -81,7 +62,7 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
         source, held_out = dist_context.on_all_ranks(lambda: open_parts(recipe))
         order = dist_context.on_all_ranks(lambda: make_order(recipe, source, dist_context))
         steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
-        resume_from = dist_context.on_rank0(lambda: _latest_checkpoint(folder, source, held_out, console.log))
+        resume_from = dist_context.on_rank0(lambda: latest_checkpoint(folder, source, held_out, console.log))
         if resume_from is not None and resume_from.step >= steps:
             console.log(
                 f"{folder.path} is finished ({resume_from.step} steps); raise train.epochs to continue, or set another "
@@ -108,22 +89,6 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
         run.train(interrupts)
         run.train_state.net = run.train_state.model  # drops DDP, which holds the process group that ends here
     return folder.path
-
-
-def _latest_checkpoint(
-    folder: RunFolder, source: Source, held_out: Source | None, log: Callable[[str], Any]
-) -> Checkpoint | None:
-    """The checkpoint to resume from, if any. Raises :class:`MaemmError` where the data have changed since."""
-    newest = latest(folder.checkpoints, log)
-    if newest is None:
-        folder.bad.unlink(missing_ok=True)
-        return None
-    validation = None if held_out is None else held_out.fingerprint()
-    folder.check_random_numbers(newest.meta)
-    folder.check_data(newest.meta, newest.step, source.fingerprint(), validation)
-    if folder.moved:
-        log(f"{folder.path} reads the same data from another place ({', '.join(folder.moved.values())})")
-    return newest
 
 
 @contextmanager
@@ -158,12 +123,11 @@ class Run:
         self.recipe, self.folder, self.dist_context, self.console = recipe, folder, dist_context, console
         self.source, self.order, self.steps, self.callback = source, order, steps, callback
         self.settings: Mapping[str, Any] = recipe["train"]
-        self.epochs = -(-steps // order.steps_per_epoch)
-        epochs_per_save = max(1, math.ceil(self.epochs / SAVES))
+        epochs_per_save = max(1, math.ceil(-(-steps // order.steps_per_epoch) / SAVES))
         self.save_every = self.settings.get("save_every") or order.steps_per_epoch * epochs_per_save
         saves_per_picture = max(1, math.ceil(steps / self.save_every / PICTURES))
         self.picture_every = self.settings.get("picture_every") or self.save_every * saves_per_picture
-        self.step, self.saved_step = 0, -1
+        self.step = 0
         self.stepped = False  # whether this start has done a step
         self.untrained: list[str] = []  # parameters to train that got no gradient in the first one
 
@@ -183,67 +147,32 @@ class Run:
         model = self.train_state.model
         rows = self.settings["batch"] // dist_context.world_size // order.accumulation
         refuse_too_large_steps(model, rows, dist_context.device)
-        self.checked: set[tuple[str, ...]] = set()  # modalities of the batches that have been checked
         self.watch = NonFiniteWatch(dist_context, self.settings["max_nonfinite"], console.log)
         self.validator = Validator(recipe, held_out, order.steps_per_epoch, folder.path / BEST, console.log)
 
         # What it leaves behind.
-        self.parameters = sum(p.numel() for p in model.parameters())
-        self.means = Means(dist_context.device)
-        self.metrics = MetricsFile(folder.metrics)
-        self.tensorboard: Any = None
-        self.callback = self._side_product("pictures and report", self._begin_callback, Callback())
+        parameters = sum(p.numel() for p in model.parameters())
+        self.log = RunLog(recipe, folder, dist_context, console, order.steps_per_epoch, steps, parameters)
+        self.saves = Saves(recipe, folder, self.train_state, source, held_out, self._progress, console.log)
+        self.callback = side_product(console.log, "pictures and report", self._begin_callback, Callback())
 
     def resume(self, newest: Checkpoint | None) -> None:
         """Continue from a checkpoint, or from one before it where that holds what this run cannot have written.
 
         Raises :class:`MaemmError` where none can be used.
         """
-        state: Mapping[str, Any] = {}
-        candidate = newest
-        while candidate is not None:
-            problem, state = self._try(candidate)
-            if problem is None:
-                self.step = self.saved_step = candidate.step
-                break
-            candidate = self._fall_back(candidate, problem)
+        self.step, state = self.saves.resume(newest)
         if state:
-            self.means.load_state_dict(state["means"])
             self.watch.steps = state["nonfinite_steps"]
             self.validator.load_state_dict(state["validation"])
         self.dist_context.on_rank0(self._rewind)
-        self.clock = Clock(self.settings["batch"], state.get("seconds", 0.0))
-
-    def _fall_back(self, failed: Checkpoint, problem: str) -> Checkpoint:
-        """The checkpoint before one that cannot be used."""
-        folder, log = self.folder.checkpoints, self.console.log
-        older = self.dist_context.on_rank0(lambda: latest(folder, log, before=failed.step))
-        if older is None:
-            raise MaemmError(
-                f"no checkpoint of the run can be used ({failed.path}: {problem}); choose another out=, or remove "
-                f"{folder} to start from the beginning"
-            )
-        log(f"{failed.path} cannot be used ({problem}); falling back to the one before it")
-        return older
-
-    def _try(self, candidate: Checkpoint) -> tuple[str | None, dict[str, Any]]:
-        """(why a checkpoint cannot be used, {}), or (None, its state); the same on every rank."""
-
-        def read() -> tuple[str | None, dict[str, Any]]:
-            try:
-                return None, restore(candidate, self.train_state)
-            except Unusable as error:
-                return str(error), {}
-
-        problem, state = self.dist_context.on_all_ranks(read)
-        return next(filter(None, self.dist_context.all_gather_object(problem)), None), state
+        self.log.resume(state)
+        self.fetch = Fetch(self.train_state, self.bad_samples, self.log.clock, self.console.log)
 
     def _rewind(self) -> None:
         """Drop what an earlier start has written beyond the step from which this one continues."""
-        self.metrics.rewind(self.step)
-        checkpoint.prune(self.folder.checkpoints, self.settings["keep"], self.step)
-        if self.settings.get("tensorboard"):
-            self.tensorboard = tensorboard(self.folder.path / "tensorboard", self.step)
+        self.log.rewind(self.step)
+        self.saves.prune(self.step)
 
     # ------------------------------------------------------------------------------------------ the loop
     def train(self, interrupts: Interrupts) -> None:
@@ -271,32 +200,12 @@ class Run:
 
     def _next_micro_batches(self, batches: Iterator[tuple[int, list[Batch]]], interrupts: Interrupts) -> MicroBatches:
         """The micro-batches of the next step, planned. All that can fail on one rank alone happens here."""
-
-        def load_and_plan() -> MicroBatches:
-            start = time.monotonic()
-            step, loaded = next(batches)
-            self.clock.step(waited=time.monotonic() - start)
-            for batch in loaded:
-                if not self.bad_samples and batch.bad:
-                    first = batch.bad[0]
-                    self.console.log(f"unreadable: {first.id}: {first.reason}; more are listed in {self.folder.bad}")
-                self.bad_samples.add(batch.bad)
-            micro_batches = plan_micro_batches(self.train_state, step, loaded)
-            names = tuple(micro_batches.inputs[0])
-            if names not in self.checked:  # once for each set of modalities, as data sets that are mixed differ
-                self.checked.add(names)
-                model = self.train_state.model
-                for line in check_plans(model, micro_batches.inputs, micro_batches.counts):
-                    self.console.log(line)
-                first_batch(model, micro_batches.inputs[0])
-            return micro_batches
-
         try:
-            return self.dist_context.on_all_ranks(load_and_plan, stop=interrupts)
+            return self.dist_context.on_all_ranks(lambda: self.fetch(batches), stop=interrupts)
         except Interrupted:
             raise
         except Exception:
-            self._save_after_error()
+            self.saves.write_after_error(self.step)
             raise
 
     def _train_step(self, micro_batches: MicroBatches) -> None:
@@ -314,15 +223,14 @@ class Run:
             self.stepped, self.untrained = True, unused or result.without_gradient
             self._warn_of_untrained()
         self.step = done
-        terms = {f"terms.{name}": value for name, value in result.terms.items()}
-        self.means.add({"loss": result.total, "grad_norm": result.grad_norm} | terms, result.bad)
+        self.log.add(result)
         self.watch.add(micro_batches.step, result, micro_batches.ids)
         self.console.step()
         validation = None
         if validates:
             validation = self.validator.validate(self.train_state, done)
         if logs:
-            self._log(result, lr, validation)
+            self.log.write(done, result, lr, self.watch.steps, validation)
         if done % self.save_every == 0 and not is_last:
             self._save()
         if done % self.picture_every == 0 and not is_last:
@@ -336,14 +244,21 @@ class Run:
                 f"depends on {them}; leave the part out, or use it in an objective"
             )
 
-    # ---------------------------------------------------------------------------------------------- side products
-    def _side_product(self, title: str, make: Callable[[], T], otherwise: T) -> T:
-        """``make()``, or where that fails a line and ``otherwise``: what a run shows never costs what it learns."""
-        try:
-            return make()
-        except (Exception, SystemExit) as error:
-            self.console.log(f"no {title} ({one_line(error)})")
-            return otherwise
+    # --------------------------------------------------------------------------------------------- what it leaves
+    def _progress(self) -> dict[str, Any]:
+        """What a checkpoint holds beside weights and optimisers."""
+        return {
+            "means": self.log.means.state_dict(),
+            "nonfinite_steps": self.watch.steps,
+            "seconds": self.log.clock.seconds,
+            "validation": self.validator.state_dict(),
+            "untrained": self.untrained,
+        }
+
+    def _save(self) -> Path:
+        """Write a checkpoint on rank 0, while the others wait."""
+        self.watch.check()
+        return self.dist_context.on_rank0(lambda: self.saves.write(self.step))
 
     def _begin_callback(self) -> Callback:
         self.callback.begin(self.train_state, self.loader, self.folder, self.console.log)
@@ -351,15 +266,15 @@ class Run:
 
     def _draw_pictures(self) -> None:
         draw = partial(self.callback.draw_pictures, self.step)
-        self.dist_context.on_rank0(lambda: self._side_product(f"pictures of step {self.step}", draw, None))
+        title = f"pictures of step {self.step}"
+        self.dist_context.on_rank0(lambda: side_product(self.console.log, title, draw, None))
 
     def _finish(self) -> None:
         self._save()
         self._draw_pictures()
         self.console.end()
-        page = self.dist_context.on_rank0(lambda: self._side_product("report", self.callback.finish, None))
-        if self.tensorboard is not None:
-            self._side_product("last TensorBoard lines", self.tensorboard.close, None)
+        page = self.dist_context.on_rank0(lambda: side_product(self.console.log, "report", self.callback.finish, None))
+        self.log.close()
         advice = f"; open {page}" if page else ""
         self.console.log(f"Finished {self.step} steps in {self.folder.path}{self.validator.best_text}{advice}")
         if unreadable := self.bad_samples.summary():
@@ -373,81 +288,3 @@ class Run:
         self.console.end()
         self.console.log(message)
         return message
-
-    # -------------------------------------------------------------------------------- log lines and checkpoints
-    def _log(self, result: StepResult, lr: float, validation: dict[str, float] | None) -> None:
-        """A line of metrics.jsonl, and the same for TensorBoard and the console."""
-        means = self.means.flush()
-        row = {
-            "step": self.step,
-            "steps": self.steps,
-            "epoch": self.step / self.order.steps_per_epoch,
-            "loss": means.pop("loss"),
-            "grad_norm": means.pop("grad_norm"),
-            "terms": {name.removeprefix("terms."): value for name, value in means.items()},
-            **_baselines(result),
-            "lr": lr,
-            "batch": self.settings["batch"],
-            "nonfinite_steps": self.watch.steps,
-            "parameters": self.parameters,
-            "memory": memory_bytes(self.dist_context.device),
-            **self.clock.flush(),
-        }
-        if validation is not None:
-            row["validation"] = validation
-
-        def write() -> None:
-            self.metrics.write(row)
-            if self.tensorboard is not None:
-                self.tensorboard = self._side_product("more TensorBoard files", lambda: self._to_tensorboard(row), None)
-            self.console.metrics(row, self.epochs)
-            if hint := self.clock.hint(self.recipe["data"]["workers"]):
-                self.console.log(hint)
-
-        self.dist_context.on_rank0(write)
-
-    def _to_tensorboard(self, row: Mapping[str, Any]) -> Any:
-        to_tensorboard(self.tensorboard, row)
-        return self.tensorboard
-
-    def _save(self) -> Path:
-        """Write a checkpoint on rank 0, while the others wait."""
-        self.watch.check()
-        return self.dist_context.on_rank0(self._write_checkpoint)
-
-    def _save_after_error(self) -> None:
-        """Save after an error between two steps. That error will be raised; one that saving raises is suppressed."""
-        if self.dist_context.is_rank0 and self.step > max(self.saved_step, 0):
-            with suppress(MaemmError):
-                self._write_checkpoint()
-
-    def _write_checkpoint(self) -> Path:
-        if self.saved_step == self.step:
-            return self.folder.checkpoints / f"step-{self.step:06d}"
-        state = {
-            "optimizer": self.train_state.optimizer.state_dict(),
-            "phases": {phase.name: phase.optimizer.state_dict() for phase in self.train_state.phases},
-            "means": self.means.state_dict(),
-            "nonfinite_steps": self.watch.steps,
-            "seconds": self.clock.seconds,
-            "validation": self.validator.state_dict(),
-            "untrained": self.untrained,
-        }
-        held_out = self.validator.source
-        validation = {} if held_out is None else {"validation": held_out.fingerprint()}
-        meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **validation, **checkpoint.versions()}
-        model, ema_model = self.train_state.model, self.train_state.ema_model
-        path = checkpoint.write(self.folder.checkpoints, self.step, model, state, meta, ema_model)
-        self.saved_step = self.step
-        checkpoint.prune(self.folder.checkpoints, self.settings["keep"], self.step, later=True)
-        return path
-
-
-def _baselines(result: StepResult) -> dict[str, Any]:
-    """The loss of predicting the mean target: by modality, and in total where every term belongs to a modality."""
-    baselines = {name: value.item() for name, value in result.baselines.items()}
-    modalities = {term: term.rpartition(".")[2] for term in result.terms}
-    if not baselines or any(name not in baselines for name in modalities.values()):
-        return {"baselines": baselines, "without_baseline": result.without_baseline}
-    total = sum(result.weights[term] * baselines[name] for term, name in modalities.items())
-    return {"baseline": total, "baselines": baselines}

@@ -13,7 +13,7 @@ from maemm.contract import Preprocessed
 from maemm.data.bad_samples import reason_of
 from maemm.data.loader import Loader
 from maemm.tasks._shared.run_page import write_page
-from maemm.train.loop import Callback
+from maemm.train.callback import Callback
 from maemm.train.run_folder import RunFolder
 from maemm.train.setup import EvenlySpaced
 from maemm.train.step import TrainState

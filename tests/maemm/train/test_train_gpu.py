@@ -21,7 +21,7 @@ def test_a_bad_step_is_skipped_without_asking_the_device(toys, monkeypatch):
     nan = list(range(64))
     toys.train(train__steps=4, train__epochs=None, train__warmup_epochs=0)
     before = toys.weights()
-    monkeypatch.setattr("maemm.train.loop.Run._save_after_error", lambda self: None)
+    monkeypatch.setattr("maemm.train.saves.Saves.write_after_error", lambda self, step: None)
     stored = yaml.safe_load((toys.out / "recipe.yaml").read_text())
     stored["data"]["source"]["nan"] = nan  # of the source alone: the modality is called toy too
     (toys.out / "recipe.yaml").write_text(yaml.safe_dump(stored))

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from maemm.contract.errors import MaemmError
-from maemm.train.loop import Callback, train
+from maemm.train.callback import Callback
+from maemm.train.loop import train
 from maemm.train.schedules import learning_rate, shortened_warmup, warmup_epochs
 
 
@@ -272,7 +273,7 @@ def test_a_writer_that_fails_is_left_alone(toys, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("maemm.train.loop.to_tensorboard", full)
+    monkeypatch.setattr("maemm.train.run_log.to_tensorboard", full)
     toys.train(train__epochs=2, train__tensorboard=True)
     assert sum("no more TensorBoard files" in line for line in toys.lines) == 1
 

@@ -1,0 +1,40 @@
+"""What may be added to a run from outside: pictures, a report. It never costs what the run learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from maemm.data.loader import Loader
+from maemm.train.distributed import one_line
+from maemm.train.run_folder import RunFolder
+from maemm.train.step import TrainState
+
+T = TypeVar("T")
+
+
+class Callback:
+    """Hooks of a run; by default they do nothing.
+
+    ``draw_pictures`` and ``finish`` are called on rank 0 alone, while the others wait: no collectives there.
+    """
+
+    def begin(self, train_state: TrainState, loader: Loader, folder: RunFolder, log: Callable[[str], Any]) -> None:
+        """Before the first step, on every rank; ``log`` prints a line."""
+
+    def draw_pictures(self, step: int) -> None:
+        """After ``step`` steps: every ``train.picture_every`` steps and at the end."""
+
+    def finish(self) -> Path | None:
+        """After the last checkpoint. Returns a file for the last line of the run, or None."""
+        return None
+
+
+def side_product(log: Callable[[str], Any], title: str, make: Callable[[], T], otherwise: T) -> T:
+    """``make()``, or where that fails a line and ``otherwise``: what a run shows never costs what it learns."""
+    try:
+        return make()
+    except (Exception, SystemExit) as error:
+        log(f"no {title} ({one_line(error)})")
+        return otherwise

@@ -1,0 +1,104 @@
+"""What a run notes down: means of the steps since the last line, for metrics.jsonl, TensorBoard and the console."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from maemm.train.callback import side_product
+from maemm.train.console import Console
+from maemm.train.distributed import DistContext
+from maemm.train.logging import Clock, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
+from maemm.train.run_folder import RunFolder
+from maemm.train.step import StepResult
+
+
+class RunLog:
+    """The log of one start of a run. ``parameters``: how many the model has."""
+
+    def __init__(
+        self,
+        recipe: Mapping[str, Any],
+        folder: RunFolder,
+        dist_context: DistContext,
+        console: Console,
+        steps_per_epoch: int,
+        steps: int,
+        parameters: int,
+    ):
+        self.recipe, self.folder, self.dist_context, self.console = recipe, folder, dist_context, console
+        self.steps_per_epoch, self.steps, self.parameters = steps_per_epoch, steps, parameters
+        self.means = Means(dist_context.device)
+        self.clock = Clock(recipe["train"]["batch"])
+        self.metrics = MetricsFile(folder.metrics)
+        self.tensorboard: Any = None
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from the ``state`` of a checkpoint, or of an empty one; then start the clock."""
+        if state:
+            self.means.load_state_dict(state["means"])
+        self.clock = Clock(self.recipe["train"]["batch"], state.get("seconds", 0.0))
+
+    def rewind(self, step: int) -> None:
+        """On rank 0: drop what an earlier start has written beyond ``step``."""
+        self.metrics.rewind(step)
+        if self.recipe["train"].get("tensorboard"):
+            self.tensorboard = tensorboard(self.folder.path / "tensorboard", step)
+
+    def add(self, result: StepResult) -> None:
+        """Count a step; nothing is read from the device."""
+        terms = {f"terms.{name}": value for name, value in result.terms.items()}
+        self.means.add({"loss": result.total, "grad_norm": result.grad_norm} | terms, result.bad)
+
+    def write(
+        self, step: int, result: StepResult, lr: float, nonfinite_steps: int, validation: Mapping[str, float] | None
+    ) -> None:
+        """A line after ``step`` steps, the last of which had this ``result``. All ranks call this."""
+        means = self.means.flush()
+        row = {
+            "step": step,
+            "steps": self.steps,
+            "epoch": step / self.steps_per_epoch,
+            "loss": means.pop("loss"),
+            "grad_norm": means.pop("grad_norm"),
+            "terms": {name.removeprefix("terms."): value for name, value in means.items()},
+            **_baselines(result),
+            "lr": lr,
+            "batch": self.recipe["train"]["batch"],
+            "nonfinite_steps": nonfinite_steps,
+            "parameters": self.parameters,
+            "memory": memory_bytes(self.dist_context.device),
+            **self.clock.flush(),
+        }
+        if validation is not None:
+            row["validation"] = validation
+        self.dist_context.on_rank0(lambda: self._write(row))
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self.metrics.write(row)
+        if self.tensorboard is not None:
+            self.tensorboard = side_product(
+                self.console.log, "more TensorBoard files", lambda: self._to_tensorboard(row), None
+            )
+        self.console.metrics(row, -(-self.steps // self.steps_per_epoch))
+        if hint := self.clock.hint(self.recipe["data"]["workers"]):
+            self.console.log(hint)
+
+    def _to_tensorboard(self, row: Mapping[str, Any]) -> Any:
+        to_tensorboard(self.tensorboard, row)
+        return self.tensorboard
+
+    def close(self) -> None:
+        """After the last line."""
+        if self.tensorboard is not None:
+            side_product(self.console.log, "last TensorBoard lines", self.tensorboard.close, None)
+
+
+def _baselines(result: StepResult) -> dict[str, Any]:
+    """The loss of predicting the mean target: by modality, and in total where every term belongs to a modality."""
+    baselines = {name: value.item() for name, value in result.baselines.items()}
+    modalities = {term: term.rpartition(".")[2] for term in result.terms}
+    if not baselines or any(name not in baselines for name in modalities.values()):
+        return {"baselines": baselines, "without_baseline": result.without_baseline}
+    total = sum(result.weights[term] * baselines[name] for term, name in modalities.items())
+    return {"baseline": total, "baselines": baselines}
