@@ -1,6 +1,7 @@
 """Farthest point sampling as one Triton kernel: one program per cloud, no kernel launch per chosen point.
 
-Distances are compared by their bits as integers, in the order of torch's ``max``: NaN above infinity, the first of equals.
+Distances are compared by their bits as integers, in the order of torch's ``max``: NaN above infinity, the first of
+equals.
 """
 
 from __future__ import annotations
