@@ -19,7 +19,8 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, NonNegativeInt, Positive, PositiveInt
 from maemm.model.blocks import check_width, init_linear
 
-LOWEST_TAU, LEAST_NORM = 0.01, 1e-6
+LOWEST_TAU = 0.01
+LEAST_NORM = 1e-6  # of the product of two vectors' lengths, as published: of the square of each
 ACROSS = -100.0  # added between tokens that are neighbours only through the cyclic shift, as published
 BIAS_DROPOUT = 0.1  # in the MLP of the position bias, as published
 NOWHERE = -1e4  # added for padding
@@ -200,14 +201,15 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(R, windows, L, D) -> the same; ``added`` (R or 1, windows, 1, L, L) to the logits."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
-        norms = q.float().norm(dim=-1)[..., :, None] * k.float().norm(dim=-1)[..., None, :]
-        logits = (q @ k.transpose(-1, -2)) / norms.clamp(min=LEAST_NORM)
-        logits = logits / self.tau.clamp(min=LOWEST_TAU)[:, None, None] + self.bias()
+        windows = x.shape[1]
+        q, k, v = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        temperature = self.tau.clamp(min=LOWEST_TAU)[:, None, None]
+        bias = self.bias()[None]  # (1, heads, L, L), or of every window where they differ
         if added is not None:
-            logits = logits + added
-        mixed = logits.softmax(-1).to(v.dtype) @ v  # (R, windows, heads, L, D / heads)
-        return self.proj(mixed.transpose(-2, -3).flatten(-2))
+            bias = (bias + added).expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)
+        q, k = q * (_inverse_length(q) / temperature), k * _inverse_length(k)
+        mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, bias.to(v.dtype), scale=1.0)
+        return self.proj(mixed.transpose(1, 2).flatten(-2)).unflatten(0, (-1, windows))
 
     def bias(self) -> Tensor:
         """(heads, L, L): the MLP of sign(d) log(1 + |d|), d = position of the query minus that of the key."""
@@ -216,6 +218,11 @@ class WindowAttention(nn.Module):
         position = torch.stack(torch.meshgrid(*sides, indexing="ij"), -1).flatten(0, 1)
         offset = position[:, None] - position[None]
         return self.meta_mlp(offset.sign() * offset.abs().log1p()).movedim(-1, 0)
+
+
+def _inverse_length(x: Tensor) -> Tensor:
+    """(..., E) -> (..., 1) in fp32, also under autocast."""
+    return x.float().square().sum(-1, keepdim=True).clamp(min=LEAST_NORM).rsqrt()
 
 
 class Mlp(nn.Module):
