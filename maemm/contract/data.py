@@ -201,6 +201,7 @@ class ModalityInput:
     plan: Plan
     preprocessed: Preprocessed
     computed: Any = None  # what the target computed once for all plans of the batch, see :meth:`Target.precompute`
+    drawn: Tensor | None = None  # random numbers of the decoder for this plan, see :meth:`Decoder.draw`
 
     def __post_init__(self) -> None:
         if self.tokens.rows is not self.plan.rows:

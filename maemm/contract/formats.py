@@ -52,6 +52,10 @@ class CheckpointFormat(ABC):
     def write(self, model: Model, extras: dict[str, Tensor]) -> dict[str, Tensor]:
         """Our model, and the tensors that :meth:`read` set apart -> state dict under the published names."""
 
+    def entries(self, state: dict[str, Tensor]) -> dict[str, Any]:
+        """What a file of ``torch.save`` holds for what :meth:`write` returned. By default one entry, ``model``."""
+        return {"model": state}
+
     def exported_state(self, model: Model) -> ExportedState:
         """Our model for the library. Raises :class:`MaemmError` for what the layout cannot hold."""
         raise MaemmError(f"layout {self.name!r} belongs to no library; use maemm convert --to {self.name}")

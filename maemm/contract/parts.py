@@ -291,6 +291,10 @@ class Encoder(nn.Module, ABC):
     dim: int  # D
     norm: nn.Module  # the final norm, which pooling may apply later
     reads_predict: bool = False  # True: ``plan.predict`` changes its latents, so that rows cannot share a pass
+    # What ``Latents.layers`` holds: the output of a block, or ("ffn") that of its feed-forward part before the residual
+    # (data2vec). A target sets it on its own copy of the encoder; ``has_ffn_features`` says whether it may.
+    layer_features: Literal["block", "ffn"] = "block"
+    has_ffn_features: bool = False
 
     @abstractmethod
     def forward(
@@ -345,6 +349,13 @@ class Decoder(nn.Module, ABC):
     ) -> dict[str, Tensor]:
         """{modality: predictions (R, M, O)} in the order of ``plan.predict``."""
 
+    def draw(self, inputs: dict[str, ModalityInput], rng: Rng) -> dict[str, Tensor]:
+        """{modality: random numbers that :meth:`forward` finds in ``ModalityInput.drawn``}, such as noise (R, N, D).
+
+        Called in training only, with the plans, outside any compiled graph. By default none.
+        """
+        return {}
+
 
 class Target(nn.Module, ABC):
     """Replaces a modality's own target: features of a frozen network, HOG, latents of a moving average.
@@ -354,6 +365,7 @@ class Target(nn.Module, ABC):
     """
 
     side_inputs: Sequence[str] = ()  # what it needs of each of its modalities, see :meth:`Modality.side_input`
+    autocast: bool = False  # True: :meth:`precompute` may run in the precision of the forward pass (bf16)
 
     @abstractmethod
     def output_dim(self) -> int:
@@ -361,6 +373,12 @@ class Target(nn.Module, ABC):
 
     def connect(self, model: Model) -> None:
         """Called once, when the model is complete: a teacher copies its modalities and its encoder."""
+
+    def reset(self, model: Model) -> None:
+        """Called where the model's weights were replaced by those of ``init``: a moving average begins at them."""
+
+    def before_training(self, steps: int) -> None:
+        """Called when training begins or goes on; ``steps``: of the whole training, for schedules of averages."""
 
     def precompute(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Any]:
         """{modality: value that :meth:`forward` finds in ``ModalityInput.computed``}, such as a teacher's latents.
@@ -385,7 +403,7 @@ class Target(nn.Module, ABC):
         return self.loss(mean_of_counted(target, counted).expand_as(target), target)
 
     def after_step(self, model: Model, step: int, bad: Tensor) -> None:
-        """Called after each optimiser step, to update moving averages.
+        """Called after each optimiser step, counted from 0, to update moving averages.
 
         ``bad`` (bool, on the device): nothing was updated, so nothing may move; use it there, the host must not wait.
         """

@@ -13,6 +13,19 @@ from torch import Tensor, nn
 from maemm.contract.errors import MaemmError
 
 Init = Literal["xavier", "normal"]
+BlockNorm = Literal["pre", "post"]
+
+
+class PostNormBlock(Block):
+    """A block whose layer norms stand behind the residuals, as in the first transformers (data2vec 2.0).
+
+    x = norm1(x + attention(x)), then norm2(x + mlp(x)).
+    """
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        attended = self.attn(x, attn_mask=attn_mask, is_causal=is_causal)
+        x = self.norm1(x + self.drop_path1(self.ls1(attended)))
+        return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
 
 
 def make_blocks(
@@ -25,8 +38,9 @@ def make_blocks(
     eps: float,
     drop_path: float | Sequence[float],
     init: Init = "xavier",
+    block_norm: BlockNorm = "pre",
 ) -> nn.ModuleList:
-    """``depth`` pre-norm blocks (R, L, dim) -> (R, L, dim).
+    """``depth`` blocks (R, L, dim) -> (R, L, dim), whose norms stand before attention and MLP or behind them.
 
     ``drop_path``: the rate of the last block, rates grow linearly from 0; or the rate of each block. ``init``: how
     linear layers are initialised, by :func:`init_linear` ("xavier") or :func:`init_normal`.
@@ -35,8 +49,9 @@ def make_blocks(
     if isinstance(rates, float | int):
         rates = [rates * i / max(depth - 1, 1) for i in range(depth)]
     norm: Any = partial(nn.LayerNorm, eps=eps)  # timm says type[nn.Module]
+    kind = PostNormBlock if block_norm == "post" else Block
     blocks = nn.ModuleList(
-        Block(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate, norm_layer=norm) for rate in rates
+        kind(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate, norm_layer=norm) for rate in rates
     )
     blocks.apply(init_normal if init == "normal" else init_linear)
     return blocks

@@ -129,8 +129,11 @@ class Model(nn.Module):
         return named
 
     @torch.no_grad()
-    def plan_sets(self, batch: dict[str, Any], rng: Rng) -> list[dict[str, ModalityInput]]:
-        """:meth:`plan`, all plans of each sample: each is for a forward pass of its own."""
+    def plan_sets(self, batch: dict[str, Any], rng: Rng, *, bf16: bool = False) -> list[dict[str, ModalityInput]]:
+        """:meth:`plan`, all plans of each sample: each is for a forward pass of its own.
+
+        ``bf16``: teachers run in that precision, as the forward pass will.
+        """
         batch = self._named(batch)
         preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
         tokens = self._tokenize(preprocessed)
@@ -146,21 +149,35 @@ class Model(nn.Module):
             finally:
                 self.encoder.train(training)
         plans = self.masking(tokens, rng, guides)
-        computed = self._precompute(preprocessed, tokens)
+        computed = self._precompute(preprocessed, tokens, bf16)
+        sets = plans if isinstance(plans, list) else [plans]
         return [
-            _planned(preprocessed, tokens, plan, computed) for plan in (plans if isinstance(plans, list) else [plans])
+            self._drawn(_planned(preprocessed, tokens, plan, computed), rng.fold_in("decoder", number))
+            for number, plan in enumerate(sets)
         ]
 
     @torch.no_grad()
-    def _precompute(self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, Any]:
+    def _precompute(
+        self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], bf16: bool = False
+    ) -> dict[str, Any]:
         """What targets compute once for all plans; a target that serves several modalities is called once."""
         computed: dict[str, Any] = {}
         for target in dict.fromkeys(self.targets.values()):
             names = [name for name, other in self.targets.items() if other is target]
             served = {name: preprocessed[name] for name in names if name in preprocessed}
             if served:
-                computed |= target.precompute(self, _all_visible(served, tokens))
+                device = next(iter(served.values())).x.device.type
+                enabled = target.autocast and (bf16 or torch.is_autocast_enabled(device))
+                with torch.autocast(device, torch.bfloat16, enabled=enabled):
+                    computed |= target.precompute(self, _all_visible(served, tokens))
         return computed
+
+    def _drawn(self, inputs: dict[str, ModalityInput], rng: Rng | None) -> dict[str, ModalityInput]:
+        """The inputs with the random numbers of the decoder, which it draws in training alone."""
+        if rng is None or self.decoder is None or not self.training:
+            return inputs
+        drawn = self.decoder.draw(inputs, rng)
+        return {name: replace(x, drawn=drawn[name]) if name in drawn else x for name, x in inputs.items()}
 
     def _tokenize(self, preprocessed: dict[str, Preprocessed]) -> dict[str, Tokens]:
         tokens = {name: contract_checks.tokenized(self._modality(name), x) for name, x in preprocessed.items()}
@@ -293,7 +310,8 @@ class Model(nn.Module):
                 f"plans are for {sorted(plans)}, the batch holds {sorted(preprocessed)}; pass one for each"
             )
         checked = {name: plans[name].check(name, tokens[name]) for name in preprocessed}
-        return _planned(preprocessed, tokens, checked, self._precompute(preprocessed, tokens))
+        planned = _planned(preprocessed, tokens, checked, self._precompute(preprocessed, tokens))
+        return self._drawn(planned, None if rng is None else rng.fold_in("decoder", 0))
 
     # -------------------------------------------------------------------------------------- features
     def with_all_visible(self, batch: dict[str, Any]) -> dict[str, ModalityInput]:

@@ -18,7 +18,12 @@ CORE = Plugin(
         "multi_mask": "model.masking.multi_mask:MultiMask",
     },
     encoders={"vit": "model.encoders.vit:ViT", "streams": "model.encoders.streams:Streams"},
-    decoders={"full": "model.decoders.full:Full", "linear": "model.decoders.linear:LinearDecoder"},
+    decoders={
+        "full": "model.decoders.full:Full",
+        "linear": "model.decoders.linear:LinearDecoder",
+        "predictor": "model.decoders.predictor:Predictor",
+    },
+    targets={"ema": "model.targets.ema:EMA"},
     objectives={
         "classify": "model.objectives.classify:Classify",
         "reconstruct": "model.objectives.reconstruct:Reconstruct",

@@ -102,6 +102,8 @@ def make_train_state(
         initialize_from(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
     freeze_unused(model)
+    for target in dict.fromkeys(model.targets.values()):
+        target.before_training(steps)
     model.to(dist_context.device).train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
     optimizer = make_optimizer(model, train, [parameter for _, phase in phases for parameter in phase.parameters])

@@ -124,7 +124,7 @@ def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch])
             targets = moved.labels
         elif targets is not None:
             targets = targets.to(train_state.dist_context.device, non_blocking=True)
-        planned = train_state.model.plan_sets(preprocessed, rng)
+        planned = train_state.model.plan_sets(preprocessed, rng, bf16=train_state.bf16)
         sets = len(planned)
         for key, count in counts_of_sets(train_state.model, planned).items():
             counts[key] = counts.get(key, 0) + count

@@ -18,6 +18,8 @@ ENTRIES = (
     "model", "state_dict", "module", "base_model", "model_state_dict", "model_state", "net", "network", "teacher",
     "student", "state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema", "params", "weights",
 )  # fmt: skip
+#: entries that together are one model, where a file has the first and another of them (I-JEPA, V-JEPA 2)
+TOGETHER = ("encoder", "predictor", "target_encoder")
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # what torch puts anywhere into a name
 _DEPTH, _MOST_DICTS = 4, 100  # entries inside entries; dicts that are looked into
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -40,6 +42,7 @@ def weights_in(content: Any, where: str, checkpoint_key: str | None = None) -> d
         if name is None and not tensors and len(entries) == 1:
             name = entries[0]
         if name is None:
+            content = _put_together(content, entries)
             break
         if len(alike := [entry for entry in entries if entry in ENTRIES]) > 1 and checkpoint_key is None:
             others = ", ".join(entry for entry in alike if entry != name)
@@ -47,6 +50,19 @@ def weights_in(content: Any, where: str, checkpoint_key: str | None = None) -> d
             warn(f"{where} holds several sets of weights; {name} is used (checkpoint_key={start}NAME: {others})")
         content, path = content[name], [*path, name]
     return without_inner(_checked(content, where, path), where)
+
+
+def _put_together(content: Any, entries: list[str]) -> Any:
+    """One state dict of the entries of :data:`TOGETHER`, with their names in front; whatever it is not stays."""
+    parts = [entry for entry in TOGETHER if entry in entries]
+    if len(parts) < 2 or parts[0] != TOGETHER[0]:
+        return content
+    return {
+        f"{part}.{key.removeprefix('module.')}": value
+        for part in parts
+        for key, value in content[part].items()
+        if isinstance(key, str)
+    }
 
 
 def _entry(content: Any, where: str, checkpoint_key: str) -> Any:

@@ -14,6 +14,7 @@ plugin = Plugin(
         "timm": "weights.timm:Timm",
         "pixio": "weights.mae:Pixio",
         "hf_vitmae": "weights.hf:HFViTMAE",
+        "ijepa": "weights.ijepa:IJEPA",
     },
     samples={"image": "samples:write"},
     demo="image/mae_tiny_cpu",

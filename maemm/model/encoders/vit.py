@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from maemm.contract import Encoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
-from maemm.model.blocks import Init, check_width, key_mask, make_blocks, register_position
+from maemm.model.blocks import BlockNorm, Init, check_width, key_mask, make_blocks, register_position
 
 MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
 
@@ -36,8 +37,12 @@ class ViT(Encoder):
         drop_path: rate of the last block, growing linearly from 0
         final_norm: a norm after the last block; false for fine-tuned weights without
         init: initial weights of linear layers: xavier (MAE), or normal with std 0.02 (Point-MAE)
+        block_norm: layer norms before attention and MLP (pre), or behind their residuals (post, data2vec 2.0)
+        input_norm: a layer norm before the first block
         hidden: whether hidden tokens are removed from the sequence, or replaced by a learned vector (BEiT, MaskFeat)
     """
+
+    has_ffn_features = True
 
     def __init__(
         self,
@@ -55,14 +60,26 @@ class ViT(Encoder):
         drop_path: Rate = 0.0,
         final_norm: bool = True,
         init: Init = "xavier",
+        block_norm: BlockNorm = "pre",
+        input_norm: bool = False,
         hidden: Literal["remove", "replace"] = "remove",
     ):
         super().__init__()
         check_width(dim, heads, "encoder", mlp_ratio)
         self.dim, self.names, self.position_every_block = dim, list(names), position_every_block
         self.blocks = make_blocks(
-            dim, depth, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, drop_path=drop_path, init=init
+            dim,
+            depth,
+            heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            eps=eps,
+            drop_path=drop_path,
+            init=init,
+            block_norm=block_norm,
         )
+        self.block_norm = block_norm
+        self.input_norm = nn.LayerNorm(dim, eps=eps) if input_norm else None
         self.norm = nn.LayerNorm(dim, eps=eps) if final_norm else nn.Identity()
         self.prefix, self.prefix_position = None, None
         if prefix:
@@ -93,10 +110,15 @@ class ViT(Encoder):
         mask = key_mask(valid, lengths if index is None else [x.shape[1]], x.shape[0], x.device)
         numbers, outputs = set(layers), {}
         x = x if self.position_every_block else x + position
+        x = x if self.input_norm is None else self.input_norm(x)
+        of_ffn: dict[int, Tensor] = {}
+        hooks = _note_ffn(self.blocks, numbers, of_ffn) if self.layer_features == "ffn" else []
         for number, block in enumerate(self.blocks):
             x = block(x + position if self.position_every_block else x, attn_mask=mask)
             if number in numbers:
-                outputs[number] = self._split(x, lengths, inputs, index)[0]
+                outputs[number] = self._split(of_ffn.get(number, x), lengths, inputs, index)[0]
+        for hook in hooks:
+            hook.remove()
         tokens, prefix, hidden = self._split(self.norm(x) if norm else x, lengths, inputs, index)
         return Latents(tokens, prefix, layers=outputs, hidden=hidden)
 
@@ -167,11 +189,13 @@ class ViT(Encoder):
         return dict(zip(inputs, received[0][:, -sum(lengths) :].split(lengths, dim=1), strict=True))
 
     def layer_of(self, name: str) -> int:
-        """Prefix and hidden tokens, modality vectors: 0, block i: i + 1, the rest (the final norm): depth + 1."""
+        """Prefix and hidden tokens, modality vectors, the norm before the blocks: 0, block i: i + 1, the rest (the
+        final norm): depth + 1."""
         block = re.match(r"blocks\.(\d+)\.", name)
         if block:
             return int(block.group(1)) + 1
-        return 0 if name.startswith(("prefix", "hidden_token", "vectors")) else len(self.blocks) + 1
+        first = ("prefix", "hidden_token", "vectors", "input_norm")
+        return 0 if name.startswith(first) else len(self.blocks) + 1
 
 
 def plain_vit(model: nn.Module, layout: str) -> ViT:
@@ -180,11 +204,22 @@ def plain_vit(model: nn.Module, layout: str) -> ViT:
     Raises :class:`MaemmError`, which names the ``layout`` that needs it, for any other encoder.
     """
     encoder = model.encoder
-    if type(encoder) is not ViT or encoder.position_every_block or len(encoder.names) > 1:
+    unusual = type(encoder) is not ViT or encoder.position_every_block or len(encoder.names) > 1
+    if unusual or encoder.block_norm == "post" or encoder.input_norm is not None:
         raise MaemmError(
             f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"
         )
     return encoder
+
+
+def _note_ffn(blocks: nn.ModuleList, numbers: set[int], outputs: dict[int, Tensor]) -> list[RemovableHandle]:
+    """Hooks that put the output of the MLPs of ``numbers`` into ``outputs``, before the residual."""
+
+    def note(number: int) -> Callable[..., None]:
+        return lambda module, arguments, output: outputs.__setitem__(number, output)
+
+    mlps: list[tuple[int, Any]] = [(number, block.mlp) for number, block in enumerate(blocks) if number in numbers]
+    return [mlp.register_forward_hook(note(number)) for number, mlp in mlps]
 
 
 def _budget(inputs: dict[str, ModalityInput]) -> int | None:

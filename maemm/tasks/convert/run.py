@@ -57,7 +57,7 @@ def convert(
             save_file(unshared({key: value.detach().contiguous() for key, value in state.items()}), file)
             usual_permissions(file)
         else:
-            torch.save({"model": state}, file)
+            torch.save(layout.entries(state), file)
 
     write_whole(out, write, "the weights")
     form = "maemm format" if layout is None else f"layout {to!r}"
