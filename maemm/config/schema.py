@@ -93,13 +93,18 @@ class TrainConfig(_Keys):
     )
     lr: Positive | None = Field(None, description="learning rate, not scaled with the batch")
     schedule: str | dict[str, Any] = Field("cosine", description="a schedule of `maemm plugins list`, such as cosine")
-    lr_per: Literal["step", "epoch", "epoch_before"] = Field(
-        "step", description="how often the learning rate changes; epoch_before: per epoch, one epoch late"
+    lr_per: Literal["step", "next_step", "epoch", "epoch_before"] = Field(
+        "step",
+        description="how often the learning rate changes; epoch_before: per epoch, one epoch late; next_step: per "
+        "step, one step ahead (I-JEPA)",
     )
     warmup_epochs: NonNegative = Field(40.0, description="epochs of linear warmup")
     warmup_lr: NonNegative = Field(0.0, description="learning rate at the start of the warmup")
     min_lr: NonNegative = Field(0.0, description="learning rate at the end")
     optimizer: str | dict[str, Any] = Field("adamw", description="an optimiser of `maemm plugins list`, such as adamw")
+    final_weight_decay: NonNegative | None = Field(
+        None, description="weight decay at the end of half a cosine from that of the optimizer; null: it stays"
+    )
     no_decay: list[str] = Field(
         ["*.bias"], description="name patterns of parameters without weight decay, besides those of one axis"
     )

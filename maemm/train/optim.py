@@ -21,6 +21,7 @@ from maemm.contract import Phase
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import NonNegative, Positive, Rate
 from maemm.model.model import Model
+from maemm.train.schedules import decay_curve
 
 NO_DECAY = ("*.bias",)
 
@@ -226,6 +227,27 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the learning rate of all groups, each times its ``lr_scale``."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+class WeightDecay:
+    """Sets the weight decay of the groups that have one, as a function of the step."""
+
+    def __init__(self, optimizer: Optimizer, train: Mapping[str, Any], steps: int):
+        """Raises :class:`MaemmError` where ``train.final_weight_decay`` has no start from which to go there."""
+        decays = [group.get("weight_decay", 0.0) for group in optimizer.param_groups]
+        self.groups = [number for number, decay in enumerate(decays) if decay > 0]
+        self.at_step = decay_curve(train, max(decays), steps)
+        if self.at_step is not None and not self.groups:
+            raise MaemmError(
+                "train.final_weight_decay needs a weight decay to begin with (train.optimizer.weight_decay is 0); set "
+                "one above 0, such as 1e-8"
+            )
+
+    def set(self, optimizer: Optimizer, step: int) -> None:
+        """Before the update of ``step``, counted from 0."""
+        if self.at_step is not None:
+            for number in self.groups:
+                optimizer.param_groups[number]["weight_decay"] = self.at_step(step)
 
 
 def grad_norm(optimizer: Optimizer, clip: float | None) -> Tensor:

@@ -62,7 +62,8 @@ def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) ->
     """The learning rate set before each step, counted from 0: linear warmup, then the schedule.
 
     Keys of ``train``, that section of a recipe: ``schedule`` (default ``cosine``); ``lr``, or ``base_lr`` for a batch
-    of 256; ``warmup_epochs``; ``warmup_lr``, at step 0 (default 0); ``min_lr``; ``lr_per``: "step" (default), "epoch"
+    of 256; ``warmup_epochs``; ``warmup_lr``, at step 0 (default 0); ``min_lr``; ``lr_per``: "step" (default),
+    "next_step" (that of the step after, as in code that steps its scheduler before the update: I-JEPA), "epoch"
     (constant within an epoch) or "epoch_before" (that of the previous epoch, as in code that steps its scheduler after
     each epoch with the number of that epoch). The formula is ``util/lr_sched.py`` of facebookresearch/mae.
     A warmup that is not shorter than the training is shortened, see :func:`warmup_epochs`.
@@ -79,12 +80,25 @@ def learning_rate(train: Mapping[str, Any], steps_per_epoch: int, steps: int) ->
     per, first = train.get("lr_per", "step"), float(train.get("warmup_lr") or 0.0)
 
     def at_step(number: int) -> float:
-        epoch = number / steps_per_epoch
-        if per != "step":
+        epoch = (number + (per == "next_step")) / steps_per_epoch
+        if per in ("epoch", "epoch_before"):
             epoch = max(0, number // steps_per_epoch - (per == "epoch_before"))
         return first + (peak - first) * epoch / warmup if epoch < warmup else curve(epoch)
 
     return at_step
+
+
+def decay_curve(train: Mapping[str, Any], start: float, steps: int) -> Callable[[int], float] | None:
+    """The weight decay set before each step, counted from 0: half a cosine from ``start`` to
+    ``train.final_weight_decay`` over all ``steps`` (I-JEPA, utils/schedulers.py). None: it stays as it is.
+
+    ``train.lr_per: next_step`` takes that of the step after, here too.
+    """
+    end = train.get("final_weight_decay")
+    if end is None:
+        return None
+    ahead = train.get("lr_per") == "next_step"
+    return lambda step: end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min((step + ahead) / steps, 1.0)))
 
 
 def warmup_epochs(train: Mapping[str, Any], steps_per_epoch: int, steps: int) -> float:
@@ -93,8 +107,8 @@ def warmup_epochs(train: Mapping[str, Any], steps_per_epoch: int, steps: int) ->
     if warmup < steps / steps_per_epoch:
         return warmup
     per = train.get("lr_per", "step")
-    if per == "step":
-        return (steps - 1) / steps_per_epoch
+    if per in ("step", "next_step"):
+        return (steps - 1 + (per == "next_step")) / steps_per_epoch
     return float(max(0, (steps - 1) // steps_per_epoch - (per == "epoch_before")))
 
 

@@ -24,7 +24,7 @@ from maemm.model.size import refuse_too_many_rows, weight_bytes
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initialize import initialize_from
-from maemm.train.optim import freeze, freeze_unused, make_optimizer, make_phase_optimizer
+from maemm.train.optim import WeightDecay, freeze, freeze_unused, make_optimizer, make_phase_optimizer
 from maemm.train.step import PhaseState, TrainState
 
 
@@ -121,6 +121,7 @@ def make_train_state(
         bf16=use_bf16(train.get("precision", "auto"), dist_context.device),
         compiled=bool(train.get("compile")),
         clip=train.get("clip_grad"),
+        weight_decay=WeightDecay(optimizer, train, steps),
         ema=ema,
         mixed=bool(recipe["data"].get("mix")),
         phases=[

@@ -21,7 +21,7 @@ from maemm.data.loader import Batch
 from maemm.model.model import Model
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average
-from maemm.train.optim import grad_norm, set_lr, step_unless
+from maemm.train.optim import WeightDecay, grad_norm, set_lr, step_unless
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of BatchNorm
 
@@ -69,6 +69,7 @@ class TrainState:
     bf16: bool = False
     compiled: bool = False
     clip: float | None = None  # norm to which the gradient is clipped
+    weight_decay: WeightDecay | None = None  # where it changes with the step
     ema: Average | None = None
     mixed: bool = False  # steps differ in their modalities (data.mix)
     phases: list[PhaseState] = field(default_factory=list)  # optimisations besides the main one
@@ -185,6 +186,8 @@ def take_step(
     bad = ~(torch.isfinite(norm) & torch.isfinite(total))
     for buffer, before in running_statistics:
         buffer.copy_(torch.where(bad, before, buffer))
+    if train_state.weight_decay is not None:
+        train_state.weight_decay.set(optimizer, micro_batches.step)
     step_unless(optimizer, bad)
     optimizer.zero_grad(set_to_none=True)
     if train_state.ema is not None:

@@ -16,11 +16,8 @@ REPOSITORY = Path(__file__).parents[2]
 
 # What waits for its first user, and the work that brings it.
 WAITING = {
-    "role targets": "HOG, teachers, latents of a moving average: the family, part 1",
-    "hook Target.precompute": "teachers that see the whole sample: the family, part 1",
-    "hook Target.after_step": "moving averages of targets: the family, part 1",
+    "hook Decoder.draw": "noise in place of mask tokens: the family, part 1",
     "hook Modality.side_input": "classes of tokens (BEiT, SemMAE): the family, part 1",
-    "hook Objective.after_step": "moving averages of objectives: the family, part 1",
     "hook Objective.phases": "generators against discriminators: the family, part 2",
     "hook Objective.phase_loss": "generators against discriminators: the family, part 2",
 }

@@ -204,8 +204,13 @@ def plain_vit(model: nn.Module, layout: str) -> ViT:
     Raises :class:`MaemmError`, which names the ``layout`` that needs it, for any other encoder.
     """
     encoder = model.encoder
-    unusual = type(encoder) is not ViT or encoder.position_every_block or len(encoder.names) > 1
-    if unusual or encoder.block_norm == "post" or encoder.input_norm is not None:
+    if (
+        type(encoder) is not ViT
+        or encoder.position_every_block
+        or len(encoder.names) > 1
+        or encoder.block_norm == "post"
+        or encoder.input_norm is not None
+    ):
         raise MaemmError(
             f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"
         )

@@ -88,7 +88,9 @@ class EMA(Target):
         """Copy the encoder, and of the modalities what embeds. Raises :class:`MaemmError` for blocks that it lacks."""
         encoder: Encoder = model.encoder
         self.blocks = self._blocks(encoder)
-        copied = copy.deepcopy({"encoder": encoder, "modalities": {n: model.modalities[n] for n in self.names}})
+        copied: dict[str, Any] = copy.deepcopy(
+            {"encoder": encoder, "modalities": {n: model.modalities[n] for n in self.names}}
+        )
         self.encoder: Encoder = copied["encoder"]
         for modality in copied["modalities"].values():
             if "decoder" in modality._modules:
@@ -154,7 +156,9 @@ class EMA(Target):
     def after_step(self, model: Model, step: int, bad: Tensor) -> None:
         fraction = (1.0 - self.momentum_at(step)) * (~bad).float()
         pairs = list(self._pairs(model))
-        moving = [(average, new) for average, new in pairs if isinstance(average, nn.Parameter)]
+        moving: list[tuple[Tensor, Tensor]] = [
+            (average, new) for average, new in pairs if isinstance(average, nn.Parameter)
+        ]
         for averages, weights in _chunks(moving):
             change = torch._foreach_sub(weights, averages)
             torch._foreach_mul_(change, fraction)
@@ -217,6 +221,7 @@ def over_tokens(x: Tensor, valid: Tensor | None, eps: float) -> Tensor:
 def _in_order(x: Tensor, plan: Plan) -> Tensor:
     """Features (B, N, D) in the order of ``plan.visible``, valid ones first -> in that of the tokens; padding: 0."""
     batch, count, width = x.shape
+    assert plan.visible_valid is not None
     index = torch.where(plan.visible_valid, plan.visible, count)[..., None].expand_as(x)
     return x.new_zeros(batch, count + 1, width).scatter(1, index, x)[:, :count]
 

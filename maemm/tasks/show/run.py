@@ -140,7 +140,7 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
             tokens[name],
             plans.get(name),
         )
-        _add_target(part, opened.recipe["modalities"][name])
+        _add_target(part, opened.recipe["modalities"][name], opened.recipe.get("decoder"))
         _add_rows(part)
         if part.rows.columns:
             for view in range(1, len(read[0].loaded)):
@@ -162,18 +162,28 @@ def _preprocessed(opened: Opened, read: Sequence[_Read], name: str, view: int, s
     return modality.preprocess(raw, rng if view else None)
 
 
-def _add_target(part: Part, spec: dict[str, Any]) -> None:
-    """The modality's own target of the hidden tokens, or a note why there is none to show."""
+def _add_target(part: Part, spec: dict[str, Any], decoder: dict[str, Any] | None) -> None:
+    """The modality's own target of the hidden tokens, or a note why there is none to show and who predicts what."""
     if part.plan is None:
         part.notes.append("The masking needs an encoder to choose what is hidden, so no plan is shown.")
     elif spec.get("target"):
-        kind = spec["target"] if isinstance(spec["target"], str) else spec["target"].get("type")
-        part.notes.append(f"The model predicts features ({kind}), which are not part of the signal.")
+        part.notes.append(
+            f"The model predicts features ({_described(spec['target'])}), which are not part of the signal, with the "
+            f"decoder {_described(decoder)}."
+        )
     else:
         try:
             part.target = part.modality.target(replace(part.tokens, rows=part.plan.rows), part.plan.predict)
         except Exception as error:  # it may need parameters, which only a model has
             part.notes.append(f"The target cannot be shown without a model ({reason_of(error)}).")
+
+
+def _described(spec: str | dict[str, Any] | None) -> str:
+    """A part of a recipe in words: its type, then its options."""
+    if not isinstance(spec, dict):
+        return spec or "none"
+    options = ", ".join(f"{key} {value}" for key, value in spec.items() if key != "type" and value is not None)
+    return f"{spec.get('type')}: {options}" if options else str(spec.get("type"))
 
 
 def _all(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor | None]:

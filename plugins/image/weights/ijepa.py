@@ -157,7 +157,7 @@ class IJEPA(CheckpointFormat):
 
 def _split(state: Mapping[str, Tensor]) -> list[tuple[str, str, Tensor]]:
     """(part, name in it, tensor)."""
-    return [(*key.partition(".")[::2], x) for key, x in state.items()]  # type: ignore[misc]
+    return [(*key.partition(".")[::2], x) for key, x in state.items()]
 
 
 def _bias(state: Mapping[str, Tensor], blocks: str) -> dict[str, bool]:
