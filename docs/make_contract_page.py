@@ -39,7 +39,7 @@ PARTS = (
 
 HELPERS = (
     counts.check_ratio, counts.visible_count, counts.noise_order, counts.plan_from_order, counts.plan_from_hidden,
-    counts.single_set, gather_tokens, mean_over_known, mean_of_counted, mean_of_tokens,
+    counts.as_sets, gather_tokens, mean_over_known, mean_of_counted, mean_of_tokens,
 )  # fmt: skip
 FILE_HELPERS = (
     arrays.open_arrays, arrays.open_array_file, arrays.array_key, arrays.read_array, arrays.plain, files.existing,

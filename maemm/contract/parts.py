@@ -264,6 +264,11 @@ class Masking(ABC):
         ``guide`` is set.
         """
 
+    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
+        """{modality: lines} about the plans that ``rng`` gives, for ``maemm show``: what was drawn for the whole batch,
+        what equal counts cost. By default nothing."""
+        return {}
+
 
 class PerModalityMasking(Masking):
     """Masking that treats each modality by itself.

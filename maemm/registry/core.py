@@ -16,7 +16,9 @@ CORE = Plugin(
         "block": "model.masking.block:Block",
         "inverse_block": "model.masking.block:InverseBlock",
         "multi_mask": "model.masking.multi_mask:MultiMask",
+        "multi_block": "model.masking.multi_block:MultiBlock",
     },
+    check_options={"maskings.multi_block": {"min_keep": 0}},  # of the suite's 16 tokens a block has one or two
     encoders={"vit": "model.encoders.vit:ViT", "streams": "model.encoders.streams:Streams"},
     decoders={
         "full": "model.decoders.full:Full",

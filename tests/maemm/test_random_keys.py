@@ -19,7 +19,7 @@ KEYS = {
         picture several
     """,
     "key": """
-        absent conformance export item label pictures reconstruct shape show stamp validation view vote
+        absent conformance export item label pictures reconstruct shape show stamp usual validation view vote
     """,
     "seed": """
         points surface
@@ -29,8 +29,9 @@ KEYS = {
     """,
     "uniform": """
         crop crop/{} cut drop dropout dropped example flip frame gain gaps input jitter mask/{} mask/{}/cell
-        mask/{}/centre mask/{}/channels mask/{}/exact mask/{}/ties mask/{}/time mask/{}/{} mixup noise
-        noise/level picture radii roll rotate scale segments shift spec_augment/{} time
+        mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact mask/{}/places mask/{}/repair mask/{}/size
+        mask/{}/targets mask/{}/ties mask/{}/time mask/{}/{} mixup noise noise/level picture radii roll rotate scale
+        segments shift spec_augment/{} time
     """,
 }
 

@@ -14,13 +14,9 @@ from maemm.contract.small import small_tensor
 Count = Literal["floor_visible", "floor_hidden", "round_visible"]
 
 
-def single_set(plans: dict[str, Plan] | list[dict[str, Plan]]) -> dict[str, Plan]:
-    """The plans of a masking that is used within another. Raises :class:`MaemmError` for several sets of plans."""
-    if isinstance(plans, list):
-        if len(plans) != 1:
-            raise MaemmError(f"a masking that draws {len(plans)} sets of plans cannot be used within another (masking)")
-        return plans[0]
-    return plans
+def as_sets(plans: dict[str, Plan] | list[dict[str, Plan]]) -> list[dict[str, Plan]]:
+    """The sets of plans that a masking drew: a list in any case."""
+    return plans if isinstance(plans, list) else [plans]
 
 
 def check_ratio(ratio: float) -> None:
@@ -55,9 +51,9 @@ def plan_from_order(order: Tensor, tokens: Tokens, ratio: float, count: Count) -
     valid = tokens.valid.sum(1, keepdim=True)
     visible = small_tensor(visible_of, order.device)[valid]  # (R, 1)
     position = torch.arange(tokens.count, device=order.device).expand_as(order)
-    shown, shown_valid = _pack(order, position < visible, max(visible_of))
+    shown, shown_valid = packed(order, position < visible, max(visible_of))
     most_hidden = max(n - shown_of_n for n, shown_of_n in enumerate(visible_of))
-    hidden, hidden_valid = _pack(order, (position >= visible) & (position < valid), most_hidden)
+    hidden, hidden_valid = packed(order, (position >= visible) & (position < valid), most_hidden)
     return Plan(shown, hidden, visible_valid=shown_valid, predict_valid=hidden_valid)
 
 
@@ -72,15 +68,15 @@ def plan_from_hidden(hidden: Tensor, tokens: Tokens, visible: int, predict: int)
     if tokens.valid is None:
         shown = torch.where(hidden, tokens.count, index).sort(1).values[:, :visible]
         return Plan(shown, torch.where(hidden, index, tokens.count).sort(1).values[:, :predict])
-    shown, shown_valid = _pack(index, tokens.valid & ~hidden, visible)
-    predicted, predicted_valid = _pack(index, tokens.valid & hidden, predict)
+    shown, shown_valid = packed(index, tokens.valid & ~hidden, visible)
+    predicted, predicted_valid = packed(index, tokens.valid & hidden, predict)
     return Plan(shown, predicted, visible_valid=shown_valid, predict_valid=predicted_valid)
 
 
-def _pack(order: Tensor, chosen: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def packed(order: Tensor, chosen: Tensor, width: int, count: int | None = None) -> tuple[Tensor, Tensor]:
     """(R, width) the chosen entries of each row, sorted and padded with the last of them (0 if there is none); and
-    (R, width) bool, False where padded."""
-    beyond = order.shape[1]  # sorts behind all entries
+    (R, width) bool, False where padded. ``count``: number of tokens, where ``order`` (R, n) has not all of them."""
+    beyond = count or order.shape[1]  # sorts behind all entries
     index = torch.where(chosen, order, beyond).sort(1).values[:, :width]
     valid = index < beyond
     last = (valid.sum(1, keepdim=True) - 1).clamp(min=0)

@@ -7,7 +7,7 @@ from typing import Any
 from maemm.contract import Masking, Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
-from maemm.model.masking.counts import single_set
+from maemm.model.masking.counts import as_sets
 
 
 class EachModality(Masking):
@@ -21,8 +21,22 @@ class EachModality(Masking):
         self.maskings = maskings
         self.guide = next((masking.guide for masking in maskings.values() if masking.guide), None)
 
-    def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
-        plans: dict[str, Plan] = {}
-        for name, modality_tokens in tokens.items():
-            plans |= single_set(self.maskings[name]({name: modality_tokens}, rng, guides))
-        return plans
+    def __call__(
+        self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None
+    ) -> dict[str, Plan] | list[dict[str, Plan]]:
+        drawn = {name: as_sets(self.maskings[name]({name: x}, rng, guides)) for name, x in tokens.items()}
+        number = max(map(len, drawn.values()), default=1)
+        odd = sorted({len(sets) for sets in drawn.values()} - {1, number})
+        if odd:
+            raise MaemmError(
+                f"modalities have {odd[0]} and {number} sets of plans (modalities.NAME.masking); give all of them the "
+                "same number, or one"
+            )
+        joined = [{name: sets[k % len(sets)][name] for name, sets in drawn.items()} for k in range(number)]
+        return joined if number > 1 else joined[0]
+
+    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
+        lines: dict[str, list[str]] = {}
+        for name, x in tokens.items():
+            lines |= self.maskings[name].notes({name: x}, rng)
+        return lines

@@ -9,7 +9,7 @@ import torch
 from maemm.contract import Masking, Plan, Tokens
 from maemm.contract.options import PartOf, Repeats
 from maemm.contract.rng import Rng
-from maemm.model.masking.counts import single_set
+from maemm.model.masking.counts import as_sets
 from maemm.registry.make import make
 
 
@@ -30,20 +30,39 @@ class MultiMask(Masking):
         self.masking: Masking = make("maskings", masking, where="masking.masking")
         self.guide = self.masking.guide
 
-    def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
-        keys = [rng.fold_in("several", k) for k in range(self.masks_per_sample)]
-        drawn = [single_set(self.masking(tokens, key, guides)) for key in keys]
-        return {name: _joined([plans[name] for plans in drawn], tokens[name].batch) for name in tokens}
+    def __call__(
+        self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None
+    ) -> dict[str, Plan] | list[dict[str, Plan]]:
+        drawn = [as_sets(self.masking(tokens, key, guides)) for key in self._keys(rng)]
+        sets = [
+            {name: _joined([plans[name] for plans in several], tokens[name].batch) for name in tokens}
+            for several in zip(*drawn, strict=True)
+        ]
+        return sets if len(sets) > 1 else sets[0]
+
+    def _keys(self, rng: Rng) -> list[Rng]:
+        return [rng.fold_in("several", k) for k in range(self.masks_per_sample)]
+
+    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
+        """Those of the first plan."""
+        return self.masking.notes(tokens, self._keys(rng)[0])
 
 
 def _joined(plans: list[Plan], batch: int) -> Plan:
     """Plans of the same samples -> one plan with the rows of all."""
     samples = torch.arange(batch, device=plans[0].visible.device)
 
-    def cat(name: str) -> Any:
+    def cat(name: str, steps: int = 0) -> Any:
+        """``steps``: what is added from one plan to the next."""
         parts = [getattr(plan, name) for plan in plans]
-        return None if parts[0] is None else torch.cat(parts)
+        return (
+            None
+            if parts[0] is None
+            else torch.cat([x + number * steps for number, x in enumerate(parts)] if steps else parts)
+        )
 
+    rows = len(plans[0].visible)
+    passes = rows if plans[0].first is None else len(plans[0].first)
     return Plan(
         visible=cat("visible"),
         predict=cat("predict"),
@@ -51,4 +70,6 @@ def _joined(plans: list[Plan], batch: int) -> Plan:
         predict_valid=cat("predict_valid"),
         counted=cat("counted"),
         rows=torch.cat([samples if plan.rows is None else plan.rows for plan in plans]),
+        passes=cat("passes", passes),
+        first=cat("first", rows),
     )
