@@ -56,6 +56,10 @@ class Batch:
         """The same batch in page-locked memory."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Keep the memory of these tensors for the work that ``stream`` has been given by the time they are freed."""
+        self._map(lambda tensor: tensor.record_stream(stream) or tensor)  # type: ignore[func-returns-value]
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> Batch:
         labels = None if self.labels is None else function(self.labels)
         raw, present, side_inputs = (

@@ -28,7 +28,9 @@ from torch import Tensor
 from maemm.contract.errors import MaemmError
 from maemm.data import main_guard
 from maemm.data.bad_samples import reason_of
+from maemm.data.read_ahead import Stopped, asked_to_stop
 
+_STOP_POLL_S = 0.2  # how often a thread that waits for data looks whether it is to end
 _NOT_BEGUN = -2  # on the board of samples: the worker has not begun to serve
 
 
@@ -94,7 +96,7 @@ class Workers:
             return None
         number = self.due[0]
         pipe = self.pipes[number]
-        ready = wait([pipe, *(process.sentinel for process in self.processes)], self.timeout)
+        ready = self._wait_for(pipe)
         if not ready:
             reason = f"takes longer than {self.timeout:g} s"
             raise WorkerLost(self._timeout_text(), int(self.board[number]), reason)
@@ -131,6 +133,22 @@ class Workers:
             process.kill()
 
     # ---- internal
+    def _wait_for(self, pipe: Connection) -> list[Any]:
+        """``pipe``, once there is something in it, and the sentinels of workers that have died; [] after the timeout.
+
+        Raises :class:`Stopped` in a thread that is to end.
+        """
+        sources = [pipe, *(process.sentinel for process in self.processes)]
+        if asked_to_stop() is None:
+            return wait(sources, self.timeout)
+        end = time.monotonic() + self.timeout
+        while not (ready := wait(sources, min(_STOP_POLL_S, max(0.0, end - time.monotonic())))):
+            if asked_to_stop():
+                raise Stopped
+            if time.monotonic() >= end:
+                break
+        return ready
+
     def _start(self, reader: Reader, number: int) -> None:
         context = torch.multiprocessing.get_context()
         ours, theirs = context.Pipe()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from maemm.data.bad_samples import BadSampleLog
-from maemm.data.loader import Batch
+from maemm.data.on_device import StepOnDevice
 from maemm.model.checks import first_batch
 from maemm.model.nothing_to_learn import check_plans
 from maemm.train.logging import Clock
@@ -24,17 +24,17 @@ class Fetch:
         self.train_state, self.bad_samples, self.clock, self.log = train_state, bad_samples, clock, log
         self.checked: set[tuple[str, ...]] = set()  # modalities of the batches that have been checked
 
-    def __call__(self, batches: Iterator[tuple[int, list[Batch]]]) -> MicroBatches:
-        """The next step of ``batches``, planned. Raises :class:`~maemm.contract.errors.MaemmError`."""
+    def __call__(self, steps: Iterator[StepOnDevice]) -> MicroBatches:
+        """The next one of ``steps``, planned. Raises :class:`~maemm.contract.errors.MaemmError`."""
         start = time.monotonic()
-        step, loaded = next(batches)
+        loaded = next(steps)
         self.clock.step(waited=time.monotonic() - start)
-        for batch in loaded:
+        for batch in loaded.host:
             if not self.bad_samples and batch.bad:
                 first = batch.bad[0]
                 self.log(f"unreadable: {first.id}: {first.reason}; more are listed in {self.bad_samples.path}")
             self.bad_samples.add(batch.bad)
-        micro_batches = plan_micro_batches(self.train_state, step, loaded)
+        micro_batches = plan_micro_batches(self.train_state, loaded.step, loaded.host, loaded.device)
         self._check(micro_batches)
         return micro_batches
 

@@ -14,8 +14,8 @@ import torch
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.bad_samples import BadSampleLog
-from maemm.data.loader import Batch
 from maemm.data.mixture import MixtureBatches
+from maemm.data.on_device import StepsOnDevice
 from maemm.data.open import open_parts
 from maemm.data.order import ShuffledBatches
 from maemm.train import distributed
@@ -185,7 +185,8 @@ class Run:
         if self.step:
             self.console.log(f"resuming from step {self.step}")
         self.console.begin(self.step, self.steps)
-        batches = self.loader.steps(self.step, self.steps)
+        loaded = self.loader.steps(self.step, self.steps)
+        batches = StepsOnDevice(loaded, self.dist_context.device, in_thread=self.loader.workers > 0)
         try:
             while self.step < self.steps and not self.validator.should_stop:
                 micro_batches = self._next_micro_batches(batches, interrupts)
@@ -198,7 +199,7 @@ class Run:
             batches.close()
         self._finish()
 
-    def _next_micro_batches(self, batches: Iterator[tuple[int, list[Batch]]], interrupts: Interrupts) -> MicroBatches:
+    def _next_micro_batches(self, batches: StepsOnDevice, interrupts: Interrupts) -> MicroBatches:
         """The micro-batches of the next step, planned. All that can fail on one rank alone happens here."""
         try:
             return self.dist_context.on_all_ranks(lambda: self.fetch(batches), stop=interrupts)

@@ -73,6 +73,7 @@ def make_loader(recipe: Mapping[str, Any], source: Source, order: BatchOrder) ->
         timeout=data["timeout"],
         prefetch=data["prefetch"],
         missing=data.get("missing") or "skip",
+        pin=False,  # StepsOnDevice does, ahead of time
     )
 
 

@@ -107,16 +107,21 @@ class StepResult:
     without_gradient: list[str] = field(default_factory=list)  # parameters to train that the loss did not reach
 
 
-def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch]) -> MicroBatches:
-    """Raw micro-batches -> preprocessed, tokenised, planned and counted. No gradient, outside any compiled graph."""
+def plan_micro_batches(
+    train_state: TrainState, step: int, batches: list[Batch], on_device: list[Batch] | None = None
+) -> MicroBatches:
+    """Raw micro-batches -> preprocessed, tokenised, planned and counted. No gradient, outside any compiled graph.
+
+    ``on_device``: the same ``batches`` on the device, where they have been copied ahead.
+    """
+    device = train_state.dist_context.device
     inputs: list[dict[str, ModalityInput]] = []
     labels: list[Tensor | None] = []
     counts: dict[str, Tensor] = {}
     ids: list[list[str]] = []
     sets = 1
-    for batch in batches:
+    for batch, moved in zip(batches, on_device or [batch.to(device) for batch in batches], strict=True):
         rng = Rng((train_state.seed, step), batch.rows, train_state.batch, step / train_state.steps)
-        moved = batch.to(train_state.dist_context.device)
         preprocessed = train_state.model.preprocess(moved.raw, rng, moved.present, moved.side_inputs)
         targets = batch.labels
         for name, objective in train_state.model.objectives.items():
@@ -124,8 +129,13 @@ def plan_micro_batches(train_state: TrainState, step: int, batches: list[Batch])
         if targets is batch.labels:  # no objective has changed them
             targets = moved.labels
         elif targets is not None:
+<<<<<<< Updated upstream
             targets = targets.to(train_state.dist_context.device, non_blocking=True)
         planned = train_state.model.plan_sets(preprocessed, rng, bf16=train_state.bf16)
+=======
+            targets = targets.to(device, non_blocking=True)
+        planned = train_state.model.plan_sets(preprocessed, rng)
+>>>>>>> Stashed changes
         sets = len(planned)
         for key, count in counts_of_sets(train_state.model, planned).items():
             counts[key] = counts.get(key, 0) + count

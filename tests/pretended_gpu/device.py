@@ -5,9 +5,10 @@
     seen.waits      # where the host of a GPU would wait for the device
     seen.copies     # copies between host and device
     seen.launches   # {aten operation: how often}
+    seen.streams    # what a stream uses before it is there, or without telling the allocator
 
 Operations over tensors of two devices raise torch's own error. Neither GPU nor driver is needed. Unseen are
-NCCL, streams, pinned memory, timings, compiled graphs.
+NCCL, timings, compiled graphs.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from . import streams
+from .streams import Stream, Streams
+
 aten = torch.ops.aten
 WAITING = {
     aten.nonzero.default, aten.masked_select.default, aten.equal.default, aten._unique2.default,
@@ -36,6 +40,7 @@ WAITING = {
 }  # fmt: skip
 INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default}
 WITHOUT_SHAPES = {"aten::_fused_sgd_", "aten::_fused_adagrad_"}  # torch has no kernel of them that gives shapes alone
+STAGED = 64 * 1024  # bytes of pageable memory that a copy to the device takes along without a wait
 OUR_FOLDERS = ("/maemm/", "/maemm_plugins/", "/plugins/", "/timm/")
 
 
@@ -47,6 +52,8 @@ class Event(NamedTuple):
     line: int
     function: str
     blocking: bool = True
+    stream: Stream | None = None  # of a copy
+    pinned: bool = False  # whether a copy is from, or to, page-locked memory
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.file}:{self.line} {self.function})"
@@ -57,12 +64,12 @@ def is_on_gpu(x: Any) -> bool:
     return isinstance(x, FakeTensor)
 
 
-def _event(kind: str, blocking: bool = True) -> Event:
+def _event(kind: str, blocking: bool = True, **more: Any) -> Event:
     for frame in reversed(traceback.extract_stack()):
         if any(folder in frame.filename for folder in OUR_FOLDERS) and "site-packages/torch/" not in frame.filename:
             file = "/".join(frame.filename.split("/")[-3:])
-            return Event(kind, file, frame.lineno or 0, frame.name, blocking)
-    return Event(kind, "?", 0, "?", blocking)
+            return Event(kind, file, frame.lineno or 0, frame.name, blocking, **more)
+    return Event(kind, "?", 0, "?", blocking, **more)
 
 
 class PretendedGpu(TorchDispatchMode):
@@ -74,12 +81,14 @@ class PretendedGpu(TorchDispatchMode):
         self.waits: list[Event] = []
         self.copies: list[Event] = []
         self.launches: Counter[str] = Counter()
+        self.streams = Streams(_event)
 
     def clear(self) -> None:
         """Forget what was seen so far."""
         self.waits.clear()
         self.copies.clear()
         self.launches.clear()
+        self.streams.clear()
 
     @property
     def blocking_copies(self) -> list[Event]:
@@ -108,6 +117,9 @@ class PretendedGpu(TorchDispatchMode):
         if func in WAITING or (func in INDEXING and _has_mask(args[1])):
             self.wait(str(func).removeprefix("aten."))
         self._note_copies(func, args, kwargs, target)
+        for tensor in tree_leaves((args, kwargs)):
+            if is_on_gpu(tensor):
+                self.streams.used(tensor)
         values = func(*tree_map(_value, args), **tree_map(_value, kwargs))
         if target == "cpu" or func in (aten.equal.default, aten.is_nonzero.default):
             return values
@@ -124,6 +136,7 @@ class PretendedGpu(TorchDispatchMode):
         for fake, value in zip(tree_leaves(fakes), tree_leaves(values), strict=True):
             if is_on_gpu(fake) and fake.device.type == "cuda":
                 fake._value = value
+                self.streams.written(fake)
         return fakes
 
     def _note_copies(self, func: Any, args: Any, kwargs: Any, target: str | None) -> None:
@@ -140,7 +153,13 @@ class PretendedGpu(TorchDispatchMode):
         if source == target:
             return
         asynchronous = bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
-        self.copies.append(_event(f"{source} -> {target} {tuple(args[0].shape)}", blocking=not asynchronous))
+        host = args[1] if func is aten.copy_.default and target == "cuda" else args[0]
+        pinned = not is_on_gpu(host) and host.is_pinned()
+        staged = target == "cuda" and host.numel() * host.element_size() <= STAGED
+        if target == "cuda" and not (pinned or staged):
+            asynchronous = False
+        kind = f"{source} -> {target} {tuple(args[0].shape)}"
+        self.copies.append(_event(kind, blocking=not asynchronous, stream=self.streams.current, pinned=pinned))
         if target == "cpu" and not asynchronous:
             self.wait("copy to the host")
 
@@ -253,19 +272,17 @@ _PROPERTIES = types.SimpleNamespace(
 )
 
 
-class _CudaEvent:
-    """Of the step before: waiting for it is not waiting for the newest work."""
-
-    def __init__(self, *args: Any, **kwargs: Any): ...
-    def record(self, *args: Any) -> None: ...
-    def wait(self, *args: Any) -> None: ...
-    def synchronize(self) -> None: ...
-
-
 def _pinned(tensor: Tensor, device: Any = None) -> Tensor:
-    copy: Any = tensor.clone()
-    copy._is_pinned = True
-    return copy
+    return _marked(tensor.clone(), True)
+
+
+def _marked(tensor: Any, pinned: bool) -> Tensor:
+    tensor._is_pinned = pinned
+    return tensor
+
+
+def _is_pinned(tensor: Any, device: Any = None) -> bool:
+    return getattr(tensor, "_is_pinned", False) or (tensor._base is not None and _is_pinned(tensor._base))
 
 
 def _deepcopy(tensor: Any, memo: dict[int, Any]) -> Any:
@@ -297,14 +314,20 @@ def _patches(seen: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     yield torch.cuda, "mem_get_info", lambda device=None: (_PROPERTIES.total_memory, _PROPERTIES.total_memory)
     yield torch.cuda, "reset_peak_memory_stats", lambda device=None: None
     yield torch.cuda, "synchronize", lambda device=None: seen.wait("torch.cuda.synchronize")
-    yield torch.cuda, "Event", _CudaEvent
+    yield torch.cuda, "set_device", lambda device: None
+    yield torch.cuda, "Stream", Stream
+    yield torch.cuda, "Event", streams.Event
+    yield torch.cuda, "stream", seen.streams.on
+    yield torch.cuda, "current_stream", lambda device=None: seen.streams.current
+    yield torch.cuda, "default_stream", lambda device=None: seen.streams.default
+    yield torch.Tensor, "record_stream", streams.record_stream
     pointer, empty = torch.Tensor.data_ptr, torch.empty
     yield torch.Tensor, "pin_memory", _pinned
-    yield torch.Tensor, "is_pinned", lambda self, device=None: getattr(self, "_is_pinned", False)
+    yield torch.Tensor, "is_pinned", _is_pinned
     yield torch.Tensor, "data_ptr", lambda self: pointer(_value(self))
     yield torch.Tensor, "backward", _backward
     yield torch.autograd, "grad", _grad
-    yield torch, "empty", lambda *args, pin_memory=False, **kwargs: empty(*args, **kwargs)
+    yield torch, "empty", lambda *args, pin_memory=False, **kwargs: _marked(empty(*args, **kwargs), pin_memory)
     yield fake_tensor.FakeTensorMode, "avoid_device_init", property(lambda self: True)
     yield fake_tensor, "init_gpu_context", lambda device: None
     yield FakeTensor, "__reduce_ex__", lambda self, protocol: self._value.__reduce_ex__(protocol)
