@@ -129,13 +129,8 @@ def plan_micro_batches(
         if targets is batch.labels:  # no objective has changed them
             targets = moved.labels
         elif targets is not None:
-<<<<<<< Updated upstream
-            targets = targets.to(train_state.dist_context.device, non_blocking=True)
-        planned = train_state.model.plan_sets(preprocessed, rng, bf16=train_state.bf16)
-=======
             targets = targets.to(device, non_blocking=True)
-        planned = train_state.model.plan_sets(preprocessed, rng)
->>>>>>> Stashed changes
+        planned = train_state.model.plan_sets(preprocessed, rng, bf16=train_state.bf16)
         sets = len(planned)
         for key, count in counts_of_sets(train_state.model, planned).items():
             counts[key] = counts.get(key, 0) + count
