@@ -27,65 +27,57 @@ def derive(*key: int | str) -> int:
 
 # ------------------------------------------------------------------- the hash: the finaliser of splitmix64 (Vigna 2015)
 # A row begins at the hash of seed + (row + 1) * _ROW_STEP; its k-th number is the hash of that + k * _PLACE_STEP, from
-# k = 1, of which the upper 24 bits are used. Three forms of it, each where it is fastest: integers of Python for a few
-# numbers, NumPy's unsigned words on the CPU, and on a device tensors, which know signed words alone.
+# k = 1, of which the upper 24 bits are used, so the hash's last step, which changes only lower ones, is left out there.
+# Three forms of it, each where it is fastest: integers of Python for a few numbers, NumPy's unsigned words on the CPU,
+# and on a device tensors, which know signed words alone.
 _ROW_STEP, _PLACE_STEP = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95  # odd, with no pattern in their bits
 _FACTOR_1, _FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = 2**64 - 1
-_FEW = 64
+_FEW = 40  # hashes for which Python is faster than NumPy
+_SMALL = 4096  # numbers for which NumPy and a copy to the device are faster than the launches of a hash there
 
 
-def _floats(seed: int, row: int, count: int) -> list[float]:
-    word, state, values = ((row + 1) * _ROW_STEP + seed) & _WORD, 0, []
-    for number in range(count + 1):
-        if number:
-            word = (state + number * _PLACE_STEP) & _WORD
-        word = ((word ^ (word >> 30)) * _FACTOR_1) & _WORD
-        word = ((word ^ (word >> 27)) * _FACTOR_2) & _WORD
-        word ^= word >> 31
-        if number:
-            values.append((word >> 40) * 2.0**-24)
-        else:
-            state = word
-    return values
+def _hash(word: int) -> int:
+    """All but the last step."""
+    word = ((word ^ (word >> 30)) * _FACTOR_1) & _WORD
+    return ((word ^ (word >> 27)) * _FACTOR_2) & _WORD
 
 
-def _on_cpu(seed: int, rows: Sequence[int], size: int) -> Tensor:
-    def mixed(words: np.ndarray) -> np.ndarray:
-        shifted = words >> 30
-        words ^= shifted
-        words *= np.uint64(_FACTOR_1)
-        words ^= np.right_shift(words, 27, out=shifted)
-        words *= np.uint64(_FACTOR_2)
-        words ^= np.right_shift(words, 31, out=shifted)
-        return words
+def _state(seed: int, row: int) -> int:
+    word = _hash(((row + 1) * _ROW_STEP + seed) & _WORD)
+    return word ^ (word >> 31)
 
-    state = mixed((np.asarray(rows, np.uint64) + np.uint64(1)) * np.uint64(_ROW_STEP) + np.uint64(seed))
-    places = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_PLACE_STEP)
-    words = mixed(state[:, None] + places)
+
+def _floats(state: int, count: int) -> list[float]:
+    return [(_hash((state + place * _PLACE_STEP) & _WORD) >> 40) * 2.0**-24 for place in range(1, count + 1)]
+
+
+def _hashed(words: np.ndarray) -> np.ndarray:
+    """All but the last step, in place."""
+    shifted = words >> 30
+    words ^= shifted
+    words *= np.uint64(_FACTOR_1)
+    words ^= np.right_shift(words, 27, out=shifted)
+    words *= np.uint64(_FACTOR_2)
+    return words
+
+
+def _upper_bits(words: np.ndarray) -> Tensor:
     words >>= np.uint64(40)
     return torch.from_numpy(words.astype(np.float32)).mul_(2.0**-24)
 
 
-def _on_device(seed: int, rows: Sequence[int], size: int, device: torch.device | str) -> Tensor:
-    def signed(word: int) -> int:
-        return word - 2**64 if word >> 63 else word
+def _signed(word: int) -> int:
+    return word - 2**64 if word >> 63 else word
 
-    def mixed(words: Tensor) -> Tensor:  # the masks make shifts bring in zeros, as those of unsigned words do
-        words ^= (words >> 30) & (2**34 - 1)
-        words *= signed(_FACTOR_1)
-        words ^= (words >> 27) & (2**37 - 1)
-        words *= signed(_FACTOR_2)
-        words ^= (words >> 31) & (2**33 - 1)
-        return words
 
-    if rows and list(rows) == list(range(rows[0], rows[0] + len(rows))):  # the usual ones, counted there
-        row = torch.arange(rows[0] + 1, rows[0] + 1 + len(rows), device=device)
-    else:
-        row = torch.tensor([row + 1 for row in rows], dtype=torch.long).to(device, non_blocking=True)
-    state = mixed(row * signed(_ROW_STEP) + seed)
-    words = mixed(state[:, None] + torch.arange(1, size + 1, device=device) * signed(_PLACE_STEP))
-    return ((words >> 40) & (2**24 - 1)).float().mul_(2.0**-24)
+def _upper_bits_on_device(words: Tensor) -> Tensor:
+    """The same of signed words, hashed in place: the masks make shifts bring in zeros, as those of unsigned words do."""
+    words ^= (words >> 30).bitwise_and_(2**34 - 1)
+    words *= _signed(_FACTOR_1)
+    words ^= (words >> 27).bitwise_and_(2**37 - 1)
+    words *= _signed(_FACTOR_2)
+    return (words >> 40).bitwise_and_(2**24 - 1).float().mul_(2.0**-24)
 
 
 # ------------------------------------------------------------------------------------------------------------ the draws
@@ -106,24 +98,51 @@ class Rng:
         """A 63-bit integer to seed third-party random code with; see :func:`seeded`."""
         return derive(*self.key, purpose)
 
+    def row_states(self, purpose: str) -> np.ndarray:
+        """(rows,) uint64: where the numbers of each row begin. A subclass may have rows of another kind."""
+        seed = self.seed(purpose)
+        if len(self.rows) <= _FEW // 4:
+            return np.array([_state(seed, row) for row in self.rows], np.uint64)
+        words = _hashed((np.asarray(self.rows, np.uint64) + np.uint64(1)) * np.uint64(_ROW_STEP) + np.uint64(seed))
+        return words ^ (words >> np.uint64(31))
+
     def uniform(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:
         """(rows, *shape) uniform in [0, 1), float32: the same bits on every device and machine.
 
         Each number is a hash of the key, the purpose, its row and its place in the row: a rank computes its own rows
-        alone, nothing is copied between host and device, and a longer draw begins with a shorter one.
+        alone, the host never waits, and a longer draw begins with a shorter one. Of a large draw on a device a word for
+        each row is copied there; of a small one the numbers, as a copy costs no more than a single launch.
         """
-        seed, size = self.seed(purpose), math.prod(shape)
-        if torch.device(device).type != "cpu":
-            values = _on_device(seed, self.rows, size, device)
-        elif len(self.rows) * size <= _FEW:
-            values = torch.tensor([_floats(seed, row, size) for row in self.rows], dtype=torch.float32)
+        states, size = self.row_states(purpose), math.prod(shape)
+        count, on_host = len(states) * size, torch.device(device).type == "cpu"
+        if count <= _FEW:
+            values = torch.tensor([_floats(state, size) for state in states.tolist()], dtype=torch.float32)
+        elif on_host or count <= _SMALL:
+            places = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_PLACE_STEP)
+            values = _upper_bits(_hashed(states[:, None] + places))
         else:
-            values = _on_cpu(seed, self.rows, size)
-        return values.view(len(self.rows), *shape)
+            first = torch.from_numpy(states.view(np.int64)).to(device, non_blocking=True)
+            places = torch.arange(1, size + 1, device=device)
+            values = _upper_bits_on_device(torch.add(first[:, None], places, alpha=_signed(_PLACE_STEP)))
+        return (values if on_host else values.to(device, non_blocking=True)).view(len(states), *shape)
+
+    def uniform_at(self, purpose: str, rows: Tensor, places: Tensor) -> Tensor:
+        """(n,): of the rows ``rows`` (n,) int64 of this batch the numbers at ``places`` (n,) int64, on their device.
+
+        Those that ``uniform(purpose, m).gather(...)`` would give, for any m above all places: for draws of which each
+        row needs another number.
+        """
+        states = self.row_states(purpose)
+        if rows.device.type == "cpu":
+            words = (places.numpy() + 1).view(np.uint64) * np.uint64(_PLACE_STEP)
+            words += states[rows.numpy()]
+            return _upper_bits(_hashed(words))
+        first = torch.from_numpy(states.view(np.int64)).to(rows.device, non_blocking=True)
+        return _upper_bits_on_device(torch.add(first[rows], places + 1, alpha=_signed(_PLACE_STEP)))
 
     def floats(self, purpose: str, count: int) -> list[float]:
         """What :meth:`uniform` gives to the first row, as numbers of Python: for the few draws of a worker."""
-        return _floats(self.seed(purpose), self.rows[0], count)
+        return _floats(_state(self.seed(purpose), self.rows[0]), count)
 
     def numpy(self, purpose: str) -> np.random.Generator:
         """A NumPy generator for one sample in a worker."""

@@ -27,10 +27,41 @@ def test_every_way_to_draw_gives_the_same():
     assert few.floats("noise", 12) == few.uniform("noise", 12)[0].tolist() == large[9].flatten()[:12].tolist()
     with gpu() as seen:
         on_device = STEP.uniform("noise", 7, 30, device="cuda")
-        assert not seen.copies and not seen.waits  # nothing is drawn on the host
         assert torch.equal(on_device.cpu(), large)
-        scattered = Rng((0, 5), [200, 3, 77], 256).uniform("noise", 7, 30, device="cuda")
-        assert not seen.blocking_copies[1:] and torch.equal(scattered.cpu(), large[[200, 3, 77]])
+        scattered = Rng((0, 5), [200, 3, 77], 256).uniform("noise", 7, 300, device="cuda")
+        assert torch.equal(scattered.cpu(), STEP.uniform("noise", 7, 300)[[200, 3, 77]])
+
+
+def launches(rng: Rng, size: int) -> int:
+    """On the pretended GPU, where the draw makes nobody wait."""
+    with gpu() as seen:
+        values = rng.uniform("noise", size, device="cuda")
+        assert not seen.waits and not seen.blocking_copies
+        assert len(seen.copies) == 1
+        total = sum(number for name, number in seen.launches.items() if "view" not in name and "unsqueeze" not in name)
+        assert torch.equal(values.cpu(), rng.uniform("noise", size))
+    return total
+
+
+@pytest.mark.parametrize("rows", [range(1), range(3), range(100), range(50, 150), [7, 3, 90], range(5000)])
+def test_launches_of_a_draw(rows):
+    """One for a small draw, whose numbers are copied; for a large one always as many, whatever its size."""
+    rng = Rng((0, 5), rows, 5000)
+    if len(rows) <= 4096:
+        assert launches(rng, 4096 // len(rows)) == 1
+    assert launches(rng, 4200) == launches(rng, 6000) == 15
+
+
+def test_numbers_at_places():
+    """A number of rows of a draw, each at a place of its own, without the others."""
+    rows, places = torch.tensor([4, 0, 4, 255, 9]), torch.tensor([0, 11, 209, 3, 0])
+    expected = STEP.uniform("noise", 210)[rows, places]
+    assert torch.equal(STEP.uniform_at("noise", rows, places), expected)
+    with gpu() as seen:
+        on_device = [index.to("cuda", non_blocking=True) for index in (rows, places)]
+        values = STEP.uniform_at("noise", *on_device)
+        assert not seen.waits and not seen.blocking_copies and torch.equal(values.cpu(), expected)
+    assert STEP.uniform_at("noise", rows[:0], places[:0]).shape == (0,)
 
 
 def test_a_longer_draw_begins_with_a_shorter_one():

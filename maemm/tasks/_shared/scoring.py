@@ -58,8 +58,8 @@ class PerSampleRng(Rng):
         super().__init__(common, range(len(keys)), len(keys))
         object.__setattr__(self, "keys", tuple(keys))
 
-    def uniform(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:
-        return torch.cat([Rng(key).uniform(purpose, *shape, device=device) for key in self.keys])
+    def row_states(self, purpose: str) -> np.ndarray:
+        return np.concatenate([Rng(key).row_states(purpose) for key in self.keys])
 
     def fold_in(self, *more: int | str) -> PerSampleRng:
         return PerSampleRng([(*key, *more) for key in self.keys], (*self.key, *more))
