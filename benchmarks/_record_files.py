@@ -17,6 +17,7 @@ SHORT, LONG = 40, 400  # lines of a file
 METHODS = {
     "rand": "uniform",
     "uniform": "uniform",
+    "uniform_at": "uniform",
     "floats": "uniform",
     "under": "fold_in",
     "fold_in": "fold_in",

@@ -34,7 +34,7 @@ _ROW_STEP, _PLACE_STEP = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95  # odd, with no 
 _FACTOR_1, _FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = 2**64 - 1
 _FEW = 40  # hashes for which Python is faster than NumPy
-_SMALL = 4096  # numbers for which NumPy and a copy to the device are faster than the launches of a hash there
+_NARROW, _MOST = 32, 2**14  # numbers of a row, and of all, for which a copy is faster than a hash on the device
 
 
 def _hash(word: int) -> int:
@@ -72,7 +72,7 @@ def _signed(word: int) -> int:
 
 
 def _upper_bits_on_device(words: Tensor) -> Tensor:
-    """The same of signed words, hashed in place: the masks make shifts bring in zeros, as those of unsigned words do."""
+    """Hash signed words in place, and the same of them. Masks make shifts bring in zeros, as of unsigned words."""
     words ^= (words >> 30).bitwise_and_(2**34 - 1)
     words *= _signed(_FACTOR_1)
     words ^= (words >> 27).bitwise_and_(2**37 - 1)
@@ -110,14 +110,14 @@ class Rng:
         """(rows, *shape) uniform in [0, 1), float32: the same bits on every device and machine.
 
         Each number is a hash of the key, the purpose, its row and its place in the row: a rank computes its own rows
-        alone, the host never waits, and a longer draw begins with a shorter one. Of a large draw on a device a word for
-        each row is copied there; of a small one the numbers, as a copy costs no more than a single launch.
+        alone, the host never waits, and a longer draw begins with a shorter one. Of a draw with many numbers in a row a
+        word for each row is copied to a device; of another the numbers, as a copy costs no more than a single launch.
         """
         states, size = self.row_states(purpose), math.prod(shape)
         count, on_host = len(states) * size, torch.device(device).type == "cpu"
         if count <= _FEW:
             values = torch.tensor([_floats(state, size) for state in states.tolist()], dtype=torch.float32)
-        elif on_host or count <= _SMALL:
+        elif on_host or (size <= _NARROW and count <= _MOST):
             places = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_PLACE_STEP)
             values = _upper_bits(_hashed(states[:, None] + places))
         else:
@@ -127,18 +127,18 @@ class Rng:
         return (values if on_host else values.to(device, non_blocking=True)).view(len(states), *shape)
 
     def uniform_at(self, purpose: str, rows: Tensor, places: Tensor) -> Tensor:
-        """(n,): of the rows ``rows`` (n,) int64 of this batch the numbers at ``places`` (n,) int64, on their device.
+        """(..., n), float32: of the rows ``rows`` (n,) int64 of this batch the numbers at ``places`` (..., n) int64.
 
-        Those that ``uniform(purpose, m).gather(...)`` would give, for any m above all places: for draws of which each
-        row needs another number.
+        Those that ``uniform(purpose, m)[rows, places]`` would give, for any m above all places, and on the device of
+        both: for draws of which a row needs few numbers.
         """
-        states = self.row_states(purpose)
+        first = self.row_states(purpose) + np.uint64(_PLACE_STEP)
         if rows.device.type == "cpu":
-            words = (places.numpy() + 1).view(np.uint64) * np.uint64(_PLACE_STEP)
-            words += states[rows.numpy()]
+            words = places.numpy().view(np.uint64) * np.uint64(_PLACE_STEP)
+            words += first[rows.numpy()]
             return _upper_bits(_hashed(words))
-        first = torch.from_numpy(states.view(np.int64)).to(rows.device, non_blocking=True)
-        return _upper_bits_on_device(torch.add(first[rows], places + 1, alpha=_signed(_PLACE_STEP)))
+        on_device = torch.from_numpy(first.view(np.int64)).to(rows.device, non_blocking=True)
+        return _upper_bits_on_device(torch.add(on_device[rows], places, alpha=_signed(_PLACE_STEP)))
 
     def floats(self, purpose: str, count: int) -> list[float]:
         """What :meth:`uniform` gives to the first row, as numbers of Python: for the few draws of a worker."""

@@ -152,8 +152,8 @@ class Image(GridModality):
         """Crop a batch (B, C, H, W) float as :meth:`load` would have cropped each image."""
         height, width = x.shape[-2:]
         if rng is not None and isinstance(self.crop, RandomCrop):
-            uniform = rng.uniform("crop", on_device.DRAWS).tolist()
-            boxes = torch.tensor([self._random_box(row, height, width) for row in uniform])
+            uniform = rng.uniform("crop", on_device.DRAWS)
+            boxes = on_device.random_boxes(uniform, height, width, self.crop.scale, self.crop.ratio)
             return on_device.crop_resize(x, boxes, self.size, self.interpolation)
         if (height, width) == self.size:
             return x

@@ -25,7 +25,7 @@ def test_every_way_to_draw_gives_the_same():
     """Python's integers for a few numbers, NumPy on the CPU, tensors on a device."""
     large, few = STEP.uniform("noise", 7, 30), Rng((0, 5), [9], 256)
     assert few.floats("noise", 12) == few.uniform("noise", 12)[0].tolist() == large[9].flatten()[:12].tolist()
-    with gpu() as seen:
+    with gpu():
         on_device = STEP.uniform("noise", 7, 30, device="cuda")
         assert torch.equal(on_device.cpu(), large)
         scattered = Rng((0, 5), [200, 3, 77], 256).uniform("noise", 7, 300, device="cuda")
@@ -45,11 +45,14 @@ def launches(rng: Rng, size: int) -> int:
 
 @pytest.mark.parametrize("rows", [range(1), range(3), range(100), range(50, 150), [7, 3, 90], range(5000)])
 def test_launches_of_a_draw(rows):
-    """One for a small draw, whose numbers are copied; for a large one always as many, whatever its size."""
+    """One where a row has few numbers, which are copied; else always as many, whatever the sizes."""
     rng = Rng((0, 5), rows, 5000)
-    if len(rows) <= 4096:
-        assert launches(rng, 4096 // len(rows)) == 1
-    assert launches(rng, 4200) == launches(rng, 6000) == 15
+    assert launches(rng, 3) == 1 and launches(rng, 41) == launches(rng, 60) == 15
+
+
+def test_a_copy_is_small():
+    """Larger ones could make the host wait."""
+    assert launches(Rng((0, 5), range(600), 600), 32) == 15
 
 
 def test_numbers_at_places():

@@ -16,15 +16,16 @@ from maemm.contract.rng import Rng
 from maemm.contract.small import small_tensor
 from maemm.data.labels import labelled, multi_hot
 from maemm.model.metrics import mean_average_precision
-from maemm.model.objectives.mixing import Mixing, erase, mixed_before
+from maemm.model.objectives.erasing import erase
+from maemm.model.objectives.mixing import Mixing, SizeCheck, mixed_before
 
 
 class Classify(Objective):
     """Cross-entropy of the head's logits.
 
-    Mixup, CutMix and random erasing are timm's, and work on any modality whose samples have equal sizes: CutMix and
-    erasing use the last two axes as the image and all before them as channels. By default nothing is mixed; MAE's
-    fine-tuning has mixup 0.8, cutmix 1, smoothing 0.1, erase 0.25 (appendix A.1).
+    Mixup and CutMix are timm's, and random erasing is as timm's. They work on any modality whose samples have equal
+    sizes: CutMix and erasing use the last two axes as the image and all before them as channels. By default nothing is
+    mixed; MAE's fine-tuning has mixup 0.8, cutmix 1, smoothing 0.1, erase 0.25 (appendix A.1).
 
     Options
         weight: of the term in the loss
@@ -62,6 +63,7 @@ class Classify(Objective):
         self.name, self.weight, self.loss, self.smoothing, self.erase = name, weight, loss, smoothing, erase
         self.mixing = Mixing(mixup, cutmix, mix_probability, mix_switch) if mixup or cutmix else None
         self.class_weights, self.stream, self.hide = class_weights, stream, hide
+        self._sizes = SizeCheck()
 
     # ---- before the forward pass
     def batch(
@@ -77,14 +79,14 @@ class Classify(Objective):
         device = next(iter(preprocessed.values())).x.device
         labels = _checked(labels, model.head.classes, self.loss).to(device, non_blocking=True)
         if self.erase:
-            preprocessed = {name: erase(name, x, rng, self.erase) for name, x in preprocessed.items()}
+            preprocessed = {name: erase(name, x, rng, self.erase, self._sizes) for name, x in preprocessed.items()}
         mixed = any("mix_share" in x.info for x in preprocessed.values())
         if self.loss == "softmax" and self.mixing is None and not mixed:
             return preprocessed, labels  # the loss smooths them
         soft = multi_hot(labels, model.head.classes)
         soft = soft * (1 - self.smoothing) + self.smoothing / soft.shape[1]
         soft = mixed_before(preprocessed, soft)
-        return (preprocessed, soft) if self.mixing is None else self.mixing(preprocessed, soft, rng)
+        return (preprocessed, soft) if self.mixing is None else self.mixing(preprocessed, soft, rng, self._sizes)
 
     def _check_weights(self, classes: int) -> None:
         if self.class_weights is not None and len(self.class_weights) != classes:

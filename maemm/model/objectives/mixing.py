@@ -1,4 +1,4 @@
-"""Augmentation of preprocessed batches in fine-tuning: mixup, CutMix and random erasing, with timm."""
+"""Augmentation of preprocessed batches in fine-tuning: mixup and CutMix, with timm, and the labels of mixed samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Mixing:
     switch: float  # probability of CutMix where both are on
 
     def __call__(
-        self, preprocessed: dict[str, Preprocessed], labels: Tensor, rng: Rng
+        self, preprocessed: dict[str, Preprocessed], labels: Tensor, rng: Rng, sizes: SizeCheck
     ) -> tuple[dict[str, Preprocessed], Tensor]:
         """Mix samples and their labels (B, classes) float, in the same way for all modalities of a sample.
 
@@ -41,25 +41,12 @@ class Mixing:
         result: dict[str, Preprocessed] = {}
         fractions = torch.eye(count, device=labels.device)
         for name, batch in preprocessed.items():
-            planes = (planes_of if self.cutmix else whole_values)(name, batch).clone()
+            planes = (planes_of(name, batch, rng, sizes) if self.cutmix else sizes(name, batch, rng)).clone()
             with seeded(*rng.key, "mix", rng.rows[0]):
                 # Each sample is a class of its own: the mixed "labels" are the fractions of all samples in each one.
                 mixed, fractions = mixing(planes, torch.arange(count, device=planes.device))
             result[name] = replace(batch, x=mixed.reshape(batch.x.shape))
         return result, fractions.to(labels.dtype) @ labels
-
-
-def erase(name: str, batch: Preprocessed, rng: Rng, probability: float) -> Preprocessed:
-    """With ``probability``, replace a box of each sample with noise (Zhong et al. 2020, noise per pixel)."""
-    from timm.data.random_erasing import RandomErasing
-
-    planes = planes_of(name, batch)
-    erasing = RandomErasing(probability, mode="pixel", device=str(planes.device))
-    erased = []
-    for row, plane in zip(rng.rows, planes, strict=True):
-        with seeded(*rng.key, "erase", name, row):
-            erased.append(erasing(plane.clone()))
-    return replace(batch, x=torch.stack(erased).reshape(batch.x.shape))
 
 
 def mixed_before(preprocessed: Mapping[str, Preprocessed], labels: Tensor) -> Tensor:
@@ -75,18 +62,48 @@ def mixed_before(preprocessed: Mapping[str, Preprocessed], labels: Tensor) -> Te
     return labels
 
 
-def whole_values(name: str, batch: Preprocessed) -> Tensor:
-    """x (B, ...). Raises :class:`MaemmError` where samples differ in size."""
-    if batch.valid is not None and not bool(batch.valid.all()):
-        raise MaemmError(f"samples of {name!r} differ in size, so they cannot be mixed (objectives); set mixup to 0")
-    return batch.x
+class SizeCheck:
+    """Refuses samples that differ in size, which are neither mixed nor erased.
+
+    On a GPU a mask of valid places is read in the next step, when it is surely computed: the host never waits.
+    """
+
+    def __init__(self) -> None:
+        self._pending: list[tuple[Rng, str, Tensor, torch.cuda.Event]] = []
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return SizeCheck, ()  # what waits belongs to this run: a copy of the model has none
+
+    def __call__(self, name: str, batch: Preprocessed, rng: Rng) -> Tensor:
+        """x (B, ...). Raises :class:`MaemmError` where samples differ in size."""
+        while self._pending and self._pending[0][0].key != rng.key:
+            _, earlier, whole, event = self._pending.pop(0)
+            event.synchronize()
+            self._check(earlier, whole)
+        if batch.valid is not None:
+            whole = batch.valid.all()
+            if whole.device.type != "cuda":
+                self._check(name, whole)
+            else:
+                on_host = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(whole, non_blocking=True)
+                event = torch.cuda.Event()
+                event.record()
+                self._pending.append((rng, name, on_host, event))
+        return batch.x
+
+    @staticmethod
+    def _check(name: str, whole: Tensor) -> None:
+        if not bool(whole):
+            raise MaemmError(
+                f"samples of {name!r} differ in size, so they cannot be mixed (objectives); set mixup to 0"
+            )
 
 
-def planes_of(name: str, batch: Preprocessed) -> Tensor:
+def planes_of(name: str, batch: Preprocessed, rng: Rng, sizes: SizeCheck) -> Tensor:
     """(B, C, ..., H, W) -> (B, C * ..., H, W). Raises :class:`MaemmError` where samples have fewer than two axes."""
-    x = whole_values(name, batch)
+    x = sizes(name, batch, rng)
     if x.ndim < 4:
         raise MaemmError(
             f"samples of {name!r} are not images to cut boxes from (objectives); set cutmix and erase to 0"
         )
-    return x.reshape(x.shape[0], -1, *x.shape[-2:])
+    return x.flatten(1, -3)
