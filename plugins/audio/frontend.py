@@ -89,7 +89,8 @@ class FilterBank:
 
             bank, _ = get_mel_banks(self.mels, self.padded, float(self.rate), LOW_HZ, 0.0, 100.0, -500.0, 1.0)
             window = torch.hann_window(self.window, periodic=False)
-            self._tables[device] = window.to(device), bank.T.contiguous().to(device)
+            tables = window, bank.T.contiguous()
+            self._tables[device] = tables[0].to(device, non_blocking=True), tables[1].to(device, non_blocking=True)
         return self._tables[device]
 
     def __getstate__(self) -> dict[str, Any]:
