@@ -122,8 +122,8 @@ class Rng:
             values = _upper_bits(_hashed(states[:, None] + places))
         else:
             first = torch.from_numpy(states.view(np.int64)).to(device, non_blocking=True)
-            places = torch.arange(1, size + 1, device=device)
-            values = _upper_bits_on_device(torch.add(first[:, None], places, alpha=_signed(_PLACE_STEP)))
+            number = torch.arange(1, size + 1, device=device)
+            values = _upper_bits_on_device(torch.add(first[:, None], number, alpha=_signed(_PLACE_STEP)))
         return (values if on_host else values.to(device, non_blocking=True)).view(len(states), *shape)
 
     def uniform_at(self, purpose: str, rows: Tensor, places: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def random_boxes(uniform: Tensor, height: int, width: int, scale: Sequence[float
     tries = np.stack([draws[:, 2::4] * (height - h + 1), draws[:, 3::4] * (width - w + 1), h, w], 2)
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     boxes = tries[np.arange(len(tries)), fits.argmax(1)].astype(np.int64)
-    return torch.from_numpy(np.where(fits.any(1)[:, None], boxes, centred_box(height, width, ratio)))
+    return torch.from_numpy(np.where(fits.any(1, keepdims=True), boxes, centred_box(height, width, ratio)))
 
 
 def as_float(x: Tensor) -> Tensor:
