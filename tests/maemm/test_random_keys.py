@@ -16,7 +16,7 @@ KEYS = {
         order points set substitute turns validation
     """,
     "fold_in": """
-        picture several
+        decoder picture several
     """,
     "key": """
         absent conformance export item label pictures reconstruct shape show stamp usual validation view vote
