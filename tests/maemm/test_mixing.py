@@ -99,7 +99,7 @@ def on_gpu(x, labels, valid=None, key=(0, 4), objective=None, **options):
     """(x, labels) of a batch with the objective's options, and its launches on the pretended GPU."""
     objective = objective or Classify("classify", **options)
     with gpu() as seen:
-        move = lambda tensor: tensor.to("cuda", non_blocking=True)  # noqa: E731
+        move = lambda tensor: tensor.pin_memory().to("cuda", non_blocking=True)  # noqa: E731
         batch = Preprocessed(move(x), None if valid is None else move(valid))
         seen.clear()
         after, soft = objective.batch({"m": batch}, labels, Rng(key, range(len(x)), len(x)), Net())

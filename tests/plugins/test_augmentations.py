@@ -82,7 +82,7 @@ MODALITIES = {
 
 
 def moved(raw):
-    return {key: x.to("cuda", non_blocking=True) if torch.is_tensor(x) else x for key, x in raw.items()}
+    return {key: x.pin_memory().to("cuda", non_blocking=True) if torch.is_tensor(x) else x for key, x in raw.items()}
 
 
 def row_of(raw, row):
