@@ -15,6 +15,8 @@ CORE = Plugin(
         "random": "model.masking.random:Random",
         "block": "model.masking.block:Block",
         "inverse_block": "model.masking.block:InverseBlock",
+        "scattered_blocks": "model.masking.scattered_blocks:ScatteredBlocks",
+        "scan": "model.masking.scan:Scan",
         "multi_mask": "model.masking.multi_mask:MultiMask",
         "multi_block": "model.masking.multi_block:MultiBlock",
     },

@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_copies_of_the_samples():
 def test_wrong_options():
     with pytest.raises(MaemmError, match="masks_per_sample"):
         check(MultiMask, {"masks_per_sample": 0}, "masking")
-    with pytest.raises(MaemmError, match=r"masking.masking.ratio must be 0 <= float <= 1, got 3"):
+    with pytest.raises(MaemmError, match=r"masking.masking.ratio must be 0 <= float <= 1 .*, got 3"):
         check(MultiMask, {"masking": {"type": "random", "ratio": 3}}, "masking")
     with pytest.raises(MaemmError, match="did you mean 'random'"):
         MultiMask(masking="randon")

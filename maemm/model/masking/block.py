@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from maemm.contract import PerModalityMasking, Plan, Tokens
-from maemm.contract.options import Fraction, Repeats
+from maemm.contract.options import Repeats
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, noise_order, plan_from_order
+from maemm.model.masking.ratio import Ratio, ratio_note, ratio_of, read_ratio
 
 Shape = Literal["round", "square"]
 
@@ -19,37 +20,45 @@ class Block(PerModalityMasking):
     """Hide the tokens nearest to a random one; exact counts. On point clouds this is Point-MAE's "block" masking.
 
     Options
-        ratio: fraction of the tokens that is hidden
+        ratio: fraction of the tokens that is hidden; [low, high], or {mean, std, low, high}: drawn for each batch
         shape: round: Euclidean distance between coordinates; square: the largest difference along an axis
         count: how the ratio is rounded to a number of tokens
     """
 
-    def __init__(self, *, ratio: Fraction = 0.5, shape: Shape = "round", count: Count = "floor_hidden"):
-        self.ratio, self.shape, self.count = ratio, shape, count
+    def __init__(self, *, ratio: Ratio = 0.5, shape: Shape = "round", count: Count = "floor_hidden"):
+        self.ratio, self.shape, self.count = read_ratio(ratio), shape, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         far_first = -rank_by_distance(name, tokens, rng, 1, self.shape)  # the farthest are visible
-        return plan_from_order(noise_order(far_first, tokens), tokens, self.ratio, self.count)
+        return plan_from_order(noise_order(far_first, tokens), tokens, ratio_of(self.ratio, name, rng), self.count)
+
+    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
+        return {name: ratio_note(self.ratio, name, rng) for name in tokens}
 
 
 class InverseBlock(PerModalityMasking):
-    """Show the tokens nearest to random ones, hide the rest; exact counts (data2vec 2.0, section 3.3).
+    """Show the tokens nearest to random ones, hide the rest; exact counts (after data2vec 2.0, section 3.3).
+
+    A few compact regions, on any coordinates; ``scattered_blocks`` has the published form on grids.
 
     Options
-        ratio: fraction of the tokens that is hidden
+        ratio: fraction of the tokens that is hidden; [low, high], or {mean, std, low, high}: drawn for each batch
         blocks: visible regions, which together have the visible tokens
         shape: round: Euclidean distance between coordinates; square: the largest difference along an axis
         count: how the ratio is rounded to a number of tokens
     """
 
     def __init__(
-        self, *, ratio: Fraction = 0.8, blocks: Repeats = 1, shape: Shape = "square", count: Count = "floor_visible"
+        self, *, ratio: Ratio = 0.8, blocks: Repeats = 1, shape: Shape = "square", count: Count = "floor_visible"
     ):
-        self.ratio, self.blocks, self.shape, self.count = ratio, blocks, shape, count
+        self.ratio, self.blocks, self.shape, self.count = read_ratio(ratio), blocks, shape, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         near_first = rank_by_distance(name, tokens, rng, self.blocks, self.shape)
-        return plan_from_order(noise_order(near_first, tokens), tokens, self.ratio, self.count)
+        return plan_from_order(noise_order(near_first, tokens), tokens, ratio_of(self.ratio, name, rng), self.count)
+
+    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
+        return {name: ratio_note(self.ratio, name, rng) for name in tokens}
 
 
 def rank_by_distance(name: str, tokens: Tokens, rng: Rng, centres: int, shape: Shape) -> Tensor:

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from maemm.contract.errors import MaemmError
-from maemm.contract.options import Interval, Positive, PositiveFraction, PositiveInt, Repeats
+from maemm.contract.options import Interval, Positive, PositiveFraction, PositiveInt
 from maemm.contract.rng import Rng
-from maemm.model.masking.rectangles import area_size, corners, first_of, first_try, indices, pick, union
+from maemm.model.masking.rectangles import Blocks, area_size, corners, first_of, first_try, indices, pick, union
 
-TRIES = 20
+TRIES = 20  # draws of which the first with enough visible and predicted tokens is used
 _SAMPLES = 512
 _STEPS = 64
 
@@ -25,7 +25,7 @@ class Generator(BaseModel):
     """One set of plans: boxes whose union is predicted from the rest."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    blocks: Repeats = Field(default=8, description="boxes of a sample")
+    blocks: Blocks = Field(default=8, description="boxes of a sample")
     scale: Interval[PositiveFraction] = Field(default=(0.15, 0.15), description="area, a fraction of rows * columns")
     aspect: Interval[Positive] = Field(default=(0.75, 1.5), description="height / width")
     temporal_scale: Interval[PositiveFraction] = Field(default=(1.0, 1.0), description="length, a fraction of the clip")

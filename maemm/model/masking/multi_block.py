@@ -12,13 +12,13 @@ from torch import Tensor
 
 from maemm.contract import Masking, Plan, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.options import Interval, NonNegativeInt, Positive, PositiveFraction, Repeats
+from maemm.contract.options import Interval, NonNegativeInt, Positive, PositiveFraction
 from maemm.contract.rng import Rng
 from maemm.model.masking import block_targets, block_unions
 from maemm.model.masking.block_targets import BlockTargets
 from maemm.model.masking.block_unions import Box, Generator
 from maemm.model.masking.counts import packed
-from maemm.model.masking.rectangles import batch_rng, frames_rows_columns, indices
+from maemm.model.masking.rectangles import Blocks, batch_rng, frames_rows_columns, indices
 
 
 class MultiBlock(Masking):
@@ -60,10 +60,10 @@ class MultiBlock(Masking):
     def __init__(
         self,
         *,
-        targets: Repeats = 4,
+        targets: Blocks = 4,
         target_scale: Interval[PositiveFraction] = (0.15, 0.2),
         aspect: Interval[Positive] = (0.75, 1.5),
-        contexts: Repeats = 1,
+        contexts: Blocks = 1,
         context_scale: Interval[PositiveFraction] = (0.85, 1.0),
         min_keep: NonNegativeInt = 10,
         allow_overlap: bool = False,
@@ -206,7 +206,9 @@ class _Drawn:
             f"counts were made equal ({lost:,.1f} lost and {added:,.1f} added on average); "
             f"{self.plan.predict.shape[1]:,} to predict; count: {self.count}"
         )
-        return f"{text}, which changes with the batch and the number of ranks" if self.count == "official" else text
+        if self.count == "exact":
+            return text
+        return f"{text}, here for a batch of {len(before)}; it changes with the batch and the number of ranks"
 
 
 def plan_of_blocks(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from maemm.contract import Tokens
@@ -13,6 +15,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 
 Range = tuple[float, float]
+Blocks = Annotated[int, Ge(1), Le(100)]  # of a sample; published masks have up to ten
 
 
 def frames_rows_columns(name: str, tokens: Tokens, masking: str) -> tuple[int, int, int]:

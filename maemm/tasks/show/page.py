@@ -41,12 +41,15 @@ def _part(shown: Shown, name: str, part: Part) -> dict[str, Any]:
 
 
 def _tiles(part: Part) -> list[tuple[str, str]]:
-    tokens, plan = part.tokens, part.plan
+    tokens = part.tokens
     grid = "" if tokens.grid is None else f" ({' x '.join(map(str, tokens.grid))})"
     tiles = [(f"{tokens.count:,}{grid}", "tokens of a sample")]
-    if plan is not None:
-        tiles.append((f"{plan.visible.shape[1]:,}", "visible to the encoder"))
-        tiles.append((f"{plan.predict.shape[1]:,}", "to predict"))
+    for position, plan in enumerate(part.plans, 1):
+        of_set = "" if len(part.plans) == 1 else f", set {position} of plans"
+        tiles.append((f"{plan.visible.shape[1]:,}", f"visible to the encoder{of_set}"))
+        rows = len(plan.predict) // max(tokens.batch, 1)
+        each = "" if rows == 1 else f", in each of {rows} plans of a sample"
+        tiles.append((f"{plan.predict.shape[1]:,}", f"to predict{each}{of_set}"))
     return [*tiles, (f"{100 * padding(part.preprocessed):.3g} %", "of this batch is padding")]
 
 

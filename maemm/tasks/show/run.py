@@ -18,12 +18,14 @@ from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.loader import name_of
 from maemm.data.locks import writes
 from maemm.model.build import build_masking
+from maemm.model.masking.counts import as_sets
 from maemm.tasks._shared.opened_data import Opened, Overrides, Recipe, open_data
 from maemm.tasks._shared.sample_facts import shapes
 from maemm.tasks.show.page import page
+from maemm.tasks.show.plan_pictures import add_plans
 from maemm.tasks.show.shown import Part, Shown
 from maemm.ui.picture_rows import Rows
-from maemm.ui.pictures import by_row, draw_rows, put_together, visible_fraction
+from maemm.ui.pictures import draw_rows, put_together
 
 VIEWS = 4  # augmented views of each sample
 
@@ -126,10 +128,11 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
     preprocessed = {name: _preprocessed(opened, read, name, 0, seed) for name in opened.modalities}
     tokens = {name: modality.tokenize(preprocessed[name]) for name, modality in opened.modalities.items()}
     masking = build_masking(opened.recipe)
-    plans: dict[str, Plan] = {}
-    if not masking.guide:  # of several sets of plans the first is shown
-        drawn = masking(tokens, Rng((seed, "show"), range(len(read)), len(read)))
-        plans = drawn[0] if isinstance(drawn, list) else drawn
+    sets: list[dict[str, Plan]] = []
+    notes: dict[str, list[str]] = {}
+    if not masking.guide:
+        rng = Rng((seed, "show"), range(len(read)), len(read))
+        sets, notes = as_sets(masking(tokens, rng)), masking.notes(tokens, rng)
     parts = {}
     for name, modality in opened.modalities.items():
         part = Part(
@@ -138,7 +141,8 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
             [shapes(sample.loaded[0][name]) for sample in read],
             preprocessed[name],
             tokens[name],
-            plans.get(name),
+            [plans[name] for plans in sets],
+            notes=[f"Masking: {line}." for line in notes.get(name, [])],
         )
         _add_target(part, opened.recipe["modalities"][name], opened.recipe.get("decoder"))
         _add_rows(part)
@@ -200,27 +204,7 @@ def _add_rows(part: Part) -> None:
     columns["as the model gets it"] = put_together(modality, tokens, (values, everything, valid))
     other = _every_second(tokens) if valid is None else _every_second(tokens) & valid
     columns["every second token"] = put_together(modality, tokens, (values, everything, other))
-    if part.plan is not None:
-        _add_plan(part, part.plan)
-
-
-def _add_plan(part: Part, plan: Plan) -> None:
-    chosen = _first_rows(plan, part.tokens.batch)
-    tokens, plan = by_row(part.tokens, plan)
-
-    def add(caption: str, values: Tensor, index: Tensor, valid: Tensor | None) -> None:
-        part.rows.columns[caption] = put_together(part.modality, tokens, (values, index, valid))[chosen]
-
-    add(f"visible ({visible_fraction(tokens, plan)})", tokens.gather(plan.visible), plan.visible, plan.visible_valid)
-    if not plan.predict.shape[1]:
-        part.notes.append("This plan hides nothing.")
-        return
-    hidden = tokens.gather(plan.predict)
-    add("hidden: to predict", hidden, plan.predict, plan.predict_valid)
-    if part.target is not None and part.target.numel() == hidden.numel():
-        add("target of the hidden", part.target.reshape(hidden.shape), plan.predict, plan.predict_valid)
-    elif part.target is not None:
-        part.notes.append(f"The target has {part.target.shape[-1]:,} values for a token and is not part of the signal.")
+    add_plans(part)
 
 
 def _every_second(tokens: Tokens) -> Tensor:
@@ -229,10 +213,3 @@ def _every_second(tokens: Tokens) -> Tensor:
         return (torch.arange(tokens.count) % 2 == 0).expand(tokens.batch, -1)
     cells = torch.meshgrid(*(torch.arange(side) for side in tokens.grid), indexing="ij")
     return (torch.stack(cells).sum(0).flatten() % 2 == 0).expand(tokens.batch, -1)
-
-
-def _first_rows(plan: Plan, batch: int) -> Tensor:
-    """The first plan of each sample."""
-    if plan.rows is None:
-        return torch.arange(batch)
-    return torch.stack([(plan.rows == sample).nonzero()[0, 0] for sample in range(batch)])

@@ -1,0 +1,71 @@
+"""Mask ratios, which may be drawn for each batch: the same for all samples, micro-batches and ranks of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import NormalDist
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, Interval, Positive
+from maemm.contract.rng import Rng
+from maemm.model.masking.rectangles import batch_rng
+
+
+class NormalRatio(BaseModel):
+    """A normal distribution without its ends (MAETok: mean 0.6, std 0.25, low 0.4, high 0.6)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    mean: Fraction = Field(description="where the distribution is highest, before it is cut")
+    std: Positive = Field(description="its standard deviation, before it is cut")
+    low: Fraction = Field(default=0.0, description="the smallest ratio")
+    high: Fraction = Field(default=1.0, description="the largest ratio")
+
+    def at(self, uniform: float) -> float:
+        """The ratio below which the fraction ``uniform`` of all draws lies."""
+        normal = NormalDist(self.mean, self.std)
+        below, above = normal.cdf(self.low), normal.cdf(self.high)
+        if above - below < 1e-6:  # nearly all of it is cut
+            return min(max(self.mean, self.low), self.high)
+        return min(
+            max(normal.inv_cdf(min(max(below + uniform * (above - below), 1e-12), 1 - 1e-12)), self.low), self.high
+        )
+
+
+Ratio = Fraction | Interval[Fraction] | NormalRatio  # one ratio, or how it is drawn for each batch
+Drawn = float | tuple[float, float] | NormalRatio  # the same, read
+
+
+def read_ratio(ratio: Ratio) -> Drawn:
+    """A ratio as a recipe has it, with its bounds. Raises :class:`MaemmError` where low is above high."""
+    if isinstance(ratio, Mapping):
+        ratio = NormalRatio(**ratio)
+    if isinstance(ratio, NormalRatio):
+        if ratio.low > ratio.high:
+            raise MaemmError(f"low {ratio.low:g} is above high {ratio.high:g} (masking.ratio); exchange them")
+        return ratio
+    if isinstance(ratio, (int, float)):
+        return ratio
+    low, high = ratio
+    return low, high
+
+
+def ratio_of(ratio: Drawn, name: str, rng: Rng) -> float:
+    """The ratio of this batch and modality. It is drawn by the host, since it decides shapes."""
+    if isinstance(ratio, (int, float)):
+        return ratio
+    uniform = batch_rng(rng).floats(f"mask/{name}/ratio", 1)[0]
+    if isinstance(ratio, NormalRatio):
+        return ratio.at(uniform)
+    low, high = ratio
+    return low + uniform * (high - low)
+
+
+def ratio_note(ratio: Drawn, name: str, rng: Rng) -> list[str]:
+    """What ``maemm show`` says: nothing of a ratio that is always the same."""
+    if isinstance(ratio, (int, float)):
+        return []
+    low, high = (ratio.low, ratio.high) if isinstance(ratio, NormalRatio) else ratio
+    how = f", normal around {ratio.mean:g}" if isinstance(ratio, NormalRatio) else ""
+    return [f"ratio {ratio_of(ratio, name, rng):.4f}, drawn for each batch from {low:g} to {high:g}{how}"]
