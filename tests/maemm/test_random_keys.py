@@ -28,10 +28,10 @@ KEYS = {
         conformance forward griffin-lim mix probe randaugment size untrained weights
     """,
     "uniform": """
-        crop crop/{} cut drop dropout dropped example flip frame gain gaps input jitter mask/{} mask/{}/cell
-        mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact mask/{}/places mask/{}/ratio mask/{}/repair
-        mask/{}/size mask/{}/start mask/{}/targets mask/{}/ties mask/{}/time mask/{}/{} mixup noise noise/level
-        picture radii roll rotate scale segments shift spec_augment/{} time
+        crop crop/{} cut drop dropout dropped erase/{} erase/{}/noise example flip frame gain gaps input jitter
+        mask/{} mask/{}/cell mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact mask/{}/places
+        mask/{}/ratio mask/{}/repair mask/{}/size mask/{}/start mask/{}/targets mask/{}/ties mask/{}/time
+        mask/{}/{} mixup noise noise/level picture radii roll rotate scale segments shift spec_augment/{} time
     """,
 }
 
