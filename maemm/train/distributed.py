@@ -9,9 +9,10 @@ from __future__ import annotations
 import gc
 import inspect
 import os
+import pickle
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, TypeVar, cast
@@ -26,6 +27,8 @@ from maemm.train.signals import Interrupted
 
 T = TypeVar("T")
 RANK_TIMEOUT_S = 4 * 3600.0
+# What a rank says in an agreement: whether it has failed, the first ranks first, a signal, how many bytes follow.
+_SIGNAL_AT, _FAILED_AT = 40, 48  # bits
 
 
 class PeerFailed(MaemmError):
@@ -46,6 +49,7 @@ class DistContext:
     control_group: Any = None
     owns_group: bool = False  # whether start() made the process group, so that leaving the context ends it
     timeout_s: float = RANK_TIMEOUT_S  # that ranks wait in the control group for one of them
+    _late: Exception | None = field(default=None, init=False)  # of rank 0 alone, for the next agreement
 
     @property
     def is_rank0(self) -> bool:
@@ -67,6 +71,7 @@ class DistContext:
             gc.collect()  # a group that outlives this ends its threads with the interpreter, which now and then aborts
 
     # ---- agreement
+    # One integer of each rank and their maximum, for any number of them. A text or a result follows where it says.
     def on_all_ranks(self, work: Callable[[], T], *, stop: Callable[[], int] = lambda: 0) -> T:
         """Run ``work`` on every rank and return its result once all ranks have succeeded.
 
@@ -74,29 +79,70 @@ class DistContext:
         :class:`PeerFailed` on the others. ``stop()`` returns a signal number or 0 and is called after ``work``; if any
         rank reports a signal, all raise :class:`Interrupted`.
         """
-        try:
+        with self._or_all_fail():
             result = work()
-        except Exception as error:
-            self._agree(error, 0)
-            raise
         self._agree(None, stop())
         return result
 
-    def _agree(self, error: Exception | None, signum: int) -> None:
-        """Raise unless all ranks come here without an error and without a signal."""
+    def on_rank0(self, work: Callable[[], T]) -> T:
+        """Run ``work`` on rank 0 while the others wait. All get its result, a picklable object, or all fail."""
+        with self._or_all_fail():
+            result = work() if self.is_rank0 else None
+            payload = b"" if result is None or self.world_size == 1 else pickle.dumps(result)
+        payload = self._agree(None, 0, payload)
+        return cast(T, pickle.loads(payload) if payload and not self.is_rank0 else result)
+
+    def on_rank0_alone(self, work: Callable[[], object]) -> None:
+        """Run ``work`` on rank 0; the others do not wait. Its exception ends all ranks at their next agreement."""
+        if not self.is_rank0:
+            return
+        try:
+            work()
+        except Exception as error:
+            if self.world_size == 1:
+                raise
+            self._late = self._late or error
+
+    @contextmanager
+    def _or_all_fail(self) -> Iterator[None]:
+        """Around work on some ranks: an exception is told to the other ranks, as is one that came too late before."""
+        try:
+            late, self._late = self._late, None
+            if late is not None:
+                raise late
+            yield
+        except Exception as error:
+            self._agree(error, 0)
+            raise
+
+    def _agree(self, error: Exception | None, signum: int, payload: bytes = b"") -> bytes:
+        """Raise unless all ranks come here without an error and without a signal. Returns the payload of rank 0."""
         if self.world_size > 1:
-            flags = torch.tensor([int(error is not None), signum])  # one small message, as this runs in every step
-            self._communicate(lambda: dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.control_group), error)
-            failed, signum = flags.tolist()
-            if failed:
-                messages = self._all_gather_object(None if error is None else one_line(error), error)
-                if error is None:
-                    rank = next(rank for rank, message in enumerate(messages) if message is not None)
-                    raise PeerFailed(f"rank {rank} failed: {messages[rank]}")
+            if error is not None:
+                payload = one_line(error).encode(errors="backslashreplace")
+            failed = 0 if error is None else self.world_size - self.rank
+            agreed = torch.tensor(failed << _FAILED_AT | signum << _SIGNAL_AT | len(payload))
+            self._communicate(lambda: dist.all_reduce(agreed, dist.ReduceOp.MAX, group=self.control_group), error)
+            failed, rest = divmod(int(agreed), 1 << _FAILED_AT)
+            signum, size = divmod(rest, 1 << _SIGNAL_AT)
+            speaker = self.world_size - failed if failed else 0
+            if size:
+                payload = self._broadcast(payload, size, speaker, error)
+            if failed and error is None:
+                raise PeerFailed(f"rank {speaker} failed: {payload.decode()}")
         if error is not None:
             raise error
         if signum:
             raise Interrupted(signum)
+        return payload
+
+    def same_on_all_ranks(self, number: int) -> bool:
+        """Whether all ranks call this with the same ``number``, at most 63 bits."""
+        if self.world_size == 1:
+            return True
+        bounds = torch.tensor([number, -number])
+        self._communicate(lambda: dist.all_reduce(bounds, dist.ReduceOp.MAX, group=self.control_group), None)
+        return bool(bounds.sum() == 0)
 
     def _communicate(self, collective: Callable[[], Any], error: Exception | None) -> None:
         """Call a collective of the control group; where a rank is gone, raise ``error`` or :class:`PeerFailed`."""
@@ -112,11 +158,11 @@ class DistContext:
                 ) from broken
             raise PeerFailed("another rank exited; see its log") from broken
 
-    def _all_gather_object(self, value: T, error: Exception | None) -> list[T]:
-        values = [value] * self.world_size
-        if self.world_size > 1:
-            self._communicate(lambda: dist.all_gather_object(values, value, group=self.control_group), error)
-        return values
+    def _broadcast(self, payload: bytes, size: int, source: int, error: Exception | None) -> bytes:
+        """The payload, of ``size`` bytes, of the rank ``source``."""
+        data = torch.frombuffer(bytearray(payload if self.rank == source else size), dtype=torch.uint8)
+        self._communicate(lambda: dist.broadcast(data, source, group=self.control_group), error)
+        return data.numpy().tobytes()
 
     def gather_object(self, value: T) -> list[T]:
         """``value`` of every rank, in order of rank, on rank 0; [] on the others."""
@@ -126,13 +172,11 @@ class DistContext:
         return values or []
 
     def all_gather_object(self, value: T) -> list[T]:
-        """``value`` of every rank, a picklable object, in order of rank."""
-        return self._all_gather_object(value, None)
-
-    def on_rank0(self, work: Callable[[], T]) -> T:
-        """Run ``work`` on rank 0 while the others wait. All get its result, a picklable object, or all fail."""
-        result = self.on_all_ranks(lambda: work() if self.is_rank0 else None)
-        return cast(T, self.all_gather_object(result)[0])
+        """``value`` of every rank, a picklable object, in order of rank. Not for each step: it costs O(ranks)."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            self._communicate(lambda: dist.all_gather_object(values, value, group=self.control_group), None)
+        return values
 
     # ---- collectives on the device
     def all_reduce_sum(self, values: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class RunLog:
         }
         if validation is not None:
             row["validation"] = validation
-        self.dist_context.on_rank0(lambda: self._write(row))
+        self.dist_context.on_rank0_alone(lambda: self._write(row))
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self.metrics.write(row)

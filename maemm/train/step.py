@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from maemm.contract import ModalityInput, Objective, Output, Phase, Target
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Rng, seeded
+from maemm.contract.rng import Rng, derive, seeded
 from maemm.data.loader import Batch
 from maemm.model.model import Model
 from maemm.train.distributed import DistContext
@@ -236,7 +236,7 @@ def leave_out_unused(train_state: TrainState, micro_batches: MicroBatches) -> li
     model.zero_grad(set_to_none=True)
     for buffer, before in buffers:
         buffer.copy_(before)
-    if any(names != unused for names in dist_context.all_gather_object(unused)):
+    if not dist_context.same_on_all_ranks(derive(*unused)):
         raise MaemmError(
             f"parameters get a gradient on some ranks only ({', '.join(unused[:3])}); let every forward pass use them"
         )
