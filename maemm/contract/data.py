@@ -21,6 +21,9 @@ class Sample:
     raw: Mapping[str, Any]  # {modality: the input of that modality's ``load``}
     id: str  # identifies the sample in messages, logs and feature files: a path, ``file#index``
     label: Label | None = None
+    # {modality: {name: value}}: what the source has beside the signal and a target or an objective asks for by name,
+    # such as the ids of its tokens; see :meth:`Modality.side_input`, which makes those that the source does not have.
+    sides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,8 @@ class ModalityInput:
     preprocessed: Preprocessed
     computed: Any = None  # what the target computed once for all plans of the batch, see :meth:`Target.precompute`
     drawn: Tensor | None = None  # random numbers of the decoder for this plan, see :meth:`Decoder.draw`
+    # {objective: the same of an objective}, see :meth:`Objective.precompute`
+    computed_by: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.tokens.rows is not self.plan.rows:
@@ -219,6 +224,8 @@ class Latents:
     terms: dict[str, Term] = field(default_factory=dict)  # losses computed in the encoder, by term name
     layers: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # {block: tokens after it, before any norm}
     hidden: dict[str, Tensor] = field(default_factory=dict)  # (R, M, D) of predicted tokens that stayed in the sequence
+    # (R, M, D) what the last layers of the decoder read, which sets it
+    decoded: dict[str, Tensor] = field(default_factory=dict)
 
     def of_rows(self, passes: Tensor) -> Latents:
         """The latents of the rows of a plan, from those of its passes; ``passes`` (R,)."""
@@ -259,6 +266,7 @@ class Output:
     inputs: dict[str, ModalityInput] = field(default_factory=dict)  # what the forward pass received
     labels: Tensor | None = None  # (B,) int64; (B, classes) float where mixed or multi-label
     logits: Tensor | dict[str, Tensor] | None = None  # (B, classes), where an objective called the head
+    decoded: dict[str, Tensor] = field(default_factory=dict)  # as in Latents
 
     @property
     def terms(self) -> dict[str, Tensor]:

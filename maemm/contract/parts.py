@@ -104,9 +104,18 @@ class Modality(nn.Module, ABC):
     def side_input(self, name: str, loaded: Mapping[str, Any], rng: Rng | None) -> Tensor:
         """What an objective or a target requests by ``name``, made in the worker from one loaded sample.
 
-        They find it, batched, in ``Preprocessed.info[name]`` (B, ...): a map of regions (R-MAE), a caption.
+        It is not called for what the source has itself, in :attr:`Sample.sides`. They find it, batched, in
+        ``Preprocessed.info[name]`` (B, ...): a map of regions (R-MAE), a caption.
         """
-        raise MaemmError(f"{type(self).__name__} has no side input {name!r}; add it to side_input()")
+        raise MaemmError(
+            f"{type(self).__name__} makes no side input {name!r}; read it beside the samples "
+            f"(data.source: {{type: beside, arrays: {{{name}: FILE}}}}), or add it to side_input()"
+        )
+
+    def moves(self) -> bool:
+        """Whether augmentation cuts, mirrors or moves the signal, so that what is stored for the tokens of the whole
+        sample (:attr:`Sample.sides`) is not that of the tokens that the model gets. By default not known: False."""
+        return False
 
     def load_tta_views(self, raw: Any) -> list[dict[str, Any]]:
         """``tta_views`` samples made of what was read once: a classifier averages its outputs over them.
@@ -346,6 +355,7 @@ class Decoder(nn.Module, ABC):
     """
 
     dim: int | None  # D of the decoder; None: it needs no positions
+    decoded_dim: int | None = None  # D of ``Latents.decoded``, which it sets for objectives with a layer of their own
     encoder_options: Mapping[str, Any] = {}  # options that the encoder must have for it
 
     @abstractmethod
@@ -372,9 +382,22 @@ class Target(nn.Module, ABC):
     side_inputs: Sequence[str] = ()  # what it needs of each of its modalities, see :meth:`Modality.side_input`
     autocast: bool = False  # True: :meth:`precompute` may run in the precision of the forward pass (bf16)
 
+    def prepare(self, modalities: Mapping[str, Modality]) -> None:
+        """Called once before :meth:`output_dim`, with its modalities, which have no parameters yet: what follows from
+        their sizes and patches."""
+
     @abstractmethod
     def output_dim(self) -> int:
-        """O: number of values of a token's target, all levels together."""
+        """O: number of values that are predicted for a token, all levels together."""
+
+    def target_dim(self) -> int:
+        """T: number of values of a token's target: 1 where it is the index of a class. By default O."""
+        return self.output_dim()
+
+    def stored_options(self) -> dict[str, Any]:
+        """Options beside those of the recipe with which its checkpoints are built again where files that it was made of
+        are not there: sizes that were read from them. By default none."""
+        return {}
 
     def connect(self, model: Model) -> None:
         """Called once, when the model is complete: a teacher copies its modalities and its encoder."""
@@ -395,10 +418,10 @@ class Target(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: ModalityInput, index: Tensor) -> Tensor:
-        """Targets of the tokens ``index`` (R, M) -> (R, M, O) float32, without gradient."""
+        """Targets of the tokens ``index`` (R, M) -> (R, M, T) float32, without gradient."""
 
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Loss of each predicted token: (R, M, O) twice -> (R, M) float32. By default the mean squared error."""
+        """Loss of each predicted token: (R, M, O), (R, M, T) -> (R, M) float32. By default the mean squared error."""
         return (pred.float() - target).square().mean(-1)
 
     def baseline(self, target: Tensor, counted: Tensor) -> Tensor | None:
@@ -437,7 +460,9 @@ class Objective(nn.Module, ABC):
     coupled: bool = False  # True: samples affect each other, so that micro-batches do not add up exactly
     masked: bool = True  # False: no masked forward pass needed; if that holds for all objectives, nothing is hidden
     hide: bool = False  # True: hide tokens in training even if ``masked`` is False
-    side_inputs: Mapping[str, Sequence[str]] = {}  # {modality: what it needs of it}, see :meth:`Modality.side_input`
+    autocast: bool = False  # of its :meth:`precompute`, as :attr:`Target.autocast`
+    # {modality, or * for all of them: what it needs of it}, see :meth:`Modality.side_input`
+    side_inputs: Mapping[str, Sequence[str]] = {}
 
     def connect(self, model: Model) -> None:
         """Called once, when the model is complete: create what depends on its parts, a head on ``model.encoder.dim``.
@@ -445,9 +470,21 @@ class Objective(nn.Module, ABC):
         Parameters that exist afterwards are trained and stored with the model.
         """
 
+    def precompute(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Any]:
+        """{modality: value that it finds in ``ModalityInput.computed_by[name]``}, such as a teacher's latents.
+
+        As :meth:`Target.precompute`, with ``inputs`` of all modalities of the batch.
+        """
+        return {}
+
     @abstractmethod
     def forward(self, out: Output, model: Model) -> dict[str, Term]:
         """{term name: sum and count, scalars in float32}; a term of one modality is called ``OBJECTIVE.MODALITY``."""
+
+    def baselines(self, out: Output, model: Model) -> dict[str, Term | None]:
+        """{term name: its value for the best constant prediction}, None where that is not known; called without
+        gradient. Terms that are left out have the baseline of their modality, see :meth:`Modality.baseline`."""
+        return {}
 
     def batch(
         self, preprocessed: dict[str, Preprocessed], labels: Tensor | None, rng: Rng, model: Model

@@ -266,15 +266,20 @@ class _Reader:
         loaded = []
         for request in repeats:
             rng = Rng((self.seed, epoch, index, request.repeat))
-            loaded.append({name: self._load(name, sample.raw, rng) for name in names})
+            loaded.append({name: self._load(name, sample, rng) for name in names})
         return sample, loaded
 
-    def _load(self, name: str, raw: Mapping[str, Any], rng: Rng) -> Any:
-        modality = self.modalities[name]
+    def _load(self, name: str, sample: Sample, rng: Rng) -> Any:
+        modality, of_source = self.modalities[name], sample.sides.get(name, {})
         modality_rng = rng.fold_in(modality.aligned_with or name) if self.augment else None
-        loaded = modality.load(raw[name], modality_rng)
+        loaded = modality.load(sample.raw[name], modality_rng)
         if modality.side_inputs:
-            sides = {side: modality.side_input(side, loaded, modality_rng) for side in modality.side_inputs}
+            sides = {
+                side: torch.as_tensor(of_source[side])
+                if side in of_source
+                else modality.side_input(side, loaded, modality_rng)
+                for side in modality.side_inputs
+            }
             loaded = {**loaded, _SIDE: sides}
         return loaded
 

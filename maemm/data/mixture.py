@@ -70,7 +70,7 @@ class Mixture(Source):
         part = self.parts[name]
         sample = part.source.read(inner, rng)
         raw = {key: value for key, value in sample.raw.items() if key in part.modalities}
-        return Sample(raw, f"{name}/{sample.id}", sample.label)
+        return Sample(raw, f"{name}/{sample.id}", sample.label, sample.sides)
 
     def files(self) -> Iterator[str | bytes | os.PathLike]:
         for part in self.parts.values():

@@ -44,6 +44,7 @@ class Paired(Source):
 
     def read(self, index: int, rng: Rng) -> Sample:
         raw: dict[str, Any] = {}
+        sides: dict[str, Mapping[str, Any]] = {}
         label = None
         for (modality, part), row in zip(self.parts.items(), self.rows[index], strict=True):
             if row is None:
@@ -55,8 +56,9 @@ class Paired(Source):
             except Exception as error:
                 raise ValueError(f"{modality}: {error}") from error
             raw[modality] = sample.raw[modality]
+            sides |= sample.sides
             label = self._renumbered(part, sample.label) if label is None else label
-        return Sample(raw, self.names[index], label)
+        return Sample(raw, self.names[index], label, sides)
 
     def label(self, index: int) -> Label | None:
         pairs = zip(self.parts.values(), self.rows[index], strict=True)

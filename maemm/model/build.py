@@ -37,7 +37,11 @@ def _make(role: str, spec: Any, *positional: Any, where: str, default: str | Non
 
 def _side_inputs(recipe: dict[str, Any], name: str) -> tuple[str, ...]:
     """What objectives and the modality's target want of its samples, made in the workers."""
-    requested = [side for objective in _objectives(recipe).values() for side in objective.side_inputs.get(name, ())]
+    requested = [
+        side
+        for objective in _objectives(recipe).values()
+        for side in (*objective.side_inputs.get(name, ()), *objective.side_inputs.get("*", ()))
+    ]
     if target := recipe["modalities"][name].get("target"):
         requested += registry.find("targets", part_of(target)[0]).side_inputs
     return tuple(dict.fromkeys(requested))
@@ -50,7 +54,7 @@ def _objectives(recipe: dict[str, Any]) -> dict[str, Objective]:
     }
 
 
-def _targets(recipe: dict[str, Any], encoder_dim: int) -> dict[str, Target]:
+def _targets(recipe: dict[str, Any], modalities: dict[str, Modality], encoder_dim: int) -> dict[str, Target]:
     """A target for each modality that has one; modalities with equal options share it."""
     groups: list[tuple[Any, list[str]]] = []
     for name, spec in recipe["modalities"].items():
@@ -62,6 +66,7 @@ def _targets(recipe: dict[str, Any], encoder_dim: int) -> dict[str, Target]:
     targets: dict[str, Target] = {}
     for spec, names in groups:
         target = _make("targets", spec, names, encoder_dim, where=f"modalities.{names[0]}.target")
+        target.prepare({name: modalities[name] for name in names})
         targets |= dict.fromkeys(names, target)
     return targets
 
@@ -104,7 +109,7 @@ def build_model(recipe: dict[str, Any]) -> Model:
 def _build(recipe: dict[str, Any]) -> Model:
     modalities = build_modalities(recipe)
     encoder = _make("encoders", recipe["encoder"], list(modalities), where="encoder")
-    targets = _targets(recipe, encoder.dim)
+    targets = _targets(recipe, modalities, encoder.dim)
     decoder = None
     if recipe.get("decoder"):
         outputs = {name: targets.get(name, modality).output_dim() for name, modality in modalities.items()}
@@ -119,7 +124,22 @@ def _build(recipe: dict[str, Any]) -> Model:
     parts: list[Target | Objective] = [*dict.fromkeys(targets.values()), *objectives.values()]
     for part in parts:
         part.connect(model)
+    _add_stored_options(model)
     return model
+
+
+def _add_stored_options(model: Model) -> None:
+    """Complete the recipe that is stored with the weights by what targets have read from files."""
+    places = [("modalities", name, target) for name, target in model.targets.items()]
+    for name, objective in model.objectives.items():
+        if isinstance(target := getattr(objective, "target", None), Target):
+            places.append(("objectives", name, target))
+    for section, name, target in places:
+        if options := target.stored_options():
+            spec = model.recipe[section][name]
+            kind, given = part_of(spec["target"])
+            parts = {**model.recipe[section], name: {**spec, "target": {"type": kind, **given, **options}}}
+            model.recipe = {**model.recipe, section: parts}
 
 
 def build(recipe: str | dict[str, Any], **overrides: Any) -> Model:

@@ -115,7 +115,8 @@ def _check_target(model: Any, name: str, x: ModalityInput) -> None:
         part, method = model.targets[name], "forward"
     else:
         part, method = modality, "target"
-    shape = (*predict.shape, part.output_dim())
+    width = part.output_dim()
+    shape = (*predict.shape, part.target_dim() if name in model.targets else width)
 
     def compute() -> Tensor:
         return part(x, predict) if part is not modality else modality.target(x.tokens, predict)
@@ -125,9 +126,8 @@ def _check_target(model: Any, name: str, x: ModalityInput) -> None:
     if bool(x.tokens.values.isfinite().all()):  # otherwise the data are at fault, which the training loop handles
         expected = f"finite values {shape} float32"
         _require(bool(counted.isfinite().all()), part, method, "NaN or infinity for finite tokens", expected)
-    _shape(
-        modality, "loss", lambda: modality.loss(torch.zeros_like(target), target), tuple(predict.shape), torch.float32
-    )
+    pred = target.new_zeros(*predict.shape, width)
+    _shape(part, "loss", lambda: part.loss(pred, target), tuple(predict.shape), torch.float32)
 
 
 def _shape(

@@ -68,6 +68,11 @@ class Model(nn.Module):
         """Whether the forward pass is masked: if any objective needs that, or there are no objectives."""
         return not self.objectives or any(objective.masked for objective in self.objectives.values())
 
+    def all_targets(self) -> list[Target]:
+        """The targets of modalities and those of objectives, each once."""
+        own = (getattr(objective, "target", None) for objective in self.objectives.values())
+        return list(dict.fromkeys([*self.targets.values(), *(part for part in own if isinstance(part, Target))]))
+
     # ------------------------------------------------------------------------------- before the graph
     @torch.no_grad()
     def preprocess(
@@ -150,9 +155,10 @@ class Model(nn.Module):
                 self.encoder.train(training)
         plans = self.masking(tokens, rng, guides)
         computed = self._precompute(preprocessed, tokens, bf16)
+        computed_by = self._precompute_of_objectives(preprocessed, tokens, bf16)
         sets = plans if isinstance(plans, list) else [plans]
         return [
-            self._drawn(_planned(preprocessed, tokens, plan, computed), rng.fold_in("decoder", number))
+            self._drawn(_planned(preprocessed, tokens, plan, computed, computed_by), rng.fold_in("decoder", number))
             for number, plan in enumerate(sets)
         ]
 
@@ -178,6 +184,22 @@ class Model(nn.Module):
             return inputs
         drawn = self.decoder.draw(inputs, rng)
         return {name: replace(x, drawn=drawn[name]) if name in drawn else x for name, x in inputs.items()}
+
+    @torch.no_grad()
+    def _precompute_of_objectives(
+        self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], bf16: bool = False
+    ) -> dict[str, dict[str, Any]]:
+        """{modality: {objective: what it computed once for all plans}}."""
+        computed: dict[str, dict[str, Any]] = {}
+        for objective_name, objective in self.objectives.items():
+            if type(objective).precompute is not Objective.precompute:
+                device = next(iter(preprocessed.values())).x.device.type
+                enabled = objective.autocast and (bf16 or torch.is_autocast_enabled(device))
+                with torch.autocast(device, torch.bfloat16, enabled=enabled):
+                    values = objective.precompute(self, _all_visible(preprocessed, tokens))
+                for name, value in values.items():
+                    computed.setdefault(name, {})[objective_name] = value
+        return computed
 
     def _tokenize(self, preprocessed: dict[str, Preprocessed]) -> dict[str, Tokens]:
         tokens = {name: contract_checks.tokenized(self._modality(name), x) for name, x in preprocessed.items()}
@@ -247,6 +269,7 @@ class Model(nn.Module):
                     loss[name] = self.modalities[name].loss(pred[name], target[name], *optional)
         plans = {name: x.plan for name, x in inputs.items()}
         out = Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams, inputs=inputs)
+        out.decoded = latents.decoded
         out.parts |= latents.terms
         return out
 
@@ -310,7 +333,8 @@ class Model(nn.Module):
                 f"plans are for {sorted(plans)}, the batch holds {sorted(preprocessed)}; pass one for each"
             )
         checked = {name: plans[name].check(name, tokens[name]) for name in preprocessed}
-        planned = _planned(preprocessed, tokens, checked, self._precompute(preprocessed, tokens))
+        computed = self._precompute(preprocessed, tokens), self._precompute_of_objectives(preprocessed, tokens)
+        planned = _planned(preprocessed, tokens, checked, *computed)
         return self._drawn(planned, None if rng is None else rng.fold_in("decoder", 0))
 
     # -------------------------------------------------------------------------------------- features
@@ -407,10 +431,15 @@ def _all_visible(preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens
 
 
 def _planned(
-    preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], plans: dict[str, Plan], computed: dict[str, Any]
+    preprocessed: dict[str, Preprocessed],
+    tokens: dict[str, Tokens],
+    plans: dict[str, Plan],
+    computed: dict[str, Any],
+    computed_by: dict[str, dict[str, Any]],
 ) -> dict[str, ModalityInput]:
     return {
-        name: ModalityInput(tokens[name], plans[name], preprocessed[name], computed.get(name)) for name in preprocessed
+        name: ModalityInput(tokens[name], plans[name], x, computed.get(name), computed_by=computed_by.get(name, {}))
+        for name, x in preprocessed.items()
     }
 
 

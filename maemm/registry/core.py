@@ -10,28 +10,41 @@ CORE = Plugin(
     version=str(CONTRACT_VERSION),
     contract=CONTRACT_VERSION,
     summary="parts that fit any modality",
-    sources={"paired": "data.paired:open_paired"},
+    sources={"paired": "data.paired:open_paired", "beside": "data.beside:open_beside"},
     maskings={
         "random": "model.masking.random:Random",
         "block": "model.masking.block:Block",
+        "blocks": "model.masking.blocks:Blocks",
         "inverse_block": "model.masking.block:InverseBlock",
         "scattered_blocks": "model.masking.scattered_blocks:ScatteredBlocks",
         "scan": "model.masking.scan:Scan",
         "multi_mask": "model.masking.multi_mask:MultiMask",
         "multi_block": "model.masking.multi_block:MultiBlock",
     },
-    check_options={"maskings.multi_block": {"min_keep": 0}},  # of the suite's 16 tokens a block has one or two
     encoders={"vit": "model.encoders.vit:ViT", "streams": "model.encoders.streams:Streams"},
     decoders={
         "full": "model.decoders.full:Full",
         "linear": "model.decoders.linear:LinearDecoder",
         "predictor": "model.decoders.predictor:Predictor",
     },
-    targets={"ema": "model.targets.ema:EMA"},
+    targets={
+        "ema": "model.targets.ema:EMA",
+        "teacher": "weights.teacher:Teacher",
+        "frequency": "model.targets.frequency:Frequency",
+        "codes": "model.targets.codes:Codes",
+        "codebook": "model.targets.codebook:Codebook",
+    },
     objectives={
         "classify": "model.objectives.classify:Classify",
         "reconstruct": "model.objectives.reconstruct:Reconstruct",
         "contrastive": "model.objectives.contrastive:Contrastive",
+        "predict": "model.objectives.predict:Predict",
+    },
+    check_options={
+        "maskings.multi_block": {"min_keep": 0},  # of the suite's 16 tokens a block has one or two
+        "targets.codes": {"vocab": 4},
+        "targets.codebook": {"vocab": 16},
+        "objectives.predict": {"target": {"type": "frequency", "gamma": 2.0}, "weight": 0.5},
     },
     heads={"linear": "model.heads:Linear", "probe": "model.heads:Probe"},
     optimizers={

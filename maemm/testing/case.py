@@ -181,6 +181,11 @@ class Case(Part):
         """What makes the targets of the modality."""
         return model.targets[self.signal] if self.signal in model.targets else self.modality_of(model)
 
+    def target_dim(self, model: Model) -> int:
+        """T: values of a token's target."""
+        part = self.target_part(model)
+        return part.target_dim() if isinstance(part, Target) else part.output_dim()
+
     def target(self, model: Model, inputs: ModalityInput, index: Tensor) -> Tensor:
         """Targets (R, M, O) of the tokens ``index`` (R, M)."""
         part = self.target_part(model)

@@ -20,24 +20,31 @@ CHANGE = "return what the best constant prediction loses for each token, or None
 class _Predicted:
     """Targets of the tokens of an example, of which the first of each row counts nothing, and what depends on them."""
 
-    target: Tensor  # (R, M, O)
+    target: Tensor  # (R, M, T)
+    width: int  # O
     counted: Tensor  # (R, M)
     known: Tensor | None  # (R, M, P)
-    loss: Callable[[Tensor, Tensor], Tensor]  # of predictions and targets (R, M, O) -> (R, M)
-    baseline: Callable[[Tensor], Tensor]  # of targets (R, M, O) -> (R, M)
+    loss: Callable[[Tensor, Tensor], Tensor]  # of predictions (R, M, O) and targets (R, M, T) -> (R, M)
+    baseline: Callable[[Tensor], Tensor]  # of targets (R, M, T) -> (R, M)
 
     def mean(self, losses: Tensor) -> Tensor:
         """The mean of (R, M) over what counts."""
         return (losses * self.counted).sum() / self.counted.sum().clamp(min=1e-12)
 
     def other(self) -> Tensor:
-        """Targets (R, M, O) of which those that count nothing are others."""
+        """Targets (R, M, T) of which those that count nothing are others."""
         target = self.target.clone()
-        target[:, 0] += 10.0
+        target[:, 0] = target[:, 1] if target.shape[-1] != self.width else target[:, 0] + 10.0  # another class
         return target
 
-    def mean_target(self) -> Tensor:
+    def zeros(self) -> Tensor:
         """(O,)."""
+        return self.target.new_zeros(self.width)
+
+    def mean_target(self) -> Tensor:
+        """(O,); of classes, whose mean is no prediction, zeros."""
+        if self.target.shape[-1] != self.width:
+            return self.zeros()
         return (self.target * self.counted[..., None]).sum((0, 1)) / self.counted.sum().clamp(min=1e-12)
 
 
@@ -59,7 +66,7 @@ def _predicted(case: Case) -> _Predicted:
         assert values is not None
         return values
 
-    return _Predicted(target, counted, known, loss, baseline)
+    return _Predicted(target, case.target_part(model).output_dim(), counted, known, loss, baseline)
 
 
 @check("modalities", "targets", needs=["loss_is_per_token"])
@@ -71,9 +78,8 @@ def baseline_is_a_loss(case: Case) -> None:
     received, expected = (tuple(baseline.shape), baseline.dtype), (tuple(x.counted.shape), torch.float32)
     case.require(received == expected, "baseline()", received, expected, CHANGE)
     ours = float(x.mean(baseline))
-    mean = x.mean_target().expand_as(x.target)
-    for name, constant in (("the mean target", mean), ("zeros", torch.zeros_like(x.target))):
-        loss = float(x.mean(x.loss(constant, x.target)))
+    for name, constant in (("the mean target", x.mean_target()), ("zeros", x.zeros())):
+        loss = float(x.mean(x.loss(constant.expand(*x.target.shape[:2], -1), x.target)))
         limit = loss + 1e-4 * (1 + abs(loss))
         case.require(ours <= limit, f"the baseline beside a prediction of {name}", f"{ours:.4g}", f"{loss:.4g}", CHANGE)
     _require_tokens_by_themselves(x)
@@ -99,7 +105,7 @@ def baseline_is_the_best_constant(case: Case) -> None:
 
 def _require_tokens_by_themselves(x: _Predicted) -> None:
     """Raises :class:`DoesNotApply` where the loss of a token depends on the targets of other tokens."""
-    pred = torch.zeros_like(x.target)
+    pred = x.zeros().expand(*x.target.shape[:2], -1)
     own, others = (x.loss(pred, target)[:, 1:] for target in (x.target, x.other()))
     if not torch.allclose(own, others, rtol=1e-5, atol=1e-6, equal_nan=True):
         raise DoesNotApply("the loss of a token depends on the targets of others, so that no baseline is its own")
@@ -107,7 +113,7 @@ def _require_tokens_by_themselves(x: _Predicted) -> None:
 
 def _lowest(x: _Predicted) -> float:
     """The lowest mean loss of a constant prediction. Raises :class:`DoesNotApply` where that cannot be searched for."""
-    found = [_descend(x, start) for start in (x.mean_target(), torch.zeros_like(x.target[0, 0]))]
+    found = [_descend(x, start) for start in (x.mean_target(), x.zeros())]
     return min(found)
 
 
@@ -117,7 +123,7 @@ def _descend(x: _Predicted, start: Tensor) -> float:
     optimizer = torch.optim.LBFGS([constant], max_iter=STEPS // 2, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
-        return x.mean(x.loss(constant.expand_as(x.target), x.target))
+        return x.mean(x.loss(constant.expand(*x.target.shape[:2], -1), x.target))
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -49,12 +49,12 @@ def position_fits_its_role(case: Case) -> None:
 
 @check("modalities", "targets", needs=["tokens_agree", "model_is_built"])
 def target_fits_the_output(case: Case) -> None:
-    """The target is (R, M, output_dim()) float32, finite, without gradient."""
+    """The target is (R, M, target_dim()) float32, finite, without gradient; by default that is output_dim()."""
     model = case.model()
     inputs = case.planned(model)[case.signal]
     target = case.target(model, inputs, inputs.plan.predict)
-    expected = (*inputs.plan.predict.shape, case.target_part(model).output_dim())
-    change = "make output_dim() the last axis of the target"
+    expected = (*inputs.plan.predict.shape, case.target_dim(model))
+    change = "make target_dim(), by default output_dim(), the last axis of the target"
     _require_shape(case, target, expected, "target's shape", change)
     case.require(target.dtype == torch.float32, "target's dtype", target.dtype, "float32", "return target.float()")
     case.require(target.isfinite().all(), "target is finite", "NaN or infinity", "finite values", "fix the target")
@@ -70,7 +70,8 @@ def loss_is_per_token(case: Case) -> None:
     known = inputs.tokens.gather_known(inputs.plan.predict)
     if known is not None:
         require_loss_of_known(case, model)
-    loss = case.loss(model, torch.zeros_like(target), target, known)
+    pred = target.new_zeros(*target.shape[:2], case.target_part(model).output_dim())
+    loss = case.loss(model, pred, target, known)
     change = "return one float32 number per predicted token from loss()"
     _require_shape(case, loss, tuple(inputs.plan.predict.shape), "loss per token", change)
     case.require(loss.dtype == torch.float32, "the loss's dtype", loss.dtype, "float32", change)

@@ -43,7 +43,7 @@ def initialize_from(model: Model, weights: str | Path | Model | Mapping[str, Any
             result[key] = position
     title = weights.get("weights") if isinstance(weights, Mapping) else weights
     fill(model, result, f"the weights of init ({'a model' if isinstance(weights, Model) else title})")
-    for target in dict.fromkeys(model.targets.values()):
+    for target in model.all_targets():
         target.reset(model)
 
 

@@ -95,10 +95,11 @@ class RunLog:
 
 
 def _baselines(result: StepResult) -> dict[str, Any]:
-    """The loss of predicting the mean target: by modality, and in total where every term belongs to a modality."""
+    """The loss of predicting the mean target: by modality or term, and in total where every term has one."""
     baselines = {name: value.item() for name, value in result.baselines.items()}
-    modalities = {term: term.rpartition(".")[2] for term in result.terms}
-    if not baselines or any(name not in baselines for name in modalities.values()):
+    own = {*baselines, *result.without_baseline}  # terms with a baseline of their own, or without any
+    names = {term: term if term in own else term.rpartition(".")[2] for term in result.terms}
+    if not baselines or any(name not in baselines for name in names.values()):
         return {"baselines": baselines, "without_baseline": result.without_baseline}
-    total = sum(result.weights[term] * baselines[name] for term, name in modalities.items())
+    total = sum(result.weights[term] * baselines[name] for term, name in names.items())
     return {"baseline": total, "baselines": baselines}

@@ -103,7 +103,7 @@ def make_train_state(
         initialize_from(model, recipe["init"])
     freeze(model, train.get("trainable") or "all")
     freeze_unused(model)
-    for target in dict.fromkeys(model.targets.values()):
+    for target in model.all_targets():
         target.before_training(steps)
     model.to(dist_context.device).train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]

@@ -101,8 +101,10 @@ class StepResult:
     grad_norm: Tensor
     bad: Tensor  # bool: loss or gradient was not finite, and nothing has been updated
     bad_micro: Tensor  # (forward passes,) bool: whose loss was not finite, on this rank
-    baselines: dict[str, Tensor] = field(default_factory=dict)  # by modality: loss of the best constant prediction
-    without_baseline: list[str] = field(default_factory=list)  # modalities whose loss has none
+    baselines: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # by modality, or by term: loss of the best constant prediction
+    without_baseline: list[str] = field(default_factory=list)  # modalities, and terms, whose loss has none
     weights: dict[str, float] = field(default_factory=dict)  # of each term
     without_gradient: list[str] = field(default_factory=list)  # parameters to train that the loss did not reach
 
@@ -199,7 +201,7 @@ def take_step(
         train_state.ema.update(bad, micro_batches.step)
     for phase in train_state.phases:
         phase.step(train_state, local.outputs, bad)
-    learners: list[Objective | Target] = [*model.objectives.values(), *dict.fromkeys(model.targets.values())]
+    learners: list[Objective | Target] = [*model.objectives.values(), *model.all_targets()]
     for part in learners:
         part.after_step(model, micro_batches.step, bad)
 
@@ -261,11 +263,11 @@ class _LocalSums:
     """Sums over the micro-batches of this rank."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
-    baselines: dict[str, Tensor] = field(default_factory=dict)  # (sum, count) by modality
+    baselines: dict[str, Tensor] = field(default_factory=dict)  # (sum, count) by modality, or by term
     weights: dict[str, float] = field(default_factory=dict)  # of each term
     finite: list[Tensor] = field(default_factory=list)  # of each forward pass: whether its loss is
     outputs: list[Output] = field(default_factory=list)  # of each forward pass, where phases need them
-    without_baseline: set[str] = field(default_factory=set)  # modalities
+    without_baseline: set[str] = field(default_factory=set)  # modalities, and terms
 
 
 def _accumulate_gradients(
@@ -315,7 +317,14 @@ def _loss(out: Output, counts: Mapping[str, Tensor], number: int, sets: int) -> 
 
 @torch.no_grad()
 def _add_baselines(sums: _LocalSums, out: Output, model: Model) -> None:
-    """Add (sum, count) of the loss of the best constant prediction for every token of this forward pass."""
+    """Add (sum, count) of the loss of the best constant prediction for every token of this forward pass, by modality
+    and by the terms of objectives that predict something else."""
+    for objective in model.objectives.values():
+        for name, term in objective.baselines(out, model).items():
+            if term is None:
+                sums.without_baseline.add(name)
+            else:
+                sums.baselines[name] = sums.baselines.get(name, 0) + torch.stack([term.sum, term.count])
     for name in out.target:  # none without a decoder, as in fine-tuning
         counted, loss = out.plans[name].counted, model.baseline(out, name)
         if loss is None:

@@ -65,7 +65,8 @@ class Window(Decoder):
         window, shift = tuple(window), tuple(shift)
         if any(s >= w for s, w in zip(shift, window, strict=True)):
             raise MaemmError(f"shift {shift} must be below window {window} (decoder.shift)")
-        self.dim, self.window = dim, window
+        self.dim = self.decoded_dim = dim
+        self.window = window
         self.project = nn.Linear(encoder_dim, dim)
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.blocks = nn.ModuleList(
@@ -79,7 +80,8 @@ class Window(Decoder):
     def forward(
         self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
     ) -> dict[str, Tensor]:
-        return {name: self._decode(name, latents, x, modalities[name]) for name, x in inputs.items()}
+        latents.decoded = {name: self._decode(name, latents, x, modalities[name]) for name, x in inputs.items()}
+        return {name: self.heads[name](part) for name, part in latents.decoded.items()}
 
     def _decode(self, name: str, latents: Latents, inputs: ModalityInput, modality: Modality) -> Tensor:
         tokens, plan = inputs.tokens, inputs.plan
@@ -97,7 +99,7 @@ class Window(Decoder):
             x = block(x, lattice)
         x = x[:, : grid[0], : grid[1]].flatten(1, 2)
         predicted = x.gather(1, plan.predict[..., None].expand(-1, -1, self.dim))
-        return self.heads[name](self.norm(predicted))
+        return self.norm(predicted)
 
     def _filled(self, visible: Tensor, plan: Plan, count: int) -> Tensor:
         """(R, V, D) -> (R, N, D): visible tokens at their positions, mask tokens elsewhere."""

@@ -9,6 +9,7 @@ plugin = Plugin(
     summary="images: MAE, Pixio",
     modalities={"image": "modality:Image"},
     sources={"image": "sources:open_images", "image_samples": "samples:open_samples"},
+    targets={"hog": "hog:HOG", "picture_teacher": "teachers:PictureTeacher"},
     weights={
         "mae": "weights.mae:MAE",
         "timm": "weights.timm:Timm",
@@ -18,6 +19,7 @@ plugin = Plugin(
     },
     samples={"image": "samples:write"},
     demo="image/mae_tiny_cpu",
+    check_options={"targets.hog": {"cell": 4}},
     files={
         "image/mae_base": ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .jp2 .j2k .avif "
         ".npy .npz"

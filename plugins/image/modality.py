@@ -136,6 +136,10 @@ class Image(GridModality):
             samples = [{"x": on_device.as_float(sample["x"])} for sample in samples]
         return default_collate(samples)
 
+    def moves(self) -> bool:
+        """With a random crop, mirrored pictures or RandAugment."""
+        return self.flip or isinstance(self.crop, RandomCrop) or self.randaugment is not None
+
     # ---- on the device
     def preprocess(self, raw: Mapping[str, Tensor], rng: Rng | None) -> Preprocessed:
         """{"x": (B, C, H, W)} -> float32, cropped if ``device_crop``, flipped, minus mean, divided by std."""

@@ -15,6 +15,6 @@ plugin = Plugin(
         "budget": "contract2:JointBudget",
         "guided": "contract2:Guided",
     },
-    targets={"teacher": "contract2:Teacher", "codes": "contract2:Codes", "levels": "contract2:Levels"},
+    targets={"average": "contract2:Teacher", "bright": "contract2:Codes", "levels": "contract2:Levels"},
     objectives={"coupled": "parts:Coupled", "adversary": "contract2:Adversary", "regions": "contract2:Regions"},
 )

@@ -65,7 +65,8 @@ class Full(Decoder):
                 f"the decoder is {dim} wide, the encoder {encoder_dim} (decoder.project: none); "
                 f"set decoder.dim={encoder_dim}, or decoder.project=linear"
             )
-        self.dim, self.prefix_kind, self.position_every_block = dim, prefix, position_every_block
+        self.dim = self.decoded_dim = dim
+        self.prefix_kind, self.position_every_block = prefix, position_every_block
         self.project = nn.Identity() if project == "none" else nn.Linear(encoder_dim, dim, bias=project == "linear")
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.blocks = make_blocks(
@@ -111,7 +112,8 @@ class Full(Decoder):
         for block in self.blocks:
             x = block(x + position if self.position_every_block else x, attn_mask=mask)
         predicted = x.split(lengths, dim=1)[len(lengths) - 2 * len(inputs) :][1::2]
-        return {name: self.heads[name](self.norm(part)) for name, part in zip(inputs, predicted, strict=True)}
+        latents.decoded = {name: self.norm(part) for name, part in zip(inputs, predicted, strict=True)}
+        return {name: self.heads[name](part) for name, part in latents.decoded.items()}
 
     def _prefix(self, latents: Latents) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
         """([class tokens], [their positions], [validity]), empty lists without class tokens."""

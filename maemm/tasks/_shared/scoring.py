@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -107,7 +107,7 @@ class _ScoredBatch:
 
 
 def _score_batch(model: Model, batch: Batch, plans: int, seed: int) -> _ScoredBatch:
-    preprocessed = model.preprocess(batch.raw, None)
+    preprocessed = model.preprocess(batch.raw, None, side_inputs=batch.side_inputs)
     errors: dict[str, _TokenErrors] = {}
     for number in range(plans * (1 + MORE)):
         keys = [(seed, "score", index, number) for index in batch.rows]
@@ -133,7 +133,7 @@ def _only(inputs: ModalityInput, samples: Tensor) -> ModalityInput:
     fields: dict[str, Any] = {
         name: None if x is None else x[selected] for name, x in vars(plan).items() if name != "rows"
     }
-    return ModalityInput(inputs.tokens, Plan(**fields, rows=rows[selected]), inputs.preprocessed)
+    return replace(inputs, plan=Plan(**fields, rows=rows[selected]))
 
 
 class _TokenErrors:

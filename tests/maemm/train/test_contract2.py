@@ -47,7 +47,7 @@ def counted(module, calls):
 
 # -------------------------------------------------------------------------------------------------- targets
 def test_one_pass_of_a_teacher_serves_all_plans_and_modalities(toys):
-    both = {"toy": {"target": {"type": "teacher"}}, "other": {"type": "toy", "target": {"type": "teacher"}}}
+    both = {"toy": {"target": {"type": "average"}}, "other": {"type": "toy", "target": {"type": "average"}}}
     net = build_model(
         config.load({**BASE, "modalities": both}, {"masking": {"type": "multi_mask", "masks_per_sample": 3}})
     )
@@ -61,7 +61,7 @@ def test_one_pass_of_a_teacher_serves_all_plans_and_modalities(toys):
 
 
 def test_a_teacher_embeds_with_its_own_weights(toys):
-    net = model(modalities__toy__target={"type": "teacher"})
+    net = model(modalities__toy__target={"type": "average"})
     before = net(pictures(), rng=rng()).target["toy"]
     with torch.no_grad():
         for parameter in (*net.encoder.parameters(), *net.modalities.parameters()):
@@ -71,11 +71,11 @@ def test_a_teacher_embeds_with_its_own_weights(toys):
 
 def test_targets_of_several_levels_and_codes(toys):
     assert model(modalities__toy__target="levels")(pictures(), rng=rng()).pred["toy"].shape == (3, 8, 32)
-    out = model(modalities__toy__target="codes")(pictures(), rng=rng())
+    out = model(modalities__toy__target="bright")(pictures(), rng=rng())
     assert out.pred["toy"].shape == (3, 8, 2) and 0.3 < float(out.total.detach()) < 1.5
 
 
-AVERAGE = {"modalities__toy__target": {"type": "teacher", "decay": 0.9}, "train__save_every": 3, "train__epochs": 4}
+AVERAGE = {"modalities__toy__target": {"type": "average", "decay": 0.9}, "train__save_every": 3, "train__epochs": 4}
 
 
 def test_the_state_of_a_teacher_survives_a_kill(toys):
@@ -110,7 +110,7 @@ def equal_within_rounding(toys, one, other):
 
 
 def test_a_skipped_step_moves_no_average(toys):
-    state = train_state(toys, modalities__toy__target={"type": "teacher"})
+    state = train_state(toys, modalities__toy__target={"type": "average"})
     before = {key: value.clone() for key, value in state.model.targets.state_dict().items()}
     assert step(state, nan=True).bad
     assert all(torch.equal(value, before[key]) for key, value in state.model.targets.state_dict().items())
@@ -345,7 +345,7 @@ def test_workers_make_what_an_objective_asks_for(toys):
     folder = toys.train(toys.recipe(**options))
     rows = toys.metrics(folder)
     assert all("regions" in row["terms"] for row in rows)
-    with pytest.raises(MaemmError, match="has no side input"):
+    with pytest.raises(MaemmError, match="makes no side input"):
         net = model(objectives={"reconstruct": {}, "regions": {}})
         super(type(net.modalities["toy"]), net.modalities["toy"]).side_input("colour", {}, None)
 
@@ -380,7 +380,7 @@ def test_phases_resume_exactly_and_add_up_over_processes(toys):
 
 # ----------------------------------------------------------------------------------------------------- baselines
 def test_the_baseline_is_that_of_the_loss(toys):
-    state = train_state(toys, modalities__toy__target="codes")
+    state = train_state(toys, modalities__toy__target="bright")
     baseline = float(step(state).baselines["toy"])
     assert 0.5 < baseline <= 0.6932  # entropy of the classes, at most log 2
-    assert "toy" not in step(train_state(toys, modalities__toy__target="teacher")).baselines  # it does not say
+    assert "toy" not in step(train_state(toys, modalities__toy__target="average")).baselines  # it does not say

@@ -1,0 +1,105 @@
+"""Block-wise masking of BEiT and MaskFeat: rectangles of random area and shape, until enough is hidden."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract.errors import MaemmError
+from maemm.contract.options import Fraction, Interval, Positive, PositiveInt, Repeats
+from maemm.contract.rng import Rng
+from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
+
+TRIES = 10  # rectangles that fail in a row before no more are tried (published code)
+
+
+class Blocks(PerModalityMasking):
+    """Hide rectangles of tokens, each of a random area, aspect ratio and place (BEiT, algorithm 1; MaskFeat).
+
+    A rectangle is taken where it hides something new and not more than is left to hide. After ten in a row that do not,
+    published code hides fewer tokens; here the rest is taken beside the rectangles, so that counts are exact and shapes
+    never depend on the draw. On a grid with further axes before the last two (time) the rectangles go through all of
+    them.
+
+    Options
+        ratio: fraction of the tokens that is hidden
+        least: tokens of a rectangle at least, while so many are left to hide
+        most: tokens of a rectangle at most; null: as many as are left to hide
+        aspect: height over width of a rectangle, drawn so that its logarithm is uniform
+        draws: rectangles that are tried; more than a grid can use cost time alone
+        count: how the ratio is rounded to a number of tokens
+    """
+
+    def __init__(
+        self,
+        *,
+        ratio: Fraction = 0.4,
+        least: PositiveInt = 16,
+        most: PositiveInt | None = None,
+        aspect: Interval[Positive] = (0.3, 1 / 0.3),
+        draws: Repeats = 40,
+        count: Count = "floor_hidden",
+    ):
+        self.ratio, self.least, self.most, self.aspect, self.draws, self.count = (
+            ratio,
+            least,
+            most,
+            aspect,
+            draws,
+            count,
+        )
+
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
+        check_ratio(self.ratio)
+        if tokens.grid is None or len(tokens.grid) < 2:
+            raise MaemmError(
+                f"blocks need tokens on a grid of two axes or more, {name!r} has {tokens.grid} "
+                f"(modalities.{name}.masking); choose random or block"
+            )
+        *others, height, width = tokens.grid
+        depth, cells = math.prod(others), height * width
+        shown = visible_count(cells, self.ratio, self.count)
+        device = tokens.values.device
+        uniform = rng.uniform(f"mask/{name}/blocks", self.draws, 4, device=device)
+        drawn = self._rectangles(uniform, height, width, cells - shown)
+        # Rectangles first, then what has most of them around it, at random among equals; never what is not valid.
+        around = F.avg_pool2d(drawn.float()[:, None], 3, 1, 1, count_include_pad=True)[:, 0].flatten(1) * 9
+        order = drawn.flatten(1) * 20.0 + around.round()
+        order = order + rng.uniform(f"mask/{name}/rest", cells, device=device)
+        if tokens.valid is not None:
+            valid = tokens.valid.unflatten(1, (depth, cells)).any(1)
+            order = order.masked_fill(~valid, -1.0)
+        first = order.argsort(dim=1, descending=True, stable=True)[:, : cells - shown]
+        hidden = torch.zeros_like(order, dtype=torch.bool).scatter_(1, first, True)
+        return plan_from_hidden(hidden.repeat(1, depth), tokens, depth * shown, depth * (cells - shown))
+
+    def _rectangles(self, uniform: Tensor, height: int, width: int, wanted: int) -> Tensor:
+        """(B, height, width) bool, at most ``wanted`` of each; ``uniform`` (B, draws, 4): area, aspect, top, left."""
+        low, high = (math.log(value) for value in self.aspect)
+        batch, device = len(uniform), uniform.device
+        aspects = torch.exp(low + uniform[..., 1] * (high - low))
+        rows, columns = (torch.arange(side, device=device) for side in (height, width))
+        hidden = torch.zeros(batch, height, width, dtype=torch.bool, device=device)
+        left_over = torch.full((batch,), wanted, device=device)
+        failures = torch.zeros_like(left_over)
+        for number in range(self.draws):
+            most = left_over if self.most is None else left_over.clamp(max=self.most)
+            area = self.least + uniform[:, number, 0] * (most - self.least)
+            aspect = aspects[:, number]
+            high_, wide = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+            fits = (high_ < height) & (wide < width) & (left_over > 0) & (failures < TRIES)
+            top = (uniform[:, number, 2] * (height - high_ + 1)).long()
+            left = (uniform[:, number, 3] * (width - wide + 1)).long()
+            across = (rows >= top[:, None]) & (rows < (top + high_)[:, None])
+            along = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
+            new = across[:, :, None] & along[:, None] & ~hidden
+            size = new.sum((1, 2))
+            taken = fits & (size > 0) & (size <= most)
+            hidden = hidden | (new & taken[:, None, None])
+            left_over = left_over - size * taken
+            failures = torch.where(taken, 0, failures + 1)
+        return hidden

@@ -1,0 +1,133 @@
+"""Another target beside the modality's own, with a prediction layer and a term of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from maemm.config.options import check
+from maemm.contract import ModalityInput, Objective, Output, Plan, Target, Term
+from maemm.contract.errors import MaemmError, advice
+from maemm.contract.options import NonNegative, PartOf
+from maemm.model.blocks import init_linear
+from maemm.model.model import Model
+from maemm.registry import find
+from maemm.registry.make import make, part_of
+
+
+class Predict(Objective):
+    """Predict a target of the hidden tokens beside what ``reconstruct`` predicts: HOG, the features of a teacher.
+
+    Several of them make several targets with weights: ``objectives: {reconstruct: {}, hog: {type: predict, target: hog,
+    weight: 0.5}}``. Each has a linear layer of its own on the decoder's tokens, and a term NAME.MODALITY in the log.
+    With weight 0 it is computed and logged, and nothing else depends on it: no initial weight, no gradient, no norm.
+
+    Options
+        target: what is predicted, a name or {type: name, options}
+        weight: of its terms in the loss
+        modalities: of whose tokens; null: of all modalities
+        layer: own: a prediction layer of its own; shared: the modality's own prediction is compared once more, by the
+            loss of this target (frequency)
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        target: Annotated[str | dict[str, Any], PartOf("targets")],
+        weight: NonNegative = 1.0,
+        modalities: Sequence[str] | None = None,
+        layer: Literal["own", "shared"] = "own",
+    ):
+        super().__init__()
+        self.name, self.spec, self.weight, self.names, self.layer = name, target, weight, modalities, layer
+        part = find("targets", part_of(target)[0])
+        self.side_inputs = {key: tuple(part.side_inputs) for key in (modalities or ("*",))}
+        self.target: Target | None = None
+
+    def connect(self, model: Model) -> None:
+        """Make the target, and a layer for each modality. Weights without a decoder predict nothing."""
+        names, where = [*(self.names or model.modalities)], f"objectives.{self.name}"
+        for name in names:
+            if name not in model.modalities:
+                raise MaemmError(
+                    f"{name!r} is no modality of this recipe ({where}.modalities); {advice(name, model.modalities)}"
+                )
+        self.names = names
+        if model.decoder is None:
+            return
+        kind, options = part_of(self.spec)
+        check(find("targets", kind), options, f"{where}.target")
+        with torch.random.fork_rng(devices=[]):  # what is made afterwards has the weights that it has without this
+            target: Target = make("targets", self.spec, names, model.encoder.dim, where=f"{where}.target")
+            target.prepare({name: model.modalities[name] for name in names})
+            target.connect(model)
+            self.target, self.autocast = target, target.autocast
+            if self.layer == "own":
+                self.layers = self._layers(model, target, names)
+
+    def _layers(self, model: Model, target: Target, names: list[str]) -> nn.ModuleDict:
+        width = None if model.decoder is None else model.decoder.decoded_dim
+        if width is None:
+            raise MaemmError(
+                f"{type(model.decoder).__name__} does not give the tokens that its last layers read "
+                f"(objectives.{self.name}); choose another decoder, such as full, or set layer: shared"
+            )
+        layers = nn.ModuleDict({name: nn.Linear(width, target.output_dim()) for name in names})
+        layers.apply(init_linear)
+        return layers.requires_grad_(self.weight > 0)
+
+    # ------------------------------------------------------------------------------------------------ in a step
+    def precompute(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Any]:
+        served = {name: x for name, x in inputs.items() if name in (self.names or ())}
+        return self.target.precompute(model, served) if self.target is not None and served else {}
+
+    def forward(self, out: Output, model: Model) -> dict[str, Term]:
+        terms = {}
+        for name, inputs in self._own(out):
+            pred = self._prediction(out, name)
+            with torch.autocast(pred.device.type, enabled=False):
+                target = self._part()(inputs, inputs.plan.predict).detach()
+                loss = self._part().loss(pred, target)
+            counted = inputs.plan.counted
+            terms[f"{self.name}.{name}"] = Term((loss * counted).sum(), counted.sum(), self.weight)
+        return terms
+
+    def _own(self, out: Output) -> Iterator[tuple[str, ModalityInput]]:
+        """Its modalities, with what its target has computed."""
+        for name, x in out.inputs.items():
+            if name in (self.names or ()):
+                yield name, replace(x, computed=x.computed_by.get(self.name))
+
+    def _prediction(self, out: Output, name: str) -> Tensor:
+        """(R, M, O), without a way back to the model where the weight is 0."""
+        if self.layer == "own":
+            decoded = out.decoded[name]
+            return self.layers[name](decoded if self.weight else decoded.detach())
+        pred, width = out.pred[name], self._part().output_dim()
+        if pred.shape[-1] != width:
+            raise MaemmError(
+                f"the predictions of {name!r} have {pred.shape[-1]} values, this target {width} "
+                f"(objectives.{self.name}.layer: shared); set layer: own"
+            )
+        return pred if self.weight else pred.detach()
+
+    def _part(self) -> Target:
+        if self.target is None:
+            raise MaemmError("this model has no decoder (encoder-only weights); use embed, or load a file with one")
+        return self.target
+
+    def baselines(self, out: Output, model: Model) -> dict[str, Term | None]:
+        terms: dict[str, Term | None] = {}
+        for name, inputs in self._own(out):
+            counted = inputs.plan.counted
+            loss = self._part().baseline(self._part()(inputs, inputs.plan.predict), counted)
+            terms[f"{self.name}.{name}"] = None if loss is None else Term((loss * counted).sum(), counted.sum())
+        return terms
+
+    def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
+        return {f"{self.name}.{name}": plan.counted.sum() for name, plan in plans.items() if name in (self.names or ())}
