@@ -140,6 +140,18 @@ class Rng:
         on_device = torch.from_numpy(first.view(np.int64)).to(rows.device, non_blocking=True)
         return _upper_bits_on_device(torch.add(on_device[rows], places, alpha=_signed(_PLACE_STEP)))
 
+    def normal(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:
+        """(rows, *shape) standard normal, float32: pairs of :meth:`uniform` by Box and Muller (1958).
+
+        A longer draw begins with a shorter one. Devices may differ in the last bits of the logarithm and the cosine.
+        """
+        size = math.prod(shape)
+        radius, angle = self.uniform(purpose, -(-size // 2), 2, device=device).unbind(-1)
+        radius = (-2.0 * torch.log1p(-radius)).sqrt_()  # 1 - u lies above 0
+        angle = angle * (2.0 * math.pi)
+        values = torch.stack([radius * angle.cos(), radius * angle.sin()], -1).flatten(1)
+        return values[:, :size].reshape(len(self.rows), *shape)
+
     def floats(self, purpose: str, count: int) -> list[float]:
         """What :meth:`uniform` gives to the first row, as numbers of Python: for the few draws of a worker."""
         return _floats(_state(self.seed(purpose), self.rows[0]), count)

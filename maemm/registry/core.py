@@ -25,6 +25,7 @@ CORE = Plugin(
     decoders={
         "full": "model.decoders.full:Full",
         "linear": "model.decoders.linear:LinearDecoder",
+        "conv": "model.decoders.conv:Conv",
         "predictor": "model.decoders.predictor:Predictor",
     },
     targets={
@@ -37,6 +38,7 @@ CORE = Plugin(
     objectives={
         "classify": "model.objectives.classify:Classify",
         "reconstruct": "model.objectives.reconstruct:Reconstruct",
+        "pooled": "model.objectives.pooled:Pooled",
         "contrastive": "model.objectives.contrastive:Contrastive",
         "predict": "model.objectives.predict:Predict",
     },

@@ -20,6 +20,7 @@ ENTRIES = (
 )  # fmt: skip
 #: entries that together are one model, where a file has the first and another of them (I-JEPA, V-JEPA 2)
 TOGETHER = ("encoder", "predictor", "target_encoder")
+AVERAGES = ("_ema",)  # entries among the weights themselves that are their average (data2vec 2.0)
 _INNER = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # what torch puts anywhere into a name
 _DEPTH, _MOST_DICTS = 4, 100  # entries inside entries; dicts that are looked into
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -53,16 +54,20 @@ def weights_in(content: Any, where: str, checkpoint_key: str | None = None) -> d
 
 
 def _put_together(content: Any, entries: list[str]) -> Any:
-    """One state dict of the entries of :data:`TOGETHER`, with their names in front; whatever it is not stays."""
+    """One state dict of the entries of :data:`TOGETHER`, or of weights and of an average among them, with the names of
+    the entries in front; whatever is neither stays."""
     parts = [entry for entry in TOGETHER if entry in entries]
     if len(parts) < 2 or parts[0] != TOGETHER[0]:
-        return content
-    return {
+        parts = [entry for entry in AVERAGES if entry in entries]
+    inner = {
         f"{part}.{key.removeprefix('module.')}": value
         for part in parts
         for key, value in content[part].items()
         if isinstance(key, str)
     }
+    if not inner or TOGETHER[0] in parts:
+        return inner or content
+    return {**{key: value for key, value in content.items() if key not in parts}, **inner}
 
 
 def _entry(content: Any, where: str, checkpoint_key: str) -> Any:

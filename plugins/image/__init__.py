@@ -16,6 +16,7 @@ plugin = Plugin(
         "pixio": "weights.mae:Pixio",
         "hf_vitmae": "weights.hf:HFViTMAE",
         "ijepa": "weights.ijepa:IJEPA",
+        "data2vec2": "weights.data2vec2:Data2Vec2",
     },
     samples={"image": "samples:write"},
     demo="image/mae_tiny_cpu",
