@@ -18,6 +18,7 @@ METHODS = {
     "rand": "uniform",
     "uniform": "uniform",
     "uniform_at": "uniform",
+    "normal": "uniform",
     "floats": "uniform",
     "under": "fold_in",
     "fold_in": "fold_in",

@@ -16,6 +16,7 @@ TRAINED = {
     "image/mae_base": 111_655_680,
     "image/mae_large": 329_239_296,
     "image/mae_huge": 656_613_964,
+    "image/ijepa_huge14": 652_713_984,  # published: 653,139,968 values, of which 425,984 are tables of positions
     "audio/audiomae_base": 136_336_128,
     "audio/audiomae_esc50": 136_336_128,
 }

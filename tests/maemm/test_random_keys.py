@@ -31,7 +31,8 @@ KEYS = {
         crop crop/{} cut drop dropout dropped erase/{} erase/{}/noise example flip frame gain gaps input jitter
         mask/{} mask/{}/cell mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact mask/{}/places
         mask/{}/ratio mask/{}/repair mask/{}/size mask/{}/start mask/{}/targets mask/{}/ties mask/{}/time
-        mask/{}/{} mixup noise noise/level picture radii roll rotate scale segments shift spec_augment/{} time
+        mask/{}/{} mixup noise noise/level noise/{} picture radii roll rotate scale segments shift
+        spec_augment/{} time
     """,
 }
 

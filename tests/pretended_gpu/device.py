@@ -194,7 +194,7 @@ def gradients_of(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[T
             own = arrived.pop(node, {})
             if (leaf := getattr(node, "variable", None)) is not None:
                 if 0 in own:
-                    leaves[leaf] = own[0]
+                    leaves[leaf] = _laid_out_like(leaf, own[0])
                 continue
             results = _call(node, own) if own else [None] * len(node.next_functions)
             for (user, number), gradient in zip(node.next_functions, results, strict=False):
@@ -206,6 +206,11 @@ def gradients_of(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[T
                 if not waiting[user]:
                     ready.append(user)
     return leaves
+
+
+def _laid_out_like(leaf: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with the strides of its parameter, as torch's engine stores it; fused optimisers count on them."""
+    return gradient if gradient.stride() == leaf.stride() else torch.empty_like(leaf).copy_(gradient)
 
 
 def _numbers_of_users(starts: list[Any]) -> Counter[Any]:

@@ -95,7 +95,7 @@ class IJEPA(CheckpointFormat):
             "modalities": {
                 "image": {
                     "type": "image", "size": size, "patch": patch, "channels": channels, "position": "fixed",
-                    "masking": {"type": "random", "ratio": 0.75},
+                    "masking": {"type": "multi_block"},
                     "target": {"type": "ema", "momentum": 0.996, "momentum_end": 1.0},
                 }
             },
