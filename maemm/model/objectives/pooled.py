@@ -60,7 +60,7 @@ class Pooled(Objective):
         terms = {}
         for name, x in out.inputs.items():
             token = out.prefix[name if name in out.prefix else "joint"][:, -1]
-            pred = self.heads[name](token.to(self.heads[name].weight.dtype)) if name in self.heads else token
+            pred = self.heads[name](token) if name in self.heads else token
             with torch.autocast(pred.device.type, enabled=False):
                 target = self._mean_target(name, x, model)
                 losses = feature_loss(pred, target, self.kind, beta=self.beta, reduction=self.reduction)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -195,6 +196,13 @@ def test_published_schedules():
         assert lr(int(step)) == pytest.approx(row["lr"], rel=1e-9)
         assert decay(int(step)) == pytest.approx(row["wd"], rel=1e-9)
         assert target.momentum_at(int(step)) == pytest.approx(row["momentum"], rel=1e-12)
+
+
+def test_show_names_the_target_and_the_predictor(tmp_path):
+    numpy.save(tmp_path / "picture.npy", numpy.zeros((64, 64, 3), numpy.uint8))
+    shown = maemm.show(tmp_path, tmp_path / "show.html", recipe="image/ijepa_tiny_cpu", count=1)
+    (note,) = [note for note in shown.parts["image"].notes if "predicts features" in note]
+    assert "(ema: momentum 0.98, momentum_end 1.0" in note and "decoder predictor: dim 64, depth 2" in note
 
 
 def test_weight_decay_moves_where_there_is_some():
