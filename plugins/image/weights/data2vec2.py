@@ -76,7 +76,7 @@ class Data2Vec2(CheckpointFormat):
             size = [side * patch[0], side * patch[1]]
         image: dict[str, Any] = {
             "type": "image", "size": size, "patch": patch, "channels": channels, "position": "fixed",
-            "masking": {"type": "inverse_block", "ratio": 0.8},
+            "masking": {"type": "scattered_blocks", "ratio": 0.8},
         }  # fmt: skip
         decoder = None
         if whole:
