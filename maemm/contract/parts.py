@@ -282,7 +282,8 @@ class Masking(ABC):
 class PerModalityMasking(Masking):
     """Masking that treats each modality by itself.
 
-    Shapes of a plan may depend on N alone, never on the data, even where ``tokens.valid`` makes rows ragged:
+    Shapes of a plan may depend on N, and on what the host draws for the whole batch, never on the data, even where
+    ``tokens.valid`` makes rows ragged:
     ``maemm.model.masking.counts`` turns a random order (``plan_from_order``) or a choice of hidden tokens
     (``plan_from_hidden``) into such a plan.
     """

@@ -78,7 +78,7 @@ def _require_shared_passes(case: Case, plan: Plan) -> None:
 @check("modalities", "maskings", needs=["plan_is_legal"])
 def plan_is_repeatable(case: Case) -> None:
     """Equal ``rng`` gives equal plans, a part of a batch gets the plans that it has in the whole batch, and the shapes
-    of a masking by modality do not depend on the random numbers."""
+    of a masking by modality are the same for all samples of a batch."""
     model, preprocessed = case.model(), case.example()
     change = "take every random number of a masking from its rng, with rng.uniform(purpose, ...)"
 
@@ -98,9 +98,11 @@ def plan_is_repeatable(case: Case) -> None:
             rule = f"a part of a batch gets the batch's plans ({role})"
             case.equal(getattr(own, role), expected[rows > 0], rule, change)
     if case.role == "maskings" and isinstance(model.masking, PerModalityMasking):
-        other = plans(everything, case.rng(key=1))
+        count = len(everything)
+        others = replace(case.rng(), rows=range(count, 2 * count), total=2 * count)  # other samples of the same batch
+        other = plans(everything, others)
         received, wanted = ([(p.visible.shape, p.predict.shape) for p in some] for some in (other, whole))
-        change = "let shapes depend on N alone, as plan_from_order and plan_from_hidden do"
+        change = "let shapes depend on N, and on numbers of the whole batch (RatioMasking), not on those of a sample"
         case.require(received == wanted, "shapes of plans", received, wanted, change)
 
 

@@ -11,15 +11,16 @@ import math
 import torch
 from torch import Tensor
 
-from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction
 from maemm.contract.rng import Rng
 from maemm.contract.small import small_tensor
 from maemm.model.masking.counts import Count, noise_order, plan_from_hidden, plan_from_order, visible_count
+from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
 
-class TimeFrequency(PerModalityMasking):
+class TimeFrequency(RatioMasking):
     """Hide whole time columns and whole mel rows, drawn independently (AudioMAE, section 3.2: structured masking).
 
     With ``ratio`` the count of tokens is exact: random tokens are hidden, or shown again, until it is met
@@ -28,7 +29,8 @@ class TimeFrequency(PerModalityMasking):
     Options
         time: fraction of the time columns that is hidden
         frequency: fraction of the mel rows that is hidden
-        ratio: fraction of all tokens that is hidden in the end; null: whatever the two give
+        ratio: fraction of all tokens that is hidden in the end, or how it is drawn for each batch, as of random; null:
+            whatever the two give
         count: how a ratio is rounded to a number of lines or tokens
     """
 
@@ -37,10 +39,11 @@ class TimeFrequency(PerModalityMasking):
         *,
         time: Fraction = 0.2,
         frequency: Fraction = 0.2,
-        ratio: Fraction | None = None,
+        ratio: Ratio | None = None,
         count: Count = "floor_visible",
     ):
-        self.fractions, self.ratio, self.count = (time, frequency), ratio, count
+        self.fractions, self.count = (time, frequency), count
+        self.ratio = None if ratio is None else read_ratio(ratio)
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         valid, time_axis = _grid_validity(name, tokens)
@@ -62,7 +65,7 @@ class TimeFrequency(PerModalityMasking):
         if self.ratio is None:
             return plan_from_hidden(hidden, tokens, keep, tokens.count - keep)
         noise = rng.uniform(f"mask/{name}/exact", tokens.count, device=hidden.device)
-        return plan_from_order(noise_order(noise + hidden, tokens), tokens, self.ratio, self.count)
+        return plan_from_order(noise_order(noise + hidden, tokens), tokens, self.ratio_of(name, rng), self.count)
 
 
 class Time(TimeFrequency):

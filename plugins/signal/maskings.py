@@ -12,61 +12,62 @@ import math
 import torch
 from torch import Tensor
 
-from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, PositiveInt
 from maemm.contract.rng import Rng
 from maemm.contract.small import small_tensor
 from maemm.model.masking.counts import Count, plan_from_hidden, visible_count
+from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
 
-class TimeBlock(PerModalityMasking):
+class TimeBlock(RatioMasking):
     """Hide the same spans of time in all channels.
 
     ``span: 1``: single time steps at random (MaeFE's masked time autoencoder).
 
     Options
-        ratio: fraction of the time steps that is hidden
+        ratio: fraction of the time steps that is hidden; or drawn for each batch, as of random
         span: time steps (patches) of a span; null: all hidden steps in one span
         count: how the ratio is rounded to a number
     """
 
-    def __init__(self, *, ratio: Fraction = 0.5, span: PositiveInt | None = None, count: Count = "floor_visible"):
-        self.ratio, self.span, self.count = ratio, span, count
+    def __init__(self, *, ratio: Ratio = 0.5, span: PositiveInt | None = None, count: Count = "floor_visible"):
+        self.ratio, self.span, self.count = read_ratio(ratio), span, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         channels, steps = _channels_and_steps(tokens)
         valid = _valid(tokens, channels, steps)
-        keep = _visible_counts(steps, self.ratio, self.count)
+        keep = _visible_counts(steps, self.ratio_of(name, rng), self.count)
         hidden = _hidden_steps(name, valid.any(1), keep, self.span, rng)
         hidden = hidden[:, None].expand(-1, channels, -1).flatten(1)
         return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))
 
 
-class Channel(PerModalityMasking):
+class Channel(RatioMasking):
     """Hide whole channels (MaeFE's masked lead autoencoder).
 
     Options
-        ratio: fraction of the channels that is hidden
+        ratio: fraction of the channels that is hidden; or drawn for each batch, as of random
         count: how the ratio is rounded to a number
     """
 
-    def __init__(self, *, ratio: Fraction = 0.5, count: Count = "floor_visible"):
-        self.ratio, self.count = ratio, count
+    def __init__(self, *, ratio: Ratio = 0.5, count: Count = "floor_visible"):
+        self.ratio, self.count = read_ratio(ratio), count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         channels, steps = _several_channels(name, tokens)
-        keep = _visible_counts(channels, self.ratio, self.count)
+        keep = _visible_counts(channels, self.ratio_of(name, rng), self.count)
         hidden = _hidden_channels(name, _valid(tokens, channels, steps).any(2), keep, rng)
         hidden = hidden[..., None].expand(-1, -1, steps).flatten(1)
         return plan_from_hidden(hidden, tokens, steps * keep[channels], steps * (channels - keep[channels]))
 
 
-class ChannelTime(PerModalityMasking):
+class ChannelTime(RatioMasking):
     """Hide whole channels, and spans of time in the others (MaeFE's masked lead and time autoencoder).
 
     Options
-        ratio: fraction of the time steps that is hidden in the other channels
+        ratio: fraction of the time steps that is hidden in the other channels; or drawn for each batch, as of random
         channels: fraction of the channels that is hidden as a whole
         span: time steps (patches) of a span; null: all hidden steps in one span
         count: how a ratio is rounded to a number
@@ -75,18 +76,18 @@ class ChannelTime(PerModalityMasking):
     def __init__(
         self,
         *,
-        ratio: Fraction = 0.5,
+        ratio: Ratio = 0.5,
         channels: Fraction = 0.25,
         span: PositiveInt | None = None,
         count: Count = "floor_visible",
     ):
-        self.ratio, self.channels, self.span, self.count = ratio, channels, span, count
+        self.ratio, self.channels, self.span, self.count = read_ratio(ratio), channels, span, count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         channels, steps = _several_channels(name, tokens)
         valid = _valid(tokens, channels, steps)
         keep_channels = _visible_counts(channels, self.channels, self.count)
-        keep_steps = _visible_counts(steps, self.ratio, self.count)
+        keep_steps = _visible_counts(steps, self.ratio_of(name, rng), self.count)
         rows = _hidden_channels(name, valid.any(2), keep_channels, rng)
         columns = _hidden_steps(name, valid.any(1), keep_steps, self.span, rng)
         seen = keep_channels[channels] * keep_steps[steps]
@@ -94,21 +95,21 @@ class ChannelTime(PerModalityMasking):
         return plan_from_hidden(hidden, tokens, seen, tokens.count - seen)
 
 
-class PerChannel(PerModalityMasking):
+class PerChannel(RatioMasking):
     """Keep the same number of random tokens in every channel, drawn independently (ST-MEM).
 
     Options
-        ratio: fraction of each channel's tokens that is hidden
+        ratio: fraction of each channel's tokens that is hidden; or drawn for each batch, as of random
         count: how the ratio is rounded to a number
     """
 
-    def __init__(self, *, ratio: Fraction = 0.75, count: Count = "floor_visible"):
-        self.ratio, self.count = ratio, count
+    def __init__(self, *, ratio: Ratio = 0.75, count: Count = "floor_visible"):
+        self.ratio, self.count = read_ratio(ratio), count
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         channels, steps = _channels_and_steps(tokens)
         valid = _valid(tokens, channels, steps)
-        keep = _visible_counts(steps, self.ratio, self.count)
+        keep = _visible_counts(steps, self.ratio_of(name, rng), self.count)
         noise = rng.uniform(f"mask/{name}", channels, steps, device=valid.device)
         hidden = _hidden(noise, valid, keep).flatten(1)
         return plan_from_hidden(hidden, tokens, channels * keep[steps], channels * (steps - keep[steps]))

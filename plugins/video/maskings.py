@@ -7,20 +7,21 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, visible_count
+from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
 from .running_cell import running_cell
 
 
-class _OnClips(PerModalityMasking):
+class _OnClips(RatioMasking):
     """Base class: subclasses choose the visible tokens of the grid (slots, area); the others are hidden.
 
     Options
-        ratio: fraction of the tokens that is hidden
+        ratio: fraction of the tokens that is hidden; [low, high], or {mean, std, low, high}: drawn for each batch
         count: how the ratio becomes a number of tokens
         decode: fraction of all tokens that the decoder predicts, in running cells: 0.25, 0.5 or 0.75 (VideoMAE v2);
             null: all hidden tokens
@@ -31,14 +32,14 @@ class _OnClips(PerModalityMasking):
     def __init__(
         self,
         *,
-        ratio: Fraction = 0.9,
+        ratio: Ratio = 0.9,
         count: Count = "floor_hidden",
         decode: Fraction | None = None,
         decode_visible: bool = True,
     ):
         if decode not in (None, 0.25, 0.5, 0.75):
             raise MaemmError(f"decode is {decode} (masking.decode); running cells allow 0.25, 0.5, 0.75 or null")
-        self.ratio, self.count, self.decode, self.decode_visible = ratio, count, decode, decode_visible
+        self.ratio, self.count, self.decode, self.decode_visible = read_ratio(ratio), count, decode, decode_visible
 
     @abstractmethod
     def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
@@ -70,7 +71,7 @@ class Tube(_OnClips):
     """
 
     def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
-        count = visible_count(area, self.ratio, self.count)
+        count = visible_count(area, self.ratio_of(name, rng), self.count)
         position = _smallest(rng.uniform(f"mask/{name}", area, device=device), count)
         return (position[:, None] + torch.arange(slots, device=device)[:, None] * area).flatten(1)
 
@@ -79,10 +80,11 @@ class Frame(_OnClips):
     """Hide whole time slots (MAE-ST, "time-only"). The ratio applies to the slots."""
 
     def visible(self, name: str, slots: int, area: int, rng: Rng, device: torch.device) -> Tensor:
-        count = visible_count(slots, self.ratio, self.count)
+        ratio = self.ratio_of(name, rng)
+        count = visible_count(slots, ratio, self.count)
         if count == 0:
             raise MaemmError(
-                f"ratio {self.ratio} leaves none of {slots} slots visible (modalities.{name}.masking); lower it"
+                f"ratio {ratio:g} leaves none of {slots} slots visible (modalities.{name}.masking); lower it"
             )
         slot = _smallest(rng.uniform(f"mask/{name}", slots, device=device), count)
         return (slot[..., None] * area + torch.arange(area, device=device)).flatten(1)

@@ -71,7 +71,7 @@ def test_fixed_ratios_are_as_before_and_say_nothing():
     tokens = tokens_of((8, 8))
     fixed, narrow = Random(ratio=0.75), Random(ratio=(0.75, 0.75))
     assert torch.equal(fixed.plan("x", tokens, rng()).visible, narrow.plan("x", tokens, rng()).visible)
-    assert fixed.notes({"x": tokens}, rng()) == {"x": []}
+    assert fixed.notes({"x": tokens}, rng()) == {}
 
 
 def test_masks_of_a_sample_share_the_ratio_and_so_do_scored_samples():
@@ -196,3 +196,17 @@ def test_axes_that_do_not_fit(options, message):
 def test_wrong_options(options):
     with pytest.raises(MaemmError, match=f"masking.{next(iter(options))}"):
         check(Random, options, "masking")
+
+
+def test_the_suites_rules_hold_for_ratios_axes_and_sets_of_plans():
+    from maemm import registry
+    from maemm.testing.suite import checks_of, result_of
+
+    names = ("plan_is_legal", "plan_is_repeatable", "randomness_is_counter_based")
+    for part, options in {
+        "maskings.random": {"ratio": [0.3, 0.7], "along": [0]},
+        "maskings.scan": {"order": "peano", "ratio": {"mean": 0.5, "std": 0.2}},
+        "maskings.multi_block": {"min_keep": 0, "contexts": 2, "keep": 0.3},
+    }.items():
+        own = [x for x in checks_of(registry.CORE, {part: options}) if f"maskings.{x.part}" == part and x.name in names]
+        assert [result.message for result in map(result_of, own) if not result.passed] == [] and len(own) == 3

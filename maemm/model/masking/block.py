@@ -7,16 +7,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract import Plan, Tokens
 from maemm.contract.options import Repeats
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, noise_order, plan_from_order
-from maemm.model.masking.ratio import Ratio, ratio_note, ratio_of, read_ratio
+from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
 Shape = Literal["round", "square"]
 
 
-class Block(PerModalityMasking):
+class Block(RatioMasking):
     """Hide the tokens nearest to a random one; exact counts. On point clouds this is Point-MAE's "block" masking.
 
     Options
@@ -30,13 +30,10 @@ class Block(PerModalityMasking):
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         far_first = -rank_by_distance(name, tokens, rng, 1, self.shape)  # the farthest are visible
-        return plan_from_order(noise_order(far_first, tokens), tokens, ratio_of(self.ratio, name, rng), self.count)
-
-    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
-        return {name: ratio_note(self.ratio, name, rng) for name in tokens}
+        return plan_from_order(noise_order(far_first, tokens), tokens, self.ratio_of(name, rng), self.count)
 
 
-class InverseBlock(PerModalityMasking):
+class InverseBlock(RatioMasking):
     """Show the tokens nearest to random ones, hide the rest; exact counts (after data2vec 2.0, section 3.3).
 
     A few compact regions, on any coordinates; ``scattered_blocks`` has the published form on grids.
@@ -55,10 +52,7 @@ class InverseBlock(PerModalityMasking):
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         near_first = rank_by_distance(name, tokens, rng, self.blocks, self.shape)
-        return plan_from_order(noise_order(near_first, tokens), tokens, ratio_of(self.ratio, name, rng), self.count)
-
-    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
-        return {name: ratio_note(self.ratio, name, rng) for name in tokens}
+        return plan_from_order(noise_order(near_first, tokens), tokens, self.ratio_of(name, rng), self.count)
 
 
 def rank_by_distance(name: str, tokens: Tokens, rng: Rng, centres: int, shape: Shape) -> Tensor:

@@ -10,16 +10,16 @@ import torch
 from annotated_types import Len
 from torch import Tensor
 
-from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, NonNegativeInt, PositiveInt
 from maemm.contract.rng import Rng
 from maemm.contract.small import small_tensor
 from maemm.model.masking.counts import Count, noise_order, plan_from_hidden, plan_from_order, visible_count
-from maemm.model.masking.ratio import Ratio, ratio_note, ratio_of, read_ratio
+from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
 
-class Random(PerModalityMasking):
+class Random(RatioMasking):
     """Show a random subset of the tokens; exact counts (MAE, section 3).
 
     At most one of ``mask_block``, ``along``, ``groups`` and ``axis_ratios`` says otherwise. Axes are those of the grid
@@ -49,6 +49,8 @@ class Random(PerModalityMasking):
         count: Count = "floor_visible",
     ):
         self.ratio, self.mask_block, self.count = read_ratio(ratio), mask_block, count
+        if axis_ratios or group_ratios:  # instead
+            self.ratio = None
         self.along, self.groups, self.group_ratios, self.axis_ratios = along, groups, group_ratios, axis_ratios
         set_ones = {
             "mask_block": mask_block > 1,
@@ -75,12 +77,7 @@ class Random(PerModalityMasking):
             noise = rng.uniform(f"mask/{name}", tokens.count, device=tokens.values.device)
         else:
             noise = self._block_noise(name, tokens, rng)
-        return plan_from_order(noise_order(noise, tokens), tokens, ratio_of(self.ratio, name, rng), self.count)
-
-    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
-        if self.axis_ratios or self.group_ratios:  # instead of the ratio
-            return {}
-        return {name: ratio_note(self.ratio, name, rng) for name in tokens}
+        return plan_from_order(noise_order(noise, tokens), tokens, self.ratio_of(name, rng), self.count)
 
     def _block_noise(self, name: str, tokens: Tokens, rng: Rng) -> Tensor:
         k = self.mask_block
@@ -110,7 +107,7 @@ class Random(PerModalityMasking):
         )
         valid = valid.reshape(len(valid), math.prod(sides), together).any(-1)
         noise = rng.uniform(f"mask/{name}", math.prod(sides), device=valid.device)
-        counts = self._visible_counts(valid.shape[1], ratio_of(self.ratio, name, rng))
+        counts = self._visible_counts(valid.shape[1], self.ratio_of(name, rng))
         hidden = _hidden(noise, valid, [counts])
         shape = [n if axis in axes else 1 for axis, n in enumerate(grid)]
         hidden = hidden.view(-1, *shape).expand(-1, *grid).flatten(1)
@@ -125,7 +122,7 @@ class Random(PerModalityMasking):
         axis = self.groups or 0
         grid = _grid_with(name, tokens, "groups", axis)
         groups, each = grid[axis], tokens.count // grid[axis]
-        ratios = list(self.group_ratios or [ratio_of(self.ratio, name, rng)] * groups)
+        ratios = list(self.group_ratios or [self.ratio_of(name, rng)] * groups)
         if len(ratios) != groups:
             raise MaemmError(
                 f"group_ratios has {len(ratios)} numbers for the {groups} places of axis {axis} "

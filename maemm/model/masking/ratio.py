@@ -7,6 +7,7 @@ from statistics import NormalDist
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from maemm.contract import PerModalityMasking, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, Interval, Positive
 from maemm.contract.rng import Rng
@@ -52,7 +53,7 @@ def read_ratio(ratio: Ratio) -> Drawn:
 
 
 def ratio_of(ratio: Drawn, name: str, rng: Rng) -> float:
-    """The ratio of this batch and modality. It is drawn by the host, since it decides shapes."""
+    """The ratio of this batch and modality."""
     if isinstance(ratio, (int, float)):
         return ratio
     uniform = batch_rng(rng).floats(f"mask/{name}/ratio", 1)[0]
@@ -62,10 +63,27 @@ def ratio_of(ratio: Drawn, name: str, rng: Rng) -> float:
     return low + uniform * (high - low)
 
 
-def ratio_note(ratio: Drawn, name: str, rng: Rng) -> list[str]:
-    """What ``maemm show`` says: nothing of a ratio that is always the same."""
-    if isinstance(ratio, (int, float)):
-        return []
-    low, high = (ratio.low, ratio.high) if isinstance(ratio, NormalRatio) else ratio
-    how = f", normal around {ratio.mean:g}" if isinstance(ratio, NormalRatio) else ""
-    return [f"ratio {ratio_of(ratio, name, rng):.4f}, drawn for each batch from {low:g} to {high:g}{how}"]
+class RatioMasking(PerModalityMasking):
+    """A masking with an option ``ratio``, which may be drawn for each batch: take it from :meth:`ratio_of`.
+
+    With ``train.compile`` every new number of tokens is compiled by itself.
+    """
+
+    ratio: Drawn | None  # as :func:`read_ratio` returns it; None: the masking goes by something else
+
+    def ratio_of(self, name: str, rng: Rng) -> float:
+        """The ratio of this batch. It is drawn by the host, since it decides shapes."""
+        assert self.ratio is not None
+        return ratio_of(self.ratio, name, rng)
+
+    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
+        """What ``maemm show`` says: nothing of a ratio that is always the same."""
+        ratio = self.ratio
+        if ratio is None or isinstance(ratio, (int, float)):
+            return {}
+        low, high = (ratio.low, ratio.high) if isinstance(ratio, NormalRatio) else ratio
+        how = f", normal around {ratio.mean:g}" if isinstance(ratio, NormalRatio) else ""
+        return {
+            name: [f"ratio {ratio_of(ratio, name, rng):.4f}, drawn for each batch from {low:g} to {high:g}{how}"]
+            for name in tokens
+        }

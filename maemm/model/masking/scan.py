@@ -7,20 +7,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import NonNegativeInt
 from maemm.contract.rng import Rng
 from maemm.contract.small import small_tensor
 from maemm.model.masking.counts import Count, noise_order, plan_from_order, visible_count
 from maemm.model.masking.curves import order_of
-from maemm.model.masking.ratio import Ratio, ratio_note, ratio_of, read_ratio
+from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
 Order = Literal["zigzag", "hilbert", "hilbert_general", "peano", "spiral"]
 Mode = Literal["prefix", "window", "stride"]
 
 
-class Scan(PerModalityMasking):
+class Scan(RatioMasking):
     """Show cells by their place on a curve through the grid; exact counts.
 
     The orders are those of image scanning (SPIE 13521 compares them as masks; it has no code, so the modes are a
@@ -60,7 +60,7 @@ class Scan(PerModalityMasking):
         self._places: dict[tuple[tuple[int, ...], torch.device], tuple[Tensor, Tensor]] = {}
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        ratio = ratio_of(self.ratio, name, rng)
+        ratio = self.ratio_of(name, rng)
         order, place = self._curve(name, tokens)
         place = place.expand(tokens.batch, -1)
         total: int | Tensor = tokens.count
@@ -74,9 +74,6 @@ class Scan(PerModalityMasking):
         elif self.mode == "stride":
             place = (~self._strides(place, total, tokens.count, ratio)).long()
         return plan_from_order(noise_order(place.float(), tokens), tokens, ratio, self.count)
-
-    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
-        return {name: ratio_note(self.ratio, name, rng) for name in tokens}
 
     def _strides(self, place: Tensor, total: int | Tensor, most: int, ratio: float) -> Tensor:
         """(B, N) bool: whether a place is floor(j n / v) + phase for some j < v, of n tokens with v visible."""

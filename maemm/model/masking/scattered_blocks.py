@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, PositiveInt
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, noise_order, plan_from_order
-from maemm.model.masking.ratio import Ratio, ratio_note, ratio_of, read_ratio
+from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
 
-class ScatteredBlocks(PerModalityMasking):
+class ScatteredBlocks(RatioMasking):
     """Show small blocks around random tokens, hide the rest; exact counts (data2vec 2.0, section 3.3).
 
     The published inverse block masks (fairseq/data/data_utils.py, compute_block_mask_2d): int(N (p + adjust) / side^A)
@@ -49,7 +49,7 @@ class ScatteredBlocks(PerModalityMasking):
                 f"scattered_blocks needs a grid of 1 to 3 axes and room for blocks of side {self.side}, the tokens are "
                 f"on {where} (modalities.{name}.masking); lower side, or use random"
             )
-        ratio = ratio_of(self.ratio, name, rng)
+        ratio = self.ratio_of(name, rng)
         device = tokens.values.device
         count = self.centres(grid, ratio)
         uniform = rng.uniform(f"mask/{name}/centre", count, device=device)
@@ -59,9 +59,6 @@ class ScatteredBlocks(PerModalityMasking):
         noise = rng.uniform(f"mask/{name}/repair", tokens.count, device=device)
         # Halved, so that a sum is never rounded up to the next kind.
         return plan_from_order(noise_order(first + 0.5 * noise, tokens), tokens, ratio, self.count)
-
-    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
-        return {name: ratio_note(self.ratio, name, rng) for name in tokens}
 
     def centres(self, grid: tuple[int, ...], ratio: float) -> int:
         """How many blocks a sample has, centres that are drawn twice included."""

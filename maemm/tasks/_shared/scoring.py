@@ -126,14 +126,16 @@ def _score_batch(model: Model, batch: Batch, plans: int, seed: int) -> _ScoredBa
 
 
 def _only(inputs: ModalityInput, samples: Tensor) -> ModalityInput:
-    """The plans of some of the samples: (B,) bool."""
+    """The plans of some of the samples: (B,) bool. Rows that shared a pass of the encoder get one of their own."""
     plan = inputs.plan
     rows = torch.arange(len(plan.visible), device=samples.device) if plan.rows is None else plan.rows
     selected = samples[rows]
     fields: dict[str, Any] = {
-        name: None if x is None else x[selected] for name, x in vars(plan).items() if name != "rows"
+        name: None if x is None else x[selected]
+        for name, x in vars(plan).items()
+        if name not in ("rows", "passes", "first", "budget")
     }
-    return replace(inputs, plan=Plan(**fields, rows=rows[selected]))
+    return replace(inputs, plan=Plan(**fields, rows=rows[selected], budget=plan.budget))
 
 
 class _TokenErrors:

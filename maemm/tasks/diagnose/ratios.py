@@ -17,7 +17,7 @@ from maemm.contract import Masking, Output, Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.model.build import build_masking
 from maemm.model.model import Model
-from maemm.registry.make import part_of
+from maemm.registry.make import make, part_of
 from maemm.tasks._shared.scoring import PerSampleRng
 
 RATIOS = (0.1, 0.25, 0.5, 0.6, 0.75, 0.85, 0.9, 0.95)
@@ -104,7 +104,10 @@ def _spec_with_ratio(spec: Any, ratio: float) -> dict[str, Any]:
     name, options = part_of(spec)
     accepted = options_of(registry.find("maskings", name))
     if "ratio" in accepted:
-        return {"type": name, **options, "ratio": ratio}
+        changed = {"type": name, **options, "ratio": ratio}
+        if getattr(make("maskings", changed), "ratio", ratio) is None:
+            raise MaemmError(f"masking {name!r} goes by something else than its ratio")
+        return changed
     if "masking" in accepted:  # a masking that wraps another one
         inner = options.get("masking", accepted["masking"].default)
         return {"type": name, **options, "masking": _spec_with_ratio(inner, ratio)}
