@@ -25,14 +25,14 @@ KEYS = {
         points surface
     """,
     "seeded": """
-        conformance forward griffin-lim mix probe randaugment size untrained weights
+        codebook conformance forward griffin-lim mix probe randaugment size teacher untrained weights
     """,
     "uniform": """
         crop crop/{} cut drop dropout dropped erase/{} erase/{}/noise example flip frame gain gaps input jitter
-        mask/{} mask/{}/cell mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact mask/{}/places
-        mask/{}/ratio mask/{}/repair mask/{}/size mask/{}/start mask/{}/targets mask/{}/ties mask/{}/time
-        mask/{}/{} mixup noise noise/level noise/{} picture radii roll rotate scale segments shift
-        spec_augment/{} time
+        mask/{} mask/{}/blocks mask/{}/cell mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact
+        mask/{}/places mask/{}/ratio mask/{}/repair mask/{}/rest mask/{}/size mask/{}/start mask/{}/targets
+        mask/{}/ties mask/{}/time mask/{}/{} mixup noise noise/level noise/{} picture radii roll rotate scale
+        segments shift spec_augment/{} time
     """,
 }
 
