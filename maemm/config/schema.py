@@ -125,7 +125,14 @@ class TrainConfig(_Keys):
         None, description="average the weights at the end of each epoch, from this epoch (1 is the first) on"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
-    compile: bool = Field(False, description="torch.compile the forward pass")
+    compile: Literal["auto", "blocks"] | bool = Field(
+        "auto",
+        description="torch.compile: true: the forward pass as one graph; blocks: every block, equal ones once; "
+        "auto: blocks on CUDA, where batches come in few sizes",
+    )
+    activation_checkpointing: bool = Field(
+        False, description="compute each block again in the backward pass: less memory, about a third more time"
+    )
     seed: NonNegativeInt = Field(0, description="random seed of weights, order, augmentation and masks")
     max_nonfinite: NonNegativeInt = Field(
         10, description="consecutive steps with a non-finite loss before the run stops"

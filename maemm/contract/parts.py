@@ -215,6 +215,14 @@ class Modality(nn.Module, ABC):
         """
         return tuple(self.example(1, Rng(("shape",))).x.shape[1:])
 
+    def token_shapes(self) -> int | None:
+        """How many shapes the tokens of batches may have in training, in which all batches have equally many samples.
+
+        Every shape is compiled by itself. By default 1: a modality whose batches grow with their longest sample says
+        otherwise. None: any number.
+        """
+        return 1
+
     def sample_size(self) -> tuple[int, int] | None:
         """(tokens, numbers) of one preprocessed sample with these options, computed without making one.
 
@@ -261,6 +269,7 @@ class Masking(ABC):
     """Draws a plan for every modality of a batch. No positional parameters."""
 
     guide: Literal["attention", "features"] | None = None  # what the encoder computes first and passes as ``guides``
+    static = True  # whether plans for tokens of one shape have one shape; a ratio that is drawn for each step does not
 
     @abstractmethod
     def __call__(

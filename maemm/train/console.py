@@ -64,7 +64,7 @@ def first_line(
     encoder_size, size = (sum(p.numel() for p in module.parameters()) for module in (model.encoder, model))
     unit, units = ("GPU", "GPUs") if dist_context.device.type == "cuda" else ("CPU process", "CPU processes")
     devices = f"{dist_context.world_size} {units if dist_context.world_size > 1 else unit}"
-    precision = "bf16" if train_state.bf16 else "fp32"
+    precision = ("bf16" if train_state.bf16 else "fp32") + (", compiled" if train_state.compiled else "")
     micro = f" in {order.accumulation} micro-batches" if order.accumulation > 1 else ""
     return (
         f"{path}   {short_count(size)} parameters (encoder {short_count(encoder_size)})   {devices}, {precision}   "

@@ -197,7 +197,7 @@ class DistContext:
         # Our BatchNorm keeps its statistics equal itself. The option is called forward_sync_buffers from torch 2.13 on.
         parameters = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-        options: dict[str, Any] = {option: False, "find_unused_parameters": False}
+        options: dict[str, Any] = {option: False, "find_unused_parameters": False, "gradient_as_bucket_view": True}
         return DistributedDataParallel(model, **options)
 
     def no_sync(self, net: nn.Module, last: bool) -> AbstractContextManager[Any]:

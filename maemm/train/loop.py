@@ -18,7 +18,7 @@ from maemm.data.mixture import MixtureBatches
 from maemm.data.on_device import StepsOnDevice
 from maemm.data.open import open_parts
 from maemm.data.order import ShuffledBatches
-from maemm.train import distributed
+from maemm.train import compiling, distributed
 from maemm.train.callback import Callback, side_product
 from maemm.train.console import Console, first_line, left_out_line
 from maemm.train.distributed import DistContext
@@ -71,6 +71,7 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
             return folder.path
         stack.callback(console.end)
         stack.enter_context(_matmul_precision(dist_context.device))
+        stack.enter_context(compiling.compiler_settings())
         run = dist_context.on_all_ranks(
             lambda: Run(
                 recipe,
@@ -218,7 +219,7 @@ class Run:
         lr = self.lr(micro_batches.step)
         set_lr(self.train_state.optimizer, lr)
         with self.dist_context.explain_errors():
-            unused = [] if self.stepped else leave_out_unused(self.train_state, micro_batches)
+            unused = [] if self.stepped else self._begin_steps(micro_batches)
             result = take_step(self.train_state, micro_batches, baseline=logs, first=not self.stepped)
         if not self.stepped:
             self.stepped, self.untrained = True, unused or result.without_gradient
@@ -236,6 +237,12 @@ class Run:
             self._save()
         if done % self.picture_every == 0 and not is_last:
             self._draw_pictures()
+
+    def _begin_steps(self, micro_batches: MicroBatches) -> list[str]:
+        """Compile and wrap the model before the first step; returns the names of parameters that are left out."""
+        if self.train_state.compiled:
+            compiling.start(self.train_state, micro_batches, self.settings["compile"], self.console.log)
+        return leave_out_unused(self.train_state, micro_batches)
 
     def _warn_of_untrained(self) -> None:
         if names := self.untrained:

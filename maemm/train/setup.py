@@ -20,7 +20,9 @@ from maemm.data.order import BatchOrder, Request, ShuffledBatches
 from maemm.data.shots import balancing, labels_of
 from maemm.model.build import build_modalities, build_model
 from maemm.model.model import Model
+from maemm.model.repeated import recompute_activations, repeated_blocks
 from maemm.model.size import refuse_too_many_rows, weight_bytes
+from maemm.train import compiling
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initialize import initialize_from
@@ -109,8 +111,8 @@ def make_train_state(
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
     optimizer = make_optimizer(model, train, [parameter for _, phase in phases for parameter in phase.parameters])
     ema = _average(model, train, steps_per_epoch or steps)
-    if train.get("compile"):
-        model.compile(dynamic=False)
+    if train.get("activation_checkpointing"):
+        recompute_activations(repeated_blocks(model))
     return TrainState(
         model=model,
         net=model,
@@ -120,7 +122,7 @@ def make_train_state(
         batch=train["batch"],
         steps=steps,
         bf16=use_bf16(train.get("precision", "auto"), dist_context.device),
-        compiled=bool(train.get("compile")),
+        compiled=compiling.wanted(train.get("compile", "auto"), model, dist_context.device),
         clip=train.get("clip_grad"),
         weight_decay=WeightDecay(optimizer, train, steps),
         ema=ema,

@@ -221,23 +221,14 @@ def take_step(
 def leave_out_unused(train_state: TrainState, micro_batches: MicroBatches) -> list[str]:
     """Wrap the model for several ranks, without the parameters that its loss does not reach; returns their names.
 
-    DDP would wait for a gradient of theirs for ever. They are found by a forward and a backward pass of the first
-    micro-batch, which leaves no trace, and are frozen. Raises :class:`MaemmError` where ranks do not agree on them.
+    DDP would wait for a gradient of theirs for ever. They are found by a rehearsal, and are frozen. Raises
+    :class:`MaemmError` where ranks do not agree on them.
     """
     model, dist_context = train_state.model, train_state.dist_context
     if dist_context.world_size == 1:
         train_state.net = model
         return []
-    sets = micro_batches.sets
-    first = replace(micro_batches, inputs=micro_batches.inputs[:sets], labels=micro_batches.labels[:sets])
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    train_state.net = model
-    with seeded(train_state.seed, micro_batches.step, "forward", dist_context.rank):
-        _accumulate_gradients(train_state, first, micro_batches.counts, baseline=False)
-    unused, of_phases = _without_gradient(train_state)
-    model.zero_grad(set_to_none=True)
-    for buffer, before in buffers:
-        buffer.copy_(before)
+    unused, of_phases = rehearse(train_state, micro_batches)
     if not dist_context.same_on_all_ranks(derive(*unused)):
         raise MaemmError(
             f"parameters get a gradient on some ranks only ({', '.join(unused[:3])}); let every forward pass use them"
@@ -246,6 +237,24 @@ def leave_out_unused(train_state: TrainState, micro_batches: MicroBatches) -> li
         model.get_parameter(name).requires_grad_(False)
     train_state.net = dist_context.wrap(model, [*unused, *of_phases])
     return unused
+
+
+def rehearse(train_state: TrainState, micro_batches: MicroBatches) -> tuple[list[str], list[str]]:
+    """A forward and a backward pass of the first micro-batch, without DDP, which leave no trace.
+
+    Returns the names of the parameters without a gradient: of the main optimisation, and of phases.
+    """
+    model, sets = train_state.model, micro_batches.sets
+    first = replace(micro_batches, inputs=micro_batches.inputs[:sets], labels=micro_batches.labels[:sets])
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    train_state.net = model
+    with seeded(train_state.seed, micro_batches.step, "forward", train_state.dist_context.rank):
+        _accumulate_gradients(train_state, first, micro_batches.counts, baseline=False)
+    without_gradient = _without_gradient(train_state)
+    model.zero_grad(set_to_none=True)
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    return without_gradient
 
 
 def _without_gradient(train_state: TrainState) -> tuple[list[str], list[str]]:

@@ -171,6 +171,10 @@ class Audio(GridModality):
         wave, mix = on_device.mixup(wave, samples, rng, self.mixup)
         return wave, {"mixed_with": mix.partner, "mix_share": mix.fraction}
 
+    def token_shapes(self) -> int:
+        """Padded clips may have any length that covers whole patches, or of those the multiples of ``bucket``."""
+        return len({self._length(longest) for longest in range(self.patch_frames, self.frames + 1)})
+
     def _length(self, longest: int) -> int:
         """Frames of a batch, padded, whose longest clip has ``longest``."""
         if self.pad == "seen":

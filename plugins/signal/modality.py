@@ -127,6 +127,10 @@ class Signal(GridModality):
             "valid": nn.functional.pad(torch.from_numpy(signal_valid), padding),
         }
 
+    def token_shapes(self) -> int | None:
+        """Whole recordings have any length."""
+        return None if self.whole else 1
+
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack, padded to the longest; without "valid" where everything is valid."""
         longest = max(sample["x"].shape[1] for sample in samples)

@@ -1,0 +1,166 @@
+"""torch.compile and activation checkpointing: the same losses, few graphs, and clear words where it cannot be done."""
+
+import copy
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from maemm.contract.errors import MaemmError
+from maemm.model.repeated import repeated_blocks
+from maemm.train import compiling
+from maemm.train.distributed import DistContext
+from maemm.train.setup import make_train_state
+from maemm.train.step import plan_micro_batches, take_step
+from tests.pretended_gpu.recipes import RECIPES, Samples, shrunk
+
+QUICK = ["image/mae_tiny_cpu", "pointcloud/point_mae_tiny_cpu"]
+FP32 = {"train.precision": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory) -> Samples:
+    return Samples(tmp_path_factory.mktemp("samples"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler(monkeypatch):
+    """Graphs are traced and differentiated, but not compiled to machine code, which takes a minute."""
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, **options, backend=counter))
+    with compiling.compiler_settings():
+        yield counter
+    torch._dynamo.reset()
+
+
+def steps(name, samples, count=5, log=print, **train):
+    """Losses of ``count`` steps, and the state."""
+    recipe = shrunk(name, FP32 | {f"train.{key}": value for key, value in train.items()})
+    state = make_train_state(recipe, 10, 1, DistContext(), steps_per_epoch=5)
+    sets = [["image"], ["video"]] if recipe["data"].get("mix") else [None]
+    losses = []
+    for step in range(count):
+        micro_batches = plan_micro_batches(state, step, [samples.batch(recipe, step, sets[step % len(sets)])])
+        if not step and state.compiled:
+            compiling.start(state, micro_batches, train["compile"], log)
+        losses.append(float(take_step(state, micro_batches).total))
+    return losses, state
+
+
+def check(name, samples, counter):
+    mixed = name in ("video/omnimae_base", "video/finetune/omnimae_base")
+    expected, _ = steps(name, samples)
+    losses, _ = steps(name, samples, compile=True)
+    assert losses == expected and counter.frame_count == 1 + mixed  # one graph, or one for each of two data sets
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_one_graph_for_five_batches(name, samples, fresh_compiler):
+    check(name, samples, fresh_compiler)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in QUICK])
+def test_one_graph_for_five_batches_of_every_recipe(name, samples, fresh_compiler):
+    check(name, samples, fresh_compiler)
+
+
+def test_equal_blocks_are_compiled_once(samples, fresh_compiler):
+    expected, _ = steps("image/mae_tiny_cpu", samples)
+    losses, state = steps("image/mae_tiny_cpu", samples, compile="blocks")
+    assert losses == expected
+    assert len(repeated_blocks(state.model)) == 4 and fresh_compiler.frame_count == 2  # encoder and decoder
+
+
+@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("compile_", [False, "blocks", True])
+def test_recomputed_activations_change_nothing(name, compile_, samples):
+    expected, _ = steps(name, samples, 3)  # with drop path in the points' encoder
+    losses, state = steps(name, samples, 3, compile=compile_, activation_checkpointing=True)
+    assert losses == expected
+    assert [*state.model.state_dict()] == [*steps(name, samples, 1)[1].model.state_dict()]
+
+
+def test_a_copy_of_a_changed_block_has_weights_of_its_own(samples):
+    _, state = steps("image/mae_tiny_cpu", samples, 1, compile="blocks", activation_checkpointing=True)
+    block = repeated_blocks(state.model)[0]
+    x, other = torch.randn(2, 3, 48), copy.deepcopy(block)
+    before = block(x)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert torch.equal(block(x), before) and not torch.equal(other(x), before)
+
+
+def test_recomputing_keeps_less(samples):
+    def kept(**train):
+        recipe = shrunk("image/mae_tiny_cpu", {"encoder.depth": 6} | {f"train.{k}": v for k, v in train.items()})
+        state = make_train_state(recipe, 10, 1, DistContext())
+        micro_batches = plan_micro_batches(state, 0, [samples.batch(recipe, 0)])
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
+            state.model(micro_batches.inputs[0])
+        return sum(sizes)
+
+    assert kept(activation_checkpointing=True) < 0.3 * kept()
+
+
+# ------------------------------------------------------------------------------------------- where it cannot be done
+RAGGED = {"modalities.audio.pad": "masked", "modalities.audio.bucket": None}
+
+
+def test_ragged_batches_ask_for_few_sizes():
+    def model(**changes):
+        recipe = shrunk("audio/audiomae_base", RAGGED | {f"modalities.audio.{k}": v for k, v in changes.items()})
+        return make_train_state(recipe, 10, 1, DistContext()).model
+
+    cuda = torch.device("cuda")
+    assert not compiling.wanted("auto", model(), cuda)
+    with pytest.raises(MaemmError, match=r"come in \d+ sizes.*train.compile"):
+        compiling.wanted(True, model(), cuda)
+    frames = model().modalities["audio"].frames
+    assert compiling.wanted("auto", model(bucket=frames // 4), cuda)
+    assert compiling.wanted("blocks", model(pad="seen"), cuda)
+
+
+def test_auto_compiles_on_cuda_alone():
+    model = make_train_state(shrunk("image/mae_tiny_cpu"), 10, 1, DistContext()).model
+    assert compiling.wanted("auto", model, torch.device("cuda"))
+    assert not compiling.wanted("auto", model, torch.device("cpu"))
+    assert compiling.wanted(True, model, torch.device("cpu"))
+    assert not compiling.wanted(False, model, torch.device("cuda"))
+    model.masking.static = False  # as one that draws its ratio
+    assert not compiling.wanted("auto", model, torch.device("cuda"))
+    with pytest.raises(MaemmError, match="another number of tokens in each step"):
+        compiling.wanted("blocks", model, torch.device("cuda"))
+
+
+def test_further_sizes_are_not_compiled_and_this_is_said(samples, monkeypatch):
+    lines = []
+    expected, _ = steps("image/mae_tiny_cpu", samples, 2)
+    monkeypatch.setattr(compiling, "MOST_GRAPHS", 1)
+    with compiling.compiler_settings():
+        losses, _ = steps("image/mae_tiny_cpu", samples, 2, compile="blocks", log=lines.append)  # two sizes of blocks
+    assert losses == expected
+    assert len(lines) == 1 and "more sizes than torch compiles" in lines[0]
+
+
+def test_a_compiler_that_fails(samples, monkeypatch):
+    def broken(graph, inputs):
+        raise RuntimeError("no C++ compiler\nmore lines")
+
+    compile_ = torch._dynamo.optimize(broken)
+    monkeypatch.setattr(torch, "compile", lambda f, **_: compile_(f))
+    lines = []
+    expected, _ = steps("image/mae_tiny_cpu", samples, 2, compile=False)
+    monkeypatch.setattr(compiling, "wanted", lambda *_: True)
+    for setting in ("blocks", True):
+        with pytest.raises(MaemmError, match=r"torch.compile failed .*no C\+\+ compiler.*train.compile=false") as error:
+            steps("image/mae_tiny_cpu", samples, 2, compile=setting)
+        assert "\n" not in str(error.value)
+    losses, state = steps("image/mae_tiny_cpu", samples, 2, compile="auto", log=lines.append)
+    assert losses == expected and not state.compiled and len(lines) == 1
+    assert "nothing is compiled" in lines[0] and BackendCompilerFailed.__name__ not in lines[0]
