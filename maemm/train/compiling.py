@@ -13,7 +13,6 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from maemm.contract.errors import MaemmError
 from maemm.model.model import Model
 from maemm.model.repeated import compile_blocks, repeated_blocks
-from maemm.train.distributed import one_line
 from maemm.train.step import MicroBatches, TrainState, rehearse
 
 Setting = bool | Literal["auto", "blocks"]
@@ -89,7 +88,7 @@ def _failure(work: Callable[[], Any]) -> str | None:
         work()
     except Exception as error:
         if isinstance(error, TorchDynamoException) or type(error).__module__.startswith("torch._inductor"):
-            return one_line(error)
+            return (str(getattr(error, "inner_exception", error)).strip() or type(error).__name__).splitlines()[0]
         raise
     return None
 
