@@ -18,6 +18,7 @@ from maemm.contract.rng import Rng
 from maemm.data.loader import Batch
 from maemm.data.mixture import parts_of
 from maemm.data.single_pass import each
+from maemm.data.transfer import Work, overlapped
 from maemm.data.tta import TtaModality, tta_views_of
 from maemm.model.build import build_modalities
 from maemm.model.collectives import alone
@@ -166,27 +167,28 @@ def _validate_batches(
     if tta_views > 1:
         modalities = {name: TtaModality(modality, tta_views) for name, modality in modalities.items()}
         batch_size = max(1, batch_size // tta_views)
-    results: list[_Validated] = []
+
+    def validated(part: int, batch: Batch) -> Work[_Validated]:
+        result = _Validated((part, batch.step), len(batch.bad))
+        if batch.raw:  # else none of its samples could be read
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                out, loss, result.rows = _forward(model, batch.to(device), train["seed"], tta_views)
+                counts = [term.count for term in out.parts.values() if term.weight]
+                answers = {
+                    name: {key: _mean_over_views(x, tta_views) for key, x in objective.answers(out).items()}
+                    for name, objective in model.objectives.items()
+                }
+            loss, counts, result.answers = yield loss, counts, answers
+            result.loss, result.counts = float(loss), any(bool(count > 0) for count in counts)
+        return result
+
     training = model.training
     model.eval()
     try:
         with closing(_batches(source, modalities, data, batch_size, ranks)) as batches:
-            for part, batch in batches:
-                result = _Validated((part, batch.step), len(batch.bad))
-                results.append(result)
-                if not batch.raw:  # none of its samples could be read
-                    continue
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    out, result.loss, result.rows = _forward(model, batch.to(device), train["seed"], tta_views)
-                    result.counts = any(bool(term.count > 0) for term in out.parts.values() if term.weight)
-                    for name, objective in model.objectives.items():
-                        answers = objective.answers(out)
-                        result.answers[name] = {
-                            key: _mean_over_views(value, tta_views).cpu() for key, value in answers.items()
-                        }
+            return [*overlapped(validated(part, batch) for part, batch in batches)]
     finally:
         model.train(training)
-    return results
 
 
 def _metrics(model: Model, batches: list[_Validated], samples: int) -> dict[str, float]:
@@ -232,7 +234,7 @@ def _batches(
                 yield number, batch
 
 
-def _forward(model: Model, batch: Batch, seed: int, tta_views: int) -> tuple[Output, float, int]:
+def _forward(model: Model, batch: Batch, seed: int, tta_views: int) -> tuple[Output, Tensor, int]:
     """The output for a batch, with masks that depend on its number alone, its loss and how many rows it has.
 
     Of several sets of plans the output is the first and the loss the mean.
@@ -242,7 +244,7 @@ def _forward(model: Model, batch: Batch, seed: int, tta_views: int) -> tuple[Out
     sets = model.plan_sets(model.preprocess(batch.raw, None, batch.present, batch.side_inputs), rng)
     labels = batch.labels if batch.labels is None or tta_views == 1 else batch.labels.repeat_interleave(tta_views, 0)
     outputs = [model(inputs, labels=labels) for inputs in sets]
-    return outputs[0], float(torch.stack([out.total for out in outputs]).mean()), rows
+    return outputs[0], torch.stack([out.total for out in outputs]).mean(), rows
 
 
 def _mean_over_views(values: Tensor, tta_views: int) -> Tensor:

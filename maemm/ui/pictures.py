@@ -16,10 +16,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from maemm.contract import Modality, ModalityInput, Plan, Preprocessed, Tokens
+from maemm.contract import Modality, Plan, Preprocessed, Tokens
 from maemm.contract.rng import Rng
 from maemm.data.atomic import write_whole
 from maemm.data.encodable import encodable
+from maemm.data.transfer import module_on_host, on_host
 from maemm.model.model import Model, as_preprocessed
 from maemm.ui.figures import drawing
 from maemm.ui.interactive import save_interactive
@@ -51,15 +52,17 @@ def make_rows(
         pred = model.predict(inputs_by_name).pred
     finally:
         model.train(was_training)
+    # What follows asks for one number after the other, and is drawn on the host in the end.
+    planned, pred = on_host(({name: (x.tokens, x.plan) for name, x in inputs_by_name.items()}, pred))
     rows = {}
     modalities = cast("dict[str, Modality]", dict(model.modalities))
-    for name, inputs in inputs_by_name.items():
+    for name, (tokens, plan) in planned.items():
         if name in model.targets:
             rows[name] = Rows(note="no pictures: the model predicts features, not the signal")
         elif pred[name].numel() and not pred[name].isfinite().any():
             rows[name] = Rows(note=DIVERGED)
         else:
-            rows[name] = _rows_of(modalities[name], inputs, pred[name].float(), count)
+            rows[name] = _rows_of(module_on_host(modalities[name]), tokens, plan, pred[name].float(), count)
     return rows
 
 
@@ -67,7 +70,7 @@ Layer = tuple[Tensor, Tensor, Tensor | None]  # values (R, M, ...), index (R, M)
 
 
 def put_together(modality: Modality, tokens: Tokens, *layers: Layer) -> Tensor:
-    """The signal (R, ...) of tokens laid on top of each other, on the CPU; NaN where there is none.
+    """The signal (R, ...) of tokens laid on top of each other, all on the CPU; NaN where there is none.
 
     Predictions far beyond the input, such as those of a model that has diverged, are cut: what draws or encodes them
     was not made for such numbers.
@@ -78,7 +81,7 @@ def put_together(modality: Modality, tokens: Tokens, *layers: Layer) -> Tensor:
     signal = modality.untokenize(whole, _without_padding(tokens))
     assert signal is not None  # modalities without an inverse are not asked
     largest = _FARTHEST * max(1.0, float(tokens.values.float().nan_to_num(0, 0, 0).abs().amax()))
-    return encodable(signal.cpu(), -largest, largest, math.nan)
+    return encodable(signal, -largest, largest, math.nan)
 
 
 def _without_padding(tokens: Tokens) -> Tokens:
@@ -88,8 +91,8 @@ def _without_padding(tokens: Tokens) -> Tokens:
     return replace(tokens, coords=tokens.coords.masked_fill(~tokens.valid[..., None], math.nan))
 
 
-def _rows_of(modality: Modality, inputs: ModalityInput, pred: Tensor, count: int) -> Rows:
-    tokens, plan = by_row(inputs.tokens, inputs.plan)
+def _rows_of(modality: Modality, tokens: Tokens, plan: Plan, pred: Tensor, count: int) -> Rows:
+    tokens, plan = by_row(tokens, plan)
     values = tokens.values.float()
     if modality.untokenize(values, tokens) is None:
         return Rows(note="no pictures: this modality cannot be put together from its tokens")

@@ -138,7 +138,7 @@ def test_several_plans_of_a_sample():
     assert np.isfinite(whole.tokens).all()
     np.testing.assert_allclose(score_samples(net, source, plans=1, batch=4).samples, whole.samples, rtol=1e-5)
     inputs = net.plan({"series": torch.rand(3, 1, 16)}, Rng((1,), range(3), 3))["series"]
-    some = _only(inputs, torch.tensor([False, True, True])).plan
+    some = _only(inputs, torch.tensor([False, True, True]), inputs.plan.rows).plan
     assert some.rows.tolist() == [1, 2, 1, 2] and torch.equal(some.predict, inputs.plan.predict[[1, 2, 4, 5]])
 
 

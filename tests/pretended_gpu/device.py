@@ -5,7 +5,7 @@
     seen.waits      # where the host of a GPU would wait for the device
     seen.copies     # copies between host and device
     seen.launches   # {aten operation: how often}
-    seen.streams    # what a stream uses before it is there, or without telling the allocator
+    seen.streams    # what a stream uses before it is there, or without telling the allocator; copies to the host
 
 Operations over tensors of two devices raise torch's own error. Neither GPU nor driver is needed. Unseen are
 NCCL, timings, compiled graphs.
@@ -81,7 +81,7 @@ class PretendedGpu(TorchDispatchMode):
         self.waits: list[Event] = []
         self.copies: list[Event] = []
         self.launches: Counter[str] = Counter()
-        self.streams = Streams(_event)
+        self.streams = Streams(_event, self.wait)
 
     def clear(self) -> None:
         """Forget what was seen so far."""
@@ -96,6 +96,11 @@ class PretendedGpu(TorchDispatchMode):
 
     def wait(self, kind: str) -> None:
         self.waits.append(_event(kind))
+
+    def synchronize(self, device: Any = None) -> None:
+        """``torch.cuda.synchronize``."""
+        self.wait("torch.cuda.synchronize")
+        self.streams.arrivals.arrive()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -120,6 +125,11 @@ class PretendedGpu(TorchDispatchMode):
         for tensor in tree_leaves((args, kwargs)):
             if is_on_gpu(tensor):
                 self.streams.used(tensor)
+        to_host = target == "cpu" or (func is aten.copy_.default and not is_on_gpu(args[0]))
+        if to_host and func in (aten.copy_.default, aten._to_copy.default) and _is_asynchronous(args, kwargs):
+            copies = func is aten.copy_.default
+            values = args[1]._value if copies else func(*tree_map(_value, args), **tree_map(_value, kwargs))
+            return self.streams.arrivals.send(args[0] if copies else torch.empty_like(values), values)
         values = func(*tree_map(_value, args), **tree_map(_value, kwargs))
         if target == "cpu" or func in (aten.equal.default, aten.is_nonzero.default):
             return values
@@ -152,7 +162,7 @@ class PretendedGpu(TorchDispatchMode):
             return
         if source == target:
             return
-        asynchronous = bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+        asynchronous = _is_asynchronous(args, kwargs)
         host = args[1] if func is aten.copy_.default and target == "cuda" else args[0]
         pinned = not is_on_gpu(host) and host.is_pinned()
         staged = target == "cuda" and host.numel() * host.element_size() <= STAGED
@@ -162,6 +172,11 @@ class PretendedGpu(TorchDispatchMode):
         self.copies.append(_event(kind, blocking=not asynchronous, stream=self.streams.current, pinned=pinned))
         if target == "cpu" and not asynchronous:
             self.wait("copy to the host")
+
+
+def _is_asynchronous(args: Any, kwargs: Any) -> bool:
+    """Whether a copy is meant to be, of the arguments of ``copy_`` or ``_to_copy``."""
+    return bool(kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
 
 
 def _has_mask(indices: Any) -> bool:
@@ -318,7 +333,7 @@ def _patches(seen: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     yield torch.cuda, "get_device_properties", lambda device=None: _PROPERTIES
     yield torch.cuda, "mem_get_info", lambda device=None: (_PROPERTIES.total_memory, _PROPERTIES.total_memory)
     yield torch.cuda, "reset_peak_memory_stats", lambda device=None: None
-    yield torch.cuda, "synchronize", lambda device=None: seen.wait("torch.cuda.synchronize")
+    yield torch.cuda, "synchronize", seen.synchronize
     yield torch.cuda, "set_device", lambda device: None
     yield torch.cuda, "Stream", Stream
     yield torch.cuda, "Event", streams.Event

@@ -11,6 +11,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from .arrivals import Arrivals
+
 
 class Stream:
     """``torch.cuda.Stream``."""
@@ -32,28 +34,39 @@ class Stream:
         self.wait_event(stream.record_event())
 
 
+LAST = "an event of the newest work"
+
+
 class Event:
-    """``torch.cuda.Event``. The host waits for those of the step before alone, which is not a wait for newest work."""
+    """``torch.cuda.Event``. For the host it is a wait where nothing was done on its stream afterwards."""
 
     streams: Streams
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.reached: dict[Stream, int] = {}  # by stream: the operation up to which all has been done once it passes
+        self.stream: Stream | None = None  # on which it was recorded
+        self.copies: list[Any] = []  # to the host, that are done once it passes
 
     def record(self, stream: Stream | None = None) -> None:
         stream = stream or Event.streams.current
         self.reached = {**stream.waited, stream: stream.now}
+        self.stream, self.copies = stream, list(Event.streams.arrivals.coming)
 
     def wait(self, stream: Stream | None = None) -> None:
         (stream or Event.streams.current).wait_event(self)
 
-    def synchronize(self) -> None: ...
+    def synchronize(self) -> None:
+        if self.stream is not None and self.reached[self.stream] == self.stream.now:
+            Event.streams.wait(LAST)
+        Event.streams.arrivals.arrive(self.copies)
 
 
 class Streams:
-    """The streams of one pretended GPU. ``note(text)`` makes a record of a fault, with the line that made it."""
+    """The streams of one pretended GPU. ``note(text)`` makes a record of a fault, with the line that made it, and
+    ``wait(text)`` notes that the host waits."""
 
-    def __init__(self, note: Callable[[str], Any]):
+    def __init__(self, note: Callable[[str], Any], wait: Callable[[str], Any]):
+        self.wait, self.arrivals = wait, Arrivals()
         self.default = self.current = Stream()
         self.note = note
         self.too_early: list[Any] = []  # uses on a stream that has not waited for the tensor

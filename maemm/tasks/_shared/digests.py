@@ -55,7 +55,7 @@ class DigestingModality:
 
 def combined(digests: Sequence[Tensor]) -> np.ndarray:
     """Digests (B,) of each modality -> (B,) int64 of the samples."""
-    whole = digests[0].cpu().numpy()
+    whole = digests[0].numpy()
     for values in digests[1:]:
-        whole = whole * np.int64(1_000_003) ^ values.cpu().numpy()
+        whole = whole * np.int64(1_000_003) ^ values.numpy()
     return whole

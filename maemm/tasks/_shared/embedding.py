@@ -17,6 +17,7 @@ from maemm.data.bad_samples import BadSample
 from maemm.data.labels import labelled, multi_hot
 from maemm.data.loader import Batch
 from maemm.data.single_pass import Progress, each
+from maemm.data.transfer import Work, overlapped
 from maemm.data.tta import TtaModality
 from maemm.model.build import build_modalities
 from maemm.model.model import Model
@@ -24,7 +25,8 @@ from maemm.tasks._shared.digests import DigestingModality, combined
 from maemm.tasks._shared.features import LOST, Features, check_any, complete, join
 
 NOT_FINITE = "features are not finite"
-Embed = Callable[[Model, dict[str, Preprocessed]], dict[str, Tensor]]
+# {modality: (B, D) or (B, N, D)} of a preprocessed batch; or such work, which may yield what it needs on the host
+Embed = Callable[[Model, dict[str, Preprocessed]], dict[str, Tensor] | Work[dict[str, Tensor]]]
 
 
 def features(
@@ -69,13 +71,14 @@ def embedder(
     return lambda model, batch: model.embed(batch, pool=pool, norm=norm, layers=blocks, tokens=tokens)
 
 
-def raw_values(model: Model, batch: dict[str, Preprocessed]) -> dict[str, Tensor]:
+def raw_values(model: Model, batch: dict[str, Preprocessed]) -> Work[dict[str, Tensor]]:
     """The baseline of every representation: {modality: (B, values)}, the input of the model itself.
 
     Raises :class:`MaemmError` where samples differ in size, as with padding.
     """
-    for name, x in batch.items():
-        if x.valid is not None and not bool(x.valid.all()):
+    all_valid = yield {name: x.valid.all() for name, x in batch.items() if x.valid is not None}
+    for name, whole in all_valid.items():
+        if not whole:
             raise MaemmError(f"samples of {name!r} differ in size, so their raw values are no vector of one length")
     return {name: x.x.flatten(1) for name, x in batch.items()}
 
@@ -110,25 +113,32 @@ def embed_batches(
     loaded = each(
         source, _digesting(modalities), batch=max(1, batch // tta_views), workers=workers, on_progress=on_progress
     )
-    device = next(model.parameters()).device
     classes = None if source.classes is None else tuple(source.classes)
     with closing(loaded), evaluating(model):
-        for read in loaded:
-            yield _embed_batch(model, read.to(device), embed, classes)
+        yield from overlapped(_embed_batch(model, read, embed, classes) for read in loaded)
 
 
-def _embed_batch(model: Model, batch: Batch, embed: Embed, classes: tuple[str, ...] | None) -> dict[str, Features]:
+def _embed_batch(
+    model: Model, batch: Batch, embed: Embed, classes: tuple[str, ...] | None
+) -> Work[dict[str, Features]]:
+    """``batch``: on the host, where its labels and digests stay."""
     if not batch.raw:
         empty = Features(np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [], batch.bad, np.zeros(0, np.int64))
         return {LOST: empty}
     digests = combined([loaded["digest"] for loaded in batch.raw.values()])
-    preprocessed = model.preprocess({name: loaded["raw"] for name, loaded in batch.raw.items()}, None)
+    raw = {name: loaded["raw"] for name, loaded in batch.raw.items()}
+    moved = replace(batch, raw=raw, labels=None).to(next(model.parameters()).device)
+    preprocessed = model.preprocess(moved.raw, None)
+    values = embed(model, preprocessed)
+    if isinstance(values, Generator):
+        values = yield from values
+    valid = {name: _valid_tokens(model, name, preprocessed) for name, x in values.items() if x.ndim == 3}
+    values, valid = yield {name: x.float() for name, x in values.items()}, valid
     labels = _labels(batch, classes)
-    by_modality = {}
-    for name, values in embed(model, preprocessed).items():
-        x = values.float().cpu().numpy()
-        valid = _valid_tokens(model, name, preprocessed) if x.ndim == 3 else None
-        by_modality[name] = Features(x, labels, list(batch.ids), list(batch.bad), digests, classes, valid)
+    by_modality = {
+        name: Features(x.numpy(), labels, list(batch.ids), list(batch.bad), digests, classes, _array(valid.get(name)))
+        for name, x in values.items()
+    }
     # A sample with a value that is not finite in any modality is left out of all.
     finite = np.logical_and.reduce([np.isfinite(part.x.reshape(len(part), -1)).all(1) for part in by_modality.values()])
     if finite.all():
@@ -141,19 +151,23 @@ def _labels(batch: Batch, classes: tuple[str, ...] | None) -> np.ndarray:
     """The labels of a batch as :class:`Features` hold them."""
     if batch.labels is None:
         return np.full(len(batch.ids), -1, np.int64)
-    labels = batch.labels.cpu()
+    labels = batch.labels
     if labels.ndim == 1:
         return labels.numpy().astype(np.int64)
     hot = multi_hot(labels, max(len(classes or ()), int(labels.max()) + 1, 1)).to(torch.int8)
     return torch.where(labelled(labels)[:, None], hot, -1).to(torch.int8).numpy()
 
 
-def _valid_tokens(model: Model, name: str, preprocessed: dict[str, Preprocessed]) -> np.ndarray | None:
+def _array(x: Tensor | None) -> np.ndarray | None:
+    return None if x is None else x.numpy()
+
+
+def _valid_tokens(model: Model, name: str, preprocessed: dict[str, Preprocessed]) -> Tensor | None:
     """(B, N) bool, valid tokens first as :meth:`Model.embed` orders them; None: all are."""
     tokens = model.modalities[name].tokenize(preprocessed[name])
     if tokens.valid is None:
         return None
-    return (tokens.all_indices() < tokens.valid.sum(1, keepdim=True)).cpu().numpy()
+    return tokens.all_indices() < tokens.valid.sum(1, keepdim=True)
 
 
 def reading_modalities(model: Model, workers: int) -> dict[str, Modality]:

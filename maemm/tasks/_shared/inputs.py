@@ -22,6 +22,7 @@ from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.open import open_source
+from maemm.data.transfer import overlapped, sent
 from maemm.model.model import Model
 from maemm.registry.make import part_of
 from maemm.tasks._shared.data_objects import source_of
@@ -55,11 +56,15 @@ def open_encoder(weights: Weights, *, stream: str | None = None, **settings: Any
 def _opened(
     load_model: Callable[..., Model], weights: Weights, stream: str | None, settings: Mapping[str, Any]
 ) -> Model:
-    if isinstance(weights, Model):
-        model = weights
-    else:
-        model = load_model(weights, **settings).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = (
+        weights if isinstance(weights, Model) else load_model(weights, **settings).to(usual_device(), non_blocking=True)
+    )
     return model if stream is None else StreamModel(model, stream)
+
+
+def usual_device() -> torch.device:
+    """Where verbs run the models that they load: on the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def open_data(recipe: Mapping[str, Any], data: Data = None, **options: Any) -> Source:
@@ -173,9 +178,10 @@ def weights_stamp(model: Model) -> str:
     state = hashlib.blake2b(digest_size=16)
     parts = {key: model.recipe.get(key) for key in ("modalities", "encoder", "decoder", "head", "stream")}
     state.update(json.dumps(parts, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
+    names, values = zip(*sorted(model.state_dict().items()), strict=True)
+    for name, value in zip(names, overlapped(sent(x.detach()) for x in values), strict=True):
         state.update(name.encode())
-        state.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        state.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
 
 

@@ -5,7 +5,7 @@ What was rare in training is predicted badly, so the score finds odd samples, an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,7 @@ from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample
 from maemm.data.loader import Batch
 from maemm.data.single_pass import Progress, each
+from maemm.data.transfer import Work, overlapped, to_device
 from maemm.model.model import Model
 from maemm.tasks._shared.embedding import evaluating, reading_modalities
 from maemm.tasks._shared.features import complete
@@ -88,54 +89,95 @@ def score_samples(
         raise MaemmError(f"plans is {plans}; draw at least 1 for each sample")
     modalities = reading_modalities(model, workers)
     loaded = each(source, modalities, batch=batch, workers=workers, seed=seed, on_progress=on_progress)
-    device = next(model.parameters()).device
-    scored: list[_ScoredBatch] = []
     skipped: list[BadSample] = []
-    with closing(loaded), evaluating(model):
+
+    def works() -> Iterator[Work[_ScoredBatch]]:
         for read in loaded:
-            skipped += read.bad
+            skipped.extend(read.bad)
             if read.raw:
-                scored.append(_score_batch(model, read.to(device), plans, seed))
+                yield _score_batch(model, read, plans, seed)
+
+    with closing(loaded), evaluating(model):
+        scored = [*overlapped(works())]
     return _joined(scored, skipped, source)
 
 
 # ------------------------------------------------------------------------------------------------ one batch
 @dataclass(frozen=True)
 class _ScoredBatch:
-    batch: Batch
+    ids: list[str]
+    rows: list[int]
+    labels: np.ndarray  # (B,)
     errors: dict[str, np.ndarray]  # {modality: (B, N) float64}
 
 
-def _score_batch(model: Model, batch: Batch, plans: int, seed: int) -> _ScoredBatch:
+def _score_batch(model: Model, read: Batch, plans: int, seed: int) -> Work[_ScoredBatch]:
+    """Further plans are drawn some at a time, since the host is told only later which samples need them."""
+    batch = read.to(next(model.parameters()).device)
     preprocessed = model.preprocess(batch.raw, None, side_inputs=batch.side_inputs)
-    errors: dict[str, _TokenErrors] = {}
-    for number in range(plans * (1 + MORE)):
+
+    def drawn(number: int) -> dict[str, ModalityInput]:
         keys = [(seed, "score", index, number) for index in batch.rows]
-        inputs = model.plan(preprocessed, PerSampleRng(keys, (seed, "score", number)))
-        if not errors:
-            errors = {name: _TokenErrors(x) for name, x in inputs.items()}
-        if number >= plans:
-            incomplete = torch.stack([own.incomplete() for own in errors.values()]).any(0)
-            if not incomplete.any():
-                break
-            inputs = {name: _only(x, incomplete) for name, x in inputs.items()}
-        loss = model.predict(inputs).loss
-        for name, x in inputs.items():
-            errors[name].add(x.plan, loss[name])
-    return _ScoredBatch(batch, {name: own.mean() for name, own in errors.items()})
+        return model.plan(preprocessed, PerSampleRng(keys, (seed, "score", number)))
+
+    first = drawn(0)
+    errors = {name: _TokenErrors(x) for name, x in first.items()}
+    for number in range(plans):
+        _add_errors(errors, model, drawn(number) if number else first)
+    for start in range(plans, plans * (1 + MORE), plans):
+        further = [{name: x.plan for name, x in drawn(number).items()} for number in range(start, start + plans)]
+        rows = [{name: plan.rows for name, plan in by_name.items()} for by_name in further]
+        incomplete, rows = yield _incomplete(errors, further), rows
+        needed = [number for number in range(plans) if incomplete[number].any()]
+        for number in needed:
+            _add_errors(
+                errors,
+                model,
+                {
+                    name: _only(replace(first[name], plan=plan), incomplete[number], rows[number][name])
+                    for name, plan in further[number].items()
+                },
+            )
+        if len(needed) < plans:
+            break
+    means = yield {name: own.mean() for name, own in errors.items()}
+    return _ScoredBatch(read.ids, read.rows, _labels(read), {name: x.numpy() for name, x in means.items()})
 
 
-def _only(inputs: ModalityInput, samples: Tensor) -> ModalityInput:
-    """The plans of some of the samples: (B,) bool. Rows that shared a pass of the encoder get one of their own."""
-    plan = inputs.plan
-    rows = torch.arange(len(plan.visible), device=samples.device) if plan.rows is None else plan.rows
-    selected = samples[rows]
+def _add_errors(errors: dict[str, _TokenErrors], model: Model, inputs: dict[str, ModalityInput]) -> None:
+    loss = model.predict(inputs).loss
+    for name, x in inputs.items():
+        errors[name].add(x.plan, loss[name])
+
+
+def _incomplete(errors: dict[str, _TokenErrors], further: list[dict[str, Plan]]) -> Tensor:
+    """(plans, B) bool: samples with a token that no earlier plan has hidden."""
+    weights = {name: own.weight.clone() for name, own in errors.items()}
+    rounds = []
+    for plans in further:
+        rounds.append(torch.stack([own.incomplete(weights[name]) for name, own in errors.items()]).any(0))
+        for name, plan in plans.items():
+            weights[name].index_put_(_position(plan), plan.counted.double(), accumulate=True)
+    return torch.stack(rounds)
+
+
+def _only(inputs: ModalityInput, samples: Tensor, rows: Tensor | None) -> ModalityInput:
+    """The plans of some of the samples, each with a pass of its own; on the host, ``samples`` (B,) bool and ``rows``
+    of the plan."""
+    rows = torch.arange(len(samples)) if rows is None else rows
+    chosen = samples[rows].nonzero()[:, 0]
+    chosen, rows = to_device((chosen, rows[chosen]), inputs.plan.visible.device)
+    of_rows = ("visible", "predict", "visible_valid", "predict_valid", "counted")
     fields: dict[str, Any] = {
-        name: None if x is None else x[selected]
-        for name, x in vars(plan).items()
-        if name not in ("rows", "passes", "first", "budget")
+        name: None if (x := getattr(inputs.plan, name)) is None else x[chosen] for name in of_rows
     }
-    return replace(inputs, plan=Plan(**fields, rows=rows[selected], budget=plan.budget))
+    return replace(inputs, plan=Plan(**fields, rows=rows, budget=inputs.plan.budget))
+
+
+def _position(plan: Plan) -> tuple[Tensor, Tensor]:
+    """(sample, token) of what is predicted, (R, M) each."""
+    rows = torch.arange(len(plan.predict), device=plan.predict.device) if plan.rows is None else plan.rows
+    return rows[:, None].expand_as(plan.predict), plan.predict
 
 
 class _TokenErrors:
@@ -149,21 +191,19 @@ class _TokenErrors:
 
     def add(self, plan: Plan, loss: Tensor) -> None:
         """Add the loss (R, P) of the predicted tokens."""
-        rows = torch.arange(len(plan.predict), device=loss.device) if plan.rows is None else plan.rows
-        position = rows[:, None].expand_as(plan.predict), plan.predict
-        counted = plan.counted.double()
+        position, counted = _position(plan), plan.counted.double()
         errors = loss.double().nan_to_num(nan=torch.inf, posinf=torch.inf)  # in ``mean`` NaN means never hidden
         self.sum.index_put_(position, torch.where(counted > 0, errors * counted, 0.0), accumulate=True)
         self.weight.index_put_(position, counted, accumulate=True)
 
-    def incomplete(self) -> Tensor:
-        """(B,) bool: samples with a token that was never hidden."""
-        return ((self.weight == 0) & self.valid).any(1)
+    def incomplete(self, weight: Tensor) -> Tensor:
+        """(B,) bool: samples with a token that was never hidden, by ``weight`` (B, N) of all plans so far."""
+        return ((weight == 0) & self.valid).any(1)
 
-    def mean(self) -> np.ndarray:
+    def mean(self) -> Tensor:
         """(B, N), NaN for padding and for tokens that were never hidden."""
         scored = self.valid & (self.weight > 0)
-        return torch.where(scored, self.sum / self.weight.clamp(min=1e-12), torch.nan).cpu().numpy()
+        return torch.where(scored, self.sum / self.weight.clamp(min=1e-12), torch.nan)
 
 
 # ------------------------------------------------------------------------------------------------ all batches
@@ -182,9 +222,9 @@ def _joined(scored: list[_ScoredBatch], skipped: list[BadSample], source: Source
         spans[name] = start, start + width
         start += width
     samples = np.mean([_row_means(errors) for errors in tokens], axis=0)
-    ids = [id for part in scored for id in part.batch.ids]
-    indices = np.array([row for part in scored for row in part.batch.rows], np.int64)
-    labels = np.concatenate([_labels(part.batch) for part in scored])
+    ids = [id for part in scored for id in part.ids]
+    indices = np.array([row for part in scored for row in part.rows], np.int64)
+    labels = np.concatenate([part.labels for part in scored])
     finite = np.isfinite(samples)
     if not finite.any():
         raise MaemmError(f"none of {len(source):,} samples has a finite score; check the data and the weights")
@@ -213,4 +253,4 @@ def _labels(batch: Batch) -> np.ndarray:
     """(B,) labels; -1 for all of a multi-label batch."""
     if batch.labels is None or batch.labels.ndim > 1:
         return np.full(len(batch.ids), -1)
-    return batch.labels.cpu().numpy()
+    return batch.labels.numpy()

@@ -10,7 +10,9 @@ import torch
 
 from maemm.contract import Modality, Source
 from maemm.contract.rng import Rng
+from maemm.data.loader import Batch
 from maemm.data.single_pass import each
+from maemm.data.transfer import Work, overlapped
 from maemm.model.model import Model
 from maemm.tasks._shared.embedding import features
 from maemm.tasks.retrieve.run import Ranks, both_ways
@@ -67,16 +69,19 @@ def _pictures(model: Model, source: Source, names: Sequence[str], chosen: set[st
     pictures: dict[str, dict[str, str]] = {}
     device = next(model.parameters()).device
     modalities = cast("dict[str, Modality]", dict(model.modalities))
-    for batch in each(source, modalities, batch=32):
-        rows = [row for row, id in enumerate(batch.ids) if id in chosen]
-        if not rows:
-            continue
+
+    def signals(batch: Batch) -> Work[tuple[Batch, dict[str, Any]]]:
+        if chosen.isdisjoint(batch.ids):
+            return batch, {}
         rng = Rng((0,), range(len(batch.ids)), len(batch.ids))
         inputs = model.plan(model.preprocess(batch.to(device).raw, None), rng)
-        for name in names:
-            tokens = inputs[name].tokens
-            signal = modalities[name].untokenize(tokens.values.float(), tokens)
-            for row in rows:
-                uri = "" if signal is None else embedded(cell(modalities[name], signal[row].cpu()), _WIDTH)
-                pictures.setdefault(batch.ids[row], {})[name] = uri
+        tokens = {name: inputs[name].tokens for name in names}
+        return batch, (yield {name: modalities[name].untokenize(x.values.float(), x) for name, x in tokens.items()})
+
+    for batch, by_name in overlapped(map(signals, each(source, modalities, batch=32))):
+        for name, signal in by_name.items():
+            for row, id in enumerate(batch.ids):
+                if id in chosen:
+                    uri = "" if signal is None else embedded(cell(modalities[name], signal[row]), _WIDTH)
+                    pictures.setdefault(id, {})[name] = uri
     return pictures

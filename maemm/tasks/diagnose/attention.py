@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from maemm.contract import Preprocessed
+from maemm.data.transfer import Work, on_host, to_device
 from maemm.model.model import Model
 from maemm.ui.figures import drawing
 
@@ -37,44 +38,48 @@ class Attention:
 
 
 class AttentionStatistics:
-    """Accumulates attention over batches of one modality: ``add`` each, then ``result``."""
+    """Accumulates attention over batches of one modality: the work ``add`` for each, then ``result``."""
 
     def __init__(self, model: Model, name: str):
         self.model, self.name = model, name
         prefix = getattr(model.encoder, "prefix", None)
         self.prefix = 0 if prefix is None else prefix.shape[1]
         self.sums: dict[str, Tensor] = {}  # {layer: (2, heads) distance and entropy}
-        self.even = np.zeros(2)
+        self.even = np.zeros(2)  # sums of distance and entropy of uniform attention
         self.samples = 0
 
-    def add(self, preprocessed: Preprocessed) -> None:
+    def add(self, preprocessed: Preprocessed) -> Work[None]:
         """Run the encoder on this modality alone with all tokens visible: a sequence is [prefix, tokens]."""
         inputs = self.model.with_all_visible({self.name: preprocessed})
         tokens, plan = inputs[self.name].tokens, inputs[self.name].plan
         coords = tokens.gather_coords(plan.visible).float()  # (B, N, A)
-        valid = plan.visible_valid
+        valid = yield plan.visible_valid
+        indices: list[Tensor | None] = [None] * len(coords)  # of the tokens of each sample that are no padding
+        if valid is not None:
+            indices = to_device([row.nonzero()[:, 0] for row in valid], coords.device)
 
         def add_layer(layer: str, weights: Tensor, row: int) -> None:
-            self._add_layer(layer, weights, coords[row], None if valid is None else valid[row])
+            self._add_layer(layer, weights, coords[row], indices[row])
 
         with recording(self.model.encoder, add_layer):
             self.model.encoder(inputs, self.model.modalities)
-        for row in range(len(coords)):
-            points = coords[row] if valid is None else coords[row][valid[row]]
+        even = []
+        for own, index in zip(coords, indices, strict=True):
+            points = own if index is None else own[index]
             if len(points):
-                self.even += [float(torch.cdist(points, points).mean()), math.log(len(points) + self.prefix)]
-                self.samples += 1
+                even.append((torch.cdist(points, points).mean(), math.log(len(points) + self.prefix)))
+        for distance, entropy in (yield even):
+            self.even += [float(distance), entropy]
+            self.samples += 1
 
-    def _add_layer(self, layer: str, weights: Tensor, coords: Tensor, valid: Tensor | None) -> None:
-        """One sample: ``weights`` (heads, L, L), ``coords`` (N, A), ``valid`` (N,)."""
+    def _add_layer(self, layer: str, weights: Tensor, coords: Tensor, index: Tensor | None) -> None:
+        """One sample: ``weights`` (heads, L, L), ``coords`` (N, A), ``index`` of the tokens that are no padding."""
         prefix = weights.shape[-1] - len(coords)
         if prefix not in (0, self.prefix):  # another sequence than the class tokens and these tokens
             return
-        rows: slice | Tensor = slice(None)
-        if valid is not None:
-            rows = valid.nonzero()[:, 0]
-            if not len(rows):
-                return
+        rows = slice(None) if index is None else index
+        if index is not None and not len(index):
+            return
         from_tokens = weights[:, prefix:][:, rows]  # queries are tokens, keys are tokens and the prefix
         entropy = torch.special.entr(from_tokens).sum(-1).mean(-1)
         to_tokens = from_tokens[..., prefix:][..., rows]
@@ -90,8 +95,8 @@ class AttentionStatistics:
             return Attention(note="no attention to show: this encoder has no attention layers that can be read")
         width = max(both.shape[1] for both in self.sums.values())
         means = [
-            np.pad(both.cpu().numpy() / self.samples, ((0, 0), (0, width - both.shape[1])), constant_values=np.nan)
-            for both in self.sums.values()
+            np.pad(both.numpy() / self.samples, ((0, 0), (0, width - both.shape[1])), constant_values=np.nan)
+            for both in on_host(self.sums).values()
         ]
         distance, entropy = np.stack(means, 1)
         even = self.even / self.samples

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from maemm.contract import Modality, Preprocessed, Tokens
+from maemm.data.transfer import Work, module_on_host
 from maemm.model.model import Model
 from maemm.tasks.diagnose.measures import normalized
 from maemm.ui.picture_rows import Rows
@@ -21,7 +22,7 @@ _FITTED = 20_000  # tokens that k-means is fitted on
 
 @dataclass
 class TokenFeatures:
-    """Accumulates the token features of one modality over batches."""
+    """Accumulates the token features of one modality over batches: the work ``measure`` and ``add`` for each."""
 
     model: Model
     name: str
@@ -30,21 +31,41 @@ class TokenFeatures:
     tokens: list[Tokens] = field(default_factory=list)  # each of the first ``shown`` samples, as a batch of one
     index: list[Tensor] = field(default_factory=list)  # (1, n) their valid tokens
     same_positions: bool = True  # token i of every sample has the same position
+    measured: int = 0  # samples of which the work has begun
 
-    def add(self, preprocessed: Preprocessed) -> None:
+    def measure(self, preprocessed: Preprocessed) -> Work[Encoded]:
         """Encode a batch of this modality, with all tokens visible."""
         inputs, latents = self.model.encode({self.name: preprocessed})
         tokens, plan = inputs[self.name].tokens, inputs[self.name].plan
-        x = latents.tokens[self.name].float().cpu().numpy()
-        valid = plan.visible_valid
-        self.same_positions &= tokens.coords.shape[0] == 1 and valid is None
+        shown = max(0, min(tokens.batch, self.shown - self.measured))
+        self.measured += tokens.batch
+        singles = [_single(tokens, row) for row in range(shown)]
+        shared = tokens.coords.shape[0] == 1 and plan.visible_valid is None
+        return (
+            yield Encoded(latents.tokens[self.name].float(), plan.visible_valid, singles, plan.visible[:shown], shared)
+        )
+
+    def add(self, batch: Encoded) -> None:
+        """Add what :meth:`measure` returned for a batch; batches in their order."""
+        x, valid = batch.features.numpy(), batch.valid
+        self.same_positions &= batch.same_positions
         self.same_positions &= not self.features or len(self.features[0]) == x.shape[1]
         for row in range(len(x)):
-            self.features.append(x[row] if valid is None else x[row][valid[row].cpu().numpy()])
-            if len(self.tokens) < self.shown:
-                self.tokens.append(_single(tokens, row))
-                index = plan.visible[row : row + 1]
-                self.index.append(index if valid is None else index[:, valid[row]])
+            self.features.append(x[row] if valid is None else x[row][valid[row].numpy()])
+        for row, (single, index) in enumerate(zip(batch.tokens, batch.visible, strict=True)):
+            self.tokens.append(single)
+            self.index.append((index if valid is None else index[valid[row]])[None])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch of :class:`TokenFeatures`."""
+
+    features: Tensor  # (B, N, D)
+    valid: Tensor | None  # (B, N) bool; None: all are
+    tokens: list[Tokens]  # each of the samples that are shown, as a batch of one
+    visible: Tensor  # (shown, N) their tokens in the order of ``features``
+    same_positions: bool  # token i of every sample has the same position
 
 
 @dataclass(frozen=True)
@@ -100,11 +121,11 @@ def _kmeans(x: np.ndarray, count: int, seed: int) -> np.ndarray:
 def _pictures(tokens: TokenFeatures, modality: Modality, labels: np.ndarray, fractions: list[float]) -> Rows:
     captions = [INPUT, *(f"cluster {k + 1}: {100 * fraction:.0f} %" for k, fraction in enumerate(fractions))]
     columns: dict[str, list[Tensor]] = {caption: [] for caption in captions}
-    start = 0
+    modality, start = module_on_host(modality), 0
     for sample, index, features in zip(tokens.tokens, tokens.index, tokens.features, strict=False):
         if modality.untokenize(sample.values.float(), sample) is None:
             return Rows(note="no pictures: this modality has no picture of its tokens")
-        cluster = torch.from_numpy(labels[start : start + len(features)]).to(index.device)[None]
+        cluster = torch.from_numpy(labels[start : start + len(features)])[None]
         start += len(features)
         for number, caption in enumerate(captions, start=-1):
             chosen = index if number < 0 else index[cluster == number][None]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from maemm.contract import Modality, Preprocessed
 from maemm.contract.errors import MaemmError
@@ -16,15 +17,16 @@ from maemm.data.bad_samples import BadSample
 from maemm.data.loader import Batch
 from maemm.data.single_pass import Progress, each
 from maemm.data.subset import Subset
+from maemm.data.transfer import Work, overlapped, sent, to_device, together
 from maemm.model.build import build_modalities
 from maemm.model.model import Model, as_preprocessed
 from maemm.tasks._shared.embedding import NOT_FINITE, evaluating
 from maemm.tasks.diagnose.attention import AttentionStatistics
-from maemm.tasks.diagnose.clusters import TokenFeatures, clusters
+from maemm.tasks.diagnose.clusters import Encoded, TokenFeatures, clusters
 from maemm.tasks.diagnose.diagnosis import Findings
 from maemm.tasks.diagnose.measures import spectrum, sphere
 from maemm.tasks.diagnose.ratios import LossesByRatio
-from maemm.tasks.diagnose.views import ViewFeatures, load_pairs
+from maemm.tasks.diagnose.views import Pair, ViewFeatures, load_pairs
 
 LEAST = 16  # samples; a spectrum of fewer means little
 ATTENDED = 64  # samples, at most, of which attention and token features are taken
@@ -44,22 +46,30 @@ class Network:
         self.views, self.losses = ViewFeatures(seed), LossesByRatio(model, ratios, seed)
         self.samples = 0
 
-    def add(self, batch: dict[str, Preprocessed], rows: Sequence[int]) -> None:
-        """Add samples as they are; ``rows``: their indices in the source."""
-        with evaluating(self.model):
-            for name, embedded in self.model.embed(batch, pool="mean", norm="before").items():
-                x = embedded.float().cpu().numpy()
-                self.features[name] = np.concatenate([self.features[name], x]) if name in self.features else x
-            attended = min(len(rows), ATTENDED - self.samples)
-            for name, preprocessed in batch.items() if attended > 0 else ():
-                first = select_rows(preprocessed, list(range(attended)))
-                self.attention[name].add(first)
-                self.tokens[name].add(first)
-            predicted = min(len(rows), PREDICTED - self.samples)
-            if predicted > 0:
-                first_rows = list(range(predicted))
-                self.losses.add({name: select_rows(x, first_rows) for name, x in batch.items()}, rows[:predicted])
+    def measure(self, batch: dict[str, Preprocessed], rows: Sequence[int]) -> Work[_Measured]:
+        """Run the network on samples as they are; ``rows``: their indices in the source."""
+        attended = max(0, min(len(rows), ATTENDED - self.samples))
+        predicted = max(0, min(len(rows), PREDICTED - self.samples))
         self.samples += len(rows)
+        embedded = {name: x.float() for name, x in self.model.embed(batch, pool="mean", norm="before").items()}
+        firsts = {name: select_rows(x, slice(attended)) for name, x in batch.items()} if attended else {}
+        if predicted:
+            self.losses.add({name: select_rows(x, slice(predicted)) for name, x in batch.items()}, rows[:predicted])
+        works: list[Work[Any]] = [
+            sent(embedded),
+            together([self.attention[name].add(first) for name, first in firsts.items()]),
+            together([self.tokens[name].measure(first) for name, first in firsts.items()]),
+        ]
+        features, _, tokens = yield from together(works)
+        return _Measured(features, dict(zip(firsts, tokens, strict=True)))
+
+    def add(self, measured: _Measured) -> None:
+        """Add a batch; batches in their order."""
+        for name, embedded in measured.features.items():
+            x = embedded.numpy()
+            self.features[name] = np.concatenate([self.features[name], x]) if name in self.features else x
+        for name, encoded in measured.tokens.items():
+            self.tokens[name].add(encoded)
 
     def findings(self, count: int) -> dict[str, Findings]:
         """{modality: ...}, with ``count`` clusters."""
@@ -72,6 +82,21 @@ class Network:
             )
             for name, x in self.features.items()
         }
+
+
+class _Measured(NamedTuple):
+    """What a network gives for a batch, beside what it adds up on the device."""
+
+    features: dict[str, Tensor]  # {modality: (B, D)}
+    tokens: dict[str, Encoded]
+
+
+class _Batch(NamedTuple):
+    """What a batch gives."""
+
+    skipped: list[BadSample]
+    samples: int
+    by_network: list[_Measured]
 
 
 class Collector:
@@ -94,11 +119,12 @@ class Collector:
         batches = each(
             self.source, self._modalities(), batch=self.batch, workers=self.workers, seed=self.seed, on_progress=half(0)
         )
-        with closing(batches):
-            for batch in batches:
-                self.skipped += batch.bad
-                if batch.raw:
-                    self._add(batch.to(self.device))
+        with closing(batches), self._evaluating():
+            for result in overlapped(self._measured(batch) for batch in batches):
+                self.skipped += result.skipped
+                self.samples += result.samples
+                for network, measured in zip(self.networks, result.by_network, strict=False):
+                    network.add(measured)
         if self.samples < LEAST:
             first = f" (first: {self.skipped[0].id}: {self.skipped[0].reason})" if self.skipped else ""
             raise MaemmError(
@@ -111,50 +137,67 @@ class Collector:
         """Without parameters where they are sent to worker processes."""
         return build_modalities(self.model.recipe) if self.workers else dict(self.model.modalities)
 
-    def _add(self, batch: Batch) -> None:
-        with evaluating(self.model):
-            preprocessed = {
-                name: as_preprocessed(x)
-                for name, x in self.model.preprocess(batch.raw, None, batch.present, batch.side_inputs).items()
-            }
-            usable = self._usable(preprocessed, batch)
-        if not usable:
-            return
-        self.samples += len(usable)
-        selected = {name: select_rows(x, usable) for name, x in preprocessed.items()}
-        for network in self.networks:
-            network.add(selected, [batch.rows[i] for i in usable])
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for network in self.networks:
+                stack.enter_context(evaluating(network.model))
+            yield
 
-    def _usable(self, preprocessed: dict[str, Preprocessed], batch: Batch) -> list[int]:
-        """Positions of the samples with all modalities and finite features; the others are counted as skipped."""
+    def _measured(self, read: Batch) -> Work[_Batch]:
+        if not read.raw:
+            return _Batch(read.bad, 0, [])
+        batch = read.to(self.device)
+        preprocessed = {
+            name: as_preprocessed(x)
+            for name, x in self.model.preprocess(batch.raw, None, batch.present, batch.side_inputs).items()
+        }
+        usable, skipped = yield from self._usable(preprocessed, read)
+        if not usable:
+            return _Batch(read.bad + skipped, 0, [])
+        index = to_device(torch.tensor(usable), self.device)
+        selected = {name: select_rows(x, index) for name, x in preprocessed.items()}
+        rows = [read.rows[i] for i in usable]
+        by_network = yield from together(network.measure(selected, rows) for network in self.networks)
+        return _Batch(read.bad + skipped, len(usable), by_network)
+
+    def _usable(self, preprocessed: dict[str, Preprocessed], batch: Batch) -> Work[tuple[list[int], list[BadSample]]]:
+        """Positions of the samples with all modalities and finite features, and the other samples."""
         features = self.model.embed(preprocessed, pool="mean", norm="before")
         finite = torch.stack([x.isfinite().all(-1) for x in features.values()]).all(0)
         complete = torch.ones_like(finite)
         for x in preprocessed.values():
             complete = complete if x.present is None else complete & x.present
-        usable = []
+        finite, complete = yield finite, complete
+        usable, skipped = [], []
         for i, (is_finite, is_complete) in enumerate(zip(finite.tolist(), complete.tolist(), strict=True)):
             if is_finite and is_complete:
                 usable.append(i)
             else:
                 reason = NOT_FINITE if is_complete else INCOMPLETE
-                self.skipped.append(BadSample(batch.rows[i], batch.ids[i], reason))
-        return usable
+                skipped.append(BadSample(batch.rows[i], batch.ids[i], reason))
+        return usable, skipped
 
     def _add_views(self, on_progress: Progress | None) -> None:
         pairs = load_pairs(self.source, self._modalities(), batch=self.batch, workers=self.workers, seed=self.seed)
-        with closing(pairs):
-            for number, (first, second) in enumerate(pairs, start=1):
-                pair = first.to(self.device), second.to(self.device)
-                for network in self.networks:
-                    with evaluating(network.model):
-                        network.views.add(network.model, pair)
+
+        def measured(pair: Pair) -> Work[tuple[Pair, list[Any]]]:
+            if not all(batch.raw for batch in pair):
+                return pair, []
+            first, second = (batch.to(self.device) for batch in pair)
+            features = yield [network.views.measure(network.model, (first, second)) for network in self.networks]
+            return pair, features
+
+        with closing(pairs), self._evaluating():
+            for number, (pair, by_network) in enumerate(overlapped(map(measured, pairs)), start=1):
+                for network, features in zip(self.networks, by_network, strict=False):
+                    network.views.add(pair, features)
                 if on_progress is not None:
                     on_progress(min(number * self.batch, len(self.source)), len(self.source))
 
 
-def select_rows(preprocessed: Preprocessed, rows: list[int]) -> Preprocessed:
-    """The samples ``rows`` of a batch."""
+def select_rows(preprocessed: Preprocessed, rows: Tensor | slice) -> Preprocessed:
+    """The samples ``rows`` of a batch: their index on its device, or a slice."""
     size = preprocessed.x.shape[0]
 
     def cut(value: Any) -> Any:

@@ -15,6 +15,7 @@ from maemm import registry
 from maemm.config.options import options_of
 from maemm.contract import Masking, Output, Preprocessed
 from maemm.contract.errors import MaemmError
+from maemm.data.transfer import on_host
 from maemm.model.build import build_masking
 from maemm.model.model import Model
 from maemm.registry.make import make, part_of
@@ -69,9 +70,9 @@ class LossesByRatio:
 
     def result(self) -> Losses:
         """The mean losses."""
-        losses = Losses(self.ratios, note=self.note)
-        for name in dict.fromkeys(name for name, _ in self.sums):
-            sums = [self.sums.get((name, ratio)) for ratio in self.ratios]
+        losses, all_sums = Losses(self.ratios, note=self.note), on_host(self.sums)
+        for name in dict.fromkeys(name for name, _ in all_sums):
+            sums = [all_sums.get((name, ratio)) for ratio in self.ratios]
             for i, means in ((0, losses.loss), (1, losses.mean_predictor)):
                 means[name] = [float("nan") if x is None else float(x[i] / x[2]) for x in sums]
         return losses
@@ -82,7 +83,7 @@ def _sums(model: Model, output: Output, name: str) -> Tensor:
     counted, loss, baseline = output.plans[name].counted.double(), output.loss[name], model.baseline(output, name)
     baseline = torch.full_like(loss, torch.nan) if baseline is None else baseline
     sums = [(x.double() * counted).sum() for x in (loss, baseline)]
-    return torch.stack([*sums, counted.sum()]).cpu()
+    return torch.stack([*sums, counted.sum()])
 
 
 def with_ratio(recipe: Mapping[str, Any], ratio: float) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from maemm.contract import Modality, ModalityInput, Source
 from maemm.data.loader import Batch, Loader
@@ -30,17 +30,19 @@ def load_pairs(
 
 
 class ViewFeatures:
-    """Accumulates features of two views over batches."""
+    """Accumulates features of two views over batches: ``measure`` each, then ``add`` them."""
 
     def __init__(self, seed: int = 0):
         self.seed = seed
         self.features: dict[str, tuple[list[np.ndarray], list[np.ndarray]]] = {}  # {modality: (first, second view)}
 
-    def add(self, model: Model, pair: Pair) -> None:
-        """Add the samples that both views have, with all modalities and finite features."""
-        if not all(batch.raw for batch in pair):
-            return
-        views = [view_features(model, batch, (self.seed, "view", number)) for number, batch in enumerate(pair)]
+    def measure(self, model: Model, pair: Pair) -> list[dict[str, Tensor]]:
+        """Features of both views; ``pair`` is on the device of the model."""
+        return [view_features(model, batch, (self.seed, "view", number)) for number, batch in enumerate(pair)]
+
+    def add(self, pair: Pair, features: list[dict[str, Tensor]]) -> None:
+        """Add the samples that both views have, with all modalities and finite features; all on the host."""
+        views = [{name: x.numpy() for name, x in view.items()} for view in features]
         common = sorted(_complete(pair[0]) & _complete(pair[1]))
         positions = [[batch.rows.index(row) for row in common] for batch in pair]
         for name in views[0]:
@@ -70,20 +72,19 @@ def _complete(batch: Batch) -> set[int]:
     return set(batch.rows) - incomplete
 
 
-def view_features(model: Model, batch: Batch, key: tuple[int | str, ...]) -> dict[str, np.ndarray]:
+def view_features(model: Model, batch: Batch, key: tuple[int | str, ...]) -> dict[str, Tensor]:
     """{modality: (B, D)} of one view: the mean over visible tokens, and over the plans of a sample with several."""
     rng = PerSampleRng([(*key, row) for row in batch.rows], key)
     inputs = model.plan(model.preprocess(batch.raw, rng, batch.present, batch.side_inputs), rng)
     latents = model.encoder(inputs, model.modalities)
-    return {
-        name: _by_sample(mean_of_tokens(latents.tokens[name], [x.plan]), x).cpu().numpy() for name, x in inputs.items()
-    }
+    return {name: _by_sample(mean_of_tokens(latents.tokens[name], [x.plan]), x) for name, x in inputs.items()}
 
 
-def _by_sample(features: torch.Tensor, inputs: ModalityInput) -> torch.Tensor:
+def _by_sample(features: Tensor, inputs: ModalityInput) -> Tensor:
     """(R, D) of plans -> (B, D) of samples."""
     features, rows = features.float(), inputs.plan.rows
     if rows is None:
         return features
     sums = features.new_zeros(inputs.tokens.batch, features.shape[1]).index_add(0, rows, features)
-    return sums / torch.bincount(rows, minlength=len(sums)).clamp(min=1)[:, None]
+    counts = features.new_zeros(len(sums)).index_add(0, rows, features.new_ones(len(rows)))
+    return sums / counts.clamp(min=1)[:, None]

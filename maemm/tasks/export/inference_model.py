@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from maemm.contract import Modality, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
+from maemm.data.transfer import host_copy
 from maemm.model.model import Model
 from maemm.tasks.export.inputs import Inputs, batch_of, check_names, input_name
 
@@ -168,7 +169,7 @@ def inference_model(
     shape: str | None = None,
     whole: bool = False,
 ) -> InferenceModel:
-    """``model``, which is moved to the CPU, float32 and eval mode, with checked options of ``maemm export``.
+    """``model``, or a copy of it on the CPU, in float32 and eval mode, with checked options of ``maemm export``.
 
     ``output``: one of :data:`OUTPUTS`; None: logits where the model has a classifier, else features. ``shape``: see
     :func:`input_shapes`. ``whole``: no inputs for validity, even where samples can be padded. Raises
@@ -181,7 +182,7 @@ def inference_model(
         raise MaemmError(f"{origin} has no classifier, so it has no logits; export features or tokens")
     if pool is not None and output != "features":
         raise MaemmError(f"--pool is for features, and {output} are exported; add --output features")
-    model = model.to("cpu").float().eval()
+    model = _for_inference(model)
     check_names(model.modalities)
     exported = InferenceModel(model, origin, output, pool, input_shapes(model.modalities, shape))
     if not whole:
@@ -190,6 +191,15 @@ def inference_model(
         if len(modalities) > 1 and model.recipe.get("data", {}).get("missing") == "allow":
             exported.optional = tuple(modalities)
     return exported
+
+
+def _for_inference(model: Model) -> Model:
+    """``model`` where it is on the CPU, in float32 and eval mode; else a copy that is, so that ``model`` stays."""
+    tensors = [*model.parameters(), *model.buffers()]
+    is_float32 = all(x.dtype == torch.float32 for x in tensors if x.is_floating_point())
+    if is_float32 and all(x.device.type == "cpu" for x in tensors) and not any(x.training for x in model.modules()):
+        return model
+    return host_copy(model).float().eval()
 
 
 def input_shapes(modalities: Mapping[str, Modality], text: str | None) -> dict[str, tuple[int, ...]]:

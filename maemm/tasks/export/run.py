@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError, advice
 from maemm.data.atomic import usual_permissions
 from maemm.data.locks import writes
+from maemm.data.transfer import host_copy
 from maemm.model.model import Model
 from maemm.tasks._shared.inputs import Weights, open_model
 from maemm.tasks.export.card import card_of, inputs_of
@@ -84,7 +84,7 @@ def export(
     for (timm, hf). ``output``: features, tokens or logits (default: logits where there is a classifier, else
     features); the layouts of libraries have an output of their own. ``pool`` as in :meth:`Model.embed`. ``shape``: of
     one preprocessed sample, where it is not that of the recipe. ``force``: replace ``out``. ``settings`` go to
-    :func:`maemm.load`.
+    :func:`maemm.load`. A model that is given stays as it is, where it is.
 
     Inputs of a graph are preprocessed tensors: for each modality ``NAME`` (B, ...) float, and where its samples may be
     padded or have gaps (:meth:`Modality.validity`) ``NAME_valid`` bool, False there: what ``NAME`` holds at such places
@@ -98,10 +98,11 @@ def export(
     """
     writer = writer_of(to)
     path = _checked_path(expanded(out), to, force)
-    if isinstance(weights, Model):
-        model, origin, run = copy.deepcopy(weights), "a model", None
+    if isinstance(weights, Model):  # its owner goes on with it, on its device and in its mode
+        model, origin, run = host_copy(open_model(weights, **settings)), "a model", None
     else:
-        model, origin, run = open_model(weights, **settings), os.fspath(weights), expanded(weights)
+        model, origin, run = open_model(weights, **settings).to("cpu"), os.fspath(weights), expanded(weights)
+    model = model.float().eval()
     if to not in FORMATS:
         writes_folder = format_for(model, to).exported_state(model).config is not None
         _check_library_name(path, to, writes_folder)

@@ -31,7 +31,7 @@ class Report(Callback):
         reader = loader.reader
         self._order = EvenlySpaced(reader.source, PICTURE_ROWS)
         self._loader = Loader(
-            reader.source, reader.modalities, self._order, seed=reader.seed, workers=0, augment=False, pin=False,
+            reader.source, reader.modalities, self._order, seed=reader.seed, workers=0, augment=False,
             missing=reader.missing,
         )  # fmt: skip
         self._batches: list[dict[str, Preprocessed]] = []  # of each data set of a mixture, or one

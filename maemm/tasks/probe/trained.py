@@ -12,6 +12,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import seeded
+from maemm.data.transfer import Work, overlapped, to_device
+from maemm.tasks._shared.inputs import usual_device
 from maemm.tasks._shared.tables import Choice, Table, held_out
 from maemm.train.optim import make_optimizer, set_lr
 from maemm.train.schedules import learning_rate
@@ -135,7 +137,7 @@ class _Probe:
     def _fit_and_score(self, base_lr: float, train: Table, test: Table) -> np.ndarray:
         with seeded(self.seed, "probe"):
             module = self.module(train.x.shape[-1], train.classes)
-        module = module.to("cuda" if torch.cuda.is_available() else "cpu")
+        module = module.to(usual_device(), non_blocking=True)
         _fit(module, {**self.recipe, "base_lr": base_lr}, train, self.seed, self.balanced)
         return _logits(module, test)
 
@@ -148,11 +150,11 @@ def _fit(module: nn.Module, recipe: Mapping[str, Any], train: Table, seed: int, 
     batch = min(recipe["batch"], len(train.y))
     steps_per_epoch = len(train.y) // batch  # the rest of an epoch is dropped
     rate = learning_rate({**recipe, "batch": batch}, steps_per_epoch, recipe["epochs"] * steps_per_epoch)
-    weight = torch.from_numpy(class_weights(train)).to(device) if balanced else None
-    all_x, all_y = torch.from_numpy(train.x).to(device), torch.from_numpy(train.y).to(device)
-    all_valid = None if train.valid is None else torch.from_numpy(train.valid).to(device)
+    weight = _tensor(class_weights(train), device) if balanced else None
+    all_x, all_y = _tensor(train.x, device), _tensor(train.y, device)
+    all_valid = None if train.valid is None else _tensor(train.valid, device)
     for epoch in range(recipe["epochs"]):
-        order = torch.from_numpy(np.random.default_rng([seed, epoch]).permutation(len(train.y))).to(device)
+        order = _tensor(np.random.default_rng([seed, epoch]).permutation(len(train.y)), device)
         for step in range(steps_per_epoch):
             rows = order[step * batch : (step + 1) * batch]
             valid = None if all_valid is None else all_valid[rows]
@@ -185,13 +187,19 @@ def take_probe_step(
 
 @torch.inference_mode()
 def _logits(module: nn.Module, test: Table) -> np.ndarray:
-    device, logits = next(module.parameters()).device, []
-    for start in range(0, len(test.y), 1024):
-        rows = slice(start, start + 1024)
-        x = torch.from_numpy(test.x[rows]).to(device)
-        valid = None if test.valid is None else torch.from_numpy(test.valid[rows]).to(device)
-        logits.append(module(x, valid).float().cpu().numpy())
-    return np.concatenate(logits)
+    device = next(module.parameters()).device
+
+    def answers(rows: slice) -> Work[np.ndarray]:
+        valid = None if test.valid is None else _tensor(test.valid[rows], device)
+        logits = yield module(_tensor(test.x[rows], device), valid).float()
+        return logits.numpy()
+
+    starts = range(0, len(test.y), 1024)
+    return np.concatenate([*overlapped(answers(slice(start, start + 1024)) for start in starts)])
+
+
+def _tensor(x: np.ndarray, device: torch.device) -> Tensor:
+    return to_device(torch.from_numpy(x), device)
 
 
 def class_weights(train: Table) -> np.ndarray:

@@ -14,8 +14,9 @@ from maemm.contract.rng import Rng
 from maemm.data.bad_samples import BadSample, reason_of
 from maemm.data.loader import name_of
 from maemm.data.locks import writes
+from maemm.data.transfer import on_host, to_device
 from maemm.model.model import Model
-from maemm.tasks._shared.inputs import Data, Weights, open_data
+from maemm.tasks._shared.inputs import Data, Weights, open_data, usual_device
 from maemm.ui.interactive import save_interactive
 from maemm.ui.pictures import DIVERGED, draw_rows, make_rows
 from maemm.weights import load
@@ -54,16 +55,18 @@ def reconstruct(
 
     Clips, sounds and 3D shapes also go to ``NAME.view.html`` beside ``NAME.png``, where they can be played and turned.
     ``weights``: a run or checkpoint folder, a weights file, or a model. ``data`` as in
-    :func:`maemm.tasks.embed.run.embed`. ``seed``: of the masks. ``settings`` go to :func:`maemm.load`. Raises
+    :func:`maemm.tasks.embed.run.embed`. ``seed``: of the masks. ``settings`` go to :func:`maemm.load`. Weights are
+    loaded to the GPU where there is one, a model runs on its device. Raises
     :class:`MaemmError` for weights without a decoder or with NaN, for data that cannot be opened, and where no sample
     can be read.
     """
-    model = weights if isinstance(weights, Model) else load(weights, **settings)
+    model = weights if isinstance(weights, Model) else load(weights, **settings).to(usual_device(), non_blocking=True)
     if model.decoder is None:
         raise MaemmError(f"reconstruct needs a decoder ({weights} holds an encoder only); load a file with one")
     _check_finite(model, weights)
     loaded, shown, skipped = _load_samples(model, open_data(model.recipe, data), count)
     raw = {name: modality.collate([sample[name] for sample in loaded]) for name, modality in model.modalities.items()}
+    raw = to_device(raw, next(model.parameters()).device)
     rows = make_rows(model, model.preprocess(raw, None), seed, count)
     if all(row.note == DIVERGED for row in rows.values()):
         raise MaemmError(f"nothing that the model predicts is a finite number ({weights}); use an earlier checkpoint")
@@ -74,8 +77,9 @@ def reconstruct(
 
 def _check_finite(model: Model, weights: Any) -> None:
     """Raises :class:`MaemmError` for weights with NaN or infinity: pictures of them would show nothing."""
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+    finite = on_host({name: parameter.isfinite().all() for name, parameter in model.named_parameters()})
+    for name, is_finite in finite.items():
+        if not is_finite:
             where = "the model" if isinstance(weights, Model) else weights
             raise MaemmError(f"weights are not finite numbers ({where}: {name}); use an earlier checkpoint")
 

@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 from maemm.config.paths import expanded
-from maemm.contract import Preprocessed, Source
+from maemm.contract import Modality, Source, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_whole
 from maemm.data.loader import Loader
 from maemm.data.locks import writes
 from maemm.data.order import Request
 from maemm.data.single_pass import Progress
+from maemm.data.transfer import module_on_host, on_host
 from maemm.model.model import Model, as_preprocessed
 from maemm.tasks._shared.inputs import Data, Weights, data_config, open_data, open_model
 from maemm.tasks._shared.scoring import Scores, score_samples
@@ -159,24 +160,25 @@ def draw_worst(model: Model, source: Source, scores: Scores, path: Path, count: 
     if not len(worst):
         return None
     order = _OneBatch(scores.indices[worst])
-    loader = Loader(source, dict(model.modalities), order, seed=seed, augment=False, substitute=False, pin=False)
+    loader = Loader(source, dict(model.modalities), order, seed=seed, augment=False, substitute=False)
     raw = next(loader.batches(0, 1)).to(next(model.parameters()).device).raw
     batch = model.preprocess(raw, None)
     rows_by_name = make_rows(model, batch, seed, len(worst))
+    drawn = [name for name, rows in rows_by_name.items() if rows.columns]
+    with torch.no_grad():
+        tokens = on_host({name: model.modalities[name].tokenize(as_preprocessed(batch[name])) for name in drawn})
     for name, rows in rows_by_name.items():
         if rows.columns:
             errors = torch.from_numpy(scores.tokens[worst, slice(*scores.spans[name])])
-            _add_worst_tokens(model, name, rows, as_preprocessed(batch[name]), errors)
+            _add_worst_tokens(module_on_host(model.modalities[name]), rows, tokens[name], errors)
             rows.names = [f"{scores.samples[row]:.3g}  {scores.ids[row][-22:]}" for row in worst]
     return draw_rows(model.modalities, rows_by_name, path)
 
 
-def _add_worst_tokens(model: Model, name: str, rows: Rows, preprocessed: Preprocessed, errors: torch.Tensor) -> None:
+def _add_worst_tokens(modality: Modality, rows: Rows, tokens: Tokens, errors: torch.Tensor) -> None:
     """Add a column with the tokens of the highest ``errors`` (B, N)."""
-    modality = model.modalities[name]
     with torch.no_grad():
-        tokens = modality.tokenize(preprocessed)
-        errors = errors[:, : tokens.count].to(tokens.values.device)
+        errors = errors[:, : tokens.count]
         threshold = errors.nanquantile(1 - _WORST_TOKENS, dim=1, keepdim=True)
         picture = put_together(modality, tokens, (tokens.values.float(), tokens.all_indices(), errors >= threshold))
     rows.columns[f"the {100 * _WORST_TOKENS:.0f} % of the tokens\nthat are predicted worst"] = picture

@@ -11,6 +11,7 @@ import maemm
 from maemm import MaemmError
 from maemm.__main__ import main
 from maemm.contract import Preprocessed
+from maemm.data.transfer import overlapped
 from maemm.model.build import build_model
 from maemm.tasks.diagnose.attention import AttentionStatistics, weights_of
 from maemm.tasks.diagnose.clusters import _without_position
@@ -63,7 +64,7 @@ def test_weights_are_those_of_the_layer():
 def attention_of(model, preprocessed):
     statistics = AttentionStatistics(model, "marks")
     with torch.no_grad():
-        statistics.add(preprocessed)
+        list(overlapped([statistics.add(preprocessed)]))
     return statistics.result()
 
 
