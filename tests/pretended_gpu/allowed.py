@@ -7,6 +7,8 @@ from .device import Event
 #: file and function -> why
 ALLOWED = {
     "maemm/train/optim.py step_unless": "an optimiser that is not fused (LARS) asks whether to step",
+    "tasks/_shared/baselines.py untrained": "the weights of another network go to the device, before its first batch",
+    "tasks/probe/trained.py _fit_and_score": "the weights of a probe go to the device, before its first step",
     "maemm/data/transfer.py finish": "the last batch of a pass, after which nothing else is there to be done; a small "
     "number of passes, never of batches (the tests count)",
 }

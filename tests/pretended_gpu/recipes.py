@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from maemm import config, registry
-from maemm.contract import Modality, Source
+from maemm.contract import Modality, Sample, Source
 from maemm.contract.rng import Rng
 from maemm.data.labels import stack
 from maemm.data.loader import Batch
@@ -46,16 +48,56 @@ def shrunk(name: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]
     return config.load(name, {**changes, **(overrides or {})})
 
 
-class Samples:
-    """The sample sets of all plugins, written once."""
+#: recipes of samples that may differ in size -> options that let them
+RAGGED = {
+    name: {"modalities.pointcloud.points": None} if name.startswith("pointcloud/") else {}
+    for name in RECIPES
+    if name.split("/")[0] in ("audio", "cav", "pointcloud", "signal")
+}
 
-    def __init__(self, folder: Path):
-        self.folder, self.sources = folder, {}
+
+def shortened(raw: Any, index: int) -> Any:
+    """A sound, cloud or signal without its end: of four neighbours the first is whole, the others miss ever more."""
+    rest = 1 - 0.2 * (index % 4)
+    if isinstance(raw, Mapping):  # a signal; the last one has lost a channel too
+        channels = len(raw["x"]) - (index % 4 == 3 and len(raw["x"]) > 1)
+        x = raw["x"][:channels, : round(rest * raw["x"].shape[1])]
+        return {**raw, "x": x, "channels": raw["channels"][:channels]}
+    if isinstance(raw, np.ndarray):  # of a picture only the last axis is 3; of a cloud (N, 3 + features) there are two
+        return raw[: round(rest * len(raw))] if raw.ndim == 2 else raw
+    return replace(raw, length=round(rest * raw.length)) if hasattr(raw, "length") else raw
+
+
+class Uneven(Source):
+    """A source whose samples are :func:`shortened`."""
+
+    def __init__(self, source: Source):
+        self.source, self.classes = source, source.classes
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def read(self, index: int, rng: Rng) -> Sample:
+        sample = self.source.read(index, rng)
+        return Sample({name: shortened(x, index) for name, x in sample.raw.items()}, sample.id, sample.label)
+
+    def label(self, index: int) -> Any:
+        return self.source.label(index)
+
+
+class Samples:
+    """The sample sets of all plugins, written once; ``uneven``: sounds, clouds and signals of different sizes."""
+
+    def __init__(self, folder: Path, uneven: bool = False):
+        self.folder, self.uneven, self.sources = folder, uneven, {}
 
     def source(self, kind: str) -> Source:
         if kind not in self.sources:
             root = self.folder / kind
-            root.mkdir(parents=True)
+            root.mkdir(parents=True, exist_ok=True)
             registry.find("samples", kind)(root)
             self.sources[kind] = registry.find("sources", kind)(str(root), name=kind)
         return self.sources[kind]
@@ -74,6 +116,7 @@ class Samples:
                 length = max(raw["x"].shape[1], modality.length)
                 rows = [np.resize(raw["x"][number % len(raw["x"])], length) for number in range(len(names))]
                 raw = {**raw, "x": np.stack(rows), "channels": list(names)}
+            raw = shortened(raw, row) if self.uneven else raw
             loaded.append(modality.load(raw, rng.fold_in(name)))
         return modality.collate(loaded)
 

@@ -5,29 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
+from maemm.contract.rng import Rng
+from maemm.model.build import build_model
 from maemm.train.distributed import DistContext
 
+from .allowed import IN_STEPS, is_allowed
 from .device import gpu
-from .recipes import RECIPES, Samples, shrunk, two_steps
+from .recipes import RAGGED, RECIPES, Samples, shrunk, two_steps
 
 FP32 = {"train.precision": "fp32"}
-#: what may make the host wait, by file and function -> why. Nothing, for recipes whose optimiser is fused.
-ALLOWED = {"maemm/train/optim.py step_unless": "an optimiser that is not fused (LARS) asks whether to step"}
 #: a recipe of each kind in the default tests, the others behind ``slow``
 QUICK = [name for name in RECIPES if "tiny_cpu" in name] + ["image/probe/mae_base", "video/omnimae_base"]
-
-
-@pytest.fixture(autouse=True)
-def single_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def samples(tmp_path_factory) -> Samples:
-    return Samples(tmp_path_factory.mktemp("samples"))
+QUICK_RAGGED = ["audio/audiomae_tiny_cpu", "pointcloud/point_mae_tiny_cpu", "signal/tiny_cpu"]
 
 
 def check(name: str, samples: Samples, **overrides) -> None:
@@ -35,7 +24,7 @@ def check(name: str, samples: Samples, **overrides) -> None:
     expected = [float(loss) for loss in two_steps(recipe, samples, DistContext())]
     with gpu() as seen:
         losses = two_steps(recipe, samples, DistContext(device=torch.device("cuda", 0)), seen)
-        waits = [event for event in seen.waits if f"{event.file} {event.function}" not in ALLOWED]
+        waits = [event for event in seen.waits if not is_allowed(event, IN_STEPS)]
         copies = list(seen.blocking_copies)
         losses = [float(loss.cpu()) for loss in losses]
     assert [*map(str, waits)] == [] and [*map(str, copies)] == []
@@ -51,6 +40,25 @@ def test_a_step_waits_for_nothing(name, samples):
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in QUICK])
 def test_a_step_of_every_recipe_waits_for_nothing(name, samples):
     check(name, samples)
+
+
+@pytest.mark.parametrize("name", QUICK_RAGGED)
+def test_a_step_on_samples_of_different_sizes(name, samples):
+    check(name, Samples(samples.folder, uneven=True), **RAGGED[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in RAGGED if name not in QUICK_RAGGED])
+def test_a_step_of_every_recipe_on_samples_of_different_sizes(name, samples):
+    check(name, Samples(samples.folder, uneven=True), **RAGGED[name])
+
+
+def test_such_samples_are_padded(samples):
+    for name in ("audio/audiomae_tiny_cpu", "pointcloud/point_mae_tiny_cpu", "signal/tiny_cpu"):
+        recipe = shrunk(name, RAGGED[name])
+        batch = Samples(samples.folder, uneven=True).batch(recipe, 0)
+        for modality, x in build_model(recipe).preprocess(batch.raw, Rng((0,), range(4), 4)).items():
+            assert x.valid is not None and len(set(x.valid.flatten(1).sum(1).tolist())) == 4, modality
 
 
 # ----------------------------------------------------------------------------------------------- the pretence itself

@@ -17,4 +17,4 @@ def untrained(model: Model, seed: int) -> Model:
     """The same network with fresh weights, on the same device, in eval mode."""
     with seeded(seed, "untrained"):
         network = reinitialized(model)
-    return network.to(next(model.parameters()).device, non_blocking=True).eval()
+    return network.to(next(model.parameters()).device).eval()

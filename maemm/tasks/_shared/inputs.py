@@ -57,7 +57,7 @@ def _opened(
     load_model: Callable[..., Model], weights: Weights, stream: str | None, settings: Mapping[str, Any]
 ) -> Model:
     model = (
-        weights if isinstance(weights, Model) else load_model(weights, **settings).to(usual_device(), non_blocking=True)
+        weights if isinstance(weights, Model) else load_model(weights, **settings).to(usual_device())
     )
     return model if stream is None else StreamModel(model, stream)
 

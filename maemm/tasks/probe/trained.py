@@ -137,7 +137,7 @@ class _Probe:
     def _fit_and_score(self, base_lr: float, train: Table, test: Table) -> np.ndarray:
         with seeded(self.seed, "probe"):
             module = self.module(train.x.shape[-1], train.classes)
-        module = module.to(usual_device(), non_blocking=True)
+        module = module.to(usual_device())
         _fit(module, {**self.recipe, "base_lr": base_lr}, train, self.seed, self.balanced)
         return _logits(module, test)
 

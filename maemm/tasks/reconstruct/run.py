@@ -60,7 +60,7 @@ def reconstruct(
     :class:`MaemmError` for weights without a decoder or with NaN, for data that cannot be opened, and where no sample
     can be read.
     """
-    model = weights if isinstance(weights, Model) else load(weights, **settings).to(usual_device(), non_blocking=True)
+    model = weights if isinstance(weights, Model) else load(weights, **settings).to(usual_device())
     if model.decoder is None:
         raise MaemmError(f"reconstruct needs a decoder ({weights} holds an encoder only); load a file with one")
     _check_finite(model, weights)
