@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maemm.contract.small import to_device
+
 RNG_VERSION = 2  # of the numbers that a key gives; 1: torch's generator, seeded for each purpose
 
 
@@ -37,23 +39,24 @@ _FEW = 40  # hashes for which Python is faster than NumPy
 _NARROW, _MOST = 32, 2**14  # numbers of a row, and of all, for which a copy is faster than a hash on the device
 
 
-def _hash(word: int) -> int:
-    """All but the last step."""
-    word = ((word ^ (word >> 30)) * _FACTOR_1) & _WORD
-    return ((word ^ (word >> 27)) * _FACTOR_2) & _WORD
-
-
 def _state(seed: int, row: int) -> int:
-    word = _hash(((row + 1) * _ROW_STEP + seed) & _WORD)
+    word = ((row + 1) * _ROW_STEP + seed) & _WORD
+    word = ((word ^ (word >> 30)) * _FACTOR_1) & _WORD
+    word = ((word ^ (word >> 27)) * _FACTOR_2) & _WORD
     return word ^ (word >> 31)
 
 
 def _floats(state: int, count: int) -> list[float]:
-    return [(_hash((state + place * _PLACE_STEP) & _WORD) >> 40) * 2.0**-24 for place in range(1, count + 1)]
+    values = []
+    for _ in range(count):
+        state = (state + _PLACE_STEP) & _WORD
+        word = ((state ^ (state >> 30)) * _FACTOR_1) & _WORD
+        values.append(((((word ^ (word >> 27)) * _FACTOR_2) & _WORD) >> 40) * 2.0**-24)
+    return values
 
 
 def _hashed(words: np.ndarray) -> np.ndarray:
-    """All but the last step, in place."""
+    """In place, but for the last step."""
     shifted = words >> 30
     words ^= shifted
     words *= np.uint64(_FACTOR_1)
@@ -69,6 +72,10 @@ def _upper_bits(words: np.ndarray) -> Tensor:
 
 def _signed(word: int) -> int:
     return word - 2**64 if word >> 63 else word
+
+
+def _words_on_device(words: list[int] | np.ndarray, device: torch.device | str) -> Tensor:
+    return to_device(torch.from_numpy(np.asarray(words, np.uint64).view(np.int64)), device)
 
 
 def _upper_bits_on_device(words: Tensor) -> Tensor:
@@ -98,11 +105,11 @@ class Rng:
         """A 63-bit integer to seed third-party random code with; see :func:`seeded`."""
         return derive(*self.key, purpose)
 
-    def row_states(self, purpose: str) -> np.ndarray:
-        """(rows,) uint64: where the numbers of each row begin. A subclass may have rows of another kind."""
+    def row_states(self, purpose: str) -> list[int] | np.ndarray:
+        """(rows,) words of 64 bits, where the numbers of each row begin. A subclass may have rows of another kind."""
         seed = self.seed(purpose)
         if len(self.rows) <= _FEW // 4:
-            return np.array([_state(seed, row) for row in self.rows], np.uint64)
+            return [_state(seed, row) for row in self.rows]
         words = _hashed((np.asarray(self.rows, np.uint64) + np.uint64(1)) * np.uint64(_ROW_STEP) + np.uint64(seed))
         return words ^ (words >> np.uint64(31))
 
@@ -115,16 +122,16 @@ class Rng:
         """
         states, size = self.row_states(purpose), math.prod(shape)
         count, on_host = len(states) * size, torch.device(device).type == "cpu"
-        if count <= _FEW:
-            values = torch.tensor([_floats(state, size) for state in states.tolist()], dtype=torch.float32)
+        if count <= _FEW and isinstance(states, list):
+            values = torch.tensor([_floats(state, size) for state in states], dtype=torch.float32)
         elif on_host or (size <= _NARROW and count <= _MOST):
             places = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_PLACE_STEP)
-            values = _upper_bits(_hashed(states[:, None] + places))
+            values = _upper_bits(_hashed(np.asarray(states, np.uint64)[:, None] + places))
         else:
-            first = torch.from_numpy(states.view(np.int64)).to(device, non_blocking=True)
+            first = _words_on_device(states, device)
             number = torch.arange(1, size + 1, device=device)
             values = _upper_bits_on_device(torch.add(first[:, None], number, alpha=_signed(_PLACE_STEP)))
-        return (values if on_host else values.to(device, non_blocking=True)).view(len(states), *shape)
+        return (values if on_host else to_device(values, device)).view(len(states), *shape)
 
     def uniform_at(self, purpose: str, rows: Tensor, places: Tensor) -> Tensor:
         """(..., n), float32: of the rows ``rows`` (n,) int64 of this batch the numbers at ``places`` (..., n) int64.
@@ -132,13 +139,13 @@ class Rng:
         Those that ``uniform(purpose, m)[rows, places]`` would give, for any m above all places, and on the device of
         both: for draws of which a row needs few numbers.
         """
-        first = self.row_states(purpose) + np.uint64(_PLACE_STEP)
+        first = np.asarray(self.row_states(purpose), np.uint64) + np.uint64(_PLACE_STEP)
         if rows.device.type == "cpu":
             words = places.numpy().view(np.uint64) * np.uint64(_PLACE_STEP)
             words += first[rows.numpy()]
             return _upper_bits(_hashed(words))
-        on_device = torch.from_numpy(first.view(np.int64)).to(rows.device, non_blocking=True)
-        return _upper_bits_on_device(torch.add(on_device[rows], places, alpha=_signed(_PLACE_STEP)))
+        words_of_rows = _words_on_device(first, rows.device)[rows]
+        return _upper_bits_on_device(torch.add(words_of_rows, places, alpha=_signed(_PLACE_STEP)))
 
     def normal(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:
         """(rows, *shape) standard normal, float32: pairs of :meth:`uniform` by Box and Muller (1958).

@@ -1,4 +1,4 @@
-"""Small tensors of numbers that the host knows, on the device without a wait."""
+"""Numbers that the host knows, on the device without a wait."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+_STAGED = 64 * 1024  # bytes of pageable memory that CUDA takes along with a copy; for more it may wait
 
 
 def small_tensor(
@@ -15,4 +17,11 @@ def small_tensor(
 
     ``torch.tensor(values, device=device)`` would make the host wait until the device has finished all earlier work.
     """
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+    return to_device(torch.tensor(values, dtype=dtype), device)
+
+
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the host on the device; the host never waits, however large it is."""
+    if tensor.nbytes > _STAGED and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -38,20 +38,20 @@ def launches(rng: Rng, size: int) -> int:
         values = rng.uniform("noise", size, device="cuda")
         assert not seen.waits and not seen.blocking_copies
         assert len(seen.copies) == 1
-        total = sum(number for name, number in seen.launches.items() if "view" not in name and "unsqueeze" not in name)
+        hidden = "view", "unsqueeze", "clone"  # of shapes alone, and of a host's page-locked copy
+        total = sum(number for name, number in seen.launches.items() if not any(word in name for word in hidden))
         assert torch.equal(values.cpu(), rng.uniform("noise", size))
     return total
 
 
-@pytest.mark.parametrize("rows", [range(1), range(3), range(100), range(50, 150), [7, 3, 90], range(5000)])
+@pytest.mark.parametrize("rows", [range(1), range(3), range(100), range(50, 150), [7, 3, 90], range(9000)])
 def test_launches_of_a_draw(rows):
     """One where a row has few numbers, which are copied; else always as many, whatever the sizes."""
-    rng = Rng((0, 5), rows, 5000)
-    assert launches(rng, 3) == 1 and launches(rng, 41) == launches(rng, 60) == 15
+    rng = Rng((0, 5), rows, 9000)
+    assert launches(rng, 1) == 1 and launches(rng, 41) == launches(rng, 60) == 15
 
 
-def test_a_copy_is_small():
-    """Larger ones could make the host wait."""
+def test_many_numbers_are_not_copied():
     assert launches(Rng((0, 5), range(600), 600), 32) == 15
 
 

@@ -59,8 +59,8 @@ class PerSampleRng(Rng):
         super().__init__(common, range(len(keys)), len(keys))
         object.__setattr__(self, "keys", tuple(keys))
 
-    def row_states(self, purpose: str) -> np.ndarray:
-        return np.concatenate([Rng(key).row_states(purpose) for key in self.keys])
+    def row_states(self, purpose: str) -> list[int]:
+        return [state for key in self.keys for state in Rng(key).row_states(purpose)]
 
     def fold_in(self, *more: int | str) -> PerSampleRng:
         return PerSampleRng([(*key, *more) for key in self.keys], (*self.key, *more))
