@@ -41,3 +41,13 @@ def test_the_points_step_compares_the_same_numbers():
     losses = {name: one["loss"] for name, one in found.items()}
     assert abs(losses["all fp32"] - losses["published fp32"]) < 1e-5 < abs(losses["visible fp32"] - losses["all fp32"])
     assert all(one["cpu_s"] > 0 for one in found.values())
+
+
+def test_augmentations_are_measured(monkeypatch):
+    path = Path(__file__).parents[1] / "benchmarks" / "augment.py"
+    spec = importlib.util.spec_from_file_location("augment", path)
+    augment = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(augment)
+    monkeypatch.setattr(augment, "DRAWS", ((1, 40), (64, 33)))
+    rows = augment.measure(4, 32)
+    assert all(row["cpu_ms"] > 0 and len(set(row["launches"])) == 1 for row in rows.values()) and len(rows) == 8

@@ -128,9 +128,10 @@ class Rng:
             places = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_PLACE_STEP)
             values = _upper_bits(_hashed(np.asarray(states, np.uint64)[:, None] + places))
         else:
-            first = _words_on_device(states, device)
+            words = _words_on_device(states, device)[:, None]
             number = torch.arange(1, size + 1, device=device)
-            values = _upper_bits_on_device(torch.add(first[:, None], number, alpha=_signed(_PLACE_STEP)))
+            values = _upper_bits_on_device(torch.add(words, number, alpha=_signed(_PLACE_STEP)))
+            return values.view(len(states), *shape)
         return (values if on_host else to_device(values, device)).view(len(states), *shape)
 
     def uniform_at(self, purpose: str, rows: Tensor, places: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def small_tensor(
 
 
 def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """A tensor of the host on the device; the host never waits, however large it is."""
-    if tensor.nbytes > _STAGED and torch.device(device).type == "cuda":
+    """A tensor on the device; the host never waits, however large it is."""
+    if tensor.nbytes > _STAGED and tensor.device.type == "cpu" and torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -38,8 +38,7 @@ def launches(rng: Rng, size: int) -> int:
         values = rng.uniform("noise", size, device="cuda")
         assert not seen.waits and not seen.blocking_copies
         assert len(seen.copies) == 1
-        hidden = "view", "unsqueeze", "clone"  # of shapes alone, and of a host's page-locked copy
-        total = sum(number for name, number in seen.launches.items() if not any(word in name for word in hidden))
+        total = sum(number for name, number in seen.launches.items() if "view" not in name and "unsqueeze" not in name)
         assert torch.equal(values.cpu(), rng.uniform("noise", size))
     return total
 
@@ -48,7 +47,7 @@ def launches(rng: Rng, size: int) -> int:
 def test_launches_of_a_draw(rows):
     """One where a row has few numbers, which are copied; else always as many, whatever the sizes."""
     rng = Rng((0, 5), rows, 9000)
-    assert launches(rng, 1) == 1 and launches(rng, 41) == launches(rng, 60) == 15
+    assert launches(rng, 1) == 1 and launches(rng, 41) == launches(rng, 200) == 15
 
 
 def test_many_numbers_are_not_copied():
