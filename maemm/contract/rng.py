@@ -36,6 +36,7 @@ _ROW_STEP, _PLACE_STEP = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95  # odd, with no 
 _FACTOR_1, _FACTOR_2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _WORD = 2**64 - 1
 _FEW = 40  # hashes for which Python is faster than NumPy
+_BLOCK = 2**14  # words that NumPy hashes at a time
 _NARROW, _MOST = 32, 2**14  # numbers of a row, and of all, for which a copy is faster than a hash on the device
 
 
@@ -66,8 +67,14 @@ def _hashed(words: np.ndarray) -> np.ndarray:
 
 
 def _upper_bits(words: np.ndarray) -> Tensor:
-    words >>= np.uint64(40)
-    return torch.from_numpy(words.astype(np.float32)).mul_(2.0**-24)
+    """Hash contiguous words in place, a block at a time, which stays in the cache: their upper bits as numbers."""
+    values = np.empty(words.shape, np.float32)
+    flat_words, flat_values = words.reshape(-1), values.reshape(-1)
+    for start in range(0, words.size, _BLOCK):
+        block = _hashed(flat_words[start : start + _BLOCK])
+        block >>= np.uint64(40)
+        np.multiply(block, np.float32(2.0**-24), out=flat_values[start : start + _BLOCK], casting="same_kind")
+    return torch.from_numpy(values)
 
 
 def _signed(word: int) -> int:
@@ -126,7 +133,7 @@ class Rng:
             values = torch.tensor([_floats(state, size) for state in states], dtype=torch.float32)
         elif on_host or (size <= _NARROW and count <= _MOST):
             places = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_PLACE_STEP)
-            values = _upper_bits(_hashed(np.asarray(states, np.uint64)[:, None] + places))
+            values = _upper_bits(np.asarray(states, np.uint64)[:, None] + places)
         else:
             words = _words_on_device(states, device)[:, None]
             number = torch.arange(1, size + 1, device=device)
@@ -144,8 +151,8 @@ class Rng:
         if rows.device.type == "cpu":
             words = places.numpy().view(np.uint64) * np.uint64(_PLACE_STEP)
             words += first[rows.numpy()]
-            return _upper_bits(_hashed(words))
-        words_of_rows = _words_on_device(first, rows.device)[rows]
+            return _upper_bits(words)
+        words_of_rows = _words_on_device(first, rows.device).index_select(0, rows)
         return _upper_bits_on_device(torch.add(words_of_rows, places, alpha=_signed(_PLACE_STEP)))
 
     def normal(self, purpose: str, *shape: int, device: torch.device | str = "cpu") -> Tensor:

@@ -39,7 +39,7 @@ def erase(name: str, batch: Preprocessed, rng: Rng, probability: float, sizes: S
     number = torch.arange(int(area.sum()), device=device)
     of_box = torch.searchsorted(small_tensor(ends.tolist(), device, torch.long), number, right=True)
     table = small_tensor(columns.tolist(), device, torch.long)
-    row, first, wide_of, start = (column[of_box] for column in table)
+    row, first, wide_of, start = table.index_select(1, of_box)
     number -= start
     first += number
     first += number.div(wide_of, rounding_mode="trunc").mul_(width - wide_of)
