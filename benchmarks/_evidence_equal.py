@@ -55,15 +55,14 @@ def plans(settings: dict[str, Any], place: Place) -> dict[str, Any]:
 
 
 def losses(settings: dict[str, Any], place: Place) -> dict[str, Any]:
-    """Losses of the same steps in two ways, ``a`` and ``b``: changes of the settings, ``device`` among them."""
+    """Losses of the same steps in two ways, ``a`` and ``b``, which are changes of the settings."""
     torch._dynamo.reset()
     by_way = []
     for way in (settings["a"], settings["b"]):
-        device = way.get("device", place.device)
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")  # TF32 is no difference that is looked for here
         try:
-            step = Steps(settings | way | {"batches": settings["steps"]}, Place(device, place.work))
+            step = Steps(settings | way | {"batches": settings["steps"]}, place)
             by_way.append(step.losses(settings["steps"]))
         finally:
             torch.set_float32_matmul_precision(before)

@@ -12,8 +12,8 @@ import types
 from dataclasses import replace
 from pathlib import Path
 
-import _evidence_cifar
 import _evidence_device
+import _evidence_pictures
 import _evidence_questions
 import gpu_evidence
 import numpy as np
@@ -316,7 +316,7 @@ def test_the_smaller_file_of_pictures_fits_and_keeps_the_parts(tmp_path):
         number=np.concatenate([np.arange(300) // 2, np.arange(100) // 2]).astype(np.uint16),
         classes=np.array(["a", "b"]),
     )
-    made = _evidence_cifar.small_file(tmp_path / "all.npz", tmp_path / "some.npz", 0.2)
+    made = _evidence_pictures.small_file(tmp_path / "all.npz", tmp_path / "some.npz", 0.2)
     assert (tmp_path / "some.npz").stat().st_size <= 0.2 * 2**20
     assert made["train"] == 5 * made["test"] > 0
     with np.load(tmp_path / "some.npz") as stored, np.load(tmp_path / "all.npz") as whole:
