@@ -128,8 +128,8 @@ def test_other_settings_or_another_version_are_other_rows(place):
 @pytest.mark.parametrize("run", [in_process, in_children])
 def test_a_part_ends_at_its_share_of_the_time(place, run):
     hanging = [row("hanging", 50), good("left")] if run is in_children else []
-    made = gather([*hanging, good("part of the next", part="steps")], place, seconds=4 if hanging else 0, run=run)
-    if hanging:  # 2.0 of 5.2 parts of four seconds
+    made = gather([*hanging, good("part of the next", part="steps")], place, seconds=12 if hanging else 0, run=run)
+    if hanging:  # 2.0 of 5.2 parts of twelve seconds
         assert made["hanging"]["outcome"] == "cut" and made["hanging"]["why"] == "the time of its part"
         assert made["left"]["outcome"] == "left out" and made["part of the next"]["outcome"] == "ok"
     else:
