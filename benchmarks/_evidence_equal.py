@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maemm import registry
 from maemm.contract.rng import Rng
+from maemm.train import compiling
 from maemm.train.callback import Callback
 from maemm.train.distributed import DistContext
 from maemm.train.loop import train
@@ -62,8 +63,9 @@ def losses(settings: dict[str, Any], place: Place) -> dict[str, Any]:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("highest")  # TF32 is no difference that is looked for here
         try:
-            step = Steps(settings | way | {"batches": settings["steps"]}, place)
-            by_way.append(step.losses(settings["steps"]))
+            with compiling.compiler_settings():
+                step = Steps(settings | way | {"batches": settings["steps"]}, place)
+                by_way.append(step.losses(settings["steps"]))
         finally:
             torch.set_float32_matmul_precision(before)
     a, b = by_way

@@ -145,21 +145,21 @@ def ran_compiled(rows: Rows) -> str | None:
         f"{row['name']}: {a['mode']}, {a['graphs']} graphs, {a['graph_breaks']} breaks"
         for row in _rows(rows, "steps")
         for a in [row["answer"]]
-        if row["settings"].get("backend") and a.get("mode")
+        if row["settings"].get("compile") and a.get("mode")
     ]
     return "; ".join(texts) or None
 
 
 @_of("steps")
 def compiled_losses(rows: Rows) -> str | None:
-    plain = [row for row in _rows(rows, "steps") if not row["settings"].get("backend") and "losses" in row["answer"]]
+    plain = [row for row in _rows(rows, "steps") if not row["settings"].get("compile") and "losses" in row["answer"]]
     eager = {row["settings"]["recipe"]: row["answer"] for row in plain}
     found = {}
     for row in _rows(rows, "steps"):
         recipe = row["settings"].get("recipe")
-        if row["settings"].get("backend") and recipe in eager:
+        if row["settings"].get("compile") and recipe in eager:
             pairs = zip(eager[recipe]["losses"], row["answer"]["losses"], strict=True)
-            found[recipe] = max(abs(a - b) / abs(a) for a, b in pairs)
+            found[row["name"]] = max(abs(a - b) / abs(a) for a, b in pairs)
     return f"relative differences of three losses: {_list({k: _short(x) for k, x in found.items()})}" if found else None
 
 

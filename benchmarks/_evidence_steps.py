@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from _evidence_data import folder
@@ -20,12 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from maemm import config
 from maemm.data.loader import Batch
 from maemm.data.open import open_parts
+from maemm.train import compiling
 from maemm.train.distributed import DistContext
 from maemm.train.logging import memory_bytes
 from maemm.train.loop import train
 from maemm.train.optim import set_lr
 from maemm.train.setup import make_loader, make_order, make_train_state
-from maemm.train.step import StepResult, TrainState, plan_micro_batches, take_step
+from maemm.train.step import StepResult, TrainState, plan_micro_batches, rehearse, take_step
 
 STEPS = 100_000  # of the run that the measured steps belong to
 SHRUNK = {"dim": 32, "depth": 2, "heads": 2}
@@ -51,7 +54,7 @@ def recipe_of(settings: dict[str, Any], place: Place, **overrides: Any) -> dict[
         "data.workers": 0 if tiny else min(16, available_cpus()),
         "train.batch": settings["batch"],
         "train.micro_batch": None,
-        "train.compile": settings.get("backend") == "inductor",
+        "train.compile": settings.get("compile", False),
         "train.epochs": None,
         "train.steps": STEPS,
         "train.warmup_epochs": 0,
@@ -76,12 +79,18 @@ class Steps:
             self.recipe, STEPS, 1, dist_context, steps_per_epoch=order.steps_per_epoch
         )
         set_lr(self.state.optimizer, settings.get("lr", 1e-4))
-        if settings.get("backend") not in (None, "inductor"):  # a recipe has no other
-            self.state.model.compile(dynamic=False, backend=settings["backend"])
         with closing(make_loader(self.recipe, source, order).batches(0, settings.get("batches", 2))) as batches:
             read = list(batches)
         self.batches: list[Batch] = [batch.pin_memory() for batch in read] if self.device.type == "cuda" else read
         self.number = 0
+        first = plan_micro_batches(self.state, 0, self.batches[:1])
+        with FlopCounterMode(display=False) as counter:
+            rehearse(self.state, first)
+        #: of a step, forward and backward, as torch counts them; those of kernels that it does not know are not in it
+        self.flops = counter.get_total_flops()
+        if self.state.compiled:
+            with _backend(settings.get("backend", "inductor")):
+                compiling.start(self.state, first, self.recipe["train"]["compile"], print)
 
     def __call__(self) -> StepResult:
         micro_batches = plan_micro_batches(self.state, self.number, [self.batches[self.number % len(self.batches)]])
@@ -94,34 +103,29 @@ class Steps:
 
 
 @contextmanager
-def eagerly(model: torch.nn.Module) -> Iterator[None]:
-    """The model as it is where it was not compiled."""
-    compiled, model._compiled_call_impl = model._compiled_call_impl, None
-    try:
+def _backend(name: str) -> Iterator[None]:
+    """torch.compile with this backend; a recipe has no other than torch's default."""
+    with mock.patch.object(torch, "compile", partial(torch.compile, backend=name)):
         yield
-    finally:
-        model._compiled_call_impl = compiled
-
-
-def flops_of(step: Callable[[], Any], model: torch.nn.Module) -> int:
-    """Floating point operations of a step, forward and backward; those of kernels that torch does not know are not."""
-    with eagerly(model), FlopCounterMode(display=False) as counter:
-        step()
-    return counter.get_total_flops()
 
 
 def steps(settings: dict[str, Any], place: Place) -> dict[str, Any]:
     """Rate, memory, model FLOPs utilisation, kernels and waits of steps; whether they really ran compiled."""
-    torch._dynamo.reset()  # else rows past the eighth would run eagerly: the limit of recompilations is per function
+    torch._dynamo.reset()  # the limit of recompilations is per function: later rows would run eagerly
     counters.clear()
+    with compiling.compiler_settings():
+        return _measured(settings, place)
+
+
+def _measured(settings: dict[str, Any], place: Place) -> dict[str, Any]:
     _as_the_loop_does(torch.device(place.device))
+    start = time.perf_counter()
     step = Steps(settings, place)
-    device, model, batch = step.device, step.state.model, settings["batch"]
+    device, batch = step.device, settings["batch"]
     gpu = device.type == "cuda"
 
-    # The first steps: their losses are compared between rows, and what is compiled is compiled.
-    start = time.perf_counter()
-    answer: dict[str, Any] = {"losses": step.losses(3), "first_steps_s": time.perf_counter() - start}
+    # The first steps, whose losses are compared between rows.
+    answer: dict[str, Any] = {"losses": step.losses(3), "start_s": time.perf_counter() - start}
     answer |= {"graphs": counters["stats"]["unique_graphs"], "graph_breaks": sum(counters["graph_break"].values())}
     place.keep(answer)
 
@@ -132,6 +136,9 @@ def steps(settings: dict[str, Any], place: Place) -> dict[str, Any]:
     seconds = seconds_of(step, device, 1, warm=0)
     seconds = seconds_of(step, device, max(2, min(200, int(settings["seconds"] / seconds))), warm=0)
     answer |= {"samples_per_s": batch / seconds, "ms": 1000 * seconds}
+    answer |= {"gflop_per_sample": step.flops / batch / 1e9, "tflops": step.flops / seconds / 1e12}
+    if gpu and (peak := peak_flops(torch.cuda.get_device_name(device))):
+        answer["mfu"] = step.flops / seconds / peak
     answer |= {"peak_gib": memory_bytes(device) / 2**30, "compiled_again": counters["frames"]["total"] - frames}
     place.keep(answer)
 
@@ -145,14 +152,7 @@ def steps(settings: dict[str, Any], place: Place) -> dict[str, Any]:
         step()
     answer["waits_per_step"] = {where: count / 2 for where, count in seen.counts().items()} if gpu else None
     ran = answer["graphs"] > 0 and profiled["compiled_regions"] > 0  # in this very step
-    answer["mode"] = "eager" if not settings.get("backend") else "compiled" if ran else "not compiled"
-    place.keep(answer)
-
-    # Floating point operations: last, as their counter changes how the step runs.
-    flops = flops_of(step, model)
-    answer |= {"gflop_per_sample": flops / batch / 1e9, "tflops": flops / seconds / 1e12}
-    if gpu and (peak := peak_flops(torch.cuda.get_device_name(device))):
-        answer["mfu"] = flops / seconds / peak
+    answer["mode"] = "eager" if not settings.get("compile") else "compiled" if ran else "not compiled"
     return answer
 
 

@@ -48,8 +48,11 @@ def _equal(tiny: bool) -> list[Row]:
     shapes = [[64, 49], [3, 5, 7]] if tiny else [[256, 196], [64, 1568], [4096, 512], [3, 5, 7], [1, 1]]
     recipes = TINY[:1] if tiny else TINY
     resume = {"recipe": first, "steps": 4 if tiny else 20, **small}
-    ways = [("fp32", {"precision": "fp32"})] + ([] if tiny else [("bf16", {"precision": "bf16"})])
-    compiled = {"backend": "aot_eager" if tiny else "inductor"}
+    ways = [("fp32", {"precision": "fp32"})]
+    ways += (
+        [] if tiny else [("bf16", {"precision": "bf16"}), ("bf16, compiled", {"precision": "bf16", "compile": "auto"})]
+    )
+    compiled = {"compile": "blocks", "backend": "aot_eager" if tiny else "inductor"}
     fp32 = {"a": {"precision": "fp32"}, "steps": 3 if tiny else 5, **small}
     long = {"batch": 8 if tiny else 64, "steps": 3 if tiny else 60, "lr": 1e-3, "tiny": tiny}
     precisions = {"a": {"precision": "fp32"}, "b": {"precision": "bf16"}}
@@ -65,15 +68,15 @@ def _equal(tiny: bool) -> list[Row]:
 
 
 def _steps(tiny: bool) -> list[Row]:
-    """Eager rows first, as they take seconds; compiled ones take as long as the compiler."""
+    """Eager rows first, as they take seconds; compiled blocks are what a recipe does by default on CUDA."""
     rows = []
-    for backend in (None, "aot_eager" if tiny else "inductor"):
-        sizes = sorted(SIZES, key=lambda size: "large" in size[0]) if backend else SIZES  # the longest to compile last
-        for recipe, batch in sizes[:1] if tiny else sizes:
-            settings = {"recipe": recipe, "batch": 4 if tiny else batch, "backend": backend, "seconds": 3}
-            settings |= {"tiny": True, "seconds": 0.1} if tiny else {}
-            name = f"{recipe}, {'compiled' if backend else 'eager'}"
-            rows.append(Row("steps", name, "_evidence_steps:steps", settings, 120 if backend else 45))
+    for name, setting in (("eager", False), ("compiled", "blocks"), ("one graph", True)):
+        sizes = SIZES[:1] if tiny else SIZES[:1] + SIZES[-1:] if setting is True else SIZES
+        for recipe, batch in [] if tiny and setting is True else sizes:
+            settings = {"recipe": recipe, "batch": 4 if tiny else batch, "compile": setting, "seconds": 3}
+            settings |= {"tiny": True, "seconds": 0.1, "backend": "aot_eager"} if tiny else {}
+            limit_s = 120 if setting else 45
+            rows.append(Row("steps", f"{recipe}, {name}", "_evidence_steps:steps", settings, limit_s))
     clouds = {"clouds": 4, "points": 64, "groups": 8, "rounds": 2} if tiny else {"clouds": 512, "points": 1024}
     clouds = {"groups": 64, "rounds": 10} | clouds
     return [Row("steps", "farthest points", "_evidence_steps:farthest_points", clouds, 60), *rows]
@@ -88,7 +91,7 @@ def _loop(tiny: bool) -> list[Row]:
     rows = []
     for recipe, batch in [SIZES[0]] if tiny else [SIZES[0], *SIZES[2:]]:
         settings = {"recipe": recipe, "batch": 4 if tiny else batch, "steps": 4 if tiny else 50}
-        settings |= {"log_every": 2 if tiny else 10, "tiny": tiny}
+        settings |= {"log_every": 2 if tiny else 10, "tiny": tiny, "compile": "auto"}
         rows.append(Row("loop", recipe, "_evidence_steps:loop", settings, 40))
     return rows
 
