@@ -150,6 +150,11 @@ class TrainConfig(_Keys):
     )
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard files")
+    peak_tflops: Positive | None = Field(
+        None,
+        description="TFLOP/s that a device can do, for the MFU in the log; null: by its name, or measured; on a CPU no "
+        "MFU",
+    )
 
 
 BASE_LR = 1.5e-4  # MAE, appendix A.1

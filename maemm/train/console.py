@@ -84,15 +84,17 @@ def left_out_line(order: ShuffledBatches | MixtureBatches) -> str | None:
 
 
 def metrics_text(row: Mapping[str, Any]) -> str:
-    """Loss, baseline, validation, speed and data wait of a line of metrics.jsonl."""
+    """Loss, baseline, validation, speed, data wait, use of the device and memory of a line of metrics.jsonl."""
     baseline = row.get("baseline")
     mean_predictor = "" if baseline is None else f" (mean-predictor {baseline:.3f})"
     if names := row.get("without_baseline"):
         mean_predictor = f" (no baseline: the loss of {', '.join(names)} has none)"
     validation = "".join(f"  validation {name} {value:.4g}" for name, value in row.get("validation", {}).items())
+    mfu = f"  MFU {100 * row['mfu']:.3g} %" if "mfu" in row else ""
+    memory = f"  memory {row['memory'] / 2**30:.1f} GiB" if row.get("memory") else ""
     return (
         f"loss {row['loss']:.4g}{mean_predictor}{validation}  {row['samples_per_second']:,.0f} samples/s  "
-        f"data-wait {100 * row['data_wait']:.0f} %"
+        f"data-wait {100 * row['data_wait']:.0f} %{mfu}{memory}"
     )
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +38,33 @@ class Means:
             pair = torch.stack([torch.where(bad, 0.0, value.detach()), (~bad).to(value.dtype)]).double()
             self._sums[name] = self._sums.get(name, 0) + pair
 
-    def flush(self) -> dict[str, float]:
-        """The means, NaN where no step counted; then start anew."""
-        pairs, self._sums = self.state_dict(), {}
-        return {name: total / count if count else math.nan for name, (total, count) in pairs.items()}
+    def flush(self, beside: Mapping[str, Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+        """The means, NaN where no step counted, and the scalars ``beside`` them; then start anew.
+
+        All of them come from the device in one copy, for which the host waits.
+        """
+        count = len(self._sums)
+        read = _read([*self._sums.values(), *beside.values()])
+        means = {
+            name: total / steps if steps else math.nan
+            for name, (total, steps) in zip(self._sums, read[:count], strict=True)
+        }
+        self._sums = {}
+        return means, {name: value for name, (value,) in zip(beside, read[count:], strict=True)}
 
     def state_dict(self) -> dict[str, list[float]]:
-        return {name: pair.tolist() for name, pair in self._sums.items()}
+        return dict(zip(self._sums, _read(list(self._sums.values())), strict=True))
 
     def load_state_dict(self, state: Mapping[str, list[float]]) -> None:
         self._sums = {name: torch.tensor(pair, dtype=torch.float64, device=self.device) for name, pair in state.items()}
+
+
+def _read(tensors: Sequence[Tensor]) -> list[list[float]]:
+    """The numbers of each of these tensors, by one copy from the device."""
+    if not tensors:
+        return []
+    numbers = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]).cpu()
+    return [part.tolist() for part in numbers.split([tensor.numel() for tensor in tensors])]
 
 
 class Clock:
@@ -92,10 +109,12 @@ class Clock:
         return f"waiting for data takes {percent} of the time; raise data.workers (now {workers}) or use faster storage"
 
 
-def memory_bytes(device: torch.device) -> int:
-    """Peak memory: of tensors on a GPU, of this process on a CPU."""
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on a GPU the most that tensors took since the last call, on a CPU that this process ever had."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
     try:
         import resource
     except ImportError:  # Windows

@@ -152,8 +152,7 @@ class Run:
         self.validator = Validator(recipe, held_out, order.steps_per_epoch, folder.path / BEST, console.log)
 
         # What it leaves behind.
-        parameters = sum(p.numel() for p in model.parameters())
-        self.log = RunLog(recipe, folder, dist_context, console, order.steps_per_epoch, steps, parameters)
+        self.log = RunLog(recipe, folder, self.train_state, console, order.steps_per_epoch)
         self.saves = Saves(recipe, folder, self.train_state, source, held_out, self._progress, console.log)
         self.callback = side_product(console.log, "pictures and report", self._begin_callback, Callback())
 
@@ -225,7 +224,7 @@ class Run:
             self.stepped, self.untrained = True, unused or result.without_gradient
             self._warn_of_untrained()
         self.step = done
-        self.log.add(result)
+        self.log.add(micro_batches, result)
         self.watch.add(micro_batches.step, result, micro_batches.ids)
         self.console.step()
         validation = None

@@ -7,28 +7,32 @@ from typing import Any
 
 from maemm.train.callback import side_product
 from maemm.train.console import Console
-from maemm.train.distributed import DistContext
-from maemm.train.logging import Clock, Means, MetricsFile, memory_bytes, tensorboard, to_tensorboard
+from maemm.train.flops import Utilisation
+from maemm.train.logging import Clock, Means, MetricsFile, peak_memory, tensorboard, to_tensorboard
 from maemm.train.run_folder import RunFolder
-from maemm.train.step import StepResult
+from maemm.train.step import MicroBatches, StepResult, TrainState
 
 
 class RunLog:
-    """The log of one start of a run. ``parameters``: how many the model has."""
+    """The log of one start of a run."""
 
     def __init__(
         self,
         recipe: Mapping[str, Any],
         folder: RunFolder,
-        dist_context: DistContext,
+        train_state: TrainState,
         console: Console,
         steps_per_epoch: int,
-        steps: int,
-        parameters: int,
     ):
-        self.recipe, self.folder, self.dist_context, self.console = recipe, folder, dist_context, console
-        self.steps_per_epoch, self.steps, self.parameters = steps_per_epoch, steps, parameters
-        self.means = Means(dist_context.device)
+        self.recipe, self.folder, self.console = recipe, folder, console
+        self.dist_context, self.steps, self.steps_per_epoch = (
+            train_state.dist_context,
+            train_state.steps,
+            steps_per_epoch,
+        )
+        self.parameters = sum(parameter.numel() for parameter in train_state.model.parameters())
+        self.means = Means(self.dist_context.device)
+        self.utilisation = Utilisation(train_state, recipe["train"].get("peak_tflops"), console.log)
         self.clock = Clock(recipe["train"]["batch"])
         self.metrics = MetricsFile(folder.metrics)
         self.tensorboard: Any = None
@@ -45,8 +49,9 @@ class RunLog:
         if self.recipe["train"].get("tensorboard"):
             self.tensorboard = tensorboard(self.folder.path / "tensorboard", step)
 
-    def add(self, result: StepResult) -> None:
-        """Count a step; nothing is read from the device."""
+    def add(self, micro_batches: MicroBatches, result: StepResult) -> None:
+        """Count a step that has been done; nothing is read from the device."""
+        self.utilisation.add(micro_batches)
         terms = {f"terms.{name}": value for name, value in result.terms.items()}
         self.means.add({"loss": result.total, "grad_norm": result.grad_norm} | terms, result.bad)
 
@@ -54,7 +59,7 @@ class RunLog:
         self, step: int, result: StepResult, lr: float, nonfinite_steps: int, validation: Mapping[str, float] | None
     ) -> None:
         """A line after ``step`` steps, the last of which had this ``result``. All ranks call this."""
-        means = self.means.flush()
+        means, baselines = self.means.flush(beside=result.baselines)
         row = {
             "step": step,
             "steps": self.steps,
@@ -62,13 +67,14 @@ class RunLog:
             "loss": means.pop("loss"),
             "grad_norm": means.pop("grad_norm"),
             "terms": {name.removeprefix("terms."): value for name, value in means.items()},
-            **_baselines(result),
+            **_baselines(result, baselines),
             "lr": lr,
             "batch": self.recipe["train"]["batch"],
             "nonfinite_steps": nonfinite_steps,
             "parameters": self.parameters,
-            "memory": memory_bytes(self.dist_context.device),
+            "memory": peak_memory(self.dist_context.device),
             **self.clock.flush(),
+            **self.utilisation.flush(),
         }
         if validation is not None:
             row["validation"] = validation
@@ -94,9 +100,8 @@ class RunLog:
             side_product(self.console.log, "last TensorBoard lines", self.tensorboard.close, None)
 
 
-def _baselines(result: StepResult) -> dict[str, Any]:
+def _baselines(result: StepResult, baselines: Mapping[str, float]) -> dict[str, Any]:
     """The loss of predicting the mean target: by modality or term, and in total where every term has one."""
-    baselines = {name: value.item() for name, value in result.baselines.items()}
     own = {*baselines, *result.without_baseline}  # terms with a baseline of their own, or without any
     names = {term: term if term in own else term.rpartition(".")[2] for term in result.terms}
     if not baselines or any(name not in baselines for name in names.values()):

@@ -7,8 +7,9 @@ before the first backward pass, so micro-batches and ranks of unequal counts add
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,10 @@ class TrainState:
     def ema_model(self) -> Model | None:
         """The averaged model, if there is one."""
         return None if self.ema is None else self.ema.model
+
+    def eager(self) -> AbstractContextManager[Any]:
+        """Within the block nothing is compiled: for another batch size. Setting a stance is slow, so only if needed."""
+        return torch.compiler.set_stance("force_eager") if self.compiled else nullcontext()
 
 
 @dataclass

@@ -288,7 +288,7 @@ def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor,
 
 # ----------------------------------------------------------------------------------------------------- the pretence
 _PROPERTIES = types.SimpleNamespace(
-    name="pretended GPU", total_memory=80 * 2**30, major=9, minor=0, multi_processor_count=132
+    name="pretended NVIDIA H100 80GB HBM3", total_memory=80 * 2**30, major=9, minor=0, multi_processor_count=132
 )
 
 

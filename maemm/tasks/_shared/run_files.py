@@ -37,6 +37,10 @@ class RunContents:
         values = [value for value in self.column(name)[1] if math.isfinite(value)]
         return values[-1] if values else None
 
+    def most(self, name: str) -> float | None:
+        """The largest finite value of a column."""
+        return max((value for value in self.column(name)[1] if math.isfinite(value)), default=None)
+
     def terms(self) -> list[str]:
         """Names of the loss's terms, in the order of the log."""
         return list(dict.fromkeys(name for row in self.rows for name in row if name.startswith("terms.")))

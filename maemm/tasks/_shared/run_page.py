@@ -71,7 +71,7 @@ def page_data(run: RunContents) -> dict[str, Any]:
 
 
 def _tiles(run: RunContents) -> list[tuple[str, str]]:
-    steps, data_wait = run.last("steps"), run.last("data_wait")
+    steps, data_wait, mfu = run.last("steps"), run.last("data_wait"), run.last("mfu")
     done = f"{run.rows[-1]['step']:,}" + (f" of {int(steps):,}" if steps else "") if run.rows else "-"
     tiles = [
         (number(run.last("loss")), "loss"),
@@ -79,13 +79,14 @@ def _tiles(run: RunContents) -> list[tuple[str, str]]:
         (done, "steps"),
         (number(run.last("samples_per_second")), "samples per second"),
         ("-" if data_wait is None else f"{100 * data_wait:.0f} %", "of the time waiting for data"),
+        ("-" if mfu is None else f"{100 * mfu:.3g} %", "MFU: of the operations that the device could do"),
         (f"{run.bad:,}", "unreadable samples"),
     ]
     return [(value, label) for value, label in tiles if value != "-" or label in ("loss", "steps")]
 
 
 def _details(run: RunContents) -> list[tuple[str, str]]:
-    memory, seconds = run.last("memory"), run.last("seconds")
+    memory, seconds = run.most("memory"), run.last("seconds")
     rows = [
         ("parameters", number(run.last("parameters"))),
         *((f"last {name.removeprefix('terms.')}", number(run.last(name))) for name in run.terms()),

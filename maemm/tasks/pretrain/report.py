@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from maemm.contract import Preprocessed
 from maemm.data.bad_samples import reason_of
@@ -49,7 +46,7 @@ class Report(Callback):
                     model.preprocess(batch.raw, None, batch.present, batch.side_inputs) for batch in batches
                 ]
             path = self.folder.pictures / f"step-{step:06d}.png"
-            with _eager(self.train_state.compiled):
+            with self.train_state.eager():
                 save_pictures(
                     model, self._batches, path, seed=self.train_state.seed, count=PICTURE_ROWS, interactive=True
                 )
@@ -63,8 +60,3 @@ class Report(Callback):
         except Exception as error:
             self.log(f"no report ({reason_of(error)})")
             return None
-
-
-def _eager(compiled: bool) -> AbstractContextManager[Any]:
-    """Pictures have another batch size, which would be compiled anew. Setting a stance is slow, so only if needed."""
-    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

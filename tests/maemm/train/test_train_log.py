@@ -21,9 +21,9 @@ def test_means_leave_bad_steps_out_and_can_be_stored():
     again.load_state_dict(json.loads(json.dumps(means.state_dict())))
     for one in (means, again):
         one.add({"loss": torch.tensor(2.0), "late": torch.tensor(4.0)}, FALSE)
-        assert one.flush() == {"loss": 1.5, "late": 4.0}
+        assert one.flush({"beside": torch.tensor(7.0)}) == ({"loss": 1.5, "late": 4.0}, {"beside": 7.0})
         one.add({"loss": torch.tensor(math.inf)}, TRUE)
-        assert math.isnan(one.flush()["loss"])
+        assert math.isnan(one.flush({})[0]["loss"])
 
 
 def test_metrics_are_rewound_to_a_step_and_half_lines_dropped(tmp_path):
