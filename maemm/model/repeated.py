@@ -6,7 +6,8 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 Forward = Callable[..., Any]
+_recompute = True  # where recompute_activations() asks for it
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
@@ -35,6 +37,17 @@ def recompute_activations(blocks: Iterable[nn.Module]) -> None:
     _replace_forward(blocks, "Recomputed", _recomputed)
 
 
+@contextmanager
+def activations_kept() -> Iterator[None]:
+    """Within the block nothing is computed again: for a forward pass whose operations are counted."""
+    global _recompute
+    before, _recompute = _recompute, False
+    try:
+        yield
+    finally:
+        _recompute = before
+
+
 def compile_blocks(blocks: Iterable[nn.Module], compiler: Callable[[Forward], Forward]) -> None:
     """Let ``compiler`` (forward -> compiled forward) compile the blocks, equal ones once."""
 
@@ -47,7 +60,7 @@ def compile_blocks(blocks: Iterable[nn.Module], compiler: Callable[[Forward], Fo
 
 def _recomputed(block_forward: Forward) -> Forward:
     def forward(self: nn.Module, *args: Any, **options: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if not (_recompute and torch.is_grad_enabled()):
             return block_forward(self, *args, **options)
         return checkpoint(block_forward, self, *args, use_reentrant=False, **options)
 

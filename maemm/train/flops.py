@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from maemm.contract import Output
 from maemm.contract.rng import seeded
 from maemm.model.collectives import alone
+from maemm.model.repeated import activations_kept
 from maemm.train.distributed import one_line
 from maemm.train.step import MicroBatches, TrainState
 
@@ -103,7 +104,15 @@ def count_flops(train_state: TrainState, micro_batches: MicroBatches) -> int:
     counter, fake = FlopCounterMode(display=False), FakeTensorMode(allow_non_fake_inputs=True)
     state = _fake_state(model, fake)
     # Attention as plain products: fused kernels are counted with what they compute twice, and not at all on a CPU.
-    with seeded("flops"), alone(), train_state.eager(), sdpa_kernel(SDPBackend.MATH), fake, counter:
+    with (
+        seeded("flops"),
+        alone(),
+        activations_kept(),
+        train_state.eager(),
+        sdpa_kernel(SDPBackend.MATH),
+        fake,
+        counter,
+    ):
         for inputs, targets in zip(micro_batches.inputs[:sets], labels, strict=False):
             with torch.autocast(device.type, torch.bfloat16, enabled=train_state.bf16):
                 out: Output = functional_call(model, state, (inputs,), {"labels": targets}, tie_weights=False)

@@ -341,6 +341,7 @@ def _patches(seen: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
     yield torch.cuda, "current_stream", lambda device=None: seen.streams.current
     yield torch.cuda, "default_stream", lambda device=None: seen.streams.default
     yield torch.Tensor, "record_stream", streams.record_stream
+    yield torch, "compile", lambda function, **options: function  # what is compiled runs as it is
     pointer, empty = torch.Tensor.data_ptr, torch.empty
     yield torch.Tensor, "pin_memory", _pinned
     yield torch.Tensor, "is_pinned", _is_pinned

@@ -68,6 +68,12 @@ def test_counting_leaves_no_trace(name, samples):
     assert count_flops(state, twice) == 2 * once
 
 
+@pytest.mark.parametrize("option", ["train.activation_checkpointing", "train.compile"])
+def test_what_is_computed_twice_or_compiled_counts_as_it_is(option, samples):
+    plain, changed = (shrunk("image/mae_tiny_cpu", {"train.precision": "fp32", option: on}) for on in (False, True))
+    assert count_flops(*planned(plain, samples)) == count_flops(*planned(changed, samples))
+
+
 def test_peaks_by_name():
     assert named_peak("NVIDIA H100 80GB HBM3", True) == 989 and named_peak("NVIDIA H100 PCIe", True) == 756
     assert named_peak("NVIDIA H200", False) == 494.5 and named_peak("NVIDIA H200 NVL", True) == 835
@@ -126,7 +132,9 @@ def test_a_log_line_reads_the_device_once(toys, monkeypatch, several):
     """Whatever the number of terms and modalities; and the memory is that of the interval."""
     peaks, resets = iter(range(1000, 10**6, 1000)), []
     monkeypatch.setattr(flops, "count_flops", lambda state, micro_batches: 10**9)
-    recipe = toys.recipe(**(MIX if several else {}), train__epochs=2, train__precision="fp32", train__log_every=2)
+    recipe = toys.recipe(
+        **(MIX if several else {}), train__epochs=2, train__precision="fp32", train__compile=False, train__log_every=2
+    )
     with gpu() as seen:
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device=None: next(peaks))
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device=None: resets.append(device))

@@ -19,7 +19,7 @@ from maemm.train.loop import Run, train
 from maemm.train.signals import Interrupted
 from tests.pretended_gpu.device import gpu
 
-SMALL = {"train__epochs": 2, "train__precision": "fp32", "data__workers": 1}
+SMALL = {"train__epochs": 2, "train__precision": "fp32", "train__compile": False, "data__workers": 1}
 HERE = "maemm/data/loader.py"  # where Batch.to is
 
 
