@@ -24,7 +24,7 @@ from maemm.data.loader import Batch
 from maemm.data.open import open_parts
 from maemm.train import compiling
 from maemm.train.distributed import DistContext
-from maemm.train.logging import memory_bytes
+from maemm.train.logging import peak_memory
 from maemm.train.loop import train
 from maemm.train.optim import set_lr
 from maemm.train.setup import make_loader, make_order, make_train_state
@@ -139,7 +139,7 @@ def _measured(settings: dict[str, Any], place: Place) -> dict[str, Any]:
     answer |= {"gflop_per_sample": step.flops / batch / 1e9, "tflops": step.flops / seconds / 1e12}
     if gpu and (peak := peak_flops(torch.cuda.get_device_name(device))):
         answer["mfu"] = step.flops / seconds / peak
-    answer |= {"peak_gib": memory_bytes(device) / 2**30, "compiled_again": counters["frames"]["total"] - frames}
+    answer |= {"peak_gib": peak_memory(device) / 2**30, "compiled_again": counters["frames"]["total"] - frames}
     place.keep(answer)
 
     # What a step is made of.
