@@ -134,9 +134,10 @@ class Plan:
         object.__setattr__(self, "counted", counted.float())
 
     def to(self, device: torch.device | str) -> Plan:
-        """The same plan on another device; the copy may be asynchronous."""
+        """The same plan on another device; a copy to a GPU may be asynchronous, one to the host is complete."""
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+        asynchronous = torch.device(device).type != "cpu"
+        moved: dict[str, Any] = {name: x.to(device, non_blocking=asynchronous) for name, x in tensors.items()}
         return replace(self, **moved)
 
     def check(self, name: str, tokens: Tokens) -> Plan:

@@ -49,8 +49,9 @@ class Batch:
     side_inputs: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # {modality: {name: (B, ...)}}
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on ``device``; the copy is asynchronous if the batch is pinned."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on ``device``; a copy to a GPU is asynchronous if the batch is pinned."""
+        asynchronous = torch.device(device).type != "cpu"
+        return self._map(lambda tensor: tensor.to(device, non_blocking=asynchronous))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""

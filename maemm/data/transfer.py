@@ -84,7 +84,7 @@ def to_device(tree: Any, device: torch.device | str) -> Any:
 
     def moved(x: Tensor) -> Tensor:
         pinned = x.pin_memory() if device.type == "cuda" and x.device.type == "cpu" and not x.is_pinned() else x
-        return pinned.to(device, non_blocking=True)
+        return pinned.to(device, non_blocking=device.type != "cpu")
 
     return _mapped(tree, moved)
 

@@ -56,9 +56,7 @@ def open_encoder(weights: Weights, *, stream: str | None = None, **settings: Any
 def _opened(
     load_model: Callable[..., Model], weights: Weights, stream: str | None, settings: Mapping[str, Any]
 ) -> Model:
-    model = (
-        weights if isinstance(weights, Model) else load_model(weights, **settings).to(usual_device())
-    )
+    model = weights if isinstance(weights, Model) else load_model(weights, **settings).to(usual_device())
     return model if stream is None else StreamModel(model, stream)
 
 
