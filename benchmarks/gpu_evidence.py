@@ -60,7 +60,7 @@ def _equal(tiny: bool) -> list[Row]:
         row("random numbers", "random_numbers", shapes=shapes),
         *(row(f"optimizer {name}", "optimizer", optimizer=name) for name in OPTIMIZERS),
         *(row(f"plans: {name}", "plans", recipe=name, **small) for name in recipes),
-        *(row(f"resume in {name}", "resume", **resume, **way) for name, way in ways),
+        *(row(f"resume in {name}", "resume", 90, **resume, **way) for name, way in ways),
         row("copies", "copies", mib=4 if tiny else 512),
         row(f"bf16: {first}", "losses", recipe=first, **precisions, **long),
         row(f"compiled: {first}", "losses", 90, recipe=first, b={"precision": "fp32", **compiled}, **fp32),
