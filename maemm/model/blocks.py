@@ -39,11 +39,13 @@ def make_blocks(
     drop_path: float | Sequence[float],
     init: Init = "xavier",
     block_norm: BlockNorm = "pre",
+    layer_scale: float | None = None,
 ) -> nn.ModuleList:
     """``depth`` blocks (R, L, dim) -> (R, L, dim), whose norms stand before attention and MLP or behind them.
 
     ``drop_path``: the rate of the last block, rates grow linearly from 0; or the rate of each block. ``init``: how
-    linear layers are initialised, by :func:`init_linear` ("xavier") or :func:`init_normal`.
+    linear layers are initialised, by :func:`init_linear` ("xavier") or :func:`init_normal`. ``layer_scale``: initial
+    value of a learned factor of each channel behind attention and MLP; None: there is none.
     """
     rates = drop_path
     if isinstance(rates, float | int):
@@ -51,7 +53,16 @@ def make_blocks(
     norm: Any = partial(nn.LayerNorm, eps=eps)  # timm says type[nn.Module]
     kind = PostNormBlock if block_norm == "post" else Block
     blocks = nn.ModuleList(
-        kind(dim, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, drop_path=rate, norm_layer=norm) for rate in rates
+        kind(
+            dim,
+            heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            drop_path=rate,
+            norm_layer=norm,
+            init_values=layer_scale,
+        )
+        for rate in rates
     )
     blocks.apply(init_normal if init == "normal" else init_linear)
     return blocks

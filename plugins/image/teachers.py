@@ -166,12 +166,14 @@ def _timm(name: str, weights: str | None) -> Network:
 def _transformers(folder: Path) -> Network:
     try:
         from transformers import AutoModel
+        from transformers.utils import logging
     except ImportError:
         raise MaemmError("transformers is not installed (target: picture_teacher); pip install transformers") from None
     if not (folder / "config.json").is_file():
         raise MaemmError(
             f"the teacher is no folder of transformers ({folder} has no config.json); give the whole folder"
         )
+    logging.disable_progress_bar()
     try:
         net: Any = AutoModel.from_pretrained(folder, local_files_only=True)
     except Exception as error:
@@ -180,6 +182,8 @@ def _transformers(folder: Path) -> Network:
             f"transformers cannot open the teacher ({folder}: {reason}); give the whole folder of a vision model"
         ) from None
     net = getattr(net, "vision_model", net)
+    if isinstance(getattr(net, "pooler", None), nn.Module):
+        net.pooler = None  # its weights are drawn anew where the folder has none
     config = net.config
     if getattr(config, "mask_ratio", None):
         kind = type(net).__name__

@@ -4,6 +4,7 @@ import base64
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -263,3 +264,15 @@ def test_statistics_of_odd_tensors():
     odd = statistics(torch.tensor([1.0, float("nan"), 3.0, float("inf")]), torch.tensor([True, True, True, False]))
     assert (odd["mean"], odd["std"], odd["not finite"]) == ("2", "1", "1")
     assert padding(Preprocessed(torch.zeros(2, 3))) == 0
+
+
+def test_the_page_names_what_objectives_predict_beside(tmp_path):
+    """Beside the modality's own target, and what replaces that."""
+    objective = {"type": "predict", "target": {"type": "codebook", "vocab": 8}, "weight": 0.5}
+    options = {"objectives": {"reconstruct": {}, "words": objective}, "modalities.image.target": "frequency"}
+    np.save(tmp_path / "pictures.npy", np.zeros((1, 64, 64, 3), np.uint8))
+    shown = show(
+        tmp_path / "pictures.npy", recipe="image/mae_tiny_cpu", overrides=options, out=tmp_path / "show.html", count=1
+    )
+    notes = " ".join(shown.parts["image"].notes)
+    assert "features (frequency)" in notes and "words predicts codebook: vocab 8 beside it, with weight 0.5" in notes

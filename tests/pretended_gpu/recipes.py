@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from maemm import config, registry
@@ -133,7 +134,14 @@ class Samples:
             many = any((x or {}).get("loss") == "sigmoid" for x in (recipe.get("objectives") or {}).values())
             labels = stack([(0, 1), (1,), (), (2, 1)] if many else [0, 1, 2, 0])
         ids = [f"sample {row}" for row in range(BATCH)]
-        return Batch(raw, ids, labels, list(range(BATCH)), [], step, 0)
+        sides = {name: _sides(modality, raw[name]) for name, modality in modalities.items() if modality.side_inputs}
+        return Batch(raw, ids, labels, list(range(BATCH)), [], step, 0, side_inputs=sides)
+
+
+def _sides(modality: Modality, raw: Any) -> dict[str, Tensor]:
+    """Ids of tokens, where a target reads them from files."""
+    count = modality.tokenize(modality.preprocess(raw, None)).count
+    return {name: torch.arange(BATCH * count).view(BATCH, count) for name in modality.side_inputs}
 
 
 def two_steps(

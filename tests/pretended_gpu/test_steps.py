@@ -61,6 +61,18 @@ def test_such_samples_are_padded(samples):
             assert x.valid is not None and len(set(x.valid.flatten(1).sum(1).tolist())) == 4, modality
 
 
+def test_several_targets_and_a_teacher_wait_for_nothing(samples):
+    objectives = {
+        "reconstruct": {},
+        "hog": {"type": "predict", "target": {"type": "hog", "cell": 4}, "weight": 0.5},
+        "features": {"type": "predict", "target": {"type": "teacher", "loss": "cosine"}, "weight": 0.2},
+        "words": {"type": "predict", "target": {"type": "codebook", "vocab": 32}, "weight": 0.1},
+        "spectrum": {"type": "predict", "target": "frequency", "layer": "shared", "weight": 0.1},
+        "watched": {"type": "predict", "target": {"type": "teacher", "seed": 1}, "weight": 0.0},
+    }
+    check("image/mae_tiny_cpu", samples, objectives=objectives)
+
+
 # ----------------------------------------------------------------------------------------------- the pretence itself
 def test_waits_and_copies_are_seen():
     with gpu() as seen:

@@ -40,6 +40,7 @@ class ViT(Encoder):
         block_norm: layer norms before attention and MLP (pre), or behind their residuals (post, data2vec 2.0)
         input_norm: a layer norm before the first block
         hidden: whether hidden tokens are removed from the sequence, or replaced by a learned vector (BEiT, MaskFeat)
+        layer_scale: initial value of learned factors of the channels behind attention and MLP (BEiT); null: none
     """
 
     has_ffn_features = True
@@ -63,6 +64,7 @@ class ViT(Encoder):
         block_norm: BlockNorm = "pre",
         input_norm: bool = False,
         hidden: Literal["remove", "replace"] = "remove",
+        layer_scale: Positive | None = None,
     ):
         super().__init__()
         check_width(dim, heads, "encoder", mlp_ratio)
@@ -77,7 +79,9 @@ class ViT(Encoder):
             drop_path=drop_path,
             init=init,
             block_norm=block_norm,
+            layer_scale=layer_scale,
         )
+        self.layer_scale = layer_scale
         self.block_norm = block_norm
         self.input_norm = nn.LayerNorm(dim, eps=eps) if input_norm else None
         self.norm = nn.LayerNorm(dim, eps=eps) if final_norm else nn.Identity()
@@ -210,6 +214,7 @@ def plain_vit(model: nn.Module, layout: str) -> ViT:
         or len(encoder.names) > 1
         or encoder.block_norm == "post"
         or encoder.input_norm is not None
+        or encoder.layer_scale is not None
     ):
         raise MaemmError(
             f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"

@@ -145,6 +145,7 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
             notes=[f"Masking: {line}." for line in notes.get(name, [])],
         )
         _add_target(part, opened.recipe["modalities"][name], opened.recipe.get("decoder"))
+        _add_other_targets(part, name, opened.recipe.get("objectives") or {})
         _add_rows(part)
         if part.rows.columns:
             for view in range(1, len(read[0].loaded)):
@@ -180,6 +181,14 @@ def _add_target(part: Part, spec: dict[str, Any], decoder: dict[str, Any] | None
             part.target = part.modality.target(replace(part.tokens, rows=part.plan.rows), part.plan.predict)
         except Exception as error:  # it may need parameters, which only a model has
             part.notes.append(f"The target cannot be shown without a model ({reason_of(error)}).")
+
+
+def _add_other_targets(part: Part, name: str, objectives: dict[str, Any]) -> None:
+    """Notes on what objectives predict beside the target of the modality."""
+    for key, spec in objectives.items():
+        if isinstance(spec, dict) and spec.get("target") and name in (spec.get("modalities") or [name]):
+            target, weight = _described(spec["target"]), spec.get("weight", 1.0)
+            part.notes.append(f"The objective {key} predicts {target} beside it, with weight {weight:g}.")
 
 
 def _described(spec: str | dict[str, Any] | None) -> str:

@@ -18,7 +18,6 @@ NETS = {
     "encoder": {"type": "vit", "dim": 16, "depth": 1, "heads": 2},
     "decoder": {"type": "full", "dim": 16, "depth": 1, "heads": 2},
 }
-TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 
 
 def model(modalities, seed=0, **overrides):
@@ -94,28 +93,6 @@ def test_one_pass_serves_all_plans_and_modalities(tmp_path, monkeypatch):
     torch.testing.assert_close(out.target["other"], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_timm_by_name_with_a_file(tmp_path):
-    import timm
-
-    torch.manual_seed(2)
-    net = timm.create_model("vit_tiny_patch16_224", num_classes=0)
-    torch.save(net.state_dict(), tmp_path / "vit.pth")
-    spec = {"type": "picture_teacher", "model": "vit_tiny_patch16_224", "weights": str(tmp_path / "vit.pth")}
-    student = model(image(spec))
-    x = torch.randn(1, 3, 32, 32)
-    out = student(x, rng=rng(1))
-    assert out.pred["image"].shape[-1] == 192
-    pixels = student.modalities["image"].denormalize_input(x)
-    theirs = interpolate((pixels - 0.5) / 0.5, (224, 224), mode="bicubic", antialias=True)
-    features = net.eval().forward_features(theirs)[:, 1:]
-    maps = interpolate(features.unflatten(1, (14, 14)).permute(0, 3, 1, 2), (4, 4), mode="bicubic")
-    expected = layer_norm(maps.flatten(2).transpose(1, 2), (192,))
-    index = out.plans["image"].predict[..., None].expand(-1, -1, 192)
-    torch.testing.assert_close(out.target["image"], expected.gather(1, index), rtol=1e-3, atol=1e-4)
-    with pytest.raises(MaemmError, match="timm cannot make the teacher no_such_net"):
-        model(image({**spec, "model": "no_such_net"}))
-
-
 def test_an_untrained_teacher_is_the_same_for_equal_seeds():
     x = torch.randn(2, 3, 32, 32)
     targets = [
@@ -125,17 +102,9 @@ def test_an_untrained_teacher_is_the_same_for_equal_seeds():
     assert torch.equal(targets[0], targets[1]) and not torch.equal(targets[0], targets[2])
 
 
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ({"type": "picture_teacher", "library": "transformers", "model": "x", "weights": "y"}, "is for timm's models"),
-        ({"type": "teacher", "model": "nowhere.safetensors"}, "no such weights"),
-        ({"type": "picture_teacher", "library": "transformers", "model": "nowhere"}, "transformers"),
-    ],
-)
-def test_a_teacher_that_is_not_there_is_refused_in_one_line(spec, message):
-    with pytest.raises(MaemmError, match=message) as refused:
-        model(image(spec))
+def test_a_teacher_that_is_not_there_is_refused_in_one_line():
+    with pytest.raises(MaemmError, match="no such weights") as refused:
+        model(image(teacher_spec("nowhere.safetensors")))
     assert "\n" not in str(refused.value)
 
 
