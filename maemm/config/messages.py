@@ -65,28 +65,42 @@ def _explain(
     keys = sorted(types, key=len, reverse=True)  # the longest prefix of a path first
     errors = [(_path(details["loc"], values, details["type"]), details) for details in error.errors(include_url=False)]
     # Of a union, the mistakes inside a mapping say more than that it is neither of the other types.
-    inside = {path[0] for path, _ in errors if len(path) > 1 and isinstance(path[1], str)}
+    inside = {path[0] for path, _ in errors if _named(path[1:])}
     for names, details in errors:
-        if names and names[0] in inside and (len(names) == 1 or not isinstance(names[1], str)):
+        if names and names[0] in inside and not _named(names[1:]):
             continue
-        path = ".".join(map(str, names))
-        key = next((key for key in keys if path == key or path.startswith(key + ".")), path)
+        path, named = ".".join(map(str, names)), _named(names)
         if details["type"] == "extra_forbidden":
-            lines.setdefault(path, _unknown(path, where, types, origin, hint))
+            lines.setdefault(path, _unknown(path, named, where, types, origin, hint))
             continue
-        full, (type_words, default) = join(where, key), types.get(key, ("", MISSING))
-        if details["type"] == "missing" and path == key:
-            lines.setdefault(key, f"{full} is missing{_in(origin(where))}; add {full}, {type_words}")
+        key = next((key for key in keys if named == key or named.startswith(key + ".")), named)
+        place = names[: _length(names, key)]
+        full, (type_words, default) = join(where, *map(str, place)), types.get(key, ("", MISSING))
+        if details["type"] == "missing" and place == names:
+            lines.setdefault(full, f"{full} is missing{_in(origin(where))}; add {full}, {type_words}")
             continue
         by_type = details["type"].endswith(("_type", "_parsing")) or details["type"].startswith(_SAID_BY_TYPE)
         by_type = by_type or len(details["loc"]) > key.count(".") + 1
         requirement = f"must be {type_words}" if type_words and by_type else _requirement(details["msg"])
         value: Any = values
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else value
+        for name in place:
+            if isinstance(value, Mapping):
+                value = value.get(name)
+            elif isinstance(value, (list, tuple)) and isinstance(name, int):
+                value = value[name]
         todo = "; give another" if default is MISSING else f"; the default is {value_text(default)}"
-        lines.setdefault(key, f"{full} {requirement}, got {value_text(value)}{_in(origin(full))}{todo}")
+        lines.setdefault(full, f"{full} {requirement}, got {value_text(value)}{_in(origin(full))}{todo}")
     return list(lines.values())
+
+
+def _named(path: list[int | str]) -> str:
+    """A path as a dotted key without the places in lists: ``generators.0.blocks`` is described as generators.blocks."""
+    return ".".join(step for step in path if isinstance(step, str))
+
+
+def _length(path: list[int | str], key: str) -> int:
+    """How many steps of a path lead to a described key; the place in a list that it holds is none of them."""
+    return next(n for n in range(len(path) + 1) if _named(path[:n]) == key)
 
 
 def _path(location: tuple[int | str, ...], values: Any, kind: str) -> list[int | str]:
@@ -104,9 +118,9 @@ def _path(location: tuple[int | str, ...], values: Any, kind: str) -> list[int |
     return path
 
 
-def _unknown(path: str, where: str, types: Mapping[str, Any], origin: Origin, hint: str) -> str:
+def _unknown(path: str, named: str, where: str, types: Mapping[str, Any], origin: Origin, hint: str) -> str:
     full, (parent, _, last) = join(where, path), path.rpartition(".")
-    siblings = [key.rpartition(".")[2] for key in types if key.rpartition(".")[0] == parent]
+    siblings = [key.rpartition(".")[2] for key in types if key.rpartition(".")[0] == named.rpartition(".")[0]]
     match = nearest(last, siblings)
     todo = f"did you mean {join(where, parent, match)!r}?" if match else advice(last, siblings, hint)
     return f"unknown key {full!r}{_in(origin(full))}; {todo}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Annotated, Any
@@ -46,7 +46,8 @@ class Option:
         return self.default if isinstance(self.default, str) else value_text(self.default)
 
     def inner(self) -> list[Option]:
-        """The keys of an option that is a mapping with keys of its own (a pydantic model), as ``NAME.KEY``."""
+        """The keys of an option that is a mapping with keys of its own (a pydantic model), or a list of such, as
+        ``NAME.KEY``."""
         return [
             Option(
                 f"{self.name}.{name}",
@@ -72,6 +73,8 @@ def _models(hint: Any) -> Iterator[type[BaseModel]]:
     if base is Annotated or base is typing.Union or base is types.UnionType:
         for arm in typing.get_args(hint)[: 1 if base is Annotated else None]:
             yield from _models(arm)
+    elif inspect.isclass(base) and issubclass(base, Sequence) and typing.get_args(hint):
+        yield from _models(typing.get_args(hint)[0])  # each of a list
 
 
 # ------------------------------------------------------------------------------------------------- reading

@@ -145,3 +145,20 @@ def test_plain_values():
     assert plain({"a": (1, Path("x") / "y"), "b": None}, "w") == {"a": [1, str(Path("x", "y"))], "b": None}
     with pytest.raises(MaemmError, match=re.escape("w.a.b is inf")):
         plain({"a": {"b": float("inf")}}, "w")
+
+
+def test_mistakes_in_a_list_of_mappings_name_the_key():
+    from maemm.model.masking.multi_block import MultiBlock
+
+    def message(*generators):
+        with pytest.raises(MaemmError) as caught:
+            check(MultiBlock, {"generators": list(generators)}, "masking")
+        return str(caught.value)
+
+    assert message({}, {"blocks": 0}).startswith("masking.generators.1.blocks must be 1 <= int <= 100, got 0")
+    assert message({"scale": [0.5, 0.2]}).startswith("masking.generators.0.scale must be [0 < float")
+    assert message({"bloks": 3}).endswith("did you mean 'masking.generators.0.blocks'?")
+    assert message(3).startswith("masking.generators must be [{blocks, ")
+    two = message({"keep": 0}, {"max_keep": 0}).splitlines()
+    assert [line.split()[0] for line in two] == ["masking.generators.0.keep", "masking.generators.1.max_keep"]
+    assert "generators.inv_block" in [option.name for option in describe(MultiBlock)]

@@ -49,11 +49,8 @@ class MultiBlock(Masking):
         min_keep: a block is drawn again while it has no more tokens than this
         allow_overlap: contexts keep what targets cover
         keep: exact counts: fraction of the tokens in each context; null: what nine in ten draws have
-        generators: V-JEPA 2's sets of plans, instead of the options above: a list of {blocks: boxes of a sample, scale:
-            [low, high] of their area, aspect: [low, high], temporal_scale: [low, high] of their length,
-            max_temporal_keep: part of the clip where the context ends, max_keep: most tokens of the context,
-            full_complement: predict all but the context, pred_full_complement: show all but what is predicted,
-            inv_block: exchange both, keep: as above}
+        generators: V-JEPA 2's sets of plans, a mapping for each, instead of the options above: [{blocks: 8},
+            {blocks: 2, scale: [0.7, 0.7]}] is the published recipe
         count: exact, or official: cut to the shortest of the micro-batch
     """
 
