@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from maemm.tasks.export.run import export
     from maemm.tasks.finetune.run import finetune
     from maemm.tasks.knn.run import knn
+    from maemm.tasks.parity.run import parity
     from maemm.tasks.pretrain.run import pretrain
     from maemm.tasks.probe.run import probe
     from maemm.tasks.reconstruct.run import reconstruct
@@ -37,6 +38,7 @@ _MODULE_OF = {
     "save": "maemm.weights",
     "build": "maemm.model.build",
     "pretrain": "maemm.tasks.pretrain.run",
+    "parity": "maemm.tasks.parity.run",
     "reconstruct": "maemm.tasks.reconstruct.run",
     "retrieve": "maemm.tasks.retrieve.run",
     "convert": "maemm.tasks.convert.run",
@@ -86,6 +88,7 @@ __all__ = [
     "finetune",
     "knn",
     "load",
+    "parity",
     "pretrain",
     "probe",
     "reconstruct",

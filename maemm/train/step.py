@@ -6,7 +6,7 @@ before the first backward pass, so micro-batches and ranks of unequal counts add
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
@@ -181,7 +181,10 @@ def take_step(
     counts = _sum_over_ranks(dist_context, micro_batches.counts)
     with seeded(train_state.seed, micro_batches.step, "forward", dist_context.rank):
         local = _accumulate_gradients(train_state, micro_batches, counts, baseline)
-    without_gradient = _without_gradient(train_state)[0] if first else []
+    without_gradient = []
+    if first:
+        with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+        without_gradient = _without_gradient(train_state, with_gradient)[0]
     norm = grad_norm(optimizer, train_state.clip)
     sums, baselines = _sum_over_ranks(dist_context, local.terms), _sum_over_ranks(dist_context, local.baselines)
     means = {key: value / counts[key].clamp(min=1e-12) for key, value in sums.items()}
@@ -233,7 +236,7 @@ def leave_out_unused(train_state: TrainState, micro_batches: MicroBatches) -> li
     if dist_context.world_size == 1:
         train_state.net = model
         return []
-    unused, of_phases = rehearse(train_state, micro_batches)
+    unused, of_phases = _without_gradient(train_state, rehearse(train_state, micro_batches))
     if not dist_context.same_on_all_ranks(derive(*unused)):
         raise MaemmError(
             f"parameters get a gradient on some ranks only ({', '.join(unused[:3])}); let every forward pass use them"
@@ -244,10 +247,10 @@ def leave_out_unused(train_state: TrainState, micro_batches: MicroBatches) -> li
     return unused
 
 
-def rehearse(train_state: TrainState, micro_batches: MicroBatches) -> tuple[list[str], list[str]]:
+def rehearse(train_state: TrainState, micro_batches: MicroBatches) -> dict[str, Tensor]:
     """A forward and a backward pass of the first micro-batch, without DDP, which leave no trace.
 
-    Returns the names of the parameters without a gradient: of the main optimisation, and of phases.
+    Returns the gradients by the names of parameters, of those that have one.
     """
     model, sets = train_state.model, micro_batches.sets
     first = replace(micro_batches, inputs=micro_batches.inputs[:sets], labels=micro_batches.labels[:sets])
@@ -255,19 +258,19 @@ def rehearse(train_state: TrainState, micro_batches: MicroBatches) -> tuple[list
     train_state.net = model
     with seeded(train_state.seed, micro_batches.step, "forward", train_state.dist_context.rank):
         _accumulate_gradients(train_state, first, micro_batches.counts, baseline=False)
-    without_gradient = _without_gradient(train_state)
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
     for buffer, before in buffers:
         buffer.copy_(before)
-    return without_gradient
+    return gradients
 
 
-def _without_gradient(train_state: TrainState) -> tuple[list[str], list[str]]:
-    """Names of the parameters without a gradient: of those of the main optimisation, and of those of phases."""
+def _without_gradient(train_state: TrainState, with_gradient: Collection[str]) -> tuple[list[str], list[str]]:
+    """Names of the other parameters to train: of those of the main optimisation, and of those of phases."""
     of_phases = {id(parameter) for state in train_state.phases for parameter in state.phase.parameters}
     names: tuple[list[str], list[str]] = ([], [])
     for name, parameter in train_state.model.named_parameters():
-        if parameter.requires_grad and parameter.grad is None:
+        if parameter.requires_grad and name not in with_gradient:
             names[id(parameter) in of_phases].append(name)
     return names
 

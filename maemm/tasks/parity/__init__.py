@@ -1,0 +1,1 @@
+"""``maemm parity``: whether a faster setting learns the same."""
