@@ -74,7 +74,8 @@ def test_the_command(capsys, tmp_path, monkeypatch):
     assert record["alike"] and record["loss"]["plain"] == record["loss"]["changed"]
     assert main([*common, "--change", "encoder.eps=0.1"]) == 1
     assert "DIFFER" in capsys.readouterr().out
-    assert not [*tmp_path.iterdir()]
+    assert [*tmp_path.iterdir()] in ([], [tmp_path / "runs"])  # the sample set, as for every verb
+    assert {path.name for path in tmp_path.glob("runs/*")} <= {"samples"}
 
 
 @pytest.mark.parametrize(
