@@ -126,6 +126,17 @@ def test_one_pass_serves_all_plans_and_modalities(toys):
     assert net.targets["other"] is target and calls == [1] and out.pred["other"].shape == (9, 12, 16)
 
 
+def test_its_pass_has_the_precision_of_the_forward_pass(toys):
+    net, types = model(), []
+    net.targets["toy"].encoder.blocks[0].mlp.register_forward_hook(lambda *a: types.append(a[2].dtype))
+    exact, close = (net.plan_sets(pictures(), rng(), bf16=bf16)[0]["toy"].computed for bf16 in (False, True))
+    assert types == [torch.float32, torch.bfloat16] and exact.dtype == close.dtype == torch.float32
+    torch.testing.assert_close(close, exact, rtol=0.1, atol=0.1)
+    net.targets["toy"].autocast = False  # as of targets that are no networks
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(net.plan_sets(pictures(), rng(), bf16=True)[0]["toy"].computed, exact)
+
+
 def test_it_stays_in_evaluation_mode_and_holds_no_decoder(toys):
     net = model({"encoder.drop_path": 0.5, "modalities.toy.position": "learned"}).train()
     target = net.targets["toy"]
