@@ -23,9 +23,20 @@ class PostNormBlock(Block):
     """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        attended = self.attn(x, attn_mask=attn_mask, is_causal=is_causal)
-        x = self.norm1(x + self.drop_path1(self.ls1(attended)))
-        return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
+        return with_ffn(self, x, attn_mask, is_causal)[0]
+
+
+def with_ffn(
+    block: Block, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What a block makes of x (R, L, D), and the output of its MLP before the residual, which data2vec predicts."""
+    post = isinstance(block, PostNormBlock)
+    attended = block.attn(x if post else block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+    x = x + block.drop_path1(block.ls1(attended))
+    x = block.norm1(x) if post else x
+    ffn = block.mlp(x if post else block.norm2(x))
+    x = x + block.drop_path2(block.ls2(ffn))
+    return (block.norm2(x) if post else x), ffn
 
 
 def make_blocks(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from maemm.contract import Encoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
-from maemm.model.blocks import BlockNorm, Init, check_width, key_mask, make_blocks, register_position
+from maemm.model.blocks import BlockNorm, Init, check_width, key_mask, make_blocks, register_position, with_ffn
 
 MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
 
@@ -115,14 +114,15 @@ class ViT(Encoder):
         numbers, outputs = set(layers), {}
         x = x if self.position_every_block else x + position
         x = x if self.input_norm is None else self.input_norm(x)
-        of_ffn: dict[int, Tensor] = {}
-        hooks = _note_ffn(self.blocks, numbers, of_ffn) if self.layer_features == "ffn" else []
         for number, block in enumerate(self.blocks):
-            x = block(x + position if self.position_every_block else x, attn_mask=mask)
+            x = x + position if self.position_every_block else x
+            features = None
+            if number in numbers and self.layer_features == "ffn":
+                x, features = with_ffn(block, x, mask)  # type: ignore[arg-type]
+            else:
+                x = block(x, attn_mask=mask)
             if number in numbers:
-                outputs[number] = self._split(of_ffn.get(number, x), lengths, inputs, index)[0]
-        for hook in hooks:
-            hook.remove()
+                outputs[number] = self._split(x if features is None else features, lengths, inputs, index)[0]
         tokens, prefix, hidden = self._split(self.norm(x) if norm else x, lengths, inputs, index)
         return Latents(tokens, prefix, layers=outputs, hidden=hidden)
 
@@ -220,16 +220,6 @@ def plain_vit(model: nn.Module, layout: str) -> ViT:
             f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"
         )
     return encoder
-
-
-def _note_ffn(blocks: nn.ModuleList, numbers: set[int], outputs: dict[int, Tensor]) -> list[RemovableHandle]:
-    """Hooks that put the output of the MLPs of ``numbers`` into ``outputs``, before the residual."""
-
-    def note(number: int) -> Callable[..., None]:
-        return lambda module, arguments, output: outputs.__setitem__(number, output)
-
-    mlps: list[tuple[int, Any]] = [(number, block.mlp) for number, block in enumerate(blocks) if number in numbers]
-    return [mlp.register_forward_hook(note(number)) for number, mlp in mlps]
 
 
 def _budget(inputs: dict[str, ModalityInput]) -> int | None:

@@ -18,6 +18,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, Fraction, NonNegativeInt, Positive, PositiveInt
 from maemm.model.model import Model
 from maemm.model.targets.losses import FeatureLoss, Reduction, feature_baseline, feature_loss
+from maemm.model.targets.rows import computed_of
 
 _CHUNK = 1 << 26  # elements that one update of many tensors holds a second time
 
@@ -192,11 +193,7 @@ class EMA(Target):
         return mean if plan.visible_valid is None else _in_order(mean, plan)
 
     def forward(self, inputs: ModalityInput, index: Tensor) -> Tensor:
-        computed: Tensor = inputs.computed
-        rows = inputs.plan.rows
-        if rows is None:
-            return computed.gather(1, index[..., None].expand(-1, -1, computed.shape[-1]))
-        return computed[rows[:, None], index]
+        return computed_of(inputs, index)
 
     # ---- the loss
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
