@@ -17,7 +17,7 @@ from maemm.registry.make import make
 from maemm.tasks._shared.scoring import PerSampleRng
 
 RANGE, NORMAL = (0.5, 0.9), {"mean": 0.6, "std": 0.25, "low": 0.4, "high": 0.6}
-WITH_RATIO = ["random", "block", "inverse_block", "scan", "scattered_blocks"]
+WITH_RATIO = ["random", "block", "blocks", "inverse_block", "scan", "scattered_blocks"]
 
 
 def tokens_of(grid, batch=4, valid=None):

@@ -8,16 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maemm.contract import PerModalityMasking, Plan, Tokens
+from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.options import Fraction, Interval, Positive, PositiveInt, Repeats
+from maemm.contract.options import Interval, Positive, PositiveInt, Repeats
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
+from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
 TRIES = 10  # rectangles that fail in a row before no more are tried (published code)
 
 
-class Blocks(PerModalityMasking):
+class Blocks(RatioMasking):
     """Hide rectangles of tokens, each of a random area, aspect ratio and place (BEiT, algorithm 1; MaskFeat).
 
     A rectangle is taken where it hides something new and not more than is left to hide. After ten in a row that do not,
@@ -26,7 +27,7 @@ class Blocks(PerModalityMasking):
     them.
 
     Options
-        ratio: fraction of the tokens that is hidden
+        ratio: fraction of the tokens that is hidden; [low, high], or {mean, std, low, high}: drawn for each batch
         least: tokens of a rectangle at least, while so many are left to hide
         most: tokens of a rectangle at most; null: as many as are left to hide
         aspect: height over width of a rectangle, drawn so that its logarithm is uniform
@@ -37,7 +38,7 @@ class Blocks(PerModalityMasking):
     def __init__(
         self,
         *,
-        ratio: Fraction = 0.4,
+        ratio: Ratio = 0.4,
         least: PositiveInt = 16,
         most: PositiveInt | None = None,
         aspect: Interval[Positive] = (0.3, 1 / 0.3),
@@ -45,7 +46,7 @@ class Blocks(PerModalityMasking):
         count: Count = "floor_hidden",
     ):
         self.ratio, self.least, self.most, self.aspect, self.draws, self.count = (
-            ratio,
+            read_ratio(ratio),
             least,
             most,
             aspect,
@@ -54,7 +55,8 @@ class Blocks(PerModalityMasking):
         )
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
-        check_ratio(self.ratio)
+        ratio = self.ratio_of(name, rng)
+        check_ratio(ratio)
         if tokens.grid is None or len(tokens.grid) < 2:
             raise MaemmError(
                 f"blocks need tokens on a grid of two axes or more, {name!r} has {tokens.grid} "
@@ -62,7 +64,7 @@ class Blocks(PerModalityMasking):
             )
         *others, height, width = tokens.grid
         depth, cells = math.prod(others), height * width
-        shown = visible_count(cells, self.ratio, self.count)
+        shown = visible_count(cells, ratio, self.count)
         device = tokens.values.device
         uniform = rng.uniform(f"mask/{name}/blocks", self.draws, 4, device=device)
         drawn = self._rectangles(uniform, height, width, cells - shown)
