@@ -14,9 +14,8 @@ import torch
 from _evidence_process import Place
 from _machine import about
 
-#: dense bf16 FLOP/s by the name that the driver gives, from NVIDIA's data sheets; the first that fits
-PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12,
-         "L40S": 362e12, "RTX 4090": 165e12}  # fmt: skip
+from maemm.train.flops import named_peak
+
 SYNCHRONISING = "synchronizing CUDA operation"  # what torch warns of
 
 
@@ -52,18 +51,13 @@ def machine(settings: dict, place: Place) -> dict[str, Any]:
     if gpu:
         properties = torch.cuda.get_device_properties(device)
         answer |= {"memory_gib": properties.total_memory / 2**30, "capability": [properties.major, properties.minor]}
-        answer |= {"peak_tflops": (peak_flops(answer["machine"]) or 0) / 1e12 or None}
+        answer |= {"peak_tflops": named_peak(answer["machine"], bf16=True)}
     return answer
 
 
 def available_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def peak_flops(name: str) -> float | None:
-    """Dense bf16 FLOP/s of a GPU by its data sheet; None where it is not in the table."""
-    return next((peak for key, peak in PEAKS.items() if all(word in name for word in key.split())), None)
 
 
 class Waits:

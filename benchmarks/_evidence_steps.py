@@ -14,21 +14,21 @@ from unittest import mock
 
 import torch
 from _evidence_data import folder
-from _evidence_device import available_cpus, peak_flops, profile, seconds_of, waits
+from _evidence_device import available_cpus, profile, seconds_of, waits
 from _evidence_process import Place
 from torch._dynamo.utils import counters
-from torch.utils.flop_counter import FlopCounterMode
 
 from maemm import config
 from maemm.data.loader import Batch
 from maemm.data.open import open_parts
 from maemm.train import compiling
 from maemm.train.distributed import DistContext
+from maemm.train.flops import count_flops, named_peak
 from maemm.train.logging import peak_memory
 from maemm.train.loop import train
 from maemm.train.optim import set_lr
 from maemm.train.setup import make_loader, make_order, make_train_state
-from maemm.train.step import StepResult, TrainState, plan_micro_batches, rehearse, take_step
+from maemm.train.step import StepResult, TrainState, plan_micro_batches, take_step
 
 STEPS = 100_000  # of the run that the measured steps belong to
 SHRUNK = {"dim": 32, "depth": 2, "heads": 2}
@@ -84,10 +84,7 @@ class Steps:
         self.batches: list[Batch] = [batch.pin_memory() for batch in read] if self.device.type == "cuda" else read
         self.number = 0
         first = plan_micro_batches(self.state, 0, self.batches[:1])
-        with FlopCounterMode(display=False) as counter:
-            rehearse(self.state, first)
-        #: of a step, forward and backward, as torch counts them; those of kernels that it does not know are not in it
-        self.flops = counter.get_total_flops()
+        self.first = first
         if self.state.compiled:
             with _backend(settings.get("backend", "inductor")):
                 compiling.start(self.state, first, self.recipe["train"]["compile"], print)
@@ -117,6 +114,18 @@ def steps(settings: dict[str, Any], place: Place) -> dict[str, Any]:
         return _measured(settings, place)
 
 
+def _utilisation(step: Steps, seconds: float) -> dict[str, Any]:
+    """Operations of a step that took ``seconds``, and as a fraction of the device's peak, where that is listed."""
+    try:
+        flops = count_flops(step.state, step.first)
+    except Exception as error:  # the other figures of the row are measured all the same
+        return {"no_mfu": f"{type(error).__name__}: {error}"[:200]}
+    answer = {"gflop_per_sample": flops / step.state.batch / 1e9, "tflops": flops / seconds / 1e12}
+    name = torch.cuda.get_device_name(step.device) if step.device.type == "cuda" else ""
+    peak = named_peak(name, step.state.bf16)
+    return answer if peak is None else {**answer, "mfu": answer["tflops"] / peak}
+
+
 def _measured(settings: dict[str, Any], place: Place) -> dict[str, Any]:
     _as_the_loop_does(torch.device(place.device))
     start = time.perf_counter()
@@ -136,9 +145,7 @@ def _measured(settings: dict[str, Any], place: Place) -> dict[str, Any]:
     seconds = seconds_of(step, device, 1, warm=0)
     seconds = seconds_of(step, device, max(2, min(200, int(settings["seconds"] / seconds))), warm=0)
     answer |= {"samples_per_s": batch / seconds, "ms": 1000 * seconds}
-    answer |= {"gflop_per_sample": step.flops / batch / 1e9, "tflops": step.flops / seconds / 1e12}
-    if gpu and (peak := peak_flops(torch.cuda.get_device_name(device))):
-        answer["mfu"] = step.flops / seconds / peak
+    answer |= _utilisation(step, seconds)
     answer |= {"peak_gib": peak_memory(device) / 2**30, "compiled_again": counters["frames"]["total"] - frames}
     place.keep(answer)
 

@@ -285,13 +285,6 @@ def test_waits_are_counted_by_where_they_are():
         assert seen.counts() == {}
 
 
-def test_peaks_are_found_by_name():
-    assert _evidence_device.peak_flops("NVIDIA H200") == 989e12
-    assert _evidence_device.peak_flops("NVIDIA H100 80GB HBM3") == 989e12
-    assert _evidence_device.peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert _evidence_device.peak_flops("another") is None
-
-
 # ------------------------------------------------------------------------------------------------ answers and files
 def test_answers_of_a_device_say_yes_and_no():
     def stored(part, name, answer, **settings):

@@ -139,8 +139,8 @@ def _fake_state(model: nn.Module, fake: FakeTensorMode) -> dict[str, Tensor]:
 
 def _peak_tflops(device: torch.device, bf16: bool) -> float:
     """The most that a GPU can do in a second: by its name, else measured."""
-    known = named_peak(torch.cuda.get_device_properties(device).name, bf16)
-    return measured_peak(device, bf16) if known is None else known
+    peak = named_peak(torch.cuda.get_device_properties(device).name, bf16)
+    return measured_peak(device, bf16) if peak is None else peak
 
 
 def named_peak(name: str, bf16: bool) -> float | None:
