@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from maemm.model.averages import copy_all, move_averages
 from maemm.model.model import Model
 
 
@@ -34,10 +35,12 @@ class Average(ABC):
         if weight is None:
             return
         fraction = weight * (~bad).float()
-        for average, parameter in self._parameters:
-            average.lerp_(parameter.detach(), fraction.to(average.dtype))
-        for average_buffer, buffer in self._buffers:
-            average_buffer.copy_(buffer)
+        if bad.device.type == "cpu":  # saves no launches, and rounds once
+            for average, parameter in self._parameters:
+                average.lerp_(parameter.detach(), fraction.to(average.dtype))
+        else:
+            move_averages(self._parameters, fraction)
+        copy_all(self._buffers)
 
 
 class Ema(Average):

@@ -294,28 +294,45 @@ def _accumulate_gradients(
     model, net, dist_context = train_state.model, train_state.net, train_state.dist_context
     sums, sets = _LocalSums(), micro_batches.sets
     labels = micro_batches.labels or [None] * len(micro_batches.inputs)
-    for number, inputs in enumerate(micro_batches.inputs):
-        with dist_context.no_sync(net, last=number == len(micro_batches.inputs) - 1):
-            with torch.autocast(dist_context.device.type, torch.bfloat16, enabled=train_state.bf16):
+    device = dist_context.device.type
+    # One block around all micro-batches, as autocast keeps what it cast until the outermost one ends: weights are cast
+    # once a step. Losses and backward passes are outside of autocast.
+    with torch.autocast(device, torch.bfloat16, enabled=train_state.bf16):
+        for number, inputs in enumerate(micro_batches.inputs):
+            with dist_context.no_sync(net, last=number == len(micro_batches.inputs) - 1):
                 out = net(inputs, labels=labels[number])
-            if not train_state.mixed and out.parts and not any(term.weight for term in out.parts.values()):
-                raise MaemmError("every term of the loss has the weight 0 (objectives); give one a weight above 0")
-            loss = _loss(out, counts, number % sets, sets)
-            if train_state.mixed:  # parameters that this step does not use get a gradient of 0, as DDP waits for all
-                firsts = (p.flatten()[0].float() for p in model.parameters() if p.requires_grad)
-                loss = loss + 0.0 * cast(Tensor, sum(firsts))
-            (loss * dist_context.world_size).backward()  # DDP averages over ranks, the loss is a sum
-        sums.finite.append(torch.isfinite(loss.detach()))
-        for name, term in out.parts.items():
-            key = _key(name, number % sets, sets)
-            sums.weights[name] = term.weight
-            sums.terms[key] = sums.terms.get(key, 0) + term.sum.detach().float()
-        if train_state.phases:
-            pred = {name: x.detach() for name, x in out.pred.items()}
-            sums.outputs.append(replace(out, pred=pred, parts={}))
-        if baseline:
-            _add_baselines(sums, out, model)
+                with torch.autocast(device, enabled=False):
+                    loss = _minimised(train_state, out, counts, number % sets, sets)
+                    (loss * dist_context.world_size).backward()  # DDP averages over ranks, the loss is a sum
+            with torch.autocast(device, enabled=False):
+                _add(sums, out, loss.detach(), number % sets, sets)
+                if train_state.phases:
+                    pred = {name: x.detach() for name, x in out.pred.items()}
+                    sums.outputs.append(replace(out, pred=pred, parts={}))
+                if baseline:
+                    _add_baselines(sums, out, model)
     return sums
+
+
+def _minimised(train_state: TrainState, out: Output, counts: Mapping[str, Tensor], number: int, sets: int) -> Tensor:
+    """:func:`_loss`, of which all parameters are a part where steps differ in what they use."""
+    if not train_state.mixed and out.parts and not any(term.weight for term in out.parts.values()):
+        raise MaemmError("every term of the loss has the weight 0 (objectives); give one a weight above 0")
+    loss = _loss(out, counts, number, sets)
+    if not train_state.mixed:
+        return loss
+    # Parameters that this step does not use get a gradient of 0, as DDP waits for all.
+    firsts = (p.flatten()[0].float() for p in train_state.model.parameters() if p.requires_grad)
+    return loss + 0.0 * cast(Tensor, sum(firsts))
+
+
+def _add(sums: _LocalSums, out: Output, loss: Tensor, number: int, sets: int) -> None:
+    """Add the terms of a forward pass."""
+    sums.finite.append(torch.isfinite(loss))
+    for name, term in out.parts.items():
+        key = _key(name, number, sets)
+        sums.weights[name] = term.weight
+        sums.terms[key] = sums.terms.get(key, 0) + term.sum.detach().float()
 
 
 def _loss(out: Output, counts: Mapping[str, Tensor], number: int, sets: int) -> Tensor:

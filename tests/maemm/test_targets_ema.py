@@ -177,7 +177,7 @@ def test_an_update(toys):
 
 def test_chunks_change_nothing(toys, monkeypatch):
     whole = moved(shaken(model()), 0.9)
-    monkeypatch.setattr("maemm.model.targets.ema._CHUNK", 100)
+    monkeypatch.setattr("maemm.model.averages._CHUNK", 100)
     for name, (_, _, after) in moved(shaken(model()), 0.9).items():
         assert torch.equal(after, whole[name][2])
 

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from maemm.contract import Encoder, Latents, Modality, ModalityInput, Plan, Target
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, Fraction, NonNegativeInt, Positive, PositiveInt
+from maemm.model.averages import copy_all, move_averages
 from maemm.model.model import Model
 from maemm.model.targets.losses import FeatureLoss, Reduction, feature_baseline, feature_loss
 from maemm.model.targets.rows import computed_of
-
-_CHUNK = 1 << 26  # elements that one update of many tensors holds a second time
 
 
 class EMA(Target):
@@ -157,16 +156,8 @@ class EMA(Target):
     def after_step(self, model: Model, step: int, bad: Tensor) -> None:
         fraction = (1.0 - self.momentum_at(step)) * (~bad).float()
         pairs = list(self._pairs(model))
-        moving: list[tuple[Tensor, Tensor]] = [
-            (average, new) for average, new in pairs if isinstance(average, nn.Parameter)
-        ]
-        for averages, weights in _chunks(moving):
-            change = torch._foreach_sub(weights, averages)
-            torch._foreach_mul_(change, fraction)
-            torch._foreach_add_(averages, change)
-        for average, new in pairs:
-            if not isinstance(average, nn.Parameter):
-                average.copy_(new)
+        move_averages((pair for pair in pairs if isinstance(pair[0], nn.Parameter)), fraction)
+        copy_all(pair for pair in pairs if not isinstance(pair[0], nn.Parameter))
 
     # ---- the features
     def precompute(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Any]:
@@ -221,18 +212,3 @@ def _in_order(x: Tensor, plan: Plan) -> Tensor:
     assert plan.visible_valid is not None
     index = torch.where(plan.visible_valid, plan.visible, count)[..., None].expand_as(x)
     return x.new_zeros(batch, count + 1, width).scatter(1, index, x)[:, :count]
-
-
-def _chunks(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """([averages], [weights]) of as many tensors as one update takes together, of one type and device."""
-    groups: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
-    for average, new in pairs:
-        groups.setdefault((average.dtype, average.device), []).append((average, new.detach()))
-    for group in groups.values():
-        held: list[tuple[Tensor, Tensor]] = []
-        for pair in group:
-            if held and sum(average.numel() for average, _ in held) + pair[0].numel() > _CHUNK:
-                yield [a for a, _ in held], [w for _, w in held]
-                held = []
-            held.append(pair)
-        yield [a for a, _ in held], [w for _, w in held]
