@@ -70,6 +70,12 @@ def test_a_row_does_not_depend_on_the_others():
     assert torch.equal(whole.predict[4:5], alone.predict)
 
 
+def test_a_ratio_may_be_drawn_for_each_batch():
+    masking, tokens = Blocks(ratio=(0.3, 0.6)), tokens_of((14, 14))
+    counts = {masking.plan("image", tokens, rng(step=step)).predict.shape[1] for step in range(6)}
+    assert len(counts) > 3 and all(58 <= count <= 118 for count in counts)
+
+
 def test_sets_are_refused():
     with pytest.raises(MaemmError, match="grid of two axes"):
         Blocks().plan("points", Tokens(torch.zeros(1, 9, 1), torch.zeros(1, 9, 3)), rng(1))

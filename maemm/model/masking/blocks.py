@@ -45,14 +45,8 @@ class Blocks(RatioMasking):
         draws: Repeats = 40,
         count: Count = "floor_hidden",
     ):
-        self.ratio, self.least, self.most, self.aspect, self.draws, self.count = (
-            read_ratio(ratio),
-            least,
-            most,
-            aspect,
-            draws,
-            count,
-        )
+        self.ratio, self.count, self.draws = read_ratio(ratio), count, draws
+        self.least, self.most, self.aspect = least, most, aspect
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         ratio = self.ratio_of(name, rng)
@@ -92,11 +86,11 @@ class Blocks(RatioMasking):
             most = left_over if self.most is None else left_over.clamp(max=self.most)
             area = self.least + uniform[:, number, 0] * (most - self.least)
             aspect = aspects[:, number]
-            high_, wide = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-            fits = (high_ < height) & (wide < width) & (left_over > 0) & (failures < TRIES)
-            top = (uniform[:, number, 2] * (height - high_ + 1)).long()
+            tall, wide = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+            fits = (tall < height) & (wide < width) & (left_over > 0) & (failures < TRIES)
+            top = (uniform[:, number, 2] * (height - tall + 1)).long()
             left = (uniform[:, number, 3] * (width - wide + 1)).long()
-            across = (rows >= top[:, None]) & (rows < (top + high_)[:, None])
+            across = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
             along = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
             new = across[:, :, None] & along[:, None] & ~hidden
             size = new.sum((1, 2))
