@@ -94,7 +94,7 @@ def test_several_targets_each_have_a_layer_and_a_term(toys):
     assert first.baselines.keys() == {"toy", "spectrum.toy", "words.toy"}
     from maemm.train.run_log import _baselines
 
-    row = _baselines(first)
+    row = _baselines(first, {name: float(value) for name, value in first.baselines.items()})
     parts = row["baselines"]
     assert row["baseline"] == pytest.approx(parts["toy"] + 0.5 * parts["spectrum.toy"] + 0.2 * parts["words.toy"])
     assert parts["words.toy"] <= np.log(8) + 1e-5
