@@ -202,7 +202,7 @@ def test_show_names_the_target_and_the_predictor(tmp_path):
     numpy.save(tmp_path / "picture.npy", numpy.zeros((64, 64, 3), numpy.uint8))
     shown = maemm.show(tmp_path, tmp_path / "show.html", recipe="image/ijepa_tiny_cpu", count=1)
     (note,) = [note for note in shown.parts["image"].notes if "predicts features" in note]
-    assert "(ema: momentum 0.98, momentum_end 1.0" in note and "decoder predictor: dim 64, depth 2" in note
+    assert "(ema: momentum 0.996, momentum_end 1.0" in note and "decoder predictor: dim 64, depth 2" in note
 
 
 def test_weight_decay_moves_where_there_is_some():
