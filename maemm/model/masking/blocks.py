@@ -11,7 +11,9 @@ from torch import Tensor
 from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Interval, Positive, PositiveInt, Repeats
+from maemm.contract.positions import lattice
 from maemm.contract.rng import Rng
+from maemm.contract.small import small_tensor
 from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
 from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
@@ -42,7 +44,7 @@ class Blocks(RatioMasking):
         least: PositiveInt = 16,
         most: PositiveInt | None = None,
         aspect: Interval[Positive] = (0.3, 1 / 0.3),
-        draws: Repeats = 40,
+        draws: Repeats = 32,
         count: Count = "floor_hidden",
     ):
         self.ratio, self.count, self.draws = read_ratio(ratio), count, draws
@@ -74,28 +76,29 @@ class Blocks(RatioMasking):
         return plan_from_hidden(hidden.repeat(1, depth), tokens, depth * shown, depth * (cells - shown))
 
     def _rectangles(self, uniform: Tensor, height: int, width: int, wanted: int) -> Tensor:
-        """(B, height, width) bool, at most ``wanted`` of each; ``uniform`` (B, draws, 4): area, aspect, top, left."""
-        low, high = (math.log(value) for value in self.aspect)
+        """(B, height, width) bool, at most ``wanted`` of each; ``uniform`` (B, draws, 4): area, aspect, top, left.
+
+        Heights and widths go through the same operations side by side: on a GPU a launch costs more than its work.
+        """
         batch, device = len(uniform), uniform.device
-        aspects = torch.exp(low + uniform[..., 1] * (high - low))
-        rows, columns = (torch.arange(side, device=device) for side in (height, width))
-        hidden = torch.zeros(batch, height, width, dtype=torch.bool, device=device)
-        left_over = torch.full((batch,), wanted, device=device)
+        low, high = (math.log(value) for value in self.aspect)
+        aspect = torch.exp(low + uniform[..., 1] * (high - low))
+        stretch = torch.stack([aspect, 1 / aspect], -1)  # (B, draws, 2)
+        limits = small_tensor([height, width], device, torch.float32)
+        cells = lattice((height, width), device)  # (height * width, 2)
+        free = torch.ones(batch, height * width, dtype=torch.bool, device=device)
+        left_over = torch.full((batch, 1), wanted, device=device)
         failures = torch.zeros_like(left_over)
         for number in range(self.draws):
             most = left_over if self.most is None else left_over.clamp(max=self.most)
-            area = self.least + uniform[:, number, 0] * (most - self.least)
-            aspect = aspects[:, number]
-            tall, wide = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
-            fits = (tall < height) & (wide < width) & (left_over > 0) & (failures < TRIES)
-            top = (uniform[:, number, 2] * (height - tall + 1)).long()
-            left = (uniform[:, number, 3] * (width - wide + 1)).long()
-            across = (rows >= top[:, None]) & (rows < (top + tall)[:, None])
-            along = (columns >= left[:, None]) & (columns < (left + wide)[:, None])
-            new = across[:, :, None] & along[:, None] & ~hidden
-            size = new.sum((1, 2))
-            taken = fits & (size > 0) & (size <= most)
-            hidden = hidden | (new & taken[:, None, None])
+            area = self.least + uniform[:, number, :1] * (most - self.least)
+            sides = (area * stretch[:, number]).sqrt().round()
+            start = (uniform[:, number, 2:] * (limits + 1 - sides)).floor()
+            place = cells - start[:, None]
+            new = ((place >= 0) & (place < sides[:, None])).all(-1) & free
+            size = new.sum(1, keepdim=True)
+            taken = (sides < limits).all(1, keepdim=True) & (size > 0) & (size <= most) & (failures < TRIES)
+            free = free ^ (new & taken)
             left_over = left_over - size * taken
             failures = torch.where(taken, 0, failures + 1)
-        return hidden
+        return ~free.unflatten(1, (height, width))
