@@ -185,6 +185,16 @@ def pictures(rows):
     return {"image": Preprocessed(torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))[list(rows)])}
 
 
+def test_normal_numbers():
+    rng = Rng((0, "normal"), range(3), 3)
+    values = rng.normal("x", 20_001)
+    assert values.shape == (3, 20_001) and values.dtype == torch.float32 and values.isfinite().all()
+    assert abs(float(values.mean())) < 0.01 and abs(float(values.std()) - 1) < 0.01
+    assert abs(float((values.abs() < 1).float().mean()) - 0.6827) < 0.01
+    assert torch.equal(rng.normal("x", 5, 7).flatten(1), values[:, :35])
+    assert torch.equal(Rng((0, "normal"), [2], 3).normal("x", 35)[0], values[2, :35])
+
+
 def test_noise_is_drawn_in_training_and_a_function_of_sample_and_plan():
     model = model_of().train()
     whole = model.plan(pictures(range(4)), Rng((0, 5), range(4), 4))["image"].drawn
@@ -204,6 +214,17 @@ def test_noise_changes_predictions_a_little_and_none_where_it_is_0():
         with torch.no_grad():
             change = (model.predict(inputs).pred["image"] - model.predict(silent).pred["image"]).abs().max()
         assert 0 < change < 0.5 if std else change == 0
+
+
+def test_a_pooled_target_of_weight_0_changes_nothing():
+    plain, beside = model_of(), model_of(objectives__pooled__weight=0.0)
+    del plain.objectives["pooled"]
+    for model in (plain, beside):
+        model.train()(model.plan(pictures(range(2)), Rng((0, 0), range(2), 2))).total.backward()
+    gradients = [{name: p.grad for name, p in model.named_parameters()} for model in (plain, beside)]
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert gradient is gradients[1][name] is None or torch.equal(gradient, gradients[1][name]), name
 
 
 def test_what_the_decoder_refuses():
