@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maemm.contract.data import (
+        FirstAttention,
         Label,
         Latents,
         ModalityInput,
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "data": (
-        "Label", "Latents", "ModalityInput", "Output", "Plan", "Preprocessed", "Sample", "Term", "Tokens",
-        "gather_tokens",
+        "FirstAttention", "Label", "Latents", "ModalityInput", "Output", "Plan", "Preprocessed", "Sample", "Term",
+        "Tokens", "gather_tokens",
     ),
     "errors": ("MaemmError",),
     "formats": ("CheckpointFormat", "ExportedState"),
@@ -72,6 +73,7 @@ __all__ = [
     "Decoder",
     "Encoder",
     "ExportedState",
+    "FirstAttention",
     "GridModality",
     "Head",
     "Label",

@@ -98,6 +98,36 @@ def gather_tokens(values: Tensor, index: Tensor, rows: Tensor | None = None) -> 
 
 
 @dataclass(frozen=True)
+class FirstAttention:
+    """What the first attention of an encoder compares, before its softmax, for maskings that go by it (SMA).
+
+    Queries and keys rather than their products: a masking looks at a few queries, and N x N numbers are never made.
+    """
+
+    queries: Tensor  # (B, H, P + N, d) scaled; those of P prefix tokens or latents first, which are of no token
+    keys: Tensor  # (B, H, N, d) of the tokens alone
+    prefix: int = 0  # P; N may be missing behind it, where tokens ask nothing
+
+    def scores(self, index: Tensor | None = None) -> Tensor:
+        """Scores of all tokens for the queries ``index`` (B, R), or for all: (B, H, R, N) float32."""
+        queries = self.queries
+        if index is not None:
+            queries = queries.gather(2, index[:, None, :, None].expand(-1, queries.shape[1], -1, queries.shape[3]))
+        return queries.float() @ self.keys.float().transpose(-2, -1)
+
+    def at(self, index: Tensor) -> FirstAttention:
+        """The same with the tokens ``index`` (B, N), in that order."""
+
+        def gather(x: Tensor) -> Tensor:
+            return x.gather(2, index[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+
+        queries, keys = self.queries, gather(self.keys)
+        if queries.shape[2] > self.prefix:
+            queries = torch.cat([queries[:, :, : self.prefix], gather(queries[:, :, self.prefix :])], 2)
+        return replace(self, queries=queries, keys=keys)
+
+
+@dataclass(frozen=True)
 class Plan:
     """Which tokens of each row the encoder sees and which are predicted.
 

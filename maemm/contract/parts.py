@@ -268,7 +268,8 @@ class Modality(nn.Module, ABC):
 class Masking(ABC):
     """Draws a plan for every modality of a batch. No positional parameters."""
 
-    guide: Literal["attention", "features"] | None = None  # what the encoder computes first and passes as ``guides``
+    # What the encoder computes first and passes as ``guides``, see :meth:`Encoder.guide`
+    guide: Literal["attention", "features", "first_attention"] | None = None
     static = True  # whether plans for tokens of one shape have one shape; a ratio that is drawn for each step does not
 
     @abstractmethod
@@ -278,9 +279,16 @@ class Masking(ABC):
         """{modality: Tokens} -> {modality: Plan}, visible (R, V) and predict (R, M). All randomness comes from ``rng``.
 
         A list holds several plans of different sizes for the same samples (V-JEPA 2): each is a forward pass with its
-        own terms and counts, and the loss is their mean. ``guides``: {modality: what the encoder computed}, if
-        ``guide`` is set.
+        own terms and counts, and the loss is their mean. ``guides``: {modality: what the encoder computed}, in the
+        order of ``tokens``, of those for which :meth:`guide_of` asks.
         """
+
+    def guide_of(self, name: str, progress: float) -> str | None:
+        """What the encoder computes of the modality ``name`` when the fraction ``progress`` of the training is done.
+
+        By default :attr:`guide`. None: nothing, which costs nothing: before guidance begins, or where it has no share.
+        """
+        return self.guide
 
     def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
         """{modality: lines} about the plans that ``rng`` gives, for ``maemm show``: what was drawn for the whole batch,
@@ -347,14 +355,16 @@ class Encoder(nn.Module, ABC):
         """{term name: count, a scalar} of the terms in ``Latents.terms``, from the plans alone."""
         return {}
 
-    def guide(
-        self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality], kind: str
-    ) -> dict[str, Tensor]:
-        """What a masking needs to know of all tokens: "features" (B, N, D) or "attention" (B, N).
+    def guide(self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality], kind: str) -> dict[str, Any]:
+        """What a masking needs to know of all tokens, in the order of ``plan.visible``: "features" (B, N, D), the
+        "attention" (B, N) that each receives in the last block, or :class:`FirstAttention`, "first_attention".
 
         ``inputs`` hide nothing; called in eval mode, without gradient. Raises :class:`MaemmError` if it has none.
         """
-        raise MaemmError(f"the masking needs {kind!r} of {type(self).__name__}, which has no guide(); choose another")
+        raise MaemmError(
+            f"the masking needs {kind!r} of {type(self).__name__}, which has no such guide(); choose another "
+            "masking or encoder"
+        )
 
 
 class Decoder(nn.Module, ABC):

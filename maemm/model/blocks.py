@@ -39,6 +39,25 @@ def with_ffn(
     return (block.norm2(x) if post else x), ffn
 
 
+def queries_and_keys(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """What the attention of a block compares for its input x (R, L, D): (R, H, L, d) each, the queries scaled."""
+    attention = block.attn
+    x = x if isinstance(block, PostNormBlock) else block.norm1(x)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    size = 2 * attention.num_heads * attention.head_dim  # values, the last third, are not needed
+    both = nn.functional.linear(x, weight[:size], None if bias is None else bias[:size])
+    queries, keys = both.view(*x.shape[:2], 2, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
+    return attention.q_norm(queries) * attention.scale, attention.k_norm(keys)
+
+
+def attention_received(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+    """:func:`queries_and_keys` -> (R, L): the weight of each key, mean over heads and queries."""
+    scores = queries @ keys.transpose(-2, -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.float().softmax(-1).mean((1, 2))
+
+
 def make_blocks(
     dim: int,
     depth: int,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from maemm.contract import (
     Decoder,
     Encoder,
+    FirstAttention,
     Head,
     Latents,
     Masking,
@@ -145,15 +147,7 @@ class Model(nn.Module):
         hides = self.training and any(objective.hide for objective in self.objectives.values())
         if not self.masked and not hides:
             return [_all_visible(preprocessed, tokens)]
-        guides = None
-        if self.masking.guide:
-            training = self.encoder.training
-            self.encoder.eval()
-            try:
-                guides = self.encoder.guide(_all_visible(preprocessed, tokens), self.modalities, self.masking.guide)
-            finally:
-                self.encoder.train(training)
-        plans = self.masking(tokens, rng, guides)
+        plans = self.masking(tokens, rng, self._guides(preprocessed, tokens, rng.progress, bf16))
         computed = self._precompute(preprocessed, tokens, bf16)
         computed_by = self._precompute_of_objectives(preprocessed, tokens, bf16)
         sets = plans if isinstance(plans, list) else [plans]
@@ -161,6 +155,25 @@ class Model(nn.Module):
             self._drawn(_planned(preprocessed, tokens, plan, computed, computed_by), rng.fold_in("decoder", number))
             for number, plan in enumerate(sets)
         ]
+
+    def _guides(
+        self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], progress: float, bf16: bool
+    ) -> dict[str, Any] | None:
+        """{modality: what the encoder computes for the masking, in the order of tokens}; None where it asks nothing."""
+        wanted = {name: self.masking.guide_of(name, progress) for name in preprocessed}
+        kinds = {kind for kind in wanted.values() if kind is not None}
+        if not kinds:
+            return None
+        inputs = _all_visible(preprocessed, tokens)
+        device = next(iter(preprocessed.values())).x.device.type
+        enabled = bf16 or torch.is_autocast_enabled(device)
+        guides: dict[str, Any] = {}
+        with _evaluating(self.encoder, self.modalities), torch.autocast(device, torch.bfloat16, enabled=enabled):
+            for kind in sorted(kinds):
+                computed = self.encoder.guide(inputs, self.modalities, kind)
+                of_kind = [name for name, asked in wanted.items() if asked == kind]
+                guides |= {name: in_order_of_tokens(computed[name], tokens[name]) for name in of_kind}
+        return guides
 
     @torch.no_grad()
     def _precompute(
@@ -422,6 +435,30 @@ class Model(nn.Module):
         if self.head is None:
             raise MaemmError("this model has no classifier; fine-tune it, or load fine-tuned weights")
         return self.head(self, self._named(batch))
+
+
+@contextmanager
+def _evaluating(*parts: Any) -> Iterator[None]:
+    """Parts in evaluation mode within the block; modules that were in training mode return to it."""
+    modules = [module for part in parts for module in part.modules() if module.training]
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
+
+
+def in_order_of_tokens(guide: Any, tokens: Tokens) -> Any:
+    """What an encoder computed of all visible tokens, valid ones first -> in the order of tokens; what stands where
+    they are not valid is of no use."""
+    if tokens.valid is None:
+        return guide
+    index = (tokens.valid.cumsum(1) - 1).clamp(min=0)
+    if isinstance(guide, FirstAttention):
+        return guide.at(index)
+    return guide.gather(1, index.view(*index.shape, *(1,) * (guide.ndim - 2)).expand(-1, -1, *guide.shape[2:]))
 
 
 def _all_visible(preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, ModalityInput]:

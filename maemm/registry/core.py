@@ -18,6 +18,8 @@ CORE = Plugin(
         "inverse_block": "model.masking.block:InverseBlock",
         "scattered_blocks": "model.masking.scattered_blocks:ScatteredBlocks",
         "scan": "model.masking.scan:Scan",
+        "attention": "model.masking.attention:Attention",
+        "clusters": "model.masking.clusters:Clusters",
         "multi_mask": "model.masking.multi_mask:MultiMask",
         "multi_block": "model.masking.multi_block:MultiBlock",
     },

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from maemm.contract import Encoder, MaemmError, ModalityInput, PerModalityMasking, Plan
+from maemm.contract import Encoder, FirstAttention, MaemmError, ModalityInput, PerModalityMasking, Plan
 from maemm.contract.rng import Rng
 from maemm.testing.case import OTHER, Case, check, take_rows
 from maemm.testing.outcome import NotUsed
@@ -155,17 +155,23 @@ def predicted_sets_share_a_pass(case: Case) -> None:
 
 @check("encoders", needs=["features_are_repeatable"])
 def guides_fit(case: Case) -> None:
-    """guide() gives (B, N, D) for "features" and (B, N) for "attention", in the order of tokens, finite."""
+    """guide() gives (B, N, D) for "features", (B, N) for "attention", queries and keys for "first_attention", in the
+    order of tokens, finite."""
     model = case.model()
     if type(model.encoder).guide is Encoder.guide:
         raise NotUsed("it has no guide()")
     inputs = model.with_all_visible({case.signal: case.example()})
     tokens = inputs[case.signal].tokens
     shape = (tokens.batch, tokens.count)
-    for kind, expected in (("features", (*shape, model.encoder.dim)), ("attention", shape)):
+    kinds = {
+        "features": (*shape, model.encoder.dim),
+        "attention": shape,
+        "first_attention": shape,
+    }
+    for kind, expected in kinds.items():
         try:
             with torch.no_grad():
-                guide = model.encoder.guide(inputs, model.modalities, kind)[case.signal]
+                guide = _as_tensor(model.encoder.guide(inputs, model.modalities, kind)[case.signal])
                 first = take_rows(inputs[case.signal].preprocessed, [0])
                 alone = model.encoder.guide(model.with_all_visible({case.signal: first}), model.modalities, kind)
         except MaemmError:
@@ -173,7 +179,12 @@ def guides_fit(case: Case) -> None:
         change = "return a row per sample and a value per token from guide(), without those of prefix tokens"
         case.require(tuple(guide.shape) == expected, f"guide {kind!r}", tuple(guide.shape), expected, change)
         case.require(guide.isfinite().all(), f"guide {kind!r} is finite", "NaN or infinity", "finite values", change)
-        case.equal(alone[case.signal], guide[:1], f"guide {kind!r} of a sample alone", change, 1e-5)
+        case.equal(_as_tensor(alone[case.signal]), guide[:1], f"guide {kind!r} of a sample alone", change, 1e-5)
+
+
+def _as_tensor(guide: Tensor | FirstAttention) -> Tensor:
+    """A guide, or of queries and keys the scores of each token, mean over heads and queries (B, N)."""
+    return guide.scores().mean((1, 2)) if isinstance(guide, FirstAttention) else guide
 
 
 @check(*MODEL_PARTS, needs=["features_are_repeatable"])

@@ -30,9 +30,9 @@ KEYS = {
     "uniform": """
         crop crop/{} cut drop dropout dropped erase/{} erase/{}/noise example flip frame gain gaps input jitter
         mask/{} mask/{}/blocks mask/{}/cell mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact
-        mask/{}/places mask/{}/ratio mask/{}/repair mask/{}/rest mask/{}/size mask/{}/start mask/{}/targets
-        mask/{}/ties mask/{}/time mask/{}/{} mixup noise noise/level noise/{} picture radii roll rotate scale
-        segments shift spec_augment/{} time
+        mask/{}/heads mask/{}/places mask/{}/queries mask/{}/ratio mask/{}/repair mask/{}/rest mask/{}/size
+        mask/{}/start mask/{}/targets mask/{}/ties mask/{}/time mask/{}/{} mixup noise noise/level noise/{}
+        picture radii roll rotate scale segments shift spec_augment/{} time
     """,
 }
 

@@ -11,10 +11,10 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from maemm.contract import Encoder, Latents, Modality, ModalityInput
+from maemm.contract import Encoder, FirstAttention, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import MOST_BLOCKS, Depth, NonNegative, Positive, PositiveInt, Rate
-from maemm.model.blocks import check_width, key_mask, make_blocks
+from maemm.model.blocks import check_width, key_mask, make_blocks, queries_and_keys
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,7 @@ class Streams(Encoder):
     ) -> Tower:
         """The visible tokens of a modality after its trunk. ``outputs[i][name]`` is set to those after each block i of
         ``layers``."""
-        visible = inputs.plan.visible
-        embedded = modality.embed(inputs.tokens, visible)
-        x = embedded + modality.position(inputs.tokens, visible, "encoder").to(embedded.dtype) + self.vectors[name]
+        x = self._embedded(name, inputs, modality)
         tower = Tower(x, inputs.plan.visible_valid)
         mask = _mask([tower])
         for number, block in enumerate(self.trunks[name]):
@@ -177,6 +175,26 @@ class Streams(Encoder):
             if number in layers:
                 outputs[number] = split(x)
         return split(self.norm(x) if norm else x)
+
+    def guide(self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality], kind: str) -> dict[str, Any]:
+        """ "features": as in feature extraction (B, N, D). "first_attention": queries and keys of the first block that
+        the tokens of a modality pass, that of its trunk or the first joint one."""
+        if kind == "features":
+            return self.forward(inputs, modalities).tokens
+        if kind != "first_attention":
+            return super().guide(inputs, modalities, kind)
+        return {
+            name: FirstAttention(
+                *queries_and_keys([*self.trunks[name], *self.joint][0], self._embedded(name, x, modalities[name]))
+            )
+            for name, x in inputs.items()
+        }
+
+    def _embedded(self, name: str, inputs: ModalityInput, modality: Modality) -> Tensor:
+        """The visible tokens of a modality before its trunk (R, V, D)."""
+        visible = inputs.plan.visible
+        embedded = modality.embed(inputs.tokens, visible)
+        return embedded + modality.position(inputs.tokens, visible, "encoder").to(embedded.dtype) + self.vectors[name]
 
     # -------------------------------------------------------------------------------------- about the parameters
     def norm_of(self, name: str) -> nn.Module:

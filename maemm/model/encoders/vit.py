@@ -10,10 +10,20 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from maemm.contract import Encoder, Latents, Modality, ModalityInput
+from maemm.contract import Encoder, FirstAttention, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
-from maemm.model.blocks import BlockNorm, Init, check_width, key_mask, make_blocks, register_position, with_ffn
+from maemm.model.blocks import (
+    BlockNorm,
+    Init,
+    attention_received,
+    check_width,
+    key_mask,
+    make_blocks,
+    queries_and_keys,
+    register_position,
+    with_ffn,
+)
 
 MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
 
@@ -102,18 +112,8 @@ class ViT(Encoder):
         layers: Iterable[int] = (),
         norm: bool = True,
     ) -> Latents:
-        parts, positions, valid = self._sequence(inputs, modalities)
-        lengths = [part.shape[1] for part in parts]
-        x, position = torch.cat(parts, 1), torch.cat(positions, 1)
-        index = None
-        if (budget := _budget(inputs)) is not None:  # only the tokens that rows see, a static number
-            prefix_count = 0 if self.prefix is None else lengths[0]
-            index, valid = _first_valid(valid, lengths, x, prefix_count + budget)
-            x, position = (t.gather(1, index[..., None].expand(-1, -1, t.shape[-1])) for t in (x, position))
-        mask = key_mask(valid, lengths if index is None else [x.shape[1]], x.shape[0], x.device)
+        x, position, mask, lengths, index = self._start(inputs, modalities)
         numbers, outputs = set(layers), {}
-        x = x if self.position_every_block else x + position
-        x = x if self.input_norm is None else self.input_norm(x)
         for number, block in enumerate(self.blocks):
             x = x + position if self.position_every_block else x
             features = None
@@ -125,6 +125,24 @@ class ViT(Encoder):
                 outputs[number] = self._split(x if features is None else features, lengths, inputs, index)[0]
         tokens, prefix, hidden = self._split(self.norm(x) if norm else x, lengths, inputs, index)
         return Latents(tokens, prefix, layers=outputs, hidden=hidden)
+
+    def _start(
+        self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[int], Tensor | None]:
+        """What enters the first block: the sequence x (R, L, D), its positions (R, L, D), the attention mask, the
+        lengths of its parts, and where it comes from in a longer sequence, (R, L) or None."""
+        parts, positions, valid = self._sequence(inputs, modalities)
+        lengths = [part.shape[1] for part in parts]
+        x, position = torch.cat(parts, 1), torch.cat(positions, 1)
+        index = None
+        if (budget := _budget(inputs)) is not None:  # only the tokens that rows see, a static number
+            prefix_count = 0 if self.prefix is None else lengths[0]
+            index, valid = _first_valid(valid, lengths, x, prefix_count + budget)
+            x, position = (t.gather(1, index[..., None].expand(-1, -1, t.shape[-1])) for t in (x, position))
+        mask = key_mask(valid, lengths if index is None else [x.shape[1]], x.shape[0], x.device)
+        x = x if self.position_every_block else x + position
+        x = x if self.input_norm is None else self.input_norm(x)
+        return x, position, mask, lengths, index
 
     def _sequence(
         self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
@@ -169,28 +187,29 @@ class ViT(Encoder):
             parts, hidden = parts[::2], dict(zip(inputs, parts[1::2], strict=True))
         return dict(zip(inputs, parts, strict=True)), prefix, hidden
 
-    def guide(
-        self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality], kind: str
-    ) -> dict[str, Tensor]:
+    def guide(self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality], kind: str) -> dict[str, Any]:
         """ "features": tokens after the last block and the norm (B, N, D). "attention": how much attention each token
-        receives in the last block, mean over heads and queries (B, N)."""
+        receives in the last block, mean over heads and queries (B, N). "first_attention": queries and keys of the first
+        block, which costs the embedding and one linear layer."""
         if kind == "features":
             return self.forward(inputs, modalities).tokens
-        if kind != "attention":
+        if kind not in ("attention", "first_attention"):
             return super().guide(inputs, modalities, kind)
-        received: list[Tensor] = []
-
-        def note(module: nn.Module, arguments: tuple[Tensor, ...], options: dict[str, Tensor | None]) -> None:
-            received.append(_attention_received(module, arguments[0], options.get("attn_mask")))
-
-        attention: Any = self.blocks[-1].attn
-        hook = attention.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            self.forward(inputs, modalities)
-        finally:
-            hook.remove()
-        lengths = [x.plan.visible.shape[1] for x in inputs.values()]
-        return dict(zip(inputs, received[0][:, -sum(lengths) :].split(lengths, dim=1), strict=True))
+        x, position, mask, _, _ = self._start(inputs, modalities)
+        *before, last = list(self.blocks)[: 1 if kind == "first_attention" else None]
+        for block in before:
+            x = x + position if self.position_every_block else x
+            x = block(x, attn_mask=mask)
+        x = x + position if self.position_every_block else x
+        queries, keys = queries_and_keys(last, x)
+        lengths = [part.plan.visible.shape[1] for part in inputs.values()]
+        prefix = x.shape[1] - sum(lengths)
+        if kind == "attention":
+            received = attention_received(queries, keys, mask)[:, prefix:]
+            return dict(zip(inputs, received.split(lengths, dim=1), strict=True))
+        class_tokens = queries[:, :, :prefix]
+        parts = zip(inputs, *(part[:, :, prefix:].split(lengths, 2) for part in (queries, keys)), strict=True)
+        return {name: FirstAttention(torch.cat([class_tokens, own], 2), key, prefix) for name, own, key in parts}
 
     def layer_of(self, name: str) -> int:
         """Prefix and hidden tokens, modality vectors, the norm before the blocks: 0, block i: i + 1, the rest (the
@@ -240,14 +259,3 @@ def _first_valid(
     whole = torch.cat(parts, dim=1)
     index = whole.long().argsort(dim=1, descending=True, stable=True)[:, :count].sort(1).values
     return index, [whole.gather(1, index)]
-
-
-def _attention_received(attention: Any, x: Tensor, mask: Tensor | None) -> Tensor:
-    """timm's attention on x (R, L, D) -> (R, L): the weight of each key, mean over heads and queries."""
-    rows, length, width = x.shape
-    heads = attention.num_heads
-    q, k, _ = attention.qkv(x).reshape(rows, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-    scores = (attention.q_norm(q) * attention.scale) @ attention.k_norm(k).transpose(-2, -1)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.float().softmax(-1).mean((1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.small import small_tensor
 
-Count = Literal["floor_visible", "floor_hidden", "round_visible"]
+Count = Literal["floor_visible", "floor_hidden", "round_visible", "round_hidden"]
 
 
 def as_sets(plans: dict[str, Plan] | list[dict[str, Plan]]) -> list[dict[str, Plan]]:
@@ -30,9 +31,12 @@ def check_ratio(ratio: float) -> None:
 
 def visible_count(total: int, ratio: float, count: Count) -> int:
     """How many of ``total`` tokens are visible. Published code differs: "floor_visible" is ``int(N * (1 - r))`` in
-    double precision (MAE), "floor_hidden" is ``N - int(N * r)`` (VideoMAE, Point-MAE), "round_visible" rounds."""
+    double precision (MAE), "floor_hidden" is ``N - int(N * r)`` (VideoMAE, Point-MAE), "round_visible" rounds,
+    "round_hidden" is ``N - round(N * r)`` (SMA)."""
     if count == "floor_visible":
         return int(total * (1 - ratio))
+    if count == "round_hidden":
+        return total - round(total * ratio)
     if count == "floor_hidden":
         return total - int(total * ratio)
     return round(total * (1 - ratio))
@@ -44,12 +48,16 @@ def plan_from_order(order: Tensor, tokens: Tokens, ratio: float, count: Count) -
     Shapes depend on N alone, never on the data; in ragged batches the ratio applies to the valid tokens of each row.
     """
     check_ratio(ratio)  # the hint of a masking may have no bounds
-    visible_of = [visible_count(n, ratio, count) for n in range(tokens.count + 1)]  # by number of valid tokens
+    return plan_by_counts(order, tokens, [visible_count(n, ratio, count) for n in range(tokens.count + 1)])
+
+
+def plan_by_counts(order: Tensor, tokens: Tokens, visible_of: Sequence[int]) -> Plan:
+    """:func:`plan_from_order` with the number of visible tokens of a row that has n valid ones, n = 0 .. N."""
     if tokens.valid is None:
         keep = visible_of[-1]
         return Plan(order[:, :keep].sort(1).values, order[:, keep:].sort(1).values)
     valid = tokens.valid.sum(1, keepdim=True)
-    visible = small_tensor(visible_of, order.device)[valid]  # (R, 1)
+    visible = small_tensor(list(visible_of), order.device)[valid]  # (R, 1)
     position = torch.arange(tokens.count, device=order.device).expand_as(order)
     shown, shown_valid = packed(order, position < visible, max(visible_of))
     most_hidden = max(n - shown_of_n for n, shown_of_n in enumerate(visible_of))

@@ -19,7 +19,9 @@ class EachModality(Masking):
                 "no token of any modality is visible; give one of them a mask ratio below 1 (masking.ratio)"
             )
         self.maskings = maskings
-        self.guide = next((masking.guide for masking in maskings.values() if masking.guide), None)
+
+    def guide_of(self, name: str, progress: float) -> str | None:
+        return self.maskings[name].guide_of(name, progress)
 
     def __call__(
         self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None

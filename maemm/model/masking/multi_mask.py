@@ -28,7 +28,9 @@ class MultiMask(Masking):
     ):
         self.masks_per_sample = masks_per_sample
         self.masking: Masking = make("maskings", masking, where="masking.masking")
-        self.guide = self.masking.guide
+
+    def guide_of(self, name: str, progress: float) -> str | None:
+        return self.masking.guide_of(name, progress)
 
     def __call__(
         self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None

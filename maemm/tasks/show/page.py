@@ -59,7 +59,7 @@ def _stages(part: Part) -> list[list[str]]:
     valid = None if preprocessed.valid is None else element_valid(preprocessed)
     stages = {"preprocessed: x": statistics(preprocessed.x, valid)}
     stages["tokens: values"] = statistics(part.tokens.values, part.tokens.valid)
-    if part.target is not None and part.plan is not None:
+    if part.target is not None:
         stages["target"] = statistics(part.target, part.plan.predict_valid)
     columns = [column for column in _COLUMNS if any(column in values for values in stages.values())]
     rows = [[stage, *(values.get(column, "") for column in columns)] for stage, values in stages.items()]

@@ -13,11 +13,11 @@ from torch import Tensor
 from maemm.config.paths import expanded
 from maemm.contract import Label, Plan, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Rng
+from maemm.contract.rng import Rng, seeded
 from maemm.data.bad_samples import BadSample, printable, reason_of
 from maemm.data.loader import name_of
 from maemm.data.locks import writes
-from maemm.model.build import build_masking
+from maemm.model.build import build_masking, build_model
 from maemm.model.masking.counts import as_sets
 from maemm.tasks._shared.opened_data import Opened, Overrides, Recipe, open_data
 from maemm.tasks._shared.sample_facts import shapes
@@ -128,11 +128,18 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
     preprocessed = {name: _preprocessed(opened, read, name, 0, seed) for name in opened.modalities}
     tokens = {name: modality.tokenize(preprocessed[name]) for name, modality in opened.modalities.items()}
     masking = build_masking(opened.recipe)
-    sets: list[dict[str, Plan]] = []
-    notes: dict[str, list[str]] = {}
-    if not masking.guide:
-        rng = Rng((seed, "show"), range(len(read)), len(read))
-        sets, notes = as_sets(masking(tokens, rng)), masking.notes(tokens, rng)
+    rng = Rng((seed, "show"), range(len(read)), len(read))
+    guided = [name for name in tokens if masking.guide_of(name, 1.0)]
+    if guided:
+        rng = replace(rng, progress=1.0)  # as at the end of the training, where guidance has its whole share
+        sets = _guided_plans(opened.recipe, preprocessed, rng, seed)
+    else:
+        sets = as_sets(masking(tokens, rng))
+    notes = masking.notes(tokens, rng)
+    for name in guided:
+        notes.setdefault(name, []).append(
+            "an encoder without training guides it here, as at the end of a training: another one hides other tokens"
+        )
     parts = {}
     for name, modality in opened.modalities.items():
         part = Part(
@@ -155,6 +162,18 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
     return parts
 
 
+def _guided_plans(
+    recipe: dict[str, Any], preprocessed: dict[str, Preprocessed], rng: Rng, seed: int
+) -> list[dict[str, Plan]]:
+    """Plans of a masking that an encoder guides: one of the recipe's kind with fresh weights."""
+    alone = {key: value for key, value in recipe.items() if key not in ("decoder", "objectives", "head")}
+    specs = recipe["modalities"].items()
+    alone["modalities"] = {name: {k: v for k, v in spec.items() if k != "target"} for name, spec in specs}
+    with seeded("untrained", seed):
+        model = build_model(alone).eval()
+    return [{name: x.plan for name, x in inputs.items()} for inputs in model.plan_sets(preprocessed, rng)]
+
+
 def _preprocessed(opened: Opened, read: Sequence[_Read], name: str, view: int, seed: int) -> Preprocessed:
     modality = opened.modalities[name]
     try:
@@ -169,9 +188,7 @@ def _preprocessed(opened: Opened, read: Sequence[_Read], name: str, view: int, s
 
 def _add_target(part: Part, spec: dict[str, Any], decoder: dict[str, Any] | None) -> None:
     """The modality's own target of the hidden tokens, or a note why there is none to show and who predicts what."""
-    if part.plan is None:
-        part.notes.append("The masking needs an encoder to choose what is hidden, so no plan is shown.")
-    elif spec.get("target"):
+    if spec.get("target"):
         part.notes.append(
             f"The model predicts features ({_described(spec['target'])}), which are not part of the signal, with the "
             f"decoder {_described(decoder)}."

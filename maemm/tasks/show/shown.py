@@ -42,16 +42,16 @@ class Part:
     loaded: list[list[str]]  # of each sample, the arrays that ``load`` returned
     preprocessed: Preprocessed
     tokens: Tokens
-    plans: list[Plan]  # of each set of plans; none: the masking needs a trained encoder
+    plans: list[Plan]  # of each set of plans
     target: Tensor | None = None
     rows: Rows = field(default_factory=Rows)
     augmented: Rows = field(default_factory=Rows)
     notes: list[str] = field(default_factory=list)
 
     @property
-    def plan(self) -> Plan | None:
+    def plan(self) -> Plan:
         """The first set of plans."""
-        return self.plans[0] if self.plans else None
+        return self.plans[0]
 
 
 def statistics(values: Tensor, valid: Tensor | None = None) -> dict[str, str]:
