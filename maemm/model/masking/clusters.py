@@ -13,7 +13,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction
 from maemm.contract.rng import Rng
 from maemm.model.masking.counts import Count
-from maemm.model.masking.course import Scheduled, read_course
+from maemm.model.masking.course import Course, Scheduled, read_course
 from maemm.model.masking.cut import normalised_cut
 from maemm.model.masking.guided import GuidedMasking, by_valid, hidden_last, highest
 from maemm.model.masking.ratio import Ratio, read_ratio
@@ -33,7 +33,8 @@ class Clusters(GuidedMasking):
     Options
         ratio: fraction of the tokens that is hidden; [low, high], or {mean, std, low, high}: drawn for each batch
         begin: fraction of the training that is done when guidance begins
-        hints: fraction of the hidden that chance replaces; {start, end, over, shape}: over the training from begin on
+        hints: fraction of the hidden that chance replaces; {start, end, over, shape}: over the training from begin on;
+            null: from 0.1 to 0, along a line
         object: the side of the cut that is hidden: the smaller one, or the inner one, with less of the grid's border
         count: how the ratio is rounded to a number of tokens
     """
@@ -50,7 +51,7 @@ class Clusters(GuidedMasking):
         count: Count = "floor_visible",
     ):
         self.ratio, self.begin, self.object, self.count = read_ratio(ratio), begin, object, count
-        self.hints = read_course({"start": 0.1, "end": 0.0, "shape": "linear"} if hints is None else hints)
+        self.hints = read_course(Course(start=0.1, end=0.0, shape="linear") if hints is None else hints)
 
     def _hints(self, progress: float) -> float:
         rest = 1 - self.begin
