@@ -19,7 +19,7 @@ class Pooled(Objective):
     """The last class token is compared with the mean of the target over all tokens (data2vec 2.0, section 3.2).
 
     The mean over all rows of plans; a term per modality. Where the target is not as wide as the encoder, a linear layer
-    lies between.
+    lies between. With weight 0 it is computed and logged, and nothing else depends on it.
 
     Options
         weight: of all terms in the loss. Published code sums over the rows of a GPU: its 0.01 is a weight of 0.01 times
@@ -49,11 +49,13 @@ class Pooled(Objective):
             )
         self.heads = nn.ModuleDict()
         parts: dict[str, Modality | Target] = {**dict(model.modalities.items()), **dict(model.targets.items())}
-        for name, part in parts.items():
-            width = part.output_dim()
-            if width != model.encoder.dim:
-                self.heads[name] = nn.Linear(model.encoder.dim, width)
-        self.heads.apply(init_linear)
+        with torch.random.fork_rng(devices=[]):  # what is made afterwards has the weights that it has without this
+            for name, part in parts.items():
+                width = part.output_dim()
+                if width != model.encoder.dim:
+                    self.heads[name] = nn.Linear(model.encoder.dim, width)
+            self.heads.apply(init_linear)
+        self.heads.requires_grad_(self.weight > 0)  # the norm of the gradient is that of what learns
 
     def forward(self, out: Output, model: Model) -> dict[str, Term]:
         counts = self.counts(out.plans)
