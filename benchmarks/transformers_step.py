@@ -1,10 +1,11 @@
-"""A training step of VideoMAE: this implementation against transformers' of the same size, on the same batch.
+"""A training step of MAE and VideoMAE: this implementation against transformers' of the same size, on the same batch.
 
-    python benchmarks/video_step.py [--batch 8] [--rounds 6] [--steps 3] [--size small] [--out benchmarks/results]
+    python benchmarks/transformers_step.py [--kind image] [--size base] [--batch 8] [--rounds 6] [--steps 3]
+        [--out benchmarks/results]
 
-Forward, loss, backward and AdamW, rounds of both interleaved, in float32 on a CPU and in bf16 on a GPU, eager (and
-compiled on a GPU). Saved activations are the bytes that autograd keeps for the backward pass. transformers is no
-dependency; without it only our own rows are measured, and the file says so.
+Forward, loss, backward and AdamW, rounds of both interleaved, in float32 on a CPU and in bf16 on a GPU, eager. Saved
+activations are the bytes that autograd keeps for the backward pass. transformers is no dependency; without it only our
+own rows are measured, and the file says so.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +22,28 @@ from _machine import about
 
 import maemm
 
-#: clip, encoder (width, depth, heads), decoder (width, depth, heads)
+#: size of the signal, encoder (width, depth, heads), decoder (width, depth, heads)
 SIZES = {
-    "tiny": ([16, 64, 64], (192, 6, 6), (96, 2, 3)),
-    "small": ([16, 224, 224], (384, 12, 6), (192, 4, 3)),
-    "base": ([16, 224, 224], (768, 12, 12), (384, 4, 6)),
+    "image": {
+        "tiny": ([64, 64], (192, 6, 6), (96, 2, 3)),
+        "base": ([224, 224], (768, 12, 12), (512, 8, 16)),
+    },
+    "video": {
+        "tiny": ([16, 64, 64], (192, 6, 6), (96, 2, 3)),
+        "small": ([16, 224, 224], (384, 12, 6), (192, 4, 3)),
+        "base": ([16, 224, 224], (768, 12, 12), (384, 4, 6)),
+    },
 }
+RECIPES = {"image": "image/mae_base", "video": "video/videomae_base"}
+Loss = Callable[[int], torch.Tensor]  # of the step's number
 
 
-def ours(size: str, rows: int, device: torch.device) -> tuple[torch.nn.Module, Callable[[int], torch.Tensor]]:
-    """The model, and a function from the step's number to the loss."""
-    clip, *parts = SIZES[size]
+def ours(kind: str, size: str, rows: int, device: torch.device) -> tuple[torch.nn.Module, Loss]:
+    sides, *parts = SIZES[kind][size]
     options = {f"{name}.{key}": value for name, part in zip(("encoder", "decoder"), parts, strict=True)
                for key, value in zip(("dim", "depth", "heads"), part, strict=True)}  # fmt: skip
-    model = maemm.build("video/videomae_base", **{**options, "modalities.video.size": clip}).to(device).train()
-    batch = {"video": torch.randn(rows, 3, *clip, device=device)}
+    model = maemm.build(RECIPES[kind], **{**options, f"modalities.{kind}.size": sides}).to(device).train()
+    batch = {kind: torch.randn(rows, 3, *sides, device=device)}
 
     def loss(number: int) -> torch.Tensor:
         return model(model.plan(batch, maemm.Rng((0, number), range(rows), rows))).total
@@ -44,26 +51,32 @@ def ours(size: str, rows: int, device: torch.device) -> tuple[torch.nn.Module, C
     return model, loss
 
 
-def theirs(size: str, rows: int, device: torch.device) -> tuple[torch.nn.Module, Callable[[int], torch.Tensor]]:
-    """The same of transformers, with masks as its documentation makes them."""
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+def theirs(kind: str, size: str, rows: int, device: torch.device) -> tuple[torch.nn.Module, Loss]:
+    """The same of transformers; clips with masks as its documentation makes them."""
+    import transformers
 
-    clip, encoder, decoder = SIZES[size]
-    config = VideoMAEConfig(
-        image_size=clip[1], num_frames=clip[0], hidden_size=encoder[0], num_hidden_layers=encoder[1],
-        num_attention_heads=encoder[2], intermediate_size=4 * encoder[0], decoder_hidden_size=decoder[0],
-        decoder_num_hidden_layers=decoder[1], decoder_num_attention_heads=decoder[2],
-        decoder_intermediate_size=4 * decoder[0], use_mean_pooling=False,
-    )  # fmt: skip
-    model = VideoMAEForPreTraining(config).to(device).train()
-    pixels = torch.randn(rows, clip[0], 3, *clip[1:], device=device)
-    area, slots = (clip[1] // 16) * (clip[2] // 16), clip[0] // 2
+    sides, encoder, decoder = SIZES[kind][size]
+    options = {
+        "image_size": sides[-1], "hidden_size": encoder[0], "num_hidden_layers": encoder[1],
+        "num_attention_heads": encoder[2], "intermediate_size": 4 * encoder[0], "decoder_hidden_size": decoder[0],
+        "decoder_num_hidden_layers": decoder[1], "decoder_num_attention_heads": decoder[2],
+        "decoder_intermediate_size": 4 * decoder[0],
+    }  # fmt: skip
+    if kind == "image":
+        config = transformers.ViTMAEConfig(**options, mask_ratio=0.75, norm_pix_loss=True)
+        model = transformers.ViTMAEForPreTraining(config).to(device).train()
+        pixels = torch.randn(rows, 3, *sides, device=device)
+        return model, lambda number: model(pixels).loss
+    config = transformers.VideoMAEConfig(**options, num_frames=sides[0], use_mean_pooling=False)
+    model = transformers.VideoMAEForPreTraining(config).to(device).train()
+    clips = torch.randn(rows, sides[0], 3, *sides[1:], device=device)
+    area, slots = (sides[1] // 16) * (sides[2] // 16), sides[0] // 2
 
     def loss(number: int) -> torch.Tensor:
         hidden = torch.zeros(rows, area, dtype=torch.bool)
         noise = torch.rand(rows, area, generator=torch.Generator().manual_seed(number))
         hidden.scatter_(1, noise.argsort(1)[:, : int(0.9 * area)], True)
-        return model(pixels, bool_masked_pos=hidden.repeat(1, slots).to(device)).loss
+        return model(clips, bool_masked_pos=hidden.repeat(1, slots).to(device)).loss
 
     return model, loss
 
@@ -109,11 +122,11 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict]:
     for name, make in (("maemm", ours), ("transformers", theirs)):
         torch.manual_seed(0)
         try:
-            model, loss = make(args.size, args.batch, device)
+            model, loss = make(args.kind, args.size, args.batch, device)
         except ImportError:
             rows.append({"implementation": name, "left_out": "transformers is not installed"})
             continue
-        count = sum(one.numel() for one in model.parameters())
+        count = sum(parameter.numel() for parameter in model.parameters())
         rows.append(
             {"implementation": name, "parameters": count, "saved_mib": saved_bytes(loss) / 2**20, "seconds": []}
         )
@@ -126,9 +139,12 @@ def measure(args: argparse.Namespace, device: torch.device) -> list[dict]:
                 for number in range(args.steps):
                     steps[row["implementation"]](number)
                 row["seconds"].append((timer(device) - start) / args.steps)
+    if all("seconds" in row for row in rows):
+        own, other = (np.array(row["seconds"]) for row in rows)
+        rows[0]["ratio"] = float(np.median(other / own))  # above 1: ours is faster
     for row in rows:
         if "seconds" in row:
-            row["clips_per_s"] = args.batch / float(np.median(row["seconds"]))
+            row["samples_per_s"] = args.batch / float(np.median(row["seconds"]))
         print(json.dumps(row), flush=True)
     return rows
 
@@ -138,7 +154,8 @@ def main(argv: list[str] | None = None) -> Path:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--kind", choices=SIZES, default="image")
+    parser.add_argument("--size", choices=("tiny", "small", "base"), default="base")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -146,11 +163,11 @@ def main(argv: list[str] | None = None) -> Path:
         torch.set_num_threads(1)
     report = {
         **about(device), "seconds": "wall" if device.type == "cuda" else "of one CPU thread",
-        "command": f"python benchmarks/video_step.py --size {args.size} --batch {args.batch}",
-        "clip": SIZES[args.size][0], "rows": measure(args, device),
+        "command": f"python benchmarks/transformers_step.py --kind {args.kind} --size {args.size} --batch {args.batch}",
+        "signal": SIZES[args.kind][args.size][0], "rows": measure(args, device),
     }  # fmt: skip
     args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"video_step-{device.type}-{args.size}-{date.today()}.json"
+    path = args.out / f"transformers_step-{device.type}-{args.kind}-{args.size}.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     return path
 
