@@ -7,6 +7,10 @@
     seen.launches   # {aten operation: how often}
     seen.streams    # what a stream uses before it is there, or without telling the allocator; copies to the host
 
+``gpu(values=False)``: shapes alone, for models of full size: nothing is computed, no memory is needed, and numbers that
+the host reads mean nothing. ``seen.trace`` may be a function, which is called with (operation, arguments, options,
+results) of each operation.
+
 Operations over tensors of two devices raise torch's own error. Neither GPU nor driver is needed. Unseen are
 NCCL, timings, compiled graphs.
 """
@@ -14,10 +18,12 @@ NCCL, timings, compiled graphs.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import traceback
 import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 from unittest import mock
 
@@ -75,8 +81,10 @@ def _event(kind: str, blocking: bool = True, **more: Any) -> Event:
 class PretendedGpu(TorchDispatchMode):
     """Runs each operation twice: on the values, and on fake tensors, which know what is on which device."""
 
-    def __init__(self) -> None:
+    def __init__(self, values: bool = True) -> None:
         super().__init__()
+        self.values = values
+        self.trace: Callable[[Any, Any, Any, Any], Any] | None = None
         self.fake = fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
         self.waits: list[Event] = []
         self.copies: list[Event] = []
@@ -118,13 +126,28 @@ class PretendedGpu(TorchDispatchMode):
         self.launches[str(func)] += 1
         if func is aten._local_scalar_dense.default:
             self.wait("item(), tolist() or bool()")
-            return func(args[0]._value)
+            return func(args[0]._value if self.values else torch.ones((), dtype=args[0].dtype))
         if func in WAITING or (func in INDEXING and _has_mask(args[1])):
             self.wait(str(func).removeprefix("aten."))
         self._note_copies(func, args, kwargs, target)
-        for tensor in tree_leaves((args, kwargs)):
-            if is_on_gpu(tensor):
-                self.streams.used(tensor)
+        if not self.values:
+            results = self._shapes(func, args, kwargs)
+        else:
+            for tensor in tree_leaves((args, kwargs)):
+                if is_on_gpu(tensor):
+                    self.streams.used(tensor)
+            results = self._computed(func, args, kwargs, target)
+        if self.trace is not None:
+            self.trace(func, args, kwargs, results)
+        return results
+
+    def _shapes(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if func._schema.name in WITHOUT_SHAPES:
+            return None
+        with self.fake:
+            return func(*args, **kwargs)
+
+    def _computed(self, func: Any, args: Any, kwargs: Any, target: str | None) -> Any:
         to_host = target == "cpu" or (func is aten.copy_.default and not is_on_gpu(args[0]))
         if to_host and func in (aten.copy_.default, aten._to_copy.default) and _is_asynchronous(args, kwargs):
             copies = func is aten.copy_.default
@@ -197,6 +220,15 @@ def _empty_like(x: Any) -> Any:
 # ----------------------------------------------------------------------------------------------- the backward pass
 def gradients_of(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     """{leaf: gradient}. torch's engine asks the driver for streams; this walks the same nodes in Python."""
+    # By this number activations that are computed again know that they have been in this backward pass.
+    with mock.patch.object(torch._C, "_current_graph_task_id", partial(int, next(_passes))):
+        return _walk(roots, gradients)
+
+
+_passes = itertools.count(1_000_000)
+
+
+def _walk(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[Tensor, Tensor]:
     leaves: dict[Tensor, Tensor] = {}
     arrived: dict[Any, dict[int, Tensor]] = {}  # by node: gradient of each of its outputs
     for root, gradient in zip(roots, gradients, strict=True):
@@ -277,7 +309,11 @@ def _backward(
     """``Tensor.backward``."""
     with torch.no_grad():
         for leaf, grad in gradients_of([loss], [torch.ones_like(loss) if gradient is None else gradient]).items():
-            leaf.grad = grad.clone() if leaf.grad is None else leaf.grad + grad
+            shared = hasattr(
+                grad, "_value"
+            )  # with shapes alone nothing can be written twice; torch's engine copies none
+            new = grad.clone() if shared else grad
+            leaf.grad = new if leaf.grad is None else leaf.grad + grad
 
 
 def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -318,6 +354,9 @@ def _fps_kernel(planes: Any, nearest: Any, first: Any, count: int) -> tuple[Tens
     from maemm_plugins.pointcloud import grouping
 
     assert planes.device == nearest.device == first.device and planes.is_contiguous()
+    if not hasattr(planes, "_value"):
+        index = torch.empty(len(first), count, dtype=torch.long, device=planes.device)
+        return index, torch.empty(len(first), count, device=planes.device)
     sampled = grouping._sample(planes._value, nearest._value, first._value, count)
     return tuple(x.to("cuda", non_blocking=True) for x in sampled)
 
@@ -363,12 +402,12 @@ def _patches(seen: PretendedGpu) -> Iterator[tuple[Any, str, Any]]:
 
 
 @contextlib.contextmanager
-def gpu() -> Iterator[PretendedGpu]:
-    """Pretend that "cuda" is there, within the block."""
+def gpu(values: bool = True) -> Iterator[PretendedGpu]:
+    """Pretend that "cuda" is there, within the block. ``values=False``: shapes alone."""
     torch._C._ensureCUDADeviceGuardSet()  # guards and streams that ask no driver
     lifted = torch._C._only_lift_cpu_tensors()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(.., device="cuda") is made on the CPU and copied
-    seen = PretendedGpu()
+    seen = PretendedGpu(values)
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in _patches(seen):
             stack.enter_context(mock.patch.object(owner, name, replacement))

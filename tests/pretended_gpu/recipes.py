@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -25,11 +26,13 @@ from maemm.train.setup import make_train_state
 from maemm.train.step import plan_micro_batches, take_step
 
 from .device import PretendedGpu
+from .work import Work
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
 BATCH = 4
 SMALL = {"dim": 48, "depth": 2, "heads": 2}
+INITS = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "kaiming_uniform_", "constant_")
 
 
 def shrunk(name: str, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -103,8 +106,8 @@ class Samples:
             self.sources[kind] = registry.find("sources", kind)(str(root), name=kind)
         return self.sources[kind]
 
-    def raw(self, recipe: dict[str, Any], name: str, modality: Modality, step: int) -> Any:
-        """A collated batch of one modality, augmented as in training."""
+    def raw(self, recipe: dict[str, Any], name: str, modality: Modality, step: int, times: int = 1) -> Any:
+        """A collated batch of one modality, augmented as in training; ``times``: how often each sample is in it."""
         spec = recipe["modalities"][name]
         kind = spec.get("type", name)
         source = self.source("image" if "same_as" in spec else kind)
@@ -119,23 +122,24 @@ class Samples:
                 raw = {**raw, "x": np.stack(rows), "channels": list(names)}
             raw = shortened(raw, row) if self.uneven else raw
             loaded.append(modality.load(raw, rng.fold_in(name)))
-        return modality.collate(loaded)
+        return modality.collate(loaded * times)
 
-    def batch(self, recipe: dict[str, Any], step: int, names: list[str] | None = None) -> Batch:
+    def batch(self, recipe: dict[str, Any], step: int, names: list[str] | None = None, times: int = 1) -> Batch:
         """What the loader gives to one step; ``names``: the modalities of a mixed run's data set."""
         modalities = build_modalities(recipe)
         raw = {
-            name: self.raw(recipe, name, modality, step)
+            name: self.raw(recipe, name, modality, step, times)
             for name, modality in modalities.items()
             if names is None or name in names
         }
         labels = None
         if recipe.get("head"):
             many = any((x or {}).get("loss") == "sigmoid" for x in (recipe.get("objectives") or {}).values())
-            labels = stack([(0, 1), (1,), (), (2, 1)] if many else [0, 1, 2, 0])
-        ids = [f"sample {row}" for row in range(BATCH)]
+            labels = stack(([(0, 1), (1,), (), (2, 1)] if many else [0, 1, 2, 0]) * times)
+        rows = list(range(BATCH * times))
+        ids = [f"sample {row}" for row in rows]
         sides = {name: _sides(modality, raw[name]) for name, modality in modalities.items() if modality.side_inputs}
-        return Batch(raw, ids, labels, list(range(BATCH)), [], step, 0, side_inputs=sides)
+        return Batch(raw, ids, labels, rows, [], step, 0, side_inputs=sides)
 
 
 def _sides(modality: Modality, raw: Any) -> dict[str, Tensor]:
@@ -165,3 +169,39 @@ def two_steps(
         watch.add(step, result, micro_batches.ids)
         losses.append(result.total.detach())
     return losses
+
+
+def counted_step(recipe: dict[str, Any], samples: Samples, seen: PretendedGpu, work: Work) -> dict[str, int]:
+    """Count the work of a later step of a recipe, at its own batch size: the second of two, on shapes alone.
+
+    The model is not initialised. Returns bytes: "held" before it (weights, moments), "kept" by the forward pass for the
+    backward pass.
+    """
+    train = recipe["train"]
+    rows = train.get("micro_batch") or train["batch"]
+    accumulation = train["batch"] // rows
+    with mock.patch.multiple("torch.nn.init", **dict.fromkeys(INITS, lambda x, *args, **kwargs: x)):
+        state = make_train_state(
+            recipe, 10, accumulation, DistContext(device=torch.device("cuda", 0)), steps_per_epoch=5
+        )
+    sets: list[list[str] | None] = [["image"], ["video"]] if recipe["data"].get("mix") else [None]
+    kept: list[int] = []
+
+    def note(model: Any, arguments: Any, out: Any) -> None:
+        kept.append(work.held)
+
+    state.model.register_forward_hook(note)
+    for step in range(1 + len(sets)):
+        batch = samples.batch(recipe, step, sets[step % len(sets)], rows // BATCH)
+        if step == 1:
+            seen.clear()
+            work.clear()
+            kept.clear()
+            held = work.held
+        set_lr(state.optimizer, 1e-3)
+        micro_batches = plan_micro_batches(state, step, [batch] * accumulation)
+        if step == 1:
+            planned = work.held
+        result = take_step(state, micro_batches)
+        del micro_batches, batch, result
+    return {"held": held, "kept": kept[0] - planned}
