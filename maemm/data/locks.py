@@ -50,7 +50,10 @@ def locked(
     network file systems) it logs so and continues.
     """
     refuse_in_child()
-    key = os.path.realpath(path)
+    try:
+        key = os.path.realpath(path)
+    except ValueError as error:  # a NUL character
+        raise MaemmError(f"cannot write to {title!r} ({error}); {advice}") from error
     with _held_lock:
         if key in _held:
             raise MaemmError(f"{title} is in use by this process (pid {os.getpid()}); wait for it, or stop it")

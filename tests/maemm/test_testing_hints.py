@@ -148,7 +148,7 @@ def test_labels_are_numbers_or_tuples_of_them(source, problem, monkeypatch):
     from maemm.testing import checks_sources
 
     monkeypatch.setattr(checks_sources, "open_source", lambda case: source)
-    (check,) = (check for check in checks_of(registry.CORE) if check.name == "samples_are_whole")
+    check = next(check for check in checks_of(registry.CORE) if check.name == "samples_are_whole")
     if problem is None:
         check()
         return

@@ -33,7 +33,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="trainings with other masks, at least 2 (default: 3)")
     args, (recipe, data), overrides = parser.parse(argv, 1, 2)
     from maemm.config.layers import flatten, from_overrides
-    from maemm.tasks.parity.run import CHANGE, parity
+    from maemm.tasks.parity.run import CHANGE, compare
     from maemm.ui.progress import progress
 
     if data is not None:
@@ -41,13 +41,13 @@ def run(argv: list[str], flags: Namespace) -> int:
             raise MaemmError(f"the data are given twice ({data} and data.root=); give them once")
         overrides.append(f"data.root={json.dumps(data)}")  # JSON is YAML: a folder called 2024 stays a string
     with progress("parity", "steps") as on_progress:
-        comparison = parity(
+        comparison = compare(
             str(recipe),
+            flatten(from_overrides(overrides).values),
             flatten(from_overrides(args.change).values) or CHANGE,
             steps=args.steps,
             seeds=args.seeds,
             on_progress=on_progress,
-            **flatten(from_overrides(overrides).values),
         )
     if flags.json:
         print_json(comparison.record())

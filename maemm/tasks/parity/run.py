@@ -48,19 +48,32 @@ def parity(
     Raises :class:`MaemmError` for anything wrong with recipe or data, for fewer than 10 steps or 2 seeds, and under
     ``torchrun``.
     """
+    name = os.fspath(recipe) if isinstance(recipe, os.PathLike) else recipe
+    return compare(name, overrides, change, steps=steps, seeds=seeds, on_progress=on_progress)
+
+
+def compare(
+    recipe: str | Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    change: Mapping[str, Any],
+    *,
+    steps: int,
+    seeds: int,
+    on_progress: Progress | None = None,
+) -> Comparison:
+    """:func:`parity`, where no override can meet a parameter of the same name."""
     if steps < 10 or seeds < 2:
         raise MaemmError(f"{steps} steps and {seeds} seeds tell nothing (--steps, --seeds); give 10 and 2 or more")
     if not change:
         raise MaemmError(
             "nothing is changed, so there is nothing to compare; give a change, such as train.compile=true"
         )
-    name = os.fspath(recipe) if isinstance(recipe, os.PathLike) else recipe
-    plain = _recipe(name, {**PLAIN, **overrides}, steps)
-    changed = _recipe(name, {**PLAIN, **overrides, **change}, steps)
+    plain = _recipe(recipe, {**PLAIN, **overrides}, steps)
+    changed = _recipe(recipe, {**PLAIN, **overrides, **change}, steps)
     with distributed.start() as dist_context, compiling.compiler_settings():
         if dist_context.world_size > 1:
             raise MaemmError("parity compares two trainings in one process; start it without torchrun")
-        title = name if isinstance(name, str) else "recipe"
+        title = recipe if isinstance(recipe, str) else "recipe"
         return _compare(title, plain, changed, change, steps, seeds, dist_context, on_progress)
 
 

@@ -57,6 +57,7 @@ RIGHT: dict[str, list[list[str]]] = {  # command lines that work
     "retrieve": [["run", "few.npz", "--pair", "image,image"]],
     "score": [["run", "few.npz", "-o", "x.csv", "--plans", "1"], ["run", "few.npz", "-o", "x.npz"]],
     "diagnose": [["run", "few.npz", "--samples", "16", "--alone", "--ratios", "0.5", "-o", "x.html"]],
+    "parity": [["tiny.yaml", "few.npz", "--steps", "10", "--seeds", "2", "--change", "train.clip_grad=1"]],
     "convert": [["run", "x.safetensors"], ["w.pth", "x.safetensors", "heads=2", "decoder_heads=2", "norm_pix=true"]],
     "export": [["run", "--to", "safetensors", "-o", "x.safetensors"], ["run", "--to", "timm", "-o", "y.safetensors"]],
 }

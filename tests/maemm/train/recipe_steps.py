@@ -44,7 +44,7 @@ def two_steps(name, dist_context, overrides=None):
 
     def batch(step):
         rng = Rng((0, step, dist_context.rank), range(2), 2)
-        examples = {key: modality.example(2, rng) for key, modality in state.model.modalities.items()}
+        examples = {key: _example(modality, rng) for key, modality in state.model.modalities.items()}
         sets = state.model.plan_sets(examples, rng)
         counts = {key: value.float() for key, value in state.model.counts(sets[0]).items()}
         labels = None
@@ -62,6 +62,17 @@ def two_steps(name, dist_context, overrides=None):
     zero = [key for key, size in sizes.items() if size == 0]
     same = [key for key, value in before.items() if key in sizes and torch.equal(value, trainable[key])]
     return {"missing": missing, "zero": zero, "unused": unused, "same": same, "trainable": len(trainable)}
+
+
+def _example(modality, rng):
+    """With the side inputs that the recipe's target reads beside samples: a number for every token."""
+    from dataclasses import replace
+
+    x = modality.example(2, rng)
+    if not modality.side_inputs:
+        return x
+    numbers = torch.arange(2 * modality.tokenize(x).count).view(2, -1)
+    return replace(x, info={**x.info, **dict.fromkeys(modality.side_inputs, numbers)})
 
 
 def main(cases, out):
