@@ -18,6 +18,7 @@ TRAINED = {
     "image/mae_large": 329_239_296,
     "image/mae_huge": 656_613_964,
     "image/ijepa_huge14": 652_713_984,  # published: 653,139,968 values, of which 425,984 are tables of positions
+    "video/vjepa2_large": 303_885_312 + 22_084_480 - 5 * 384,  # five of the mask tokens are not trained
     "audio/audiomae_base": 136_336_128,
     "audio/audiomae_esc50": 136_336_128,
 }
@@ -53,12 +54,16 @@ def example(modality):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_steps_when_shrunk(name):
     torch.manual_seed(0)
-    model = build_model(shrunk(name))
+    recipe = shrunk(name)
+    model = build_model(recipe)
     batch = {n: example(m) for n, m in model.modalities.items()}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    # The first layer norm of a mask token of zeros is a thousand times as steep as later.
+    zeros = (recipe["decoder"] or {}).get("mask_init") == "zeros"
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6 if zeros else 1e-4)
     losses = []
     for _ in range(2):
-        total = model(batch, rng=maemm.Rng((0, 0), range(2), 2)).total
+        sets = model.plan_sets(batch, maemm.Rng((0, 0), range(2), 2))
+        total = sum(model(inputs).total for inputs in sets) / len(sets)
         total.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -60,17 +60,21 @@ class SinCos(nn.Module):
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
         """Tokens ``index`` (R, V) -> their positions (R, V, D)."""
         if tokens.grid is None or tokens.coords.shape[0] != 1:
-            return sincos(tokens.gather_coords(index), self.dim)
+            return self.code(tokens.gather_coords(index))
         key = (tokens.grid, tokens.coords.device)
         if key not in self._cache:  # on a grid the coordinates are the lattice: cache one table per grid and device
             if len(self._cache) > 16:
                 self._cache.clear()
-            self._cache[key] = sincos(tokens.coords[0], self.dim)
+            self._cache[key] = self.code(tokens.coords[0])
         return self._cache[key][index]
+
+    def code(self, coords: Tensor) -> Tensor:
+        """The code of coordinates (..., A) -> (..., D); override it for another one."""
+        return sincos(coords, self.dim)
 
     def table(self, grid: tuple[int, ...]) -> Tensor:
         """The table of a whole grid, (1, N, D), as published files store it."""
-        return sincos(lattice(grid), self.dim)
+        return self.code(lattice(grid))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}

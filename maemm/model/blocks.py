@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
@@ -11,8 +12,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from maemm.contract.errors import MaemmError
+from maemm.model.rotary import RotaryAttention, rotate
 
 Init = Literal["xavier", "normal"]
+BlockInit = Literal["xavier", "normal", "normal_by_depth"]
 BlockNorm = Literal["pre", "post"]
 
 
@@ -22,16 +25,26 @@ class PostNormBlock(Block):
     x = norm1(x + attention(x)), then norm2(x + mlp(x)).
     """
 
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        return with_ffn(self, x, attn_mask, is_causal)[0]
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **options: Any) -> Tensor:
+        return with_ffn(self, x, attn_mask, is_causal, **options)[0]
+
+
+class RotaryBlock(Block):
+    """A block whose attention reads a ``rotation``, see :class:`maemm.model.rotary.RotaryAttention`."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **options: Any) -> Tensor:
+        return with_ffn(self, x, attn_mask, is_causal, **options)[0]
 
 
 def with_ffn(
-    block: Block, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+    block: Block, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    """What a block makes of x (R, L, D), and the output of its MLP before the residual, which data2vec predicts."""
+    """What a block makes of x (R, L, D), and the output of its MLP before the residual, which data2vec predicts.
+
+    ``options`` are those of its attention, such as a ``rotation``.
+    """
     post = isinstance(block, PostNormBlock)
-    attended = block.attn(x if post else block.norm1(x), attn_mask=attn_mask, is_causal=is_causal)
+    attended = block.attn(x if post else block.norm1(x), attn_mask=attn_mask, is_causal=is_causal, **options)
     x = x + block.drop_path1(block.ls1(attended))
     x = block.norm1(x) if post else x
     ffn = block.mlp(x if post else block.norm2(x))
@@ -39,15 +52,21 @@ def with_ffn(
     return (block.norm2(x) if post else x), ffn
 
 
-def queries_and_keys(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What the attention of a block compares for its input x (R, L, D): (R, H, L, d) each, the queries scaled."""
+def queries_and_keys(block: Any, x: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """What the attention of a block compares for its input x (R, L, D): (R, H, L, d) each, the queries scaled.
+
+    ``rotation``: by their positions, see :class:`maemm.model.rotary.RotaryAttention`.
+    """
     attention = block.attn
     x = x if isinstance(block, PostNormBlock) else block.norm1(x)
     weight, bias = attention.qkv.weight, attention.qkv.bias
     size = 2 * attention.num_heads * attention.head_dim  # values, the last third, are not needed
     both = nn.functional.linear(x, weight[:size], None if bias is None else bias[:size])
     queries, keys = both.view(*x.shape[:2], 2, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
-    return attention.q_norm(queries) * attention.scale, attention.k_norm(keys)
+    queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+    if rotation is not None:
+        queries, keys = rotate(queries, rotation), rotate(keys, rotation)
+    return queries * attention.scale, keys
 
 
 def attention_received(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
@@ -67,21 +86,24 @@ def make_blocks(
     qkv_bias: bool,
     eps: float,
     drop_path: float | Sequence[float],
-    init: Init = "xavier",
+    init: BlockInit = "xavier",
     block_norm: BlockNorm = "pre",
     layer_scale: float | None = None,
+    rotary: bool = False,
 ) -> nn.ModuleList:
     """``depth`` blocks (R, L, dim) -> (R, L, dim), whose norms stand before attention and MLP or behind them.
 
     ``drop_path``: the rate of the last block, rates grow linearly from 0; or the rate of each block. ``init``: how
-    linear layers are initialised, by :func:`init_linear` ("xavier") or :func:`init_normal`. ``layer_scale``: initial
-    value of a learned factor of each channel behind attention and MLP; None: there is none.
+    linear layers are initialised, by :func:`init_linear` ("xavier") or :func:`init_normal`, then by
+    :func:`scale_by_depth` ("normal_by_depth"). ``layer_scale``: initial value of a learned factor of each channel
+    behind attention and MLP; None: there is none. ``rotary``: blocks whose attention reads a ``rotation``.
     """
     rates = drop_path
     if isinstance(rates, float | int):
         rates = [rates * i / max(depth - 1, 1) for i in range(depth)]
     norm: Any = partial(nn.LayerNorm, eps=eps)  # timm says type[nn.Module]
-    kind = PostNormBlock if block_norm == "post" else Block
+    kind = PostNormBlock if block_norm == "post" else RotaryBlock if rotary else Block
+    attention: dict[str, Any] = {"attn_layer": RotaryAttention} if rotary else {}
     blocks = nn.ModuleList(
         kind(
             dim,
@@ -91,11 +113,26 @@ def make_blocks(
             drop_path=rate,
             norm_layer=norm,
             init_values=layer_scale,
+            **attention,
         )
         for rate in rates
     )
-    blocks.apply(init_normal if init == "normal" else init_linear)
+    blocks.apply(init_linear if init == "xavier" else init_normal)
+    if init == "normal_by_depth":
+        scale_by_depth(blocks)
     return blocks
+
+
+@torch.no_grad()
+def scale_by_depth(blocks: nn.ModuleList) -> None:
+    """Divide the weights of the last layers of attention and MLP of the i-th block, from 1, by sqrt(2 i).
+
+    The residuals of all blocks then have equal shares of the output (BEiT, section 2.5; I-JEPA and V-JEPA 2).
+    """
+    for number, block in enumerate(blocks, start=1):
+        last: list[Any] = [block.attn.proj, block.mlp.fc2]  # type: ignore[union-attr]
+        for layer in last:
+            layer.weight.div_(math.sqrt(2.0 * number))
 
 
 def init_linear(module: nn.Module) -> None:

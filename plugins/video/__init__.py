@@ -1,4 +1,4 @@
-"""Videos: files of every kind, lists and folders of them; VideoMAE, VideoMAE v2, MAE-ST, OmniMAE and their weights."""
+"""Videos: files of every kind, lists, folders; VideoMAE, VideoMAE v2, MAE-ST, OmniMAE, V-JEPA 2 and their weights."""
 
 from maemm.registry import Plugin
 
@@ -6,7 +6,7 @@ plugin = Plugin(
     name="video",
     version="0.1.0",
     contract=2,
-    summary="videos: VideoMAE, VideoMAE v2, MAE-ST, OmniMAE",
+    summary="videos: VideoMAE, VideoMAE v2, MAE-ST, OmniMAE, V-JEPA 2",
     modalities={"video": "modality:Video"},
     sources={
         "video": "sources:open_videos",
@@ -21,6 +21,7 @@ plugin = Plugin(
         "hf_videomae": "weights.hf:HFVideoMAE",
         "mae_st": "weights.mae_st:MaeST",
         "omnimae": "weights.omnimae:OmniMAE",
+        "vjepa2": "weights.vjepa2:VJEPA2",
     },
     packs={"video": "pack:Videos"},
     samples={"video": "samples:write"},

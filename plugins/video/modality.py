@@ -22,7 +22,7 @@ from .._augment.randaugment import RandAugment
 from . import checks, crop, sampling
 from .crop import Box, RandomCrop
 from .decoding import Video as File
-from .positions import ClipTable, FlatSinCos, Separable
+from .positions import ClipTable, FlatSinCos, Separable, TimeFirstSinCos
 from .resize import resize_clips, shrink
 from .show import animation, contact_sheet
 from .target import FrameChoice, Normaliser, per_colour
@@ -31,7 +31,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FEWEST_FRAMES = 2  # videos with fewer are unreadable; those too short for the clip repeat a frame
 _SHRINK = 2  # crops with both sides over this many times the model's are resized in the worker, to send fewer bytes
 
-Position = Literal["flat", "separable", "sincos", "learned", "fixed", "none"]
+Position = Literal["flat", "separable", "sincos", "sincos_time_first", "learned", "fixed", "none"]
 
 
 class Video(GridModality):
@@ -46,7 +46,8 @@ class Video(GridModality):
         patch: frames, height and width of a token (VideoMAE: tubelet 2, patch 16)
         channels: colours: 3, or 1 for grey
         position: flat: one sinusoid over the token number (VideoMAE); separable: learned tables of time and space
-            (MAE-ST); sincos: sinusoids of all three axes; learned, fixed: one table; none
+            (MAE-ST); sincos: sinusoids of all three axes; sincos_time_first: the same with time first (V-JEPA 2's
+            uniform_power); learned, fixed: one table; none
         decoder_position: the same in the decoder; null: like position
         normalize: colour: targets have mean 0 and variance 1 in each token and colour (VideoMAE); patch: in each
             token (MAE-ST); none: raw values; null: not recorded, refused
@@ -248,6 +249,8 @@ class Video(GridModality):
     def make_positions(self, kind: str, dim: int) -> nn.Module:
         if kind == "flat":
             return FlatSinCos(dim)
+        if kind == "sincos_time_first":
+            return TimeFirstSinCos(dim)
         if kind == "separable":
             return Separable(dim, self.grid)
         if kind in ("learned", "fixed"):

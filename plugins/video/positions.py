@@ -1,4 +1,4 @@
-"""Position embeddings of clips: a sinusoid over the flat token index, a table of time plus one of space."""
+"""Position embeddings of clips: sinusoids over the flat token index or the axes, tables of time and space."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from maemm.contract import Tokens
 from maemm.contract.errors import MaemmError
-from maemm.contract.positions import Table, resize_table
+from maemm.contract.positions import SinCos, Table, resize_table, sincos
 
 
 def flat_sincos(count: int, dim: int) -> Tensor:
@@ -44,6 +44,19 @@ class FlatSinCos(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
+
+
+class TimeFirstSinCos(SinCos):
+    """Sinusoids of time, then row, then column: 2 ceil(dim / 6) channels each, cut at ``dim``; no state.
+
+    V-JEPA 2's ``uniform_power`` (src/models/utils/pos_embs.py); each axis has [sin(x w), cos(x w)] with w_k =
+    10000^(-k / K), k = 0 .. K - 1.
+    """
+
+    def code(self, coords: Tensor) -> Tensor:
+        axes = coords.shape[-1]
+        width = 2 * -(-self.dim // (2 * axes))
+        return sincos(coords.flip(-1), axes * width)[..., : self.dim]
 
 
 class ClipTable(Table):

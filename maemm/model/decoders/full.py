@@ -12,6 +12,7 @@ from maemm.contract import Decoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import check_width, init_linear, key_mask, make_blocks, register_position
+from maemm.model.rotary import Rotary
 
 
 class Full(Decoder):
@@ -67,6 +68,7 @@ class Full(Decoder):
             )
         self.dim = self.decoded_dim = dim
         self.prefix_kind, self.position_every_block = prefix, position_every_block
+        self.rotary: Rotary | None = None  # positions inside attention, which the predictor may have
         self.project = nn.Identity() if project == "none" else nn.Linear(encoder_dim, dim, bias=project == "linear")
         self.mask_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
         self.blocks = make_blocks(
@@ -109,11 +111,19 @@ class Full(Decoder):
         x, position = torch.cat(parts, 1), torch.cat([part.to(parts[0].dtype) for part in positions], 1)
         mask = key_mask(valid, lengths, x.shape[0], x.device)
         x = x if self.position_every_block else x + position
+        options = self._rotation(inputs)
         for block in self.blocks:
-            x = block(x + position if self.position_every_block else x, attn_mask=mask)
+            x = block(x + position if self.position_every_block else x, attn_mask=mask, **options)
         predicted = x.split(lengths, dim=1)[len(lengths) - 2 * len(inputs) :][1::2]
         latents.decoded = {name: self.norm(part) for name, part in zip(inputs, predicted, strict=True)}
         return {name: self.heads[name](part) for name, part in latents.decoded.items()}
+
+    def _rotation(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
+        """{"rotation": that of visible and mask tokens (2, R, 1, L, W)}; {} without rotary positions."""
+        if self.rotary is None:
+            return {}
+        parts = [self.rotary(x.tokens, index) for x in inputs.values() for index in (x.plan.visible, x.plan.predict)]
+        return {"rotation": torch.cat(parts, 3)}
 
     def _prefix(self, latents: Latents) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
         """([class tokens], [their positions], [validity]), empty lists without class tokens."""

@@ -14,8 +14,8 @@ from maemm.contract import Encoder, FirstAttention, Latents, Modality, ModalityI
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import (
+    BlockInit,
     BlockNorm,
-    Init,
     attention_received,
     check_width,
     key_mask,
@@ -24,6 +24,7 @@ from maemm.model.blocks import (
     register_position,
     with_ffn,
 )
+from maemm.model.rotary import Rotary, RotaryKind
 
 MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
 
@@ -45,11 +46,14 @@ class ViT(Encoder):
         position_every_block: add positions before every block instead of once (Point-MAE)
         drop_path: rate of the last block, growing linearly from 0
         final_norm: a norm after the last block; false for fine-tuned weights without
-        init: initial weights of linear layers: xavier (MAE), or normal with std 0.02 (Point-MAE)
+        init: initial weights of linear layers: xavier (MAE), normal with std 0.02 (Point-MAE), or normal_by_depth: in
+            block i those of the last layers of attention and MLP are divided by sqrt(2 i) (BEiT, V-JEPA 2)
         block_norm: layer norms before attention and MLP (pre), or behind their residuals (post, data2vec 2.0)
         input_norm: a layer norm before the first block
         hidden: whether hidden tokens are removed from the sequence, or replaced by a learned vector (BEiT, MaskFeat)
         layer_scale: initial value of learned factors of the channels behind attention and MLP (BEiT); null: none
+        rotary: positions inside attention, beside those of the modality (position: none leaves them out): pairs, the
+            usual rotation of neighbouring channels; vjepa2, with two angles in a pair, as its weights need; null: none
     """
 
     has_ffn_features = True
@@ -69,11 +73,12 @@ class ViT(Encoder):
         position_every_block: bool = False,
         drop_path: Rate = 0.0,
         final_norm: bool = True,
-        init: Init = "xavier",
+        init: BlockInit = "xavier",
         block_norm: BlockNorm = "pre",
         input_norm: bool = False,
         hidden: Literal["remove", "replace"] = "remove",
         layer_scale: Positive | None = None,
+        rotary: RotaryKind | None = None,
     ):
         super().__init__()
         check_width(dim, heads, "encoder", mlp_ratio)
@@ -89,7 +94,9 @@ class ViT(Encoder):
             init=init,
             block_norm=block_norm,
             layer_scale=layer_scale,
+            rotary=rotary is not None,
         )
+        self.rotary = None if rotary is None else Rotary(dim // heads, rotary)
         self.layer_scale = layer_scale
         self.block_norm = block_norm
         self.input_norm = nn.LayerNorm(dim, eps=eps) if input_norm else None
@@ -114,13 +121,14 @@ class ViT(Encoder):
     ) -> Latents:
         x, position, mask, lengths, index = self._start(inputs, modalities)
         numbers, outputs = set(layers), {}
+        options = self._rotation(inputs, index)
         for number, block in enumerate(self.blocks):
             x = x + position if self.position_every_block else x
             features = None
             if number in numbers and self.layer_features == "ffn":
-                x, features = with_ffn(block, x, mask)  # type: ignore[arg-type]
+                x, features = with_ffn(block, x, mask, **options)  # type: ignore[arg-type]
             else:
-                x = block(x, attn_mask=mask)
+                x = block(x, attn_mask=mask, **options)
             if number in numbers:
                 outputs[number] = self._split(x if features is None else features, lengths, inputs, index)[0]
         tokens, prefix, hidden = self._split(self.norm(x) if norm else x, lengths, inputs, index)
@@ -171,6 +179,22 @@ class ViT(Encoder):
             parts, positions, valid = [prefix, *parts], [position.to(prefix.dtype), *positions], [None, *valid]
         return parts, positions, valid
 
+    def _rotation(self, inputs: dict[str, ModalityInput], index: Tensor | None) -> dict[str, Tensor]:
+        """{"rotation": that of the parts of :meth:`_sequence`, (2, R, 1, L, W)}; {} without rotary positions."""
+        if self.rotary is None:
+            return {}
+        parts = []
+        for x in inputs.values():
+            parts.append(self.rotary(x.tokens, x.plan.visible))
+            if self.reads_predict:
+                parts.append(self.rotary(x.tokens, x.plan.predict))
+        if self.prefix is not None:
+            parts.insert(0, self.rotary.none(parts[0].shape[1], self.prefix.shape[1], parts[0].device))
+        rotation = torch.cat(parts, 3)
+        if index is not None:
+            rotation = rotation.gather(3, index[None, :, None, :, None].expand(2, -1, -1, -1, rotation.shape[-1]))
+        return {"rotation": rotation}
+
     def _split(
         self, x: Tensor, lengths: list[int], inputs: dict[str, ModalityInput], index: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -195,13 +219,14 @@ class ViT(Encoder):
             return self.forward(inputs, modalities).tokens
         if kind not in ("attention", "first_attention"):
             return super().guide(inputs, modalities, kind)
-        x, position, mask, _, _ = self._start(inputs, modalities)
+        x, position, mask, _, index = self._start(inputs, modalities)
+        options = self._rotation(inputs, index)
         *before, last = list(self.blocks)[: 1 if kind == "first_attention" else None]
         for block in before:
             x = x + position if self.position_every_block else x
-            x = block(x, attn_mask=mask)
+            x = block(x, attn_mask=mask, **options)
         x = x + position if self.position_every_block else x
-        queries, keys = queries_and_keys(last, x)
+        queries, keys = queries_and_keys(last, x, **options)
         lengths = [part.plan.visible.shape[1] for part in inputs.values()]
         prefix = x.shape[1] - sum(lengths)
         if kind == "attention":
@@ -221,8 +246,10 @@ class ViT(Encoder):
         return 0 if name.startswith(first) else len(self.blocks) + 1
 
 
-def plain_vit(model: nn.Module, layout: str) -> ViT:
+def plain_vit(model: nn.Module, layout: str, *, rotary: bool = False) -> ViT:
     """``model.encoder``, if it is the plain ViT of one modality, as other libraries have it.
+
+    ``rotary``: positions inside attention are allowed.
 
     Raises :class:`MaemmError`, which names the ``layout`` that needs it, for any other encoder.
     """
@@ -234,6 +261,7 @@ def plain_vit(model: nn.Module, layout: str) -> ViT:
         or encoder.block_norm == "post"
         or encoder.input_norm is not None
         or encoder.layer_scale is not None
+        or (encoder.rotary is not None and not rotary)
     ):
         raise MaemmError(
             f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"

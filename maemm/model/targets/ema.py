@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import MinLen
+from annotated_types import Ge, Le, MinLen
 from torch import Tensor, nn
 
 from maemm.contract import Encoder, Latents, Modality, ModalityInput, Plan, Target
@@ -43,6 +43,7 @@ class EMA(Target):
         layer_norm: normalise the averaged features over the channels, without weights (eps 1e-5)
         loss: smooth_l1, mse, l1 or cosine
         beta: error from which smooth_l1 is linear
+        exponent: p of l1, which is |error|^p / p (V-JEPA 2)
         reduction: of a token's loss over the channels: mean, or sum_by_root: their sum / sqrt(D) (data2vec 2.0)
     """
 
@@ -65,9 +66,12 @@ class EMA(Target):
         layer_norm: bool = True,
         loss: FeatureLoss = "smooth_l1",
         beta: Positive = 1.0,
+        exponent: Annotated[float, Ge(1), Le(16)] = 1.0,
         reduction: Reduction = "mean",
     ):
         super().__init__()
+        if exponent != 1 and loss != "l1":
+            raise MaemmError(f"an exponent is that of l1, not of {loss} (target.exponent); set target.loss=l1")
         if features == "ffn" and layers == "last":
             raise MaemmError(
                 "features: ffn are those of blocks (target.layers: last); set layers to a number or a list"
@@ -77,7 +81,7 @@ class EMA(Target):
         self.momentum_schedule, self.momentum_steps = momentum_schedule, momentum_steps
         self.layers, self.features = layers, features
         self.instance_norm, self.layer_norm_each, self.layer_norm = instance_norm, layer_norm_each, layer_norm
-        self.kind, self.beta, self.reduction = loss, beta, reduction
+        self.kind, self.beta, self.reduction, self.exponent = loss, beta, reduction, exponent
         self.steps: int | None = None  # of the training
 
     def output_dim(self) -> int:
@@ -187,11 +191,14 @@ class EMA(Target):
         return computed_of(inputs, index)
 
     # ---- the loss
+    def _loss_options(self) -> dict[str, Any]:
+        return {"beta": self.beta, "reduction": self.reduction, "exponent": self.exponent}
+
     def loss(self, pred: Tensor, target: Tensor) -> Tensor:
-        return feature_loss(pred, target, self.kind, beta=self.beta, reduction=self.reduction)
+        return feature_loss(pred, target, self.kind, **self._loss_options())
 
     def baseline(self, target: Tensor, counted: Tensor) -> Tensor:
-        return feature_baseline(target, counted, self.kind, beta=self.beta, reduction=self.reduction)
+        return feature_baseline(target, counted, self.kind, **self._loss_options())
 
 
 def over_tokens(x: Tensor, valid: Tensor | None, eps: float) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from maemm.contract import Preprocessed
 from maemm.data.transfer import Work, on_host, to_device
 from maemm.model.model import Model
+from maemm.model.rotary import rotate
 from maemm.ui.figures import drawing
 
 _COLOURS = ("#0f6fb5", "#b4572a")  # of the networks in the picture
@@ -119,7 +120,9 @@ def recording(encoder: nn.Module, record: Callable[[str, Tensor, int], None]) ->
             mask = kwargs.get("attn_mask", args[1] if len(args) > 1 else None)
             for row in range(len(args[0])):  # sample by sample: the weights of a batch would not fit into memory
                 own_mask = mask if mask is None or mask.shape[0] == 1 else mask[row : row + 1]
-                record(layer, weights_of(module, args[0][row : row + 1], own_mask)[0], row)
+                rotation = kwargs.get("rotation")
+                own_rotation = rotation if rotation is None else rotation[:, row : row + 1]
+                record(layer, weights_of(module, args[0][row : row + 1], own_mask, own_rotation)[0], row)
 
         return before_forward
 
@@ -135,13 +138,16 @@ def recording(encoder: nn.Module, record: Callable[[str, Tensor, int], None]) ->
             handle.remove()
 
 
-def weights_of(layer: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+def weights_of(layer: Any, x: Tensor, mask: Tensor | None, rotation: Tensor | None = None) -> Tensor:
     """Attention weights (B, heads, L, L) of a layer like timm's ``Attention`` for its input (B, L, D).
 
-    ``mask``: bool, True where keys are attended to, or added to the scores.
+    ``mask``: bool, True where keys are attended to, or added to the scores. ``rotation``: of queries and keys, see
+    :class:`maemm.model.rotary.RotaryAttention`.
     """
     q, k, _ = layer.qkv(x).float().unflatten(-1, (3, layer.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = layer.q_norm(q), layer.k_norm(k)
+    if rotation is not None:
+        q, k = rotate(q, rotation), rotate(k, rotation)
     scores = q @ k.transpose(-2, -1) * layer.scale
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask

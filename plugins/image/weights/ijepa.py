@@ -11,16 +11,12 @@ from maemm.contract import CheckpointFormat
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import PositiveInt
 from maemm.contract.patches import conv_to_linear, linear_to_conv
-from maemm.model.decoders.predictor import Predictor
-from maemm.model.encoders.vit import plain_vit
-from maemm.model.targets.ema import EMA
 from maemm.weights.layout import blocks_of, heads_of, rename, require, square_side
 
-from ..._layouts.mae import check_alone
+from ..._layouts import jepa
 
 #: (width, depth) of the published encoders -> heads; the predictor has as many
 HEADS = {(192, 12): 3, (384, 12): 6, (768, 12): 12, (1024, 24): 16, (1280, 32): 16, (1408, 40): 16}
-PARTS = ("encoder", "predictor", "target_encoder")
 _KERNEL, _TABLE = "patch_embed.proj.weight", "pos_embed"
 _NEEDED = (
     f"encoder.{_KERNEL}", f"encoder.{_TABLE}", "predictor.predictor_embed.weight", "predictor.predictor_pos_embed",
@@ -71,7 +67,7 @@ class IJEPA(CheckpointFormat):
         require(state, _NEEDED, self.name)
         recipe = self._recipe(state, heads, decoder_heads, size)
         if part != "all":
-            state = {f"encoder.{key}": x for owner, key, x in _split(state) if owner == part}
+            state = {f"encoder.{key}": x for owner, key, x in jepa.split(state) if owner == part}
             del recipe["modalities"]["image"]["target"]
             recipe["decoder"] = None
         ours_of = {theirs: ours for ours, theirs in NAMES.items()}
@@ -101,12 +97,12 @@ class IJEPA(CheckpointFormat):
             },
             "encoder": {
                 "type": "vit", **blocks, "heads": heads, "eps": 1e-6, "prefix": 0, "init": "normal",
-                **_bias(state, "encoder.blocks."),
+                **jepa.bias_of(state, "encoder.blocks."),
             },
             "decoder": {
                 "type": "predictor", **blocks_of(state, "predictor.predictor_blocks.", narrow),
                 "heads": heads if decoder_heads is None else decoder_heads,
-                **_bias(state, "predictor.predictor_blocks."),
+                **jepa.bias_of(state, "predictor.predictor_blocks."),
             },
         }  # fmt: skip
 
@@ -131,34 +127,15 @@ class IJEPA(CheckpointFormat):
         return {**state, **extras}
 
     def entries(self, state: dict[str, Tensor]) -> dict[str, Any]:
-        """Each part in an entry of its own, with the names that data parallel training gives."""
-        parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
-        for owner, key, x in _split(state):
-            parts[owner][f"module.{key}"] = x
-        return parts
+        return jepa.entries_of(state)
 
     def _check(self, model: Any) -> None:
         """Raises :class:`MaemmError` for parts that I-JEPA does not have."""
-        check_alone(model, "image", "images", self.name)
-        encoder, target = plain_vit(model, self.name), model.targets["image"] if len(model.targets) else None
-        if encoder.prefix is not None or encoder.reads_predict or not hasattr(encoder.norm, "weight"):
+        _, predictor = jepa.checked(model, "image", "images", self.name, rotary=False)
+        if predictor.rotary is not None or hasattr(predictor, "other_mask_tokens"):
             raise MaemmError(
-                f"layout {self.name!r} has an encoder with a final norm and without class tokens; this one is another "
-                "(encoder.prefix, encoder.hidden, encoder.final_norm)"
-            )
-        if type(model.decoder) is not Predictor or not isinstance(target, EMA) or model.head is not None:
-            raise MaemmError(
-                f"layout {self.name!r} holds an encoder, a predictor and the target that follows the encoder; this "
-                "model has others; use another layout"
+                f"layout {self.name!r} has one mask token and no rotary positions; this predictor is another "
+                "(decoder.mask_tokens, decoder.rotary)"
             )
         if "none" in model.modalities["image"].position_kinds.values():
             raise MaemmError(f"layout {self.name!r} holds tables of positions, and this model has none")
-
-
-def _split(state: Mapping[str, Tensor]) -> list[tuple[str, str, Tensor]]:
-    """(part, name in it, tensor)."""
-    return [(*key.partition(".")[::2], x) for key, x in state.items()]
-
-
-def _bias(state: Mapping[str, Tensor], blocks: str) -> dict[str, bool]:
-    return {} if f"{blocks}0.attn.qkv.bias" in state else {"qkv_bias": False}

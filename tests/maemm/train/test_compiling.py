@@ -8,6 +8,7 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from maemm.contract.errors import MaemmError
+from maemm.model.masking.multi_block import MultiBlock
 from maemm.model.repeated import repeated_blocks
 from maemm.train import compiling
 from maemm.train.distributed import DistContext
@@ -36,8 +37,8 @@ def fresh_compiler(monkeypatch):
     torch._dynamo.reset()
 
 
-def steps(name, samples, count=5, log=print, **train):
-    """Losses of ``count`` steps, and the state."""
+def steps(name, samples, count=5, log=print, sizes=None, **train):
+    """Losses of ``count`` steps, and the state. ``sizes``: a set to which those of the plans are added."""
     recipe = shrunk(name, FP32 | {f"train.{key}": value for key, value in train.items()})
     state = make_train_state(recipe, 10, 1, DistContext(), steps_per_epoch=5)
     sets = [["image"], ["video"]] if recipe["data"].get("mix") else [None]
@@ -46,15 +47,25 @@ def steps(name, samples, count=5, log=print, **train):
         micro_batches = plan_micro_batches(state, step, [samples.batch(recipe, step, sets[step % len(sets)])])
         if not step and state.compiled:
             compiling.start(state, micro_batches, train["compile"], log)
+        if sizes is not None:
+            sizes |= {sizes_of(inputs) for inputs in micro_batches.inputs}
         losses.append(float(take_step(state, micro_batches).total))
     return losses, state
 
 
+def sizes_of(inputs):
+    """Modalities, and how many of their tokens are visible and predicted."""
+    return tuple((name, x.plan.visible.shape, x.plan.predict.shape) for name, x in inputs.items())
+
+
 def check(name, samples, counter):
-    mixed = name in ("video/omnimae_base", "video/finetune/omnimae_base")
-    expected, _ = steps(name, samples)
-    losses, _ = steps(name, samples, compile=True)
-    assert losses == expected and counter.frame_count == 1 + mixed  # one graph, or one for each of two data sets
+    """One graph; of two data sets one for each; and one for each size of plans, where a masking draws sizes."""
+    mixed, sizes = name in ("video/omnimae_base", "video/finetune/omnimae_base"), set()
+    expected, _ = steps(name, samples, sizes=sizes)
+    losses, state = steps(name, samples, compile=True)
+    assert losses == expected and counter.frame_count == len(sizes)
+    maskings = getattr(state.model.masking, "maskings", {}).values()
+    assert len(sizes) == 1 + mixed or any(isinstance(masking, MultiBlock) for masking in maskings)
 
 
 @pytest.mark.parametrize("name", QUICK)

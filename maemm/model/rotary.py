@@ -1,0 +1,110 @@
+"""Rotary positions: attention whose queries and keys are turned by the coordinates of their tokens."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from timm.layers.attention import Attention
+from torch import Tensor, nn
+
+from maemm.contract import Tokens
+from maemm.contract.errors import MaemmError
+from maemm.contract.positions import lattice
+
+RotaryKind = Literal["pairs", "vjepa2"]
+
+_MOST_TABLES = 16
+
+
+def rotation_of(coords: Tensor, width: int, kind: RotaryKind) -> Tensor:
+    """Coordinates (..., A) -> (2, ..., W) float32, cosines and sines for the channels of a head.
+
+    Of the ``width`` channels each axis gets P = 2 floor(width / A / 2), in the order of the axes; the rest are not
+    turned. W is ``width``, without its last channel where that is odd. Channels 2i and 2i + 1 of a part are a pair,
+    with the angle x 10000^(-i / (P / 2)) (RoFormer, section 3.2.2). ``vjepa2``: channel j has the angle
+    x 10000^(-(j mod P / 2) / (P / 2)), so that the members of a pair have different ones: no rotation, but what the
+    weights of V-JEPA 2 were trained with (src/models/utils/modules.py says so). Computed in float64. Raises
+    :class:`MaemmError` where there are less than two channels for each axis.
+    """
+    axes = coords.shape[-1]
+    half = width // axes // 2
+    if not half:
+        raise MaemmError(
+            f"heads of {width} channels are too narrow for rotary positions of {axes} axes; use at least {2 * axes}"
+        )
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=coords.device) / half)
+    frequencies = frequencies.repeat(2) if kind == "vjepa2" else frequencies.repeat_interleave(2)
+    angles = (coords.double()[..., None] * frequencies).flatten(-2)
+    angles = F.pad(angles, (0, width - width % 2 - angles.shape[-1]))
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Queries or keys x (R, H, L, d), turned by a rotation (2, R or 1, 1, L, W), in float32 also under autocast."""
+    width = rotation.shape[-1]
+    cos, sin = rotation.unbind(0)
+    turned = x[..., :width].to(torch.promote_types(x.dtype, rotation.dtype))
+    crossed = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
+    turned = (turned * cos + crossed * sin).to(x.dtype)
+    return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
+
+
+class Rotary(nn.Module):
+    """The rotation of tokens by their coordinates, for heads ``width`` channels wide. It has no state.
+
+    ``kind``: see :func:`rotation_of`. ``square``: tokens on a grid of three axes get the coordinates that they would
+    have in frames as wide as they are high: V-JEPA 2's predictor counts so, whatever the frames.
+    """
+
+    def __init__(self, width: int, kind: RotaryKind, square: bool = False):
+        super().__init__()
+        self.width, self.kind, self.square = width, kind, square
+        self._cache: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+
+    def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
+        """Tokens ``index`` (R, V) -> their rotation (2, R, 1, V, W) float32."""
+        if tokens.grid is None or tokens.coords.shape[0] != 1:
+            return rotation_of(tokens.gather_coords(index), self.width, self.kind).unsqueeze(2)
+        key = (tokens.grid, tokens.coords.device)
+        if key not in self._cache:  # on a grid the coordinates are the lattice: cache one table per grid and device
+            if len(self._cache) >= _MOST_TABLES:
+                self._cache.clear()
+            self._cache[key] = rotation_of(self._coordinates(tokens), self.width, self.kind)
+        return self._cache[key][:, index].unsqueeze(2)
+
+    def _coordinates(self, tokens: Tokens) -> Tensor:
+        assert tokens.grid is not None
+        if not self.square or len(tokens.grid) != 3:
+            return tokens.coords[0]
+        frames, rows, columns = tokens.grid
+        return lattice((-(-frames * columns // rows), rows, rows), tokens.coords.device)[: tokens.count]
+
+    def none(self, rows: int, count: int, device: torch.device) -> Tensor:
+        """The rotation (2, rows, 1, count, W) of tokens without a position, such as class tokens: they stay as they
+        are."""
+        key = ((), device)
+        if key not in self._cache:
+            self._cache[key] = rotation_of(torch.zeros(1, 1, device=device), self.width, self.kind)
+        return self._cache[key][:, None, None].expand(-1, rows, -1, count, -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_cache": {}}
+
+
+class RotaryAttention(Attention):
+    """timm's attention, with queries and keys turned by ``rotation`` (2, R or 1, 1, L, W); None: as they are."""
+
+    def forward(
+        self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rotation: Tensor | None = None
+    ) -> Tensor:
+        rows, length, _ = x.shape
+        qkv = self.qkv(x).reshape(rows, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        dropout = self.attn_drop.p if self.training else 0.0
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
+        return self.proj_drop(self.proj(self.norm(x.transpose(1, 2).reshape(rows, length, self.attn_dim))))
