@@ -270,7 +270,11 @@ class Masking(ABC):
 
     # What the encoder computes first and passes as ``guides``, see :meth:`Encoder.guide`
     guide: Literal["attention", "features", "first_attention"] | None = None
-    static = True  # whether plans for tokens of one shape have one shape; a ratio that is drawn for each step does not
+
+    @property
+    def static(self) -> bool:
+        """Whether plans for tokens of one shape have one shape in all steps, so that a step may be compiled."""
+        return True
 
     @abstractmethod
     def __call__(

@@ -23,6 +23,10 @@ class EachModality(Masking):
     def guide_of(self, name: str, progress: float) -> str | None:
         return self.maskings[name].guide_of(name, progress)
 
+    @property
+    def static(self) -> bool:
+        return all(masking.static for masking in self.maskings.values())
+
     def __call__(
         self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None
     ) -> dict[str, Plan] | list[dict[str, Plan]]:

@@ -77,6 +77,14 @@ class MultiBlock(Masking):
         if count == "official" and any(x is not None for x in (keep, *(each.keep for each in self.generators))):
             raise MaemmError("keep is for exact counts, not count: official (masking.keep); leave out one of them")
 
+    @property
+    def static(self) -> bool:
+        """Blocks have other sizes in every step, unless there is nothing to draw."""
+        ranges = [self.aspect, self.target_scale, self.context_scale]
+        if self.generators:
+            ranges = [drawn for x in self.generators for drawn in (x.scale, x.aspect, x.temporal_scale)]
+        return self.count == "exact" and all(low == high for low, high in ranges)
+
     def _refuse_options_of_targets(self) -> None:
         for name, default in (MultiBlock.__init__.__kwdefaults__ or {}).items():
             value = getattr(self, name)

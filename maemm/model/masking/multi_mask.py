@@ -32,6 +32,10 @@ class MultiMask(Masking):
     def guide_of(self, name: str, progress: float) -> str | None:
         return self.masking.guide_of(name, progress)
 
+    @property
+    def static(self) -> bool:
+        return self.masking.static
+
     def __call__(
         self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None
     ) -> dict[str, Plan] | list[dict[str, Plan]]:

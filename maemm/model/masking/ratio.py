@@ -66,10 +66,14 @@ def ratio_of(ratio: Drawn, name: str, rng: Rng) -> float:
 class RatioMasking(PerModalityMasking):
     """A masking with an option ``ratio``, which may be drawn for each batch: take it from :meth:`ratio_of`.
 
-    With ``train.compile`` every new number of tokens is compiled by itself.
+    A ratio that is drawn is not :attr:`static`: steps are not compiled then.
     """
 
     ratio: Drawn | None  # as :func:`read_ratio` returns it; None: the masking goes by something else
+
+    @property
+    def static(self) -> bool:
+        return self.ratio is None or isinstance(self.ratio, (int, float))
 
     def ratio_of(self, name: str, rng: Rng) -> float:
         """The ratio of this batch. It is drawn by the host, since it decides shapes."""

@@ -10,6 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from maemm.contract.errors import MaemmError
 from maemm.model.masking.multi_block import MultiBlock
 from maemm.model.repeated import repeated_blocks
+from maemm.registry.make import make
 from maemm.train import compiling
 from maemm.train.distributed import DistContext
 from maemm.train.setup import make_train_state
@@ -120,6 +121,7 @@ def test_recomputing_keeps_less(samples):
 
 
 # ------------------------------------------------------------------------------------------- where it cannot be done
+RATIO = "modalities.image.masking.ratio"
 RAGGED = {"modalities.audio.pad": "masked", "modalities.audio.bucket": None}
 
 
@@ -143,10 +145,28 @@ def test_auto_compiles_on_cuda_alone():
     assert not compiling.wanted("auto", model, torch.device("cpu"))
     assert compiling.wanted(True, model, torch.device("cpu"))
     assert not compiling.wanted(False, model, torch.device("cuda"))
-    model.masking.static = False  # as one that draws its ratio
+
+    model = make_train_state(shrunk("image/mae_tiny_cpu", {RATIO: [0.5, 0.9]}), 10, 1, DistContext()).model
     assert not compiling.wanted("auto", model, torch.device("cuda"))
     with pytest.raises(MaemmError, match="another number of tokens in each step"):
         compiling.wanted("blocks", model, torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("masking", "static"),
+    [
+        ({"type": "random", "ratio": 0.75}, True),
+        ({"type": "random", "ratio": [0.4, 0.6]}, False),
+        ({"type": "multi_mask", "masking": "random"}, True),
+        ({"type": "multi_mask", "masking": {"type": "scan", "ratio": [0.4, 0.6]}}, False),
+        ({"type": "multi_block"}, False),
+        ({"type": "multi_block", "aspect": [1, 1], "target_scale": [0.2, 0.2], "context_scale": [0.9, 0.9]}, True),
+        ({"type": "multi_block", "generators": [{"aspect": [1.0, 1.0]}]}, True),
+        ({"type": "multi_block", "generators": [{"aspect": [1.0, 1.0]}], "count": "official"}, False),
+    ],
+)
+def test_which_maskings_give_plans_of_one_shape(masking, static):
+    assert make("maskings", masking, where="masking").static == static
 
 
 def test_further_sizes_are_not_compiled_and_this_is_said(samples, monkeypatch):
