@@ -52,7 +52,8 @@ class Attention(GuidedMasking):
     how much chance has where share is 0. ``noise: rest``, as published for inputs of varying length: of r n hidden
     tokens r (1 - rho c) n are those of most attention, the others drawn from the rest. ``noise: subset``, as published
     for fixed lengths: all are drawn from the (r + (rho - r) c) n tokens of most attention. With rho 1 masks of share 0
-    are those of ``random``, bit for bit, and cost nothing.
+    are those of ``random``, bit for bit, and cost nothing. Validation draws masks as at the beginning of the training,
+    ``maemm show`` as at its end.
 
     Options
         ratio: fraction of the tokens that is hidden; [low, high], or {mean, std, low, high}: drawn for each batch

@@ -27,8 +27,8 @@ class Clusters(GuidedMasking):
     object, and the tokens that are closer to its mean than to that of the other side come first to be hidden. Of those,
     ``hints`` stay visible, and as many others are hidden, so that counts are exact: those of ``count``. Both are chosen
     by the noise of ``random``, so that masks of hints 1, and those before ``begin``, are its masks, bit for bit.
-    Progress is a fraction of the training: guidance from epoch 50 of 800 is 0.0625. Validation and ``maemm show``
-    without weights count as its beginning and its end. Features of an encoder that was trained for less cut worse.
+    Progress is a fraction of the training: guidance from epoch 50 of 800 is 0.0625. Validation draws masks as at its
+    beginning, ``maemm show`` as at its end.
 
     Options
         ratio: fraction of the tokens that is hidden; [low, high], or {mean, std, low, high}: drawn for each batch
