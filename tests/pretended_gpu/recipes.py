@@ -144,8 +144,9 @@ class Samples:
 
 def _sides(modality: Modality, raw: Any) -> dict[str, Tensor]:
     """Ids of tokens, where a target reads them from files."""
-    count = modality.tokenize(modality.preprocess(raw, None)).count
-    return {name: torch.arange(BATCH * count).view(BATCH, count) for name in modality.side_inputs}
+    tokens = modality.tokenize(modality.preprocess(raw, None))
+    ids = torch.arange(tokens.batch * tokens.count).view(tokens.batch, tokens.count)
+    return dict.fromkeys(modality.side_inputs, ids)
 
 
 def two_steps(
