@@ -340,17 +340,6 @@ def batch_of(names=("toy",), batch=3, size=16):
     return {name: Preprocessed(torch.randn(batch, 1, size, size)) for name in names}
 
 
-def attention_input(net, batch):
-    """What enters the first attention of the encoder for all tokens."""
-    inputs, seen = net.with_all_visible(batch), []
-    blocks = getattr(net.encoder, "blocks", None) or net.encoder.trunks["toy"]
-    hook = blocks[0].attn.qkv.register_forward_hook(lambda module, arguments, out: seen.append(out))
-    with torch.no_grad():
-        net.encoder(inputs, net.modalities)
-    hook.remove()
-    return seen[0], inputs
-
-
 @pytest.mark.parametrize(
     "options",
     [
@@ -358,21 +347,28 @@ def attention_input(net, batch):
         {"prefix": 0, "position_every_block": True, "qkv_bias": False},
         {"block_norm": "post", "input_norm": True, "layer_scale": 0.1},
         {"hidden": "replace"},
+        {"rotary": "pairs"},
+        {"rotary": "vjepa2", "prefix": 0},
         {"type": "streams"},
     ],
 )
-def test_the_first_attention_is_that_of_the_encoder(toys, options):
+def test_the_first_attention_is_that_of_the_encoder(toys, options, monkeypatch):
     net = model(modalities__toy__size=16, encoder={**BASE["encoder"], **options}).eval()
-    qkv, inputs = attention_input(net, batch_of())
-    rows, length, _ = qkv.shape
-    queries, keys, _ = qkv.view(rows, length, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    inputs, seen, attend = net.with_all_visible(batch_of()), [], torch.nn.functional.scaled_dot_product_attention
+
+    def noted(queries, keys, values, **more):
+        seen.append((queries, keys))
+        return attend(queries, keys, values, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
     with torch.no_grad():
+        net.encoder(inputs, net.modalities)
         guide = net.encoder.guide(inputs, net.modalities, "first_attention")["toy"]
-    count = inputs["toy"].tokens.count
+    queries, keys = seen[0]  # of the first block
+    count, length = inputs["toy"].tokens.count, queries.shape[2]
     prefix = 0 if options.get("type") == "streams" else options.get("prefix", 1)
-    assert (
-        guide.prefix == prefix and guide.queries.shape[2] == prefix + count == length and guide.keys.shape[2] == count
-    )
+    assert guide.prefix == prefix and guide.keys.shape[2] == count
+    assert guide.queries.shape[2] == prefix + count == length
     expected = (queries.double() @ keys.double().transpose(-2, -1) / math.sqrt(8))[..., prefix:]
     torch.testing.assert_close(guide.scores().double(), expected, rtol=1e-5, atol=1e-6)
     index = torch.tensor([[2, 0], [1, 3], [0, length - 1]])
