@@ -427,6 +427,22 @@ def test_each_modality_has_its_own_guide(toys):
     out.total.backward()
 
 
+def test_plans_have_one_shape_unless_each_part_is_rounded_while_the_share_changes():
+    course, tokens = {"start": 0.0, "end": 1.0}, tokens_of()
+    for options, static in (
+        ({}, True),
+        ({"share": course}, True),
+        ({"share": course, "noise": "subset", "count": "round_hidden"}, True),
+        ({"share": course, "count": "round_hidden", "ratio": 0.45}, False),
+        ({"ratio": [0.2, 0.3]}, False),
+    ):
+        masking = Attention(**options)
+        steps = [rng(step=step, progress=step / 20) for step in range(20)]
+        widths = {drawn(masking, tokens, each).predict.shape[1] for each in steps}
+        assert masking.static is static and (len(widths) == 1) is static
+    assert Clusters().static and not Clusters(ratio=(0.2, 0.3)).static
+
+
 # ---------------------------------------------------------------------------------------------------------- mistakes
 @pytest.mark.parametrize(
     ("name", "options", "message"),

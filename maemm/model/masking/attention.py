@@ -102,6 +102,12 @@ class Attention(GuidedMasking):
         """The published noise scale c."""
         return 1 - self.share.at(progress)
 
+    @property
+    def static(self) -> bool:
+        """Published rounding, of each part by itself, changes counts by one while the share changes."""
+        changes = self.share.start != self.share.end and self.noise == "rest" and self.count == "round_hidden"
+        return super().static and not changes
+
     def guides(self, progress: float) -> bool:
         return self.initial * self._chance(progress) < 1
 
