@@ -240,6 +240,7 @@ class Run:
     def _begin_steps(self, micro_batches: MicroBatches) -> list[str]:
         """Compile and wrap the model before the first step; returns the names of parameters that are left out."""
         if self.train_state.compiled:
+            self.console.log("compiling, which takes some minutes (train.compile=false starts at once)")
             compiling.start(self.train_state, micro_batches, self.settings["compile"], self.console.log)
         return leave_out_unused(self.train_state, micro_batches)
 
