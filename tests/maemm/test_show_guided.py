@@ -33,12 +33,13 @@ def test_attention_is_shown(shown):
     assert not torch.equal(part.plan.visible, plain.plan.visible)
     none, html = shown("image/mae_attention_tiny_cpu", **{"modalities.image.masking.share": 0.0})
     assert torch.equal(none.plan.visible, plain.plan.visible)
-    assert "share of attention always 0" in html and "without training" not in html
+    assert "Masking: share of attention 0." in html and "without training" not in html
 
 
 def test_clusters_are_shown_with_targets_of_features(shown):
     masking = {"type": "clusters", "object": "inner", "ratio": [0.5, 0.6]}
     part, html = shown("image/maskfeat_tiny_cpu", **{"modalities.image.masking": masking})
-    assert "random until 6.25 % of the training, then clusters with hints from 0.1 to 0 over 100 %" in html
+    assert "random until 6.25 % of the training, then clusters with hints from 0.1 to 0" in html
+    assert "over 100 % of the rest (linear), here 0." in html
     assert "drawn for each batch from 0.5 to 0.6" in html and "an encoder without training" in html
     assert 64 * 0.5 <= part.plan.predict.shape[1] <= 64 * 0.6 + 1

@@ -161,7 +161,6 @@ class Attention(GuidedMasking):
 
     def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
         lines = super().notes(tokens, rng)
-        share = f"always {self.share.end:g}" if self.share.start == self.share.end else str(self.share)
         for name in tokens:
-            lines.setdefault(name, []).append(f"share of attention {share}, here {self.share.at(rng.progress):g}")
+            lines.setdefault(name, []).append(f"share of attention {self.share.described(rng.progress)}")
         return lines

@@ -53,9 +53,13 @@ class Clusters(GuidedMasking):
         self.ratio, self.begin, self.object, self.count = read_ratio(ratio), begin, object, count
         self.hints = read_course(Course(start=0.1, end=0.0, shape="linear") if hints is None else hints)
 
-    def _hints(self, progress: float) -> float:
+    def _done(self, progress: float) -> float:
+        """The fraction of the guided part of the training that is done."""
         rest = 1 - self.begin
-        return self.hints.at((progress - self.begin) / rest if rest else 1.0)
+        return (progress - self.begin) / rest if rest else 1.0
+
+    def _hints(self, progress: float) -> float:
+        return self.hints.at(self._done(progress))
 
     def guides(self, progress: float) -> bool:
         return progress >= self.begin and self._hints(progress) < 1
@@ -77,11 +81,10 @@ class Clusters(GuidedMasking):
 
     def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
         lines = super().notes(tokens, rng)
+        hints = self.hints.described(self._done(rng.progress), "the rest")
         for name in tokens:
-            hints = f"{self.hints.end:g}" if self.hints.start == self.hints.end else str(self.hints)
             lines.setdefault(name, []).append(
-                f"random until {100 * self.begin:g} % of the training, then clusters with hints {hints}, "
-                f"here {self._hints(rng.progress):g}"
+                f"random until {100 * self.begin:g} % of the training, then clusters with hints {hints}"
             )
         return lines
 

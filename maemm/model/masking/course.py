@@ -27,8 +27,12 @@ class Course(BaseModel):
             done = 0.5 * (1 - math.cos(math.pi * done))
         return self.start + (self.end - self.start) * done
 
-    def __str__(self) -> str:
-        return f"from {self.start:g} to {self.end:g} over {100 * self.over:g} % of the training ({self.shape})"
+    def described(self, progress: float, whole: str = "the training") -> str:
+        """In words: one number where it stays, otherwise how it changes over a part of the ``whole``, and its value."""
+        if self.start == self.end:
+            return f"{self.end:g}"
+        part = f"over {100 * self.over:g} % of {whole}"
+        return f"from {self.start:g} to {self.end:g} {part} ({self.shape}), here {self.at(progress):g}"
 
 
 Scheduled = Fraction | Course  # one number, or how it changes
