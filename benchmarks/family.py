@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -28,9 +29,11 @@ from maemm.train.distributed import DistContext
 from maemm.train.optim import set_lr
 from maemm.train.setup import make_train_state
 from maemm.train.step import plan_micro_batches, take_step
-from tests.pretended_gpu import recipes
-from tests.pretended_gpu.device import gpu
-from tests.pretended_gpu.work import counted
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.pretended_gpu import recipes  # noqa: E402  # not installed
+from tests.pretended_gpu.device import gpu  # noqa: E402
+from tests.pretended_gpu.work import counted  # noqa: E402
 
 IMAGE = "modalities.image"
 ON_CPU = "image/mae_tiny_cpu"

@@ -470,6 +470,11 @@ def test_what_cannot_be_guided_says_so():
         drawn(masking, tokens, rng(), guide_of(masking, tokens, prefix=0))
     with pytest.raises(MaemmError, match="an encoder guides this masking"):
         Attention().plan("x", tokens, rng())
+    with pytest.raises(MaemmError, match="the masking needs 'attention' of Streams, which has no such guide"):
+        net = build_model(
+            config.load({**BASE, "modalities": {"image": {"size": 16, "patch": 8}}}, {"encoder.type": "streams"})
+        )
+        net.encoder.guide({}, net.modalities, "attention")
     with pytest.raises(MaemmError, match="has too few for the ratio"):
         Attention(noise="subset", select_initial_ratio=0.5, share=0.5)
     with pytest.raises(MaemmError, match="needs tokens on a grid"):
