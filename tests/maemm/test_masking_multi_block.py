@@ -183,6 +183,18 @@ def test_predicted_cells_lie_in_blocks_and_the_context_outside():
     assert left.min() >= counts[0] and sum(counts) < 6 * 64
 
 
+def test_draws_that_hide_everything_do_not_make_contexts_empty():
+    """Two boxes as high as the frame cover it in one of nine draws, which are drawn again."""
+    grid, (generator,) = (8, 16, 16), MultiBlock(generators=[{"blocks": 2, "scale": [0.7, 0.7]}]).generators
+    boxes = ((8, 16, 11), (8, 16, 12))
+    assert generator.box(grid, (0.5, 0.5, 0.99)) == boxes[0]
+    for box in boxes:
+        counts = block_unions.exact_counts(generator, grid, box)
+        assert counts[0] == 128  # a column of tokens in all frames
+        context, _, left = block_unions.exact(generator, grid, box, counts, "x", rng(64), torch.device("cpu"))
+        assert (context.sum(1) == 128).all() and left.min() >= 128
+
+
 def test_padded_rows_have_less():
     valid = torch.ones(8, 64, dtype=torch.bool)
     valid[1, 32:], valid[2] = False, False

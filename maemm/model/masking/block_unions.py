@@ -122,12 +122,16 @@ def official_counts(generator: Generator, hidden: Tensor) -> tuple[int, int]:
 
 @lru_cache(maxsize=1024)
 def exact_counts(generator: Generator, grid: Box, box: Box) -> tuple[int, int]:
-    """(visible, predicted) tokens of every sample: as many as nine in ten draws have at least of each."""
+    """(visible, predicted) tokens of every sample: as many as nine in ten draws have at least of each.
+
+    Draws that leave nothing visible do not count: they are drawn again.
+    """
     rng = Rng(("usual",), range(_SAMPLES), _SAMPLES)
     total = math.prod(grid)
     hidden = _draw(generator, grid, box, 1, "usual", rng, "cpu")[:, 0]
     counts = (~hidden).sum(-1).sort().values
-    visible, predict = int(counts[_SAMPLES // 10]), total - int(counts[-_SAMPLES // 10])
+    counts = counts[counts > 0] if counts.any() else counts
+    visible, predict = int(counts[len(counts) // 10]), total - int(counts[-len(counts) // 10])
     if generator.keep is not None:
         visible = round(generator.keep * total)
     visible = max(visible, 1)

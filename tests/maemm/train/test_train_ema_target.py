@@ -15,6 +15,17 @@ OPTIONS = {
 }
 
 IJEPA = {**OPTIONS, "modalities__toy__masking": {"type": "multi_block", "min_keep": 0}, "encoder__prefix": 0}
+VJEPA2 = {
+    **IJEPA,
+    "modalities__toy__target": {"type": "ema", "momentum": 0.8, "loss": "l1"},
+    "modalities__toy__position": "none",
+    "modalities__toy__masking": {
+        "type": "multi_block",
+        "generators": [{"blocks": 3}, {"blocks": 2, "scale": [0.5, 0.5]}],
+    },
+    "encoder__rotary": "vjepa2",
+    "decoder": {**OPTIONS["decoder"], "rotary": "vjepa2", "mask_tokens": 3, "init": "normal_by_depth"},
+}
 DATA2VEC = {
     **OPTIONS,
     "modalities__toy__target": {"type": "ema", "momentum": 0.8, "layers": 2, "features": "ffn", "instance_norm": True,
@@ -56,7 +67,7 @@ def test_a_killed_run_goes_on_bit_for_bit(toys):
     assert same_weights(toys, whole, toys.out / "broken")
 
 
-@pytest.mark.parametrize("options", [IJEPA, DATA2VEC], ids=["ijepa", "data2vec"])
+@pytest.mark.parametrize("options", [IJEPA, VJEPA2, DATA2VEC], ids=["ijepa", "vjepa2", "data2vec"])
 def test_ranks_and_micro_batches_equal_one(toys, options):
     one = toys.train(toys.recipe(toys.out / "one", **options))
     pair = toys.start(toys.recipe(toys.out / "two", **options), 2)
