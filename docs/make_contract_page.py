@@ -15,6 +15,7 @@ from maemm import contract
 from maemm.config.messages import type_text
 from maemm.contract import grid, options
 from maemm.contract.data import gather_tokens
+from maemm.contract.exact import exact_matmul, full_float32
 from maemm.contract.parts import mean_of_counted, mean_over_known
 from maemm.contract.rng import Rng
 from maemm.data import arrays, files, lists
@@ -40,6 +41,7 @@ PARTS = (
 HELPERS = (
     counts.check_ratio, counts.visible_count, counts.noise_order, counts.plan_from_order, counts.plan_from_hidden,
     counts.as_sets, gather_tokens, mean_over_known, mean_of_counted, mean_of_tokens,
+    exact_matmul, full_float32,
 )  # fmt: skip
 FILE_HELPERS = (
     arrays.open_arrays, arrays.open_array_file, arrays.array_key, arrays.read_array, arrays.plain, files.existing,

@@ -27,6 +27,7 @@ from maemm.contract import (
     Tokens,
 )
 from maemm.contract.errors import MaemmError
+from maemm.contract.exact import full_float32
 from maemm.contract.rng import Rng
 from maemm.model import checks as contract_checks
 from maemm.model.pooling import mean_of_tokens, pool_and_norm
@@ -94,7 +95,8 @@ class Model(nn.Module):
         for name, values in raw.items():
             modality = self._modality(name)
             modality_rng = None if rng is None else rng.fold_in(modality.aligned_with or name)
-            batch[name] = contract_checks.preprocessed(modality, values, modality_rng)
+            with full_float32(next(self.parameters()).device):
+                batch[name] = contract_checks.preprocessed(modality, values, modality_rng)
             if side_inputs and name in side_inputs:
                 x = as_preprocessed(batch[name])
                 batch[name] = replace(x, info={**x.info, **side_inputs[name]})
@@ -143,6 +145,12 @@ class Model(nn.Module):
         """
         batch = self._named(batch)
         preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
+        device = next(iter(preprocessed.values())).x.device.type
+        bf16 = bf16 or torch.is_autocast_enabled(device)
+        with full_float32(device):
+            return self._plan_sets(preprocessed, rng, bf16)
+
+    def _plan_sets(self, preprocessed: dict[str, Preprocessed], rng: Rng, bf16: bool) -> list[dict[str, ModalityInput]]:
         tokens = self._tokenize(preprocessed)
         hides = self.training and any(objective.hide for objective in self.objectives.values())
         if not self.masked and not hides:
@@ -166,9 +174,8 @@ class Model(nn.Module):
             return None
         inputs = _all_visible(preprocessed, tokens)
         device = next(iter(preprocessed.values())).x.device.type
-        enabled = bf16 or torch.is_autocast_enabled(device)
         guides: dict[str, Any] = {}
-        with _evaluating(self.encoder, self.modalities), torch.autocast(device, torch.bfloat16, enabled=enabled):
+        with _evaluating(self.encoder, self.modalities), torch.autocast(device, torch.bfloat16, enabled=bf16):
             for kind in sorted(kinds):
                 computed = self.encoder.guide(inputs, self.modalities, kind)
                 of_kind = [name for name, asked in wanted.items() if asked == kind]

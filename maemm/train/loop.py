@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
@@ -70,7 +68,6 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
             )
             return folder.path
         stack.callback(console.end)
-        stack.enter_context(_matmul_precision(dist_context.device))
         stack.enter_context(compiling.compiler_settings())
         run = dist_context.on_all_ranks(
             lambda: Run(
@@ -90,18 +87,6 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
         run.train(interrupts)
         run.train_state.net = run.train_state.model  # drops DDP, which holds the process group that ends here
     return folder.path
-
-
-@contextmanager
-def _matmul_precision(device: torch.device) -> Iterator[None]:
-    """TF32 for matrix products that stay in fp32 on a GPU."""
-    before = torch.get_float32_matmul_precision()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 class Run:

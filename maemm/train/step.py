@@ -20,6 +20,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng, derive, seeded
 from maemm.data.loader import Batch
 from maemm.model.model import Model
+from maemm.model.precision import tf32
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average
 from maemm.train.optim import WeightDecay, grad_norm, set_lr, step_unless
@@ -297,7 +298,7 @@ def _accumulate_gradients(
     device = dist_context.device.type
     # One block around all micro-batches, as autocast keeps what it cast until the outermost one ends: weights are cast
     # once a step. Losses and backward passes are outside of autocast.
-    with torch.autocast(device, torch.bfloat16, enabled=train_state.bf16):
+    with tf32(device), torch.autocast(device, torch.bfloat16, enabled=train_state.bf16):
         for number, inputs in enumerate(micro_batches.inputs):
             with dist_context.no_sync(net, last=number == len(micro_batches.inputs) - 1):
                 out = net(inputs, labels=labels[number])

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from maemm.contract import Objective, Output, Plan, Term
 from maemm.contract.errors import MaemmError
+from maemm.contract.exact import exact_matmul
 from maemm.contract.options import NonNegative, Positive
 from maemm.model.collectives import gather_rows
 from maemm.model.pooling import mean_of_tokens
@@ -130,7 +131,7 @@ class Contrastive(Objective):
         self, queries: Tensor, keys: Tensor, allowed: Tensor, own: Tensor, present: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy of the own key among the allowed ones, and how often it has the highest score."""
-        scores = queries @ keys.T * self._scale()
+        scores = exact_matmul(queries, keys.T) * self._scale()
         scores = scores.masked_fill(~allowed, float("-inf"))
         # An absent row has no candidate; its scores are made finite so that its gradient is 0 and not NaN.
         scores = torch.where(present[:, None], scores, torch.zeros_like(scores))
