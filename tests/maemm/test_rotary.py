@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import maemm
-from maemm import MaemmError, Rng, Tokens
+from maemm import MaemmError, Plan, Rng, Tokens
 from maemm.contract.positions import lattice
 from maemm.model.build import build_model
 from maemm.model.encoders.vit import plain_vit
@@ -182,6 +182,30 @@ def test_several_modalities_in_one_sequence():
     batch = {name: pictures()["image"] for name in "ab"}
     out = model(batch, rng=Rng((0,), range(2), 2))
     assert out.total.isfinite() and set(out.pred) == {"a", "b"}
+
+
+def test_a_budget_over_modalities_changes_no_place():
+    """Rows see 7 tokens of two modalities together: the encoder runs on those alone, turned by their own places."""
+    spec = recipe({"prefix": 1})
+    spec["modalities"] = {name: {**spec["modalities"]["image"]} for name in "ab"}
+    model = build_model(maemm.config.load(spec, {})).eval()
+    counts = {"a": torch.tensor([5, 2]), "b": torch.tensor([2, 5])}
+
+    def encoded(budget):
+        plans = {}
+        for name, count in counts.items():
+            index = (torch.arange(5) * 3 + torch.arange(2)[:, None]).clamp(max=15)
+            valid = torch.arange(5) < count[:, None]
+            index = torch.where(valid, index, index.gather(1, count[:, None] - 1))
+            plans[name] = Plan(index, index[:, :0], visible_valid=valid, budget=budget)
+        return model({name: pictures()["image"] for name in "ab"}, plans=plans).encoded, plans
+
+    (expected, plans), (tokens, _) = encoded(None), encoded(7)
+    for name, plan in plans.items():
+        assert plan.visible_valid.any() and not plan.visible_valid.all()
+        torch.testing.assert_close(
+            tokens[name][plan.visible_valid], expected[name][plan.visible_valid], rtol=0, atol=1e-5
+        )
 
 
 def test_other_layouts_and_options_are_refused():

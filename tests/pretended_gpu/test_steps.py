@@ -47,6 +47,11 @@ def test_a_step_on_samples_of_different_sizes(name, samples):
     check(name, Samples(samples.folder, uneven=True), **RAGGED[name])
 
 
+@pytest.mark.parametrize("name", QUICK_RAGGED)
+def test_rotary_positions_of_any_tokens_wait_for_nothing(name, samples):
+    check(name, Samples(samples.folder, uneven=True), **RAGGED[name], **{"encoder.rotary": "pairs"})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RAGGED if name not in QUICK_RAGGED])
 def test_a_step_of_every_recipe_on_samples_of_different_sizes(name, samples):
