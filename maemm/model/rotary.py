@@ -19,7 +19,8 @@ _MOST_TABLES = 16
 
 
 def rotation_of(coords: Tensor, width: int, kind: RotaryKind) -> Tensor:
-    """Coordinates (..., A) -> (2, ..., W) float32, cosines and sines for the channels of a head.
+    """Coordinates (..., A) -> (2, ..., W) float32, cosines and sines for the channels of a head, sines of even channels
+    with the sign that :func:`rotate` needs.
 
     Of the ``width`` channels each axis gets P = 2 floor(width / A / 2), in the order of the axes; the rest are not
     turned. W is ``width``, without its last channel where that is odd. Channels 2i and 2i + 1 of a part are a pair,
@@ -38,16 +39,20 @@ def rotation_of(coords: Tensor, width: int, kind: RotaryKind) -> Tensor:
     frequencies = frequencies.repeat(2) if kind == "vjepa2" else frequencies.repeat_interleave(2)
     angles = (coords.double()[..., None] * frequencies).flatten(-2)
     angles = F.pad(angles, (0, width - width % 2 - angles.shape[-1]))
-    return torch.stack([angles.cos(), angles.sin()]).float()
+    signed = torch.stack([-angles[..., ::2].sin(), angles[..., 1::2].sin()], -1).flatten(-2)
+    return torch.stack([angles.cos(), signed]).float()
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Queries or keys x (R, H, L, d), turned by a rotation (2, R or 1, 1, L, W), in float32 also under autocast."""
+    """Queries or keys x (..., R, H, L, d), turned by a rotation (2, R or 1, 1, L, W): in float32 also under autocast.
+
+    Of a pair (a, b) with the angles s and t: (a cos s - b sin s, b cos t + a sin t).
+    """
     width = rotation.shape[-1]
     cos, sin = rotation.unbind(0)
     turned = x[..., :width].to(torch.promote_types(x.dtype, rotation.dtype))
-    crossed = torch.stack([-turned[..., 1::2], turned[..., ::2]], -1).flatten(-2)
-    turned = (turned * cos + crossed * sin).to(x.dtype)
+    exchanged = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    turned = torch.addcmul(turned * cos, exchanged, sin).to(x.dtype)
     return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
 
 
@@ -94,17 +99,14 @@ class Rotary(nn.Module):
 
 
 class RotaryAttention(Attention):
-    """timm's attention, with queries and keys turned by ``rotation`` (2, R or 1, 1, L, W); None: as they are."""
+    """timm's attention without its options, with queries and keys turned by ``rotation`` (2, R or 1, 1, L, W)."""
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rotation: Tensor | None = None
     ) -> Tensor:
         rows, length, _ = x.shape
         qkv = self.qkv(x).reshape(rows, length, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        dropout = self.attn_drop.p if self.training else 0.0
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, dropout_p=dropout, is_causal=is_causal)
-        return self.proj_drop(self.proj(self.norm(x.transpose(1, 2).reshape(rows, length, self.attn_dim))))
+        both, v = qkv[:2], qkv[2]
+        q, k = (both if rotation is None else rotate(both, rotation)).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=attn_mask, is_causal=is_causal)
+        return self.proj(x.transpose(1, 2).reshape(rows, length, self.attn_dim))

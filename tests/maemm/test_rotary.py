@@ -74,7 +74,8 @@ def test_angles_of_both_kinds():
     angles = [3 * 10000 ** (-i / 4) for i in range(4)]
     assert cos[0].tolist() == pytest.approx([math.cos(a) for a in angles for _ in range(2)], abs=1e-6)
     cos, sin = rotation_of(torch.tensor([[3.0]]), 8, "vjepa2")
-    assert sin[0].tolist() == pytest.approx([math.sin(a) for a in 2 * angles], abs=1e-6)
+    signs = [-1, 1] * 4  # of the other member of the pair
+    assert sin[0].tolist() == pytest.approx([s * math.sin(a) for s, a in zip(signs, 2 * angles, strict=True)], abs=1e-6)
     with pytest.raises(MaemmError, match="heads of 5 channels are too narrow for rotary positions of 3 axes"):
         rotation_of(torch.zeros(1, 3), 5, "pairs")
 

@@ -18,7 +18,7 @@ from .recipes import RECIPES, Samples, shrunk, two_steps
 PRODUCTS = ("mm.", "addmm.", "bmm.", "baddbmm.", "convolution.", "_cdist", "_scaled_dot_product")
 #: files of the network, whose products may be in TF32
 NETWORK = (
-    "model/encoders/", "model/decoders/", "model/blocks.py", "/heads.py", "model/pooling.py",
+    "model/encoders/", "model/decoders/", "model/blocks.py", "model/rotary.py", "/heads.py", "model/pooling.py",
     "contract/patches.py", "contract/grid.py", "contract/positions.py", "layers/mlp.py", "layers/attention.py",
     "models/vision_transformer.py",
     "pointcloud/embedding.py", "pointcloud/encoder.py", "pointcloud/modality.py",
