@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from maemm.contract.exact import full_float32
 from maemm.contract.rng import Rng
 from maemm.model import checks as contract_checks
 from maemm.model.pooling import mean_of_tokens, pool_and_norm
+from maemm.model.precision import float32
 
 
 class Model(nn.Module):
@@ -65,6 +66,7 @@ class Model(nn.Module):
         self.recipe = recipe or {}
         self.extras: dict[str, Tensor] = {}  # tensors of a published file that this model does not use
         self.kind: str | None = None  # the checkpoint format that it was loaded from
+        self.bf16 = False  # whether a verb runs it under bf16 autocast: see :meth:`autocast`
 
     @property
     def masked(self) -> bool:
@@ -274,8 +276,11 @@ class Model(nn.Module):
         inputs = self._inputs(batch, plans, rng)
         if self.decoder is None:
             raise MaemmError("this model has no decoder (encoder-only weights); use embed, or load a file with one")
-        latents = self._encode_rows(inputs)
-        pred = self.decoder(latents, inputs, self.modalities)
+        with self.autocast():
+            latents = self._encode_rows(inputs)
+            pred = self.decoder(latents, inputs, self.modalities)
+        if self.bf16:
+            latents, pred = float32(latents), float32(pred)
         target, loss = {}, {}
         for name, x in inputs.items():
             with torch.autocast(pred[name].device.type, enabled=False):
@@ -376,7 +381,16 @@ class Model(nn.Module):
     ) -> tuple[dict[str, ModalityInput], Latents]:
         """(:meth:`with_all_visible`, the latents of the encoder for it). ``layers``, ``norm``: see :class:`Encoder`."""
         inputs = self.with_all_visible(batch)
-        return inputs, self.encoder(inputs, self.modalities, layers=layers, norm=norm)
+        with self.autocast():
+            latents = self.encoder(inputs, self.modalities, layers=layers, norm=norm)
+        return inputs, float32(latents) if self.bf16 else latents
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 autocast where :attr:`bf16` is set, for the network alone: what :meth:`encode`, :meth:`embed`,
+        :meth:`predict` and :meth:`logits` return is float32 then. Otherwise the block changes nothing."""
+        if not self.bf16:
+            return nullcontext()
+        return torch.autocast(next(self.parameters()).device.type, torch.bfloat16)
 
     def embed(
         self,
@@ -404,7 +418,9 @@ class Model(nn.Module):
         if stream is not None:
             return {stream: self._stream(batch, stream)}
         if self.head is not None and pool is None and norm is None and layers is None and not tokens:
-            features = self.head.features(self, batch)
+            with self.autocast():
+                features = self.head.features(self, batch)
+            features = float32(features) if self.bf16 else features
             return features if isinstance(features, dict) else {next(iter(batch)): features}
         pool, norm = pool or "mean", norm or "before"
         if norm not in ("before", "after", "none"):
@@ -441,7 +457,9 @@ class Model(nn.Module):
         """(B, classes) of a fine-tuned model; {stream: (B, classes)} where the head classifies several streams."""
         if self.head is None:
             raise MaemmError("this model has no classifier; fine-tune it, or load fine-tuned weights")
-        return self.head(self, self._named(batch))
+        with self.autocast():
+            logits: Tensor | dict[str, Tensor] = self.head(self, self._named(batch))
+        return float32(logits) if self.bf16 else logits
 
 
 @contextmanager

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from maemm.contract import Latents
+
+Tree = TypeVar("Tree")
 
 
 @contextmanager
@@ -21,3 +29,13 @@ def tf32(device: str) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def float32(tree: Tree) -> Tree:
+    """Nested dicts and lists of tensors, or latents: those in bf16 in float32, the others as they are."""
+    if isinstance(tree, Latents):
+        fields = ("tokens", "prefix", "streams", "positions", "layers", "hidden", "decoded")
+        latents: Any = replace(tree, **{name: float32(getattr(tree, name)) for name in fields})
+        return latents
+    widened: Tree = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.dtype is torch.bfloat16 else x, tree)
+    return widened

@@ -73,7 +73,8 @@ class Validator:
         """
         assert self.source is not None
         model, dist_context = train_state.ema_model or train_state.model, train_state.dist_context
-        metrics = validate(model, self.source, self.recipe, bf16=train_state.bf16, dist_context=dist_context)
+        with train_state.eager():  # graphs of its own, for few batches, would take longer than they save
+            metrics = validate(model, self.source, self.recipe, bf16=train_state.bf16, dist_context=dist_context)
         if improves := self._improves(metrics):
             dist_context.on_rank0(lambda: write_best(self.folder, model, {"step": step, "validation": metrics}))
         if not _is_finite(metrics):

@@ -17,4 +17,5 @@ def untrained(model: Model, seed: int) -> Model:
     """The same network with fresh weights, on the same device, in eval mode."""
     with seeded(seed, "untrained"):
         network = reinitialized(model)
+    network.bf16 = model.bf16
     return network.to(next(model.parameters()).device).eval()

@@ -27,7 +27,20 @@ def add_embedding_flags(parser: Parser) -> None:
         "--stream", metavar="A|A+B", help="one of several modalities, or some together; only their data are read"
     )
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
+    add_model_flags(parser)
+
+
+def add_model_flags(parser: Parser) -> None:
+    """Flags that say how weights are read and run: :func:`model_options`."""
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
+    parser.add_argument(
+        "--precision", help="auto (default): bf16 on a GPU, unless trained in fp32; or fp32, or bf16; results are fp32"
+    )
+
+
+def model_options(args: Namespace) -> dict[str, Any]:
+    """Those of :func:`add_model_flags` that are set, as keyword arguments of the verb's function."""
+    return {key: value for key in ("kind", "precision") if (value := getattr(args, key)) is not None}
 
 
 def embedding_options(args: Namespace, overrides: list[str]) -> dict[str, Any]:
@@ -42,10 +55,9 @@ def embedding_options(args: Namespace, overrides: list[str]) -> dict[str, Any]:
             raise MaemmError(
                 f"--layers is {args.layers!r}; give whole numbers with commas between them, such as 3,5"
             ) from None
-    for key in ("kind", "stream"):
-        if getattr(args, key) is not None:
-            options[key] = getattr(args, key)
-    return {**options, **data_and_settings(overrides)}
+    if args.stream is not None:
+        options["stream"] = args.stream
+    return {**options, **model_options(args), **data_and_settings(overrides)}
 
 
 # ------------------------------------------------------------------------------------------- KEY=value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -28,6 +29,7 @@ from maemm.registry.make import part_of
 from maemm.tasks._shared.data_objects import source_of
 from maemm.tasks._shared.digests import digest
 from maemm.tasks._shared.stream_model import StreamModel
+from maemm.train.setup import use_bf16
 from maemm.weights import load, load_encoder
 
 Weights = str | os.PathLike | Model
@@ -35,6 +37,7 @@ Weights = str | os.PathLike | Model
 Data = str | os.PathLike | Source | np.ndarray | Tensor | Dataset | Sequence[Any] | None
 _STAMPED = 8  # samples whose content goes into the stamp of a source
 _LABELS_TRIED = 64  # samples that are looked at to tell whether there are labels
+PRECISIONS = ("auto", "fp32", "bf16")
 NO_LABELS = "the data have no labels; give all files in a folder per class, or a list or array with labels"
 
 
@@ -42,8 +45,9 @@ def open_model(weights: Weights, *, stream: str | None = None, **settings: Any) 
     """Load a run or checkpoint folder, or a weights file, to the GPU where there is one.
 
     A model is returned as it is, on its device. ``stream``: restrict the model to one modality, or to several ("a+b");
-    only their data are read. ``settings``: what a checkpoint does not record, see :func:`maemm.load`. Raises
-    :class:`MaemmError`.
+    only their data are read. ``precision``: in which the verb runs the network: fp32, bf16, or auto (default): bf16 on
+    a GPU that supports it, unless the run trained in fp32; what it returns is float32. ``settings``: what a checkpoint
+    does not record, see :func:`maemm.load`. Raises :class:`MaemmError`.
     """
     return _opened(load, weights, stream, settings)
 
@@ -56,8 +60,22 @@ def open_encoder(weights: Weights, *, stream: str | None = None, **settings: Any
 def _opened(
     load_model: Callable[..., Model], weights: Weights, stream: str | None, settings: Mapping[str, Any]
 ) -> Model:
+    precision = settings.get("precision", "auto")
+    if precision not in PRECISIONS:
+        raise MaemmError(f"precision is {precision!r}; choose {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}")
+    settings = {key: value for key, value in settings.items() if key != "precision"}
     model = weights if isinstance(weights, Model) else load_model(weights, **settings).to(usual_device())
+    if (bf16 := _in_bf16(model, precision)) != model.bf16:
+        model = copy.copy(model)  # of the same weights; the caller's model stays as it is
+        model.bf16 = bf16
     return model if stream is None else StreamModel(model, stream)
+
+
+def _in_bf16(model: Model, precision: str) -> bool:
+    if precision != "auto":
+        return precision == "bf16"
+    trained_in = (model.recipe.get("train") or {}).get("precision")
+    return trained_in != "fp32" and use_bf16("auto", next(model.parameters()).device)
 
 
 def usual_device() -> torch.device:

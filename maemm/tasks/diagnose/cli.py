@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.tasks._shared.cli_options import EPILOG, data_and_settings
+from maemm.tasks._shared.cli_options import EPILOG, add_model_flags, data_and_settings, model_options
 from maemm.ui.parser import Verb, verb_parser
 from maemm.ui.streams import print_json, print_result
 
@@ -28,13 +28,11 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--clusters", type=int, default=6, metavar="K", help="clusters of tokens (default: 6)")
     parser.add_argument("--seed", type=int, default=0, help="of masks, views and clusters (default: 0)")
     parser.add_argument("--batch", type=int, default=32, help="samples at a time (default: 32)")
-    parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
+    add_model_flags(parser)
     args, (weights, data), overrides = parser.parse(argv, 1, 2)
     if args.batch < 1:
         raise MaemmError(f"--batch is {args.batch}; give 1 or more")
-    options = data_and_settings(overrides)
-    if args.kind is not None:
-        options["kind"] = args.kind
+    options = {**data_and_settings(overrides), **model_options(args)}
     if args.ratios is not None:
         try:
             options["ratios"] = [float(text) for text in args.ratios.split(",")]

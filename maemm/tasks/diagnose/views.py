@@ -12,6 +12,7 @@ from maemm.data.loader import Batch, Loader
 from maemm.data.order import SequentialBatches
 from maemm.model.model import Model
 from maemm.model.pooling import mean_of_tokens
+from maemm.model.precision import float32
 from maemm.tasks._shared.scoring import PerSampleRng
 
 Pair = tuple[Batch, Batch]
@@ -76,7 +77,8 @@ def view_features(model: Model, batch: Batch, key: tuple[int | str, ...]) -> dic
     """{modality: (B, D)} of one view: the mean over visible tokens, and over the plans of a sample with several."""
     rng = PerSampleRng([(*key, row) for row in batch.rows], key)
     inputs = model.plan(model.preprocess(batch.raw, rng, batch.present, batch.side_inputs), rng)
-    latents = model.encoder(inputs, model.modalities)
+    with model.autocast():
+        latents = float32(model.encoder(inputs, model.modalities))
     return {name: _by_sample(mean_of_tokens(latents.tokens[name], [x.plan]), x) for name, x in inputs.items()}
 
 

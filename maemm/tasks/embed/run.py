@@ -88,6 +88,7 @@ def embed(
         "weights": weights_stamp(model),
         "data": data_stamp(opened, config["root"], config["list"]),
         **embed_options,
+        **({"precision": "bf16"} if model.bf16 else {}),
     }
     stored = _StoredChunks(out, about)
     done = stored.rows

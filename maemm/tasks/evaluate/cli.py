@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from maemm.tasks._shared.cli_options import EPILOG, data_and_settings
+from maemm.tasks._shared.cli_options import EPILOG, add_model_flags, data_and_settings, model_options
 from maemm.ui.parser import Verb, verb_parser
 from maemm.ui.streams import print_json, print_result, warn
 
@@ -22,11 +22,11 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--no-tta", action="store_true", help="one view of each sample, where there are more")
     parser.add_argument("--average", choices=["probabilities", "logits"], default="probabilities", help="over views")
     parser.add_argument("-o", "--out", metavar="FILE", help="metrics as JSON (default: evaluate/ in the run's folder)")
-    parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
+    add_model_flags(parser)
     args, (weights, data), overrides = parser.parse(argv, 1, 2)
     reading = [word for word in overrides if word.startswith("modalities.")]
     options = data_and_settings([word for word in overrides if word not in reading], "classes")
-    options |= {} if args.kind is None else {"kind": args.kind}
+    options |= model_options(args)
     from maemm.tasks.evaluate.run import evaluate
     from maemm.ui.progress import progress
 

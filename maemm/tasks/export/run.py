@@ -99,9 +99,10 @@ def export(
     writer = writer_of(to)
     path = _checked_path(expanded(out), to, force)
     if isinstance(weights, Model):  # its owner goes on with it, on its device and in its mode
-        model, origin, run = host_copy(open_model(weights, **settings)), "a model", None
+        model, origin, run = host_copy(open_model(weights, precision="fp32", **settings)), "a model", None
     else:
-        model, origin, run = open_model(weights, **settings).to("cpu"), os.fspath(weights), expanded(weights)
+        model = open_model(weights, precision="fp32", **settings).to("cpu")
+        origin, run = os.fspath(weights), expanded(weights)
     model = model.float().eval()
     if to not in FORMATS:
         writes_folder = format_for(model, to).exported_state(model).config is not None

@@ -121,7 +121,7 @@ class Subject:
     def _features(self, kind: str, seed: int, tokens: bool) -> tuple[dict[str, Features], dict[str, Features] | None]:
         model = self.model if kind != UNTRAINED else untrained(self.model, seed)
         embed = raw_values if kind == RAW else embedder(**self.embed_options, tokens=tokens)
-        how = "raw" if kind == RAW else [weights_stamp(model), self.embed_options, tokens]
+        how = "raw" if kind == RAW else [weights_stamp(model), self.embed_options, tokens, *["bf16"] * model.bf16]
         # Raw values depend on the options of the modalities alone.
         about = [how, self.model.recipe.get("modalities") if kind == RAW else None]
 

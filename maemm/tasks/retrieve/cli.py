@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from contextlib import ExitStack
 
-from maemm.tasks._shared.cli_options import EPILOG, data_and_settings
+from maemm.tasks._shared.cli_options import EPILOG, add_model_flags, data_and_settings, model_options
 from maemm.ui.parser import Verb, verb_parser
 from maemm.ui.streams import print_json, print_result
 
@@ -19,6 +19,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--tta", action="store_true", help="mean over all views of a sample: all frames of a clip")
     parser.add_argument("--baselines", action="store_true", help="also the untrained network")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
+    add_model_flags(parser)
     args, (weights, data), overrides = parser.parse(argv, 1, 2)
     from maemm.tasks.retrieve.run import retrieve
     from maemm.ui.progress import progress
@@ -33,6 +34,7 @@ def run(argv: list[str], flags: Namespace) -> int:
             baselines=args.baselines,
             show=lambda kind: stack.enter_context(progress(f"embed, {kind}")),
             **data_and_settings(overrides),
+            **model_options(args),
         )
     if flags.json:
         print_json(retrieval.record())

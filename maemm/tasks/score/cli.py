@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from maemm.contract.errors import MaemmError
-from maemm.tasks._shared.cli_options import EPILOG, data_and_settings
+from maemm.tasks._shared.cli_options import EPILOG, add_model_flags, data_and_settings, model_options
 from maemm.ui.parser import Verb, verb_parser
 from maemm.ui.streams import print_json, print_result
 
@@ -24,7 +24,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--plans", type=int, default=4, metavar="K", help="masks drawn for each sample (default: 4)")
     parser.add_argument("--seed", type=int, default=0, help="of the masks (default: 0)")
     parser.add_argument("--batch", type=int, default=64, help="samples at a time (default: 64)")
-    parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
+    add_model_flags(parser)
     args, (weights, data), overrides = parser.parse(argv, 1, 2)
     if args.out is None:
         raise MaemmError("no file to write is given; add -o scores.csv (or .npz)")
@@ -33,9 +33,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     from maemm.tasks.score.run import score_data
     from maemm.ui.progress import progress
 
-    options = data_and_settings(overrides)
-    if args.kind is not None:
-        options["kind"] = args.kind
+    options = {**data_and_settings(overrides), **model_options(args)}
     with progress("score") as on_progress:
         scored = score_data(
             str(weights),

@@ -8,6 +8,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from maemm.contract.errors import MaemmError
+from maemm.data.subset import Subset
+from maemm.model.build import build_model
 from maemm.model.masking.multi_block import MultiBlock
 from maemm.model.repeated import repeated_blocks
 from maemm.registry.make import make
@@ -15,6 +17,7 @@ from maemm.train import compiling
 from maemm.train.distributed import DistContext
 from maemm.train.setup import make_train_state
 from maemm.train.step import plan_micro_batches, take_step
+from maemm.train.validation import Validator, validate
 from tests.pretended_gpu.recipes import RECIPES, Samples, shrunk
 
 QUICK = ["image/mae_tiny_cpu", "pointcloud/point_mae_tiny_cpu"]
@@ -195,3 +198,21 @@ def test_a_compiler_that_fails(samples, monkeypatch):
     losses, state = steps("image/mae_tiny_cpu", samples, 2, compile="auto", log=lines.append)
     assert losses == expected and not state.compiled and len(lines) == 1
     assert "nothing is compiled" in lines[0] and BackendCompilerFailed.__name__ not in lines[0]
+
+
+@pytest.mark.parametrize("setting", ["blocks", True])
+def test_validation_compiles_nothing(setting, samples, fresh_compiler, tmp_path):
+    """Its batches have sizes of their own, and it runs without gradients: each would be a graph."""
+    _, state = steps("image/mae_tiny_cpu", samples, count=2, compile=setting)
+    graphs = fresh_compiler.frame_count
+    assert graphs
+    held_out = Subset(samples.source("image"), range(6))
+    validator = Validator(state.model.recipe, held_out, 1, tmp_path, print)
+    in_a_run = validator.validate(state, 2)
+    assert fresh_compiler.frame_count == graphs
+    recipe = {**state.model.recipe, "train": {**state.model.recipe["train"], "compile": False}}
+    plain = build_model(recipe)
+    plain.load_state_dict(state.model.state_dict())
+    assert validate(plain, held_out, recipe) == pytest.approx(in_a_run, rel=1e-5)
+    validate(state.model, held_out, state.model.recipe)  # as it was
+    assert fresh_compiler.frame_count > graphs
