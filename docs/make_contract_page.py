@@ -16,7 +16,7 @@ from maemm.config.messages import type_text
 from maemm.contract import grid, options
 from maemm.contract.data import gather_tokens
 from maemm.contract.exact import exact_matmul, full_float32
-from maemm.contract.parts import mean_of_counted, mean_over_known
+from maemm.contract.means import mean_of_counted, mean_over_known
 from maemm.contract.rng import Rng
 from maemm.data import arrays, files, lists
 from maemm.model.masking import counts

@@ -36,19 +36,12 @@ if TYPE_CHECKING:
     from maemm.contract.errors import MaemmError
     from maemm.contract.formats import CheckpointFormat, ExportedState
     from maemm.contract.grid import GridModality
-    from maemm.contract.parts import (
-        Decoder,
-        Encoder,
-        Head,
-        Masking,
-        Modality,
-        Objective,
-        PerModalityMasking,
-        Phase,
-        Source,
-        Target,
-    )
+    from maemm.contract.learning import Objective, Phase, Target
+    from maemm.contract.masking import Masking, PerModalityMasking
+    from maemm.contract.modality import Modality
+    from maemm.contract.networks import Decoder, Encoder, Head
     from maemm.contract.rng import Rng
+    from maemm.contract.source import Source
     from maemm.contract.version import CONTRACT_VERSION
 
 _NAMES = {
@@ -59,10 +52,11 @@ _NAMES = {
     "errors": ("MaemmError",),
     "formats": ("CheckpointFormat", "ExportedState"),
     "grid": ("GridModality",),
-    "parts": (
-        "Decoder", "Encoder", "Head", "Masking", "Modality", "Objective", "PerModalityMasking", "Phase", "Source",
-        "Target",
-    ),
+    "learning": ("Objective", "Phase", "Target",),
+    "masking": ("Masking", "PerModalityMasking",),
+    "modality": ("Modality",),
+    "networks": ("Decoder", "Encoder", "Head",),
+    "source": ("Source",),
     "rng": ("Rng",),
     "version": ("CONTRACT_VERSION",),
 }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from maemm.contract.errors import MaemmError
 
 Label = int | tuple[int, ...]  # a class index, from 0; multi-label: all class indices of the sample, possibly none
+
+# maemm.model.model.Model, which the contract does not import. Parts may annotate their methods with the real class.
+Model: TypeAlias = Any
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from maemm.contract.data import Model
 from maemm.contract.errors import MaemmError
-from maemm.contract.parts import Model
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from maemm.contract.data import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.modality import Modality
 from maemm.contract.options import Channels, PositiveInt
-from maemm.contract.parts import Modality
 from maemm.contract.patches import grid_of, patchify, unpatchify
 from maemm.contract.positions import lattice, make_position
 from maemm.contract.rng import Rng

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from maemm.contract import Modality, Preprocessed, Tokens, gather_tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.means import mean_of_counted
 from maemm.contract.options import PositiveInt, Repeats
-from maemm.contract.parts import mean_of_counted
 from maemm.contract.positions import sincos
 from maemm.contract.rng import Rng
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from maemm.contract import Modality, ModalityInput, Target
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
+from maemm.contract.means import mean_of_counted
 from maemm.contract.options import Rate
-from maemm.contract.parts import mean_of_counted
 from maemm.model.model import Model
 from maemm.model.targets.rows import computed_of
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maemm.contract.parts import mean_of_counted
+from maemm.contract.means import mean_of_counted
 
 FeatureLoss = Literal["smooth_l1", "mse", "l1", "cosine"]
 Reduction = Literal["mean", "sum_by_root"]

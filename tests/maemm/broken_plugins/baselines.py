@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from maemm.contract import Tokens
-from maemm.contract.parts import mean_of_counted
+from maemm.contract.means import mean_of_counted
 from maemm.testing.toy_signal import Signal
 
 from .sound import SoftKinds

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maemm.contract import MaemmError, Modality, Preprocessed, Tokens
-from maemm.contract.parts import mean_of_counted, mean_over_known
+from maemm.contract.means import mean_of_counted, mean_over_known
 from maemm.contract.rng import Rng
 from maemm.testing.toy_signal import Signal
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from maemm.contract import MaemmError, Modality, Preprocessed, Tokens
-from maemm.contract.parts import mean_of_counted
+from maemm.contract.means import mean_of_counted
 from maemm.contract.rng import Rng
 
 Four = tuple[float, float, float, float]
