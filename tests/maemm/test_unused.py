@@ -10,7 +10,7 @@ from pathlib import Path
 
 from maemm import registry
 from maemm.config.options import options_of
-from maemm.contract import formats, parts
+from maemm.contract import formats, learning, masking, modality, networks, source
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -22,7 +22,7 @@ WAITING = {
 }
 BASES = {
     name: base
-    for module in (parts, formats)
+    for module in (source, modality, masking, networks, learning, formats)
     for name, base in vars(module).items()
     if inspect.isclass(base) and base.__module__ == module.__name__
 }
