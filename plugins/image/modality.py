@@ -21,8 +21,8 @@ from maemm.contract.small import small_tensor
 from maemm.data.encodable import encodable
 
 from .._augment.randaugment import RandAugment
+from .._images.boxes import DRAWS, Box, random_box, random_boxes
 from . import preprocess as on_device
-from .preprocess import Box
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
@@ -112,7 +112,7 @@ class Image(GridModality):
             return {"x": self._with_channels(_tensor(raw))}
         height, width = raw.shape[:2]
         if rng is not None and isinstance(self.crop, RandomCrop):
-            box = self._random_box(rng.floats("crop", on_device.DRAWS), height, width)
+            box = self._random_box(rng.floats("crop", DRAWS), height, width)
             x = self._resized(_tensor(_cut(raw, box)), self.size)
         elif (height, width) == self.size:
             x = _tensor(raw)
@@ -156,8 +156,8 @@ class Image(GridModality):
         """Crop a batch (B, C, H, W) float as :meth:`load` would have cropped each image."""
         height, width = x.shape[-2:]
         if rng is not None and isinstance(self.crop, RandomCrop):
-            uniform = rng.uniform("crop", on_device.DRAWS)
-            boxes = on_device.random_boxes(uniform, height, width, self.crop.scale, self.crop.ratio)
+            uniform = rng.uniform("crop", DRAWS)
+            boxes = random_boxes(uniform, height, width, self.crop.scale, self.crop.ratio)
             return on_device.crop_resize(x, boxes, self.size, self.interpolation)
         if (height, width) == self.size:
             return x
@@ -189,7 +189,7 @@ class Image(GridModality):
     # ---- helpers
     def _random_box(self, uniform: Sequence[float], height: int, width: int) -> Box:
         assert isinstance(self.crop, RandomCrop)
-        return on_device.random_box(uniform, height, width, self.crop.scale, self.crop.ratio)
+        return random_box(uniform, height, width, self.crop.scale, self.crop.ratio)
 
     def _center_crop(self, height: int, width: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Size to resize to, and top and left of the model's size in it."""

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from maemm.contract.options import Interval, Positive, PositiveFraction
 
-Box = tuple[int, int, int, int]
+from .._images.boxes import Box
 
 SCALES = (1.0, 0.875, 0.75, 0.66)  # of the short side, in VideoMAE's multi-scale crop
 _NEAR = 3  # pixels: a side this close to the model's becomes equal to it
 #: positions of a box in quarters of the free space (left, top): corners and centre, then the eight between
 _POSITIONS = ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3))
-_TRIES = 10  # of a random box, as in torchvision
-RANDOM_DRAWS = 4 * _TRIES  # uniform numbers that random_box uses
-MULTISCALE_DRAWS = 2  # and multiscale_box
+MULTISCALE_DRAWS = 2  # uniform numbers that multiscale_box uses
 
 
 class RandomCrop(BaseModel):
@@ -41,21 +38,6 @@ def multiscale_box(uniform: Sequence[float], height: int, width: int, size: tupl
     high, wide = max(1, min(high, height)), max(1, min(wide, width))
     left, top = _POSITIONS[int(uniform[1] * len(_POSITIONS))]
     return top * ((height - high) // 4), left * ((width - wide) // 4), high, wide
-
-
-def random_box(uniform: Sequence[float], height: int, width: int, crop: RandomCrop) -> Box:
-    """torchvision's RandomResizedCrop, from ``RANDOM_DRAWS`` uniform numbers in [0, 1)."""
-    low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
-    for i in range(0, RANDOM_DRAWS, 4):
-        area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * uniform[i])
-        aspect = math.exp(low + (high - low) * uniform[i + 1])
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return int(uniform[i + 2] * (height - h + 1)), int(uniform[i + 3] * (width - w + 1)), h, w
-    # No try fits: the largest centred box whose aspect ratio is in the range.
-    w = min(width, max(1, round(height * crop.ratio[1])))
-    h = min(height, max(1, round(width / crop.ratio[0])))
-    return (height - h) // 2, (width - w) // 2, h, w
 
 
 def center_box(height: int, width: int, size: tuple[int, int]) -> Box:

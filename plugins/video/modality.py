@@ -19,8 +19,9 @@ from maemm.contract.rng import Rng
 from maemm.contract.small import small_tensor
 
 from .._augment.randaugment import RandAugment
+from .._images.boxes import DRAWS, Box, random_box
 from . import checks, crop, sampling
-from .crop import Box, RandomCrop
+from .crop import RandomCrop
 from .decoding import Video as File
 from .positions import ClipTable, FlatSinCos, Separable, TimeFirstSinCos
 from .resize import resize_clips, shrink
@@ -196,7 +197,7 @@ class Video(GridModality):
         if rng is None or self.crop == "center":
             return crop.center_box(height, width, self._frame_size)
         if isinstance(self.crop, RandomCrop):
-            return crop.random_box(rng.floats("crop", crop.RANDOM_DRAWS), height, width, self.crop)
+            return random_box(rng.floats("crop", DRAWS), height, width, self.crop.scale, self.crop.ratio)
         uniform = rng.floats("crop", crop.MULTISCALE_DRAWS)
         return crop.multiscale_box(uniform, height, width, self._frame_size)
 

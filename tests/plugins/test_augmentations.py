@@ -11,9 +11,9 @@ import torch
 
 from maemm.contract import Preprocessed
 from maemm.contract.rng import Rng
+from maemm_plugins._images.boxes import DRAWS, random_box, random_boxes
 from maemm_plugins.audio.modality import Audio
 from maemm_plugins.image.modality import Image
-from maemm_plugins.image.preprocess import DRAWS, random_box, random_boxes
 from maemm_plugins.pointcloud.modality import PointCloud
 from maemm_plugins.signal.modality import Signal
 from maemm_plugins.video.modality import Video

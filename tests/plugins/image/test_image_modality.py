@@ -10,8 +10,9 @@ from torchvision.transforms.v2 import functional as F
 from maemm.config import options
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
+from maemm_plugins._images.boxes import DRAWS, random_box
 from maemm_plugins.image.modality import IMAGENET_MEAN, IMAGENET_STD, Image
-from maemm_plugins.image.preprocess import DRAWS, crop_resize, random_box
+from maemm_plugins.image.preprocess import crop_resize
 
 BICUBIC = v2.InterpolationMode.BICUBIC
 RANGE = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3)}

@@ -13,6 +13,7 @@ import maemm
 from maemm.config.options import check
 from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
+from maemm_plugins._images.boxes import DRAWS, random_box
 from maemm_plugins.video import crop, maskings, resize, sampling
 from maemm_plugins.video.modality import Video
 from maemm_plugins.video.positions import ClipTable, FlatSinCos, Separable, flat_sincos
@@ -156,7 +157,7 @@ def test_boxes_stay_inside_whatever_the_frame():
         for u in np.linspace(0, 0.999, 7):
             for t, x, h, w in (
                 crop.multiscale_box((u, u), height, width, (16, 16)),
-                crop.random_box([u] * crop.RANDOM_DRAWS, height, width, crop.RandomCrop()),
+                random_box([u] * DRAWS, height, width, crop.RandomCrop().scale, crop.RandomCrop().ratio),
                 crop.center_box(height, width, (16, 16)),
             ):
                 assert t >= 0 and x >= 0 and h >= 1 and w >= 1 and t + h <= height and x + w <= width
