@@ -15,11 +15,13 @@ from maemm.contract.positions import SinCos, Table, resize_table, sincos
 def flat_sincos(count: int, dim: int) -> Tensor:
     """(count, dim) float32: angle n / 10000^(2 floor(j/2) / dim), sine in even columns, cosine in odd ones (VideoMAE).
 
-    Computed in float64: in float32 the angles of long clips have errors of 1e-4.
+    On the CPU, in float64: in float32 the angles of long clips have errors of 1e-4.
     """
-    pair = torch.arange(dim, dtype=torch.float64) // 2
-    angle = torch.arange(count, dtype=torch.float64)[:, None] / 10000 ** (2 * pair / dim)
-    return torch.where(torch.arange(dim) % 2 == 0, angle.sin(), angle.cos()).float()
+    column = torch.arange(dim, device="cpu")
+    angle = torch.arange(count, dtype=torch.float64, device="cpu")[:, None] / 10000 ** (
+        2 * (column // 2).double() / dim
+    )
+    return torch.where(column % 2 == 0, angle.sin(), angle.cos()).float()
 
 
 class FlatSinCos(nn.Module):
@@ -31,16 +33,14 @@ class FlatSinCos(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
-        self._cache: dict[torch.device, Tensor] = {}
+        self._cache: dict[tuple[int, torch.device], Tensor] = {}
 
     def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
         """(R, V) -> (R, V, D)."""
-        rows = self._cache.get(index.device)
-        if rows is None or len(rows) < tokens.count:
-            with torch.device("cpu"):  # whatever the default device
-                rows = flat_sincos(tokens.count, self.dim)
-            rows = self._cache[index.device] = rows.to(index.device)
-        return rows[index]
+        key = (tokens.count, index.device)
+        if key not in self._cache:
+            self._cache[key] = flat_sincos(tokens.count, self.dim).to(index.device, non_blocking=True)
+        return self._cache[key][index]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_cache": {}}
