@@ -32,6 +32,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # recipe, samples of a st
     "point_mae": ("pointcloud/point_mae", 128, {}),
     "cav_mae_base": ("cav/cav_mae_base", 48, {}),
     "mae_large, micro-batches of 64": ("image/mae_large", 256, OFTEN),
+    "mae_large, residual fp32": ("image/mae_large", 256, {"train.residual": "fp32"}),
     "mae_large, activations again": ("image/mae_large", 256, AGAIN),
 }
 

@@ -125,6 +125,11 @@ class TrainConfig(_Keys):
         None, description="average the weights at the end of each epoch, from this epoch (1 is the first) on"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on CUDA, fp32 elsewhere")
+    residual: Literal["auto", "fp32", "bf16"] = Field(
+        "auto",
+        description="sums between blocks under bf16: fp32 as in published code, or bf16; auto: bf16 in a plain ViT and "
+        "decoder, fp32 in streams",
+    )
     compile: Literal["auto", "blocks"] | bool = Field(
         "auto",
         description="torch.compile: true: the forward pass as one graph; blocks: every block, equal ones once; "

@@ -31,6 +31,11 @@ def tf32(device: str) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def under_autocast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """``x`` in ``dtype`` where autocast is on; None: as it is."""
+    return x if dtype is None or not torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+
+
 def float32(tree: Tree) -> Tree:
     """Nested dicts and lists of tensors, or latents: those in bf16 in float32, the others as they are."""
     if isinstance(tree, Latents):

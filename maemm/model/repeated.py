@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from maemm.model.precision import under_autocast
+
 Forward = Callable[..., Any]
 _recompute = True  # where recompute_activations() asks for it
 
@@ -27,6 +29,18 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
         else:
             blocks += repeated_blocks(child)
     return blocks
+
+
+def keep_residual(blocks: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Under autocast, let every block begin with its input in ``dtype``, in which its residual sums then are."""
+    _replace_forward(blocks, f"Residual{str(dtype).rpartition('.')[2].capitalize()}", lambda f: _residual(f, dtype))
+
+
+def _residual(block_forward: Forward, dtype: torch.dtype) -> Forward:
+    def forward(self: nn.Module, x: torch.Tensor, *args: Any, **options: Any) -> Any:
+        return block_forward(self, under_autocast(x, dtype), *args, **options)
+
+    return forward
 
 
 def recompute_activations(blocks: Iterable[nn.Module]) -> None:

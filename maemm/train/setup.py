@@ -20,7 +20,7 @@ from maemm.data.order import BatchOrder, Request, ShuffledBatches
 from maemm.data.shots import balancing, labels_of
 from maemm.model.build import build_modalities, build_model
 from maemm.model.model import Model
-from maemm.model.repeated import recompute_activations, repeated_blocks
+from maemm.model.repeated import keep_residual, recompute_activations, repeated_blocks
 from maemm.model.size import refuse_too_many_rows, weight_bytes
 from maemm.train import compiling
 from maemm.train.distributed import DistContext
@@ -107,6 +107,7 @@ def make_train_state(
     freeze_unused(model)
     for target in model.all_targets():
         target.before_training(steps)
+    set_residual(model, train.get("residual", "auto"))
     model.to(dist_context.device).train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
     optimizer = make_optimizer(model, train, [parameter for _, phase in phases for parameter in phase.parameters])
@@ -132,6 +133,17 @@ def make_train_state(
             for name, phase in phases
         ],
     )
+
+
+def set_residual(model: Model, residual: str) -> None:
+    """Keep sums between blocks in ``fp32`` or ``bf16`` under autocast (``train.residual``); ``auto``: as they are."""
+    if residual == "auto":
+        return
+    dtype = torch.float32 if residual == "fp32" else torch.bfloat16
+    for module in model.modules():
+        if hasattr(type(module), "residual"):
+            module.residual = dtype
+    keep_residual(repeated_blocks(model), dtype)
 
 
 def refuse_too_large_steps(model: Model, rows: int, device: torch.device) -> None:

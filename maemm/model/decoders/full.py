@@ -12,6 +12,7 @@ from maemm.contract import Decoder, Latents, Modality, ModalityInput
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import check_width, init_linear, key_mask, make_blocks, register_position
+from maemm.model.precision import under_autocast
 from maemm.model.rotary import Rotary
 
 
@@ -38,6 +39,8 @@ class Full(Decoder):
             otherwise the first gradients are a thousand times the later ones, stay in Adam's moments, and the encoder
             hardly learns
     """
+
+    residual: torch.dtype | None = None  # of the sums between blocks under autocast; None: that of the projection
 
     def __init__(
         self,
@@ -97,7 +100,7 @@ class Full(Decoder):
         parts, positions, valid = self._prefix(latents)
         for name, modality_input in inputs.items():
             tokens, plan = modality_input.tokens, modality_input.plan
-            visible = self.project(latents.tokens[name])
+            visible = under_autocast(self.project(latents.tokens[name]), self.residual)
             masked = self.mask_token.to(visible.dtype).expand(visible.shape[0], plan.predict.shape[1], -1)
             masked_position = latents.positions.get(name)
             if masked_position is None:

@@ -15,6 +15,7 @@ from maemm.contract import Encoder, FirstAttention, Latents, Modality, ModalityI
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import MOST_BLOCKS, Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import check_width, key_mask, make_blocks, queries_and_keys
+from maemm.model.precision import under_autocast
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Streams(Encoder):
             one, as in the published code (in feature extraction always through all)
     """
 
+    residual: torch.dtype | None = None  # of the sums between blocks under autocast; None: float32, by the vectors
     trunks: Mapping[str, nn.ModuleList]  # this and the last two are nn.ModuleDict, ``joint`` is a ModuleList
     joint: Sequence[nn.Module]
     own: Mapping[str, Sequence[nn.ModuleDict]]
@@ -193,7 +195,7 @@ class Streams(Encoder):
     def _embedded(self, name: str, inputs: ModalityInput, modality: Modality) -> Tensor:
         """The visible tokens of a modality before its trunk (R, V, D)."""
         visible = inputs.plan.visible
-        embedded = modality.embed(inputs.tokens, visible)
+        embedded = under_autocast(modality.embed(inputs.tokens, visible), self.residual)
         return embedded + modality.position(inputs.tokens, visible, "encoder").to(embedded.dtype) + self.vectors[name]
 
     # -------------------------------------------------------------------------------------- about the parameters

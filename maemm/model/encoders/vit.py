@@ -24,6 +24,7 @@ from maemm.model.blocks import (
     register_position,
     with_ffn,
 )
+from maemm.model.precision import under_autocast
 from maemm.model.rotary import Rotary, RotaryKind
 
 MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
@@ -57,6 +58,7 @@ class ViT(Encoder):
     """
 
     has_ffn_features = True
+    residual: torch.dtype | None = None  # of the sums between blocks under autocast; None: that of the embedding
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class ViT(Encoder):
         parts, positions, valid = [], [], []
         for name, x in inputs.items():
             vector = self.vectors[name] if len(self.names) > 1 else None
-            embedded = modalities[name].embed(x.tokens, x.plan.visible)
+            embedded = under_autocast(modalities[name].embed(x.tokens, x.plan.visible), self.residual)
             sections = [(embedded, x.plan.visible, x.plan.visible_valid)]
             if self.reads_predict:
                 hidden = self.hidden_token.to(embedded.dtype).expand(embedded.shape[0], x.plan.predict.shape[1], -1)
