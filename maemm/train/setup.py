@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -140,9 +140,10 @@ def set_residual(model: Model, residual: str) -> None:
     if residual == "auto":
         return
     dtype = torch.float32 if residual == "fp32" else torch.bfloat16
-    for module in model.modules():
-        if hasattr(type(module), "residual"):
-            module.residual = dtype
+    parts: Iterable[Any] = model.modules()
+    for part in parts:
+        if hasattr(type(part), "residual"):
+            part.residual = dtype
     keep_residual(repeated_blocks(model), dtype)
 
 
