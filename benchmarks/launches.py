@@ -62,12 +62,13 @@ def count(name: str) -> dict[str, Any]:
     }
 
 
-def _of_checkout(folder: Path, name: str) -> dict[str, Any]:
+def _of_checkout(folder: Path, name: str) -> dict[str, Any] | None:
     environment = {**os.environ, "PYTHONPATH": str(folder / "importable"), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(Path(__file__).resolve()), "--count", name]
     done = subprocess.run(command, cwd=HERE / "benchmarks", env=environment, capture_output=True, text=True)
     if done.returncode:  # such as an option that the checkout does not have
-        return {"error": done.stderr.strip().splitlines()[-1][:300]}
+        print(done.stderr.strip().splitlines()[-1][:300])
+        return None
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return row
 
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         rows[name] = {"recipe": recipe, "batch": batch, **changes}
         for state, folder in checkouts.items():
             rows[name][state] = row = _of_checkout(folder, name)
-            print(f"{name:32} {state:7}", row.get("error") or {k: x for k, x in row.items() if "by_kind" not in k})
+            print(f"{name:32} {state:7}", {k: x for k, x in (row or {}).items() if "by_kind" not in k})
     result = {"about": about(), "rows": rows}
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n")
