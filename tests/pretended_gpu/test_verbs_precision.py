@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -116,3 +117,5 @@ def test_features_of_another_precision_are_computed_anew(samples, tmp_path, monk
         autocast.clear()
         knn(model, source, folds=2, seeds=1, out=tmp_path / "knn.json", precision=precision)
         assert ("encoder" in autocast) == (times < 2)
+        record = json.loads((tmp_path / "knn.json").read_text())
+        assert record.get("precision", "fp32") == precision

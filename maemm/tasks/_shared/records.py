@@ -23,11 +23,14 @@ from maemm.tasks._shared.run_page import write_page
 from maemm.ui.streams import warn
 
 
-def save_record(record: Mapping[str, Any], verb: str, weights: Any, out: str | os.PathLike | None) -> Path | None:
+def save_record(
+    record: Mapping[str, Any], verb: str, weights: Any, out: str | os.PathLike | None, *, bf16: bool = False
+) -> Path | None:
     """Write metrics to ``out``, or beside a run as ``evaluate/VERB-TIME.json``; None where ``weights`` are no run.
 
-    Raises :class:`MaemmError` where ``out`` cannot be written. The record beside a run is a side product: where it
-    cannot be kept (a run folder that may only be read), a warning says so and the result is None.
+    ``bf16``: the network ran in bf16, which the record says. Raises :class:`MaemmError` where ``out`` cannot be
+    written. The record beside a run is a side product: where it cannot be kept (a run folder that may only be read), a
+    warning says so and the result is None.
     """
     path = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
     if out is None and (path is None or not (expanded(path) / "checkpoints").is_dir()):
@@ -35,6 +38,7 @@ def save_record(record: Mapping[str, Any], verb: str, weights: Any, out: str | o
     versions = {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()}
     about = {"verb": verb, "what": "a model" if path is None else path}
     about |= {"time": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions, "machine": platform.machine()}
+    about |= {"precision": "bf16"} if bf16 else {}
     text = json.dumps({**about, **record}, indent=1) + "\n"
     if out is not None:
         return write_text(expanded(out), text, "the metrics", advice="choose another -o")

@@ -199,7 +199,7 @@ def evaluate(
     elif compare:
         test = next(iter(logits.values())) if passes.count == 1 else contents(model, labelled, workers=workers)
         answers = replace(answers, warnings=tuple(warnings_of(model, weights, test, workers=workers)))
-    refresh_page(save_record(answers.record(), "evaluate", weights, out))
+    refresh_page(save_record(answers.record(), "evaluate", weights, out, bf16=model.bf16))
     return answers
 
 

@@ -60,8 +60,9 @@ def probe(
         "knn": {"k": k, "temperature": temperature},
     }
     protocol = Protocol(list(protocols), options, folds, groups, [str(number) for number in shots], seeds)
-    comparison = compare(Subject(weights, data, test, show=show, **embedding), protocol, baselines=baselines)
-    refresh_page(save_record(comparison.record(), verb, weights, out))
+    subject = Subject(weights, data, test, show=show, **embedding)
+    comparison = compare(subject, protocol, baselines=baselines)
+    refresh_page(save_record(comparison.record(), verb, weights, out, bf16=subject.model.bf16))
     return comparison
 
 
