@@ -26,6 +26,12 @@ from maemm.train.step import TrainState, plan_micro_batches, rehearse, take_step
 CHANGE = {"train.compile": "blocks"}
 PLAIN = {"train.compile": False, "train.activation_checkpointing": False}  # what is compared with, unless it is set
 WARMUP = 0.1  # fraction of the steps
+# What both trainings are given alike, so that it cannot be what is changed.
+GIVEN = ("data", "modalities", "init", "out")
+GIVEN_OF_TRAIN = (
+    "batch", "micro_batch", "seed", "epochs", "steps", "lr", "base_lr", "schedule", "lr_per", "warmup_epochs", "warmup_lr",
+    "min_lr",
+)  # fmt: skip
 
 
 def parity(
@@ -68,6 +74,13 @@ def compare(
         raise MaemmError(
             "nothing is changed, so there is nothing to compare; give a change, such as train.compile=true"
         )
+    for key in change:
+        section, _, name = key.partition(".")
+        if section in GIVEN or (section == "train" and name.partition(".")[0] in GIVEN_OF_TRAIN):
+            raise MaemmError(
+                f"both trainings are given the same batches, weights and learning rates (change {key}); change what "
+                "computes with them, such as train.compile"
+            )
     plain = _recipe(recipe, {**PLAIN, **overrides}, steps)
     changed = _recipe(recipe, {**PLAIN, **overrides, **change}, steps)
     with distributed.start() as dist_context, compiling.compiler_settings():

@@ -85,6 +85,8 @@ def test_the_command(capsys, tmp_path, monkeypatch):
         ({"seeds": 1}, "1 seeds tell nothing"),
         ({"change": {}}, "nothing is changed"),
         ({"change": {"train.compiled": True}}, "compiled"),
+        ({"change": {"train.batch": 8}}, "given the same batches.*train.batch"),
+        ({"change": {"modalities.image.flip": False}}, "given the same batches.*flip"),
     ],
 )
 def test_mistakes(options, text):
