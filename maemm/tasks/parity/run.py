@@ -29,8 +29,8 @@ WARMUP = 0.1  # fraction of the steps
 # What both trainings are given alike, so that it cannot be what is changed.
 GIVEN = ("data", "modalities", "init", "out")
 GIVEN_OF_TRAIN = (
-    "batch", "micro_batch", "seed", "epochs", "steps", "lr", "base_lr", "schedule", "lr_per", "warmup_epochs", "warmup_lr",
-    "min_lr",
+    "batch", "micro_batch", "seed", "epochs", "steps", "lr", "base_lr", "schedule", "lr_per", "warmup_epochs",
+    "warmup_lr", "min_lr",
 )  # fmt: skip
 
 
