@@ -60,11 +60,14 @@ RAGGED = {
 }
 
 
-def shortened(raw: Any, index: int) -> Any:
-    """A sound, cloud or signal without its end: of four neighbours the first is whole, the others miss ever more."""
+def shortened(raw: Any, index: int, all_channels: bool = False) -> Any:
+    """A sound, cloud or signal without its end: of four neighbours the first is whole, the others miss ever more.
+
+    ``all_channels``: none of a signal is lost, for models whose tokens are of all channels.
+    """
     rest = 1 - 0.2 * (index % 4)
     if isinstance(raw, Mapping):  # a signal; the last one has lost a channel too
-        channels = len(raw["x"]) - (index % 4 == 3 and len(raw["x"]) > 1)
+        channels = len(raw["x"]) - (index % 4 == 3 and len(raw["x"]) > 1 and not all_channels)
         x = raw["x"][:channels, : round(rest * raw["x"].shape[1])]
         return {**raw, "x": x, "channels": raw["channels"][:channels]}
     if isinstance(raw, np.ndarray):  # of a picture only the last axis is 3; of a cloud (N, 3 + features) there are two
@@ -120,7 +123,8 @@ class Samples:
                 length = max(raw["x"].shape[1], modality.length)
                 rows = [np.resize(raw["x"][number % len(raw["x"])], length) for number in range(len(names))]
                 raw = {**raw, "x": np.stack(rows), "channels": list(names)}
-            raw = shortened(raw, row) if self.uneven else raw
+            all_channels = kind == "signal" and not modality.per_channel
+            raw = shortened(raw, row, all_channels) if self.uneven else raw
             loaded.append(modality.load(raw, rng.fold_in(name)))
         return modality.collate(loaded * times)
 

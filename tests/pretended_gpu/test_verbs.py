@@ -34,7 +34,13 @@ QUICK = [
     *((POINTS, verb, True) for verb in ("embed tokens", "score", "reconstruct")),
 ]
 REST = [
-    *((name, verb, True) for name in UNEVEN for verb in OF_ALL if verb != "raw values"),
+    # A graph needs samples of a fixed shape, which uneven clouds do not have.
+    *(
+        (name, verb, True)
+        for name in UNEVEN
+        for verb in OF_ALL
+        if verb != "raw values" and not (verb == "export" and name.startswith("pointcloud/"))
+    ),
     *((CAV, verb, True) for verb in OF_ALL if verb != "raw values"),
     *((name, verb, False) for name in ("video/videomae_tiny_cpu",) for verb in OF_ALL),
 ]
