@@ -72,9 +72,14 @@ def check(name: str, verb: str, samples: Samples, folder: Path) -> None:
             assert len(results) == len(expected)
             for result, number in zip(results, expected, strict=True):
                 np.testing.assert_allclose(result, number, rtol=2e-3, atol=2e-3)
-    more = passes(verb) * (SAMPLES // MANY - SAMPLES // FEW)
+    more = passes(verb) * views(name, verb) * (SAMPLES // MANY - SAMPLES // FEW)
     assert copies[MANY] - copies[FEW] <= more, copies  # one for a batch at most
     assert waits[MANY] - waits[FEW] < more / 2, waits  # none for a batch
+
+
+def views(name: str, verb: str) -> int:
+    """By how much a verb divides its batch, because it reads that many views of each sample."""
+    return 2 if (name, verb) == ("video/videomae_tiny_cpu", "probe") else 1
 
 
 def passes(verb: str) -> int:
@@ -91,6 +96,8 @@ def test_a_verb(name, verb, uneven, samples, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "verb", "uneven"), [case for case in REST if case not in QUICK])
 def test_every_verb(name, verb, uneven, samples, tmp_path, monkeypatch):
+    # Clips are resized in bytes on a CPU, as Pillow does, and in floats on a GPU: floats on both here.
+    monkeypatch.setattr("maemm_plugins.video.resize._on_cpu", lambda x: False)
     test_a_verb(name, verb, uneven, samples, tmp_path, monkeypatch)
 
 
