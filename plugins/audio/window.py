@@ -20,7 +20,7 @@ from maemm.contract.options import Depth, NonNegative, NonNegativeInt, Positive,
 from maemm.model.blocks import check_width, init_linear
 
 LOWEST_TAU = 0.01
-LEAST_NORM = 1e-6  # of the product of two vectors' lengths, as published: of the square of each
+LEAST_NORM = 1e-6  # of the product of two vectors' lengths, as published; fused: of the square of each
 ACROSS = -100.0  # added between tokens that are neighbours only through the cyclic shift, as published
 BIAS_DROPOUT = 0.1  # in the MLP of the position bias, as published
 NOWHERE = -1e4  # added for padding
@@ -203,15 +203,31 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
         """(R, windows, L, D) -> the same; ``added`` (R or 1, windows, 1, L, L) to the logits."""
+        # Windows have few tokens: on a CPU plain products are faster than fused ones, which save launches on a GPU.
+        return (self._fused if x.device.type == "cuda" else self._plain)(x, added)
+
+    def _plain(self, x: Tensor, added: Tensor | None) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-2, -3)
+        norms = q.float().norm(dim=-1)[..., :, None] * k.float().norm(dim=-1)[..., None, :]
+        logits = (q @ k.transpose(-1, -2)) / norms.clamp(min=LEAST_NORM)
+        logits = logits / self._temperature() + self.bias()
+        if added is not None:
+            logits = logits + added
+        mixed = logits.softmax(-1).to(v.dtype) @ v  # (R, windows, heads, L, D / heads)
+        return self.proj(mixed.transpose(-2, -3).flatten(-2))
+
+    def _fused(self, x: Tensor, added: Tensor | None) -> Tensor:
         windows = x.shape[1]
         q, k, v = self.qkv(x).flatten(0, 1).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        temperature = self.tau.clamp(min=LOWEST_TAU)[:, None, None]
         bias = self.bias()[None]  # (1, heads, L, L), or of every window where they differ
         if added is not None:
             bias = (bias + added).expand(x.shape[0], -1, -1, -1, -1).flatten(0, 1)
-        q, k = q * (_inverse_length(q) / temperature), k * _inverse_length(k)
+        q, k = q * (_inverse_length(q) / self._temperature()), k * _inverse_length(k)
         mixed = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, bias.to(v.dtype), scale=1.0)
         return self.proj(mixed.transpose(1, 2).flatten(-2)).unflatten(0, (-1, windows))
+
+    def _temperature(self) -> Tensor:
+        return self.tau.clamp(min=LOWEST_TAU)[:, None, None]
 
     def bias(self) -> Tensor:
         """(heads, L, L): the MLP of sign(d) log(1 + |d|), d = position of the query minus that of the key."""

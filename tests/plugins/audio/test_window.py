@@ -107,3 +107,21 @@ def test_needs_a_lattice():
     lost = {"image": replace(planned["image"], tokens=replace(planned["image"].tokens, grid=None))}
     with pytest.raises(MaemmError, match="lattice of two axes"):
         model(lost)
+
+
+@pytest.mark.parametrize("rows_of_mask", [0, 1, 2])
+def test_fused_attention_equals_the_products_written_out(rows_of_mask):
+    """What a GPU computes, and a CPU."""
+    torch.manual_seed(0)
+    attention = WindowAttention(64, 4, (4, 4), 32).eval()
+    with torch.no_grad():
+        attention.tau.uniform_(0.005, 1)  # below its least value too
+    x = torch.randn(2, 6, 16, 64, requires_grad=True)
+    added = torch.randn(rows_of_mask, 6, 1, 1, 16) * 10 if rows_of_mask else None
+    plain, fused = attention._plain(x, added), attention._fused(x, added)
+    torch.testing.assert_close(fused, plain, atol=5e-6, rtol=1e-5)
+    upstream = torch.randn_like(plain)
+    parameters = [x, *attention.parameters()]
+    gradients = (torch.autograd.grad(out, parameters, upstream) for out in (plain, fused))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(b, a, atol=1e-3 * float(a.abs().max()) + 1e-4, rtol=1e-4)
