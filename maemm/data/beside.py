@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -62,15 +63,15 @@ class Beside(Source):
         return fingerprint("beside", self.source.fingerprint(), *columns)
 
 
-class _Column:
+class _Column(ABC):
     """A value for each sample, in a file or a folder."""
 
     def __init__(self, path: Path):
         self.path = path
 
+    @abstractmethod
     def read(self, index: int, name: str) -> np.ndarray:
         """The value of the sample ``index``, called ``name``. Any exception makes the sample unreadable."""
-        raise NotImplementedError
 
     def fingerprint(self) -> str:
         with open(self.path, "rb") as file:

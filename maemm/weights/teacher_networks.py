@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,11 +23,12 @@ from maemm.model.model import Model
 from maemm.weights.loading import load_encoder
 
 
-class Network(nn.Module):
+class Network(nn.Module, ABC):
     """A frozen network in eval mode. ``dim``: values of a token's features."""
 
     dim: int
 
+    @abstractmethod
     def features(
         self, inputs: Mapping[str, ModalityInput], modalities: Mapping[str, Modality], size: int | None
     ) -> dict[str, Tensor]:
@@ -34,7 +36,6 @@ class Network(nn.Module):
 
         ``size``: side of the pictures that it sees, None: its own.
         """
-        raise NotImplementedError
 
     def digest(self) -> bytes:
         """32 bytes that depend on every weight."""
@@ -185,7 +186,7 @@ def on_grid(
 
 # ------------------------------------------------------------------------------------------------- opening them
 @dataclass(frozen=True)
-class Named:
+class Named(ABC):
     """What a teacher's options name. Subclasses say how the network is opened, and which file its weights are in."""
 
     model: str
@@ -195,9 +196,9 @@ class Named:
         """The file or folder of its weights, if there is one of that name."""
         return expanded(self.model)
 
+    @abstractmethod
     def open(self) -> Network:
         """The network. Raises :class:`MaemmError` where it is not there."""
-        raise NotImplementedError
 
     def key(self) -> tuple[Named, float]:
         """What is named, and when the newest of its files was written."""
