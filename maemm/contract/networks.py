@@ -28,6 +28,10 @@ class Encoder(nn.Module, ABC):
     layer_features: Literal["block", "ffn"] = "block"
     has_ffn_features: bool = False
 
+    def prepare(self, modalities: Mapping[str, Modality]) -> None:
+        """Called once, before the model is complete, with its modalities, which have no parameters yet: what follows
+        from their grids, such as a table of relative positions. By default nothing."""
+
     @abstractmethod
     def forward(
         self,

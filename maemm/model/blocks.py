@@ -17,6 +17,7 @@ from maemm.model.rotary import RotaryAttention, rotate
 Init = Literal["xavier", "normal"]
 BlockInit = Literal["xavier", "normal", "normal_by_depth"]
 BlockNorm = Literal["pre", "post"]
+QkvBias = bool | Literal["no_key"]
 
 
 class PostNormBlock(Block):
@@ -34,6 +35,21 @@ class RotaryBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, **options: Any) -> Tensor:
         return with_ffn(self, x, attn_mask, is_causal, **options)[0]
+
+
+class NoKeyBias(nn.Linear):
+    """Queries, keys and values, of which keys have no bias (BEiT): it would add the same to all scores of a query."""
+
+    def __init__(self, dim: int):
+        super().__init__(dim, 3 * dim, bias=False)
+        self.q_bias, self.v_bias = nn.Parameter(torch.zeros(dim)), nn.Parameter(torch.zeros(dim))
+
+    def whole_bias(self) -> Tensor:
+        """(3 dim,)."""
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, self.whole_bias())
 
 
 def with_ffn(
@@ -59,7 +75,8 @@ def queries_and_keys(block: Any, x: Tensor, rotation: Tensor | None = None) -> t
     """
     attention = block.attn
     x = x if isinstance(block, PostNormBlock) else block.norm1(x)
-    weight, bias = attention.qkv.weight, attention.qkv.bias
+    qkv = attention.qkv
+    weight, bias = qkv.weight, qkv.whole_bias() if isinstance(qkv, NoKeyBias) else qkv.bias
     size = 2 * attention.num_heads * attention.head_dim  # values, the last third, are not needed
     both = nn.functional.linear(x, weight[:size], None if bias is None else bias[:size])
     queries, keys = both.view(*x.shape[:2], 2, attention.num_heads, -1).permute(2, 0, 3, 1, 4)
@@ -70,10 +87,13 @@ def queries_and_keys(block: Any, x: Tensor, rotation: Tensor | None = None) -> t
 
 
 def attention_received(queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-    """:func:`queries_and_keys` -> (R, L): the weight of each key, mean over heads and queries."""
+    """:func:`queries_and_keys` -> (R, L): the weight of each key, mean over heads and queries.
+
+    ``mask``: bool, True where keys are attended to, or added to the scores.
+    """
     scores = queries @ keys.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     return scores.float().softmax(-1).mean((1, 2))
 
 
@@ -83,7 +103,7 @@ def make_blocks(
     heads: int,
     *,
     mlp_ratio: float,
-    qkv_bias: bool,
+    qkv_bias: QkvBias,
     eps: float,
     drop_path: float | Sequence[float],
     init: BlockInit = "xavier",
@@ -97,6 +117,7 @@ def make_blocks(
     linear layers are initialised, by :func:`init_linear` ("xavier") or :func:`init_normal`, then by
     :func:`scale_by_depth` ("normal_by_depth"). ``layer_scale``: initial value of a learned factor of each channel
     behind attention and MLP; None: there is none. ``rotary``: blocks whose attention reads a ``rotation``.
+    ``qkv_bias``: of queries, keys and values, or ("no_key") of queries and values, see :class:`NoKeyBias`.
     """
     rates = drop_path
     if isinstance(rates, float | int):
@@ -109,7 +130,7 @@ def make_blocks(
             dim,
             heads,
             mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
+            qkv_bias=bool(qkv_bias),
             drop_path=rate,
             norm_layer=norm,
             init_values=layer_scale,
@@ -117,6 +138,9 @@ def make_blocks(
         )
         for rate in rates
     )
+    if qkv_bias == "no_key":
+        for block in blocks:
+            block.attn.qkv = NoKeyBias(dim)
     blocks.apply(init_linear if init == "xavier" else init_normal)
     if init == "normal_by_depth":
         scale_by_depth(blocks)

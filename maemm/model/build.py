@@ -109,6 +109,7 @@ def build_model(recipe: dict[str, Any]) -> Model:
 def _build(recipe: dict[str, Any]) -> Model:
     modalities = build_modalities(recipe)
     encoder = _make("encoders", recipe["encoder"], list(modalities), where="encoder")
+    encoder.prepare(modalities)
     targets = _targets(recipe, modalities, encoder.dim)
     decoder = None
     if recipe.get("decoder"):

@@ -276,3 +276,12 @@ def test_the_page_names_what_objectives_predict_beside(tmp_path):
     )
     notes = " ".join(shown.parts["image"].notes)
     assert "features (frequency)" in notes and "words predicts codebook: vocab 8 beside it, with weight 0.5" in notes
+
+
+def test_the_page_says_how_attention_knows_places(tmp_path):
+    np.save(tmp_path / "pictures.npy", np.zeros((1, 64, 64, 3), np.uint8))
+    arguments = {"recipe": "image/beit_tiny_cpu", "out": tmp_path / "show.html", "count": 1}
+    shown = show(tmp_path / "pictures.npy", **arguments, overrides={"encoder.rotary": "pairs"})
+    notes = " ".join(shown.parts["image"].notes)
+    assert "a learned bias for each offset between two tokens, of all blocks (shared)" in notes
+    assert "turns queries and keys by the places of tokens (rotary: pairs)" in notes

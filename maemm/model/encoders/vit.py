@@ -16,6 +16,7 @@ from maemm.contract.options import Depth, NonNegative, Positive, PositiveInt, Ra
 from maemm.model.blocks import (
     BlockInit,
     BlockNorm,
+    QkvBias,
     attention_received,
     check_width,
     key_mask,
@@ -25,6 +26,7 @@ from maemm.model.blocks import (
     with_ffn,
 )
 from maemm.model.precision import under_autocast
+from maemm.model.relative import RelativeBias, RelativeBiasKind, make_relative_bias
 from maemm.model.rotary import Rotary, RotaryKind
 
 MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
@@ -40,7 +42,7 @@ class ViT(Encoder):
         depth: blocks
         heads: attention heads
         mlp_ratio: hidden width of the MLP over the width
-        qkv_bias: bias of queries, keys and values
+        qkv_bias: bias of queries, keys and values; no_key: of queries and values alone (BEiT)
         eps: of the layer norms
         prefix: class tokens in front of the sequence
         prefix_position: position of the class tokens: none, fixed (stored, not trained) or learned
@@ -55,6 +57,8 @@ class ViT(Encoder):
         layer_scale: initial value of learned factors of the channels behind attention and MLP (BEiT); null: none
         rotary: positions inside attention, beside those of the modality (position: none leaves them out): pairs, the
             usual rotation of neighbouring channels; vjepa2, with two angles in a pair, as its weights need; null: none
+        relative_bias: a learned number of each head for each offset between two tokens on their grid, added to the
+            scores of attention: shared by all blocks (BEiT's pre-training), per_block, or null: none
     """
 
     has_ffn_features = True
@@ -68,7 +72,7 @@ class ViT(Encoder):
         depth: Depth = 12,
         heads: PositiveInt = 12,
         mlp_ratio: Positive = 4.0,
-        qkv_bias: bool = True,
+        qkv_bias: QkvBias = True,
         eps: NonNegative = 1e-6,
         prefix: Annotated[int, Ge(0), Le(MOST_PREFIX)] = 1,
         prefix_position: Literal["none", "fixed", "learned"] = "none",
@@ -81,6 +85,7 @@ class ViT(Encoder):
         hidden: Literal["remove", "replace"] = "remove",
         layer_scale: Positive | None = None,
         rotary: RotaryKind | None = None,
+        relative_bias: RelativeBiasKind | None = None,
     ):
         super().__init__()
         check_width(dim, heads, "encoder", mlp_ratio)
@@ -99,6 +104,9 @@ class ViT(Encoder):
             rotary=rotary is not None,
         )
         self.rotary = None if rotary is None else Rotary(dim // heads, rotary)
+        self.relative_kind, self.heads = relative_bias, heads
+        self.relative_bias: RelativeBias | None = None  # made in prepare(), for the grids of its modalities
+        self.key_bias = qkv_bias != "no_key"
         self.layer_scale = layer_scale
         self.block_norm = block_norm
         self.input_norm = nn.LayerNorm(dim, eps=eps) if input_norm else None
@@ -113,6 +121,13 @@ class ViT(Encoder):
         if len(self.names) > 1:
             self.vectors = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in self.names})
 
+    def prepare(self, modalities: Mapping[str, Modality]) -> None:
+        if self.relative_kind is not None:
+            tables = len(self.blocks) if self.relative_kind == "per_block" else 1
+            self.relative_bias = make_relative_bias(
+                modalities, self.heads, tables=tables, prefix=self.prefix is not None
+            )
+
     def forward(
         self,
         inputs: dict[str, ModalityInput],
@@ -123,14 +138,14 @@ class ViT(Encoder):
     ) -> Latents:
         x, position, mask, lengths, index = self._start(inputs, modalities)
         numbers, outputs = set(layers), {}
-        options = self._rotation(inputs, index)
-        for number, block in enumerate(self.blocks):
+        options, masks = self._rotation(inputs, index), self._masks(inputs, index, mask, x)
+        for number, (block, block_mask) in enumerate(zip(self.blocks, masks, strict=True)):
             x = x + position if self.position_every_block else x
             features = None
             if number in numbers and self.layer_features == "ffn":
-                x, features = with_ffn(block, x, mask, **options)  # type: ignore[arg-type]
+                x, features = with_ffn(block, x, block_mask, **options)  # type: ignore[arg-type]
             else:
-                x = block(x, attn_mask=mask, **options)
+                x = block(x, attn_mask=block_mask, **options)
             if number in numbers:
                 outputs[number] = self._split(x if features is None else features, lengths, inputs, index)[0]
         tokens, prefix, hidden = self._split(self.norm(x) if norm else x, lengths, inputs, index)
@@ -197,6 +212,23 @@ class ViT(Encoder):
             rotation = rotation.gather(3, index[None, :, None, :, None].expand(2, -1, -1, -1, rotation.shape[-1]))
         return {"rotation": rotation}
 
+    def _masks(
+        self, inputs: dict[str, ModalityInput], index: Tensor | None, mask: Tensor | None, x: Tensor
+    ) -> list[Tensor | None]:
+        """What the attention of each block gets beside x (R, L, D): ``mask``, or with relative biases what is added to
+        its scores, (R or 1, H, L, L)."""
+        if self.relative_kind is None:
+            return [mask] * len(self.blocks)
+        assert self.relative_bias is not None  # prepare() made it
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        prefix = 0 if self.prefix is None else self.prefix.shape[1]
+        entries = self.relative_bias.index(inputs, prefix, self.reads_predict, index)
+        biases = [
+            self.relative_bias(inputs, number, entries, mask, dtype) for number in range(len(self.relative_bias.tables))
+        ]
+        return biases if len(biases) == len(self.blocks) else biases * len(self.blocks)
+
     def _split(
         self, x: Tensor, lengths: list[int], inputs: dict[str, ModalityInput], index: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
@@ -221,27 +253,34 @@ class ViT(Encoder):
             return self.forward(inputs, modalities).tokens
         if kind not in ("attention", "first_attention"):
             return super().guide(inputs, modalities, kind)
+        if kind == "first_attention" and self.relative_bias is not None:
+            raise MaemmError(
+                "the masking goes by queries and keys of the first attention, which relative biases are no part of "
+                "(encoder.relative_bias); leave them out, or choose another masking"
+            )
         x, position, mask, _, index = self._start(inputs, modalities)
-        options = self._rotation(inputs, index)
+        options, masks = self._rotation(inputs, index), self._masks(inputs, index, mask, x)
         *before, last = list(self.blocks)[: 1 if kind == "first_attention" else None]
-        for block in before:
+        for block, block_mask in zip(before, masks, strict=False):  # the last mask is that of the last block
             x = x + position if self.position_every_block else x
-            x = block(x, attn_mask=mask, **options)
+            x = block(x, attn_mask=block_mask, **options)
         x = x + position if self.position_every_block else x
         queries, keys = queries_and_keys(last, x, **options)
         lengths = [part.plan.visible.shape[1] for part in inputs.values()]
         prefix = x.shape[1] - sum(lengths)
         if kind == "attention":
-            received = attention_received(queries, keys, mask)[:, prefix:]
+            received = attention_received(queries, keys, masks[-1])[:, prefix:]
             return dict(zip(inputs, received.split(lengths, dim=1), strict=True))
         class_tokens = queries[:, :, :prefix]
         parts = zip(inputs, *(part[:, :, prefix:].split(lengths, 2) for part in (queries, keys)), strict=True)
         return {name: FirstAttention(torch.cat([class_tokens, own], 2), key, prefix) for name, own, key in parts}
 
     def layer_of(self, name: str) -> int:
-        """Prefix and hidden tokens, modality vectors, the norm before the blocks: 0, block i: i + 1, the rest (the
-        final norm): depth + 1."""
+        """Prefix and hidden tokens, modality vectors, the norm before the blocks: 0, block i and its relative biases:
+        i + 1, the rest (the final norm, relative biases of all blocks): depth + 1."""
         block = re.match(r"blocks\.(\d+)\.", name)
+        if self.relative_kind == "per_block":
+            block = block or re.match(r"relative_bias\.tables\.(\d+)", name)
         if block:
             return int(block.group(1)) + 1
         first = ("prefix", "hidden_token", "vectors", "input_norm")
@@ -263,6 +302,8 @@ def plain_vit(model: nn.Module, layout: str, *, rotary: bool = False) -> ViT:
         or encoder.block_norm == "post"
         or encoder.input_norm is not None
         or encoder.layer_scale is not None
+        or encoder.relative_kind is not None
+        or not encoder.key_bias
         or (encoder.rotary is not None and not rotary)
     ):
         raise MaemmError(

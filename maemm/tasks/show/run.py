@@ -151,6 +151,7 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
             [plans[name] for plans in sets],
             notes=[f"Masking: {line}." for line in notes.get(name, [])],
         )
+        part.notes += _attention_notes(opened.recipe.get("encoder") or {})
         _add_target(part, opened.recipe["modalities"][name], opened.recipe.get("decoder"))
         _add_other_targets(part, name, opened.recipe.get("objectives") or {})
         _add_rows(part)
@@ -184,6 +185,17 @@ def _preprocessed(opened: Opened, read: Sequence[_Read], name: str, view: int, s
         raise MaemmError(f"samples do not make a batch ({reason_of(error)}); give them equal sizes") from error
     rng = Rng((seed, view), range(len(read)), len(read)).fold_in(name)
     return modality.preprocess(raw, rng if view else None)
+
+
+def _attention_notes(encoder: dict[str, Any]) -> list[str]:
+    """How attention itself knows the places of tokens, where it does."""
+    notes = []
+    if kind := encoder.get("relative_bias"):
+        tables = "of all blocks" if kind == "shared" else "of each block"
+        notes.append(f"Attention adds a learned bias for each offset between two tokens, {tables} ({kind}).")
+    if kind := encoder.get("rotary"):
+        notes.append(f"Attention turns queries and keys by the places of tokens (rotary: {kind}).")
+    return notes
 
 
 def _add_target(part: Part, spec: dict[str, Any], decoder: dict[str, Any] | None) -> None:
