@@ -241,10 +241,18 @@ class ModalityInput:
     drawn: Tensor | None = None  # random numbers of the decoder for this plan, see :meth:`Decoder.draw`
     # {objective: the same of an objective}, see :meth:`Objective.precompute`
     computed_by: Mapping[str, Any] = field(default_factory=dict)
+    # {objective: what it computed of the whole batch of the step}, see :meth:`Objective.over_batch`
+    of_batch: Mapping[str, Any] = field(default_factory=dict)
+    # {objective: what it drew for this plan}, and the tokens as the encoder sees them where an objective has changed
+    # them (None: ``tokens``), see :meth:`Objective.disturb`
+    drawn_by: Mapping[str, Any] = field(default_factory=dict)
+    seen: Tokens | None = None
 
     def __post_init__(self) -> None:
         if self.tokens.rows is not self.plan.rows:
             object.__setattr__(self, "tokens", replace(self.tokens, rows=self.plan.rows))
+        if self.seen is not None and self.seen.rows is not self.plan.rows:
+            object.__setattr__(self, "seen", replace(self.seen, rows=self.plan.rows))
 
 
 @dataclass
@@ -260,6 +268,8 @@ class Latents:
     hidden: dict[str, Tensor] = field(default_factory=dict)  # (R, M, D) of predicted tokens that stayed in the sequence
     # (R, M, D) what the last layers of the decoder read, which sets it
     decoded: dict[str, Tensor] = field(default_factory=dict)
+    decoded_visible: dict[str, Tensor] = field(default_factory=dict)  # (R, V, D) the same of visible tokens, if asked
+    condition: dict[str, Tensor] = field(default_factory=dict)  # (R, 1, D of the decoder), see Objective.condition
 
     def of_rows(self, passes: Tensor) -> Latents:
         """The latents of the rows of a plan, from those of its passes; ``passes`` (R,)."""
@@ -301,6 +311,7 @@ class Output:
     labels: Tensor | None = None  # (B,) int64; (B, classes) float where mixed or multi-label
     logits: Tensor | dict[str, Tensor] | None = None  # (B, classes), where an objective called the head
     decoded: dict[str, Tensor] = field(default_factory=dict)  # as in Latents
+    decoded_visible: dict[str, Tensor] = field(default_factory=dict)  # as in Latents
 
     @property
     def terms(self) -> dict[str, Tensor]:

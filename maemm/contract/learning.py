@@ -121,6 +121,31 @@ class Objective(nn.Module, ABC):
         """
         return {}
 
+    def disturb(self, model: Model, inputs: dict[str, ModalityInput], rng: Rng) -> dict[str, ModalityInput]:
+        """The inputs of one set of plans, with what the encoder sees in place of their tokens (``seen``, of the same
+        shapes), or with random numbers that the objective needs itself (``drawn_by``, beside those of others).
+
+        Called in training only, outside any compiled graph. Targets stay those of ``tokens``. By default nothing.
+        """
+        return inputs
+
+    def over_batch(self, model: Model, inputs: Sequence[dict[str, ModalityInput]]) -> dict[str, Any]:
+        """{modality: value that it finds in ``ModalityInput.of_batch[name]``}: what its loss needs to know of all
+        micro-batches of a step, such as statistics of their features (``model.encode_rows``).
+
+        Called in each step before its first forward pass, with the ``inputs`` of one set of plans of all micro-batches
+        of this rank, without gradient and in the precision of the forward pass. Statistics of batch normalisation stay
+        as they are. An objective that has this may have any number of micro-batches although it is ``coupled``.
+        """
+        return {}
+
+    def condition(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
+        """{modality: (R, 1, D of the decoder) that is added to the decoder's tokens}, visible ones and mask tokens.
+
+        Called in each forward pass, with gradient. Only decoders with ``takes_condition`` can. By default nothing.
+        """
+        return {}
+
     @abstractmethod
     def forward(self, out: Output, model: Model) -> dict[str, Term]:
         """{term name: sum and count, scalars in float32}; a term of one modality is called ``OBJECTIVE.MODALITY``."""

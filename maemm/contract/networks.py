@@ -81,6 +81,8 @@ class Decoder(nn.Module, ABC):
     dim: int | None  # D of the decoder; None: it needs no positions
     decoded_dim: int | None = None  # D of ``Latents.decoded``, which it sets for objectives with a layer of their own
     encoder_options: Mapping[str, Any] = {}  # options that the encoder must have for it
+    takes_condition: bool = False  # True: it adds ``Latents.condition`` to its tokens
+    keep_visible: bool | None = None  # an objective sets it to True for ``Latents.decoded_visible``; None: it has none
 
     @abstractmethod
     def forward(

@@ -161,10 +161,18 @@ class Model(nn.Module):
         computed = self._precompute(preprocessed, tokens, bf16)
         computed_by = self._precompute_of_objectives(preprocessed, tokens, bf16)
         sets = plans if isinstance(plans, list) else [plans]
-        return [
+        planned = [
             self._drawn(_planned(preprocessed, tokens, plan, computed, computed_by), rng.fold_in("decoder", number))
             for number, plan in enumerate(sets)
         ]
+        return [self._disturbed(inputs, rng, number) for number, inputs in enumerate(planned)]
+
+    def _disturbed(self, inputs: dict[str, ModalityInput], rng: Rng, number: int) -> dict[str, ModalityInput]:
+        """The inputs of a set of plans as objectives change them, which they do in training alone."""
+        if self.training:
+            for name, objective in self.objectives.items():
+                inputs = objective.disturb(self, inputs, rng.fold_in("disturb", name, number))
+        return inputs
 
     def _guides(
         self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], progress: float, bf16: bool
@@ -277,7 +285,8 @@ class Model(nn.Module):
         if self.decoder is None:
             raise MaemmError("this model has no decoder (encoder-only weights); use embed, or load a file with one")
         with self.autocast():
-            latents = self._encode_rows(inputs)
+            latents = self.encode_rows(inputs)
+            latents.condition = self._condition(inputs)
             pred = self.decoder(latents, inputs, self.modalities)
         if self.bf16:
             latents, pred = float32(latents), float32(pred)
@@ -294,7 +303,7 @@ class Model(nn.Module):
                     loss[name] = self.modalities[name].loss(pred[name], target[name], *optional)
         plans = {name: x.plan for name, x in inputs.items()}
         out = Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams, inputs=inputs)
-        out.decoded = latents.decoded
+        out.decoded, out.decoded_visible = latents.decoded, latents.decoded_visible
         out.parts |= latents.terms
         return out
 
@@ -316,8 +325,18 @@ class Model(nn.Module):
             loss = self.modalities[name].baseline(target, counted, known)
         return None if loss is None else loss[:, :predicted]
 
-    def _encode_rows(self, inputs: dict[str, ModalityInput]) -> Latents:
-        """Latents of every row of the plans; rows that share a pass of the encoder are encoded once."""
+    def _condition(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:
+        """What objectives add to the tokens of the decoder, by modality."""
+        sums: dict[str, Tensor] = {}
+        for objective in self.objectives.values():
+            for name, vector in objective.condition(self, inputs).items():
+                sums[name] = sums[name] + vector if name in sums else vector
+        return sums
+
+    def encode_rows(self, inputs: dict[str, ModalityInput]) -> Latents:
+        """Latents of every row of the plans, of the tokens as the encoder sees them; rows that share a pass of the
+        encoder are encoded once."""
+        inputs = {name: x if x.seen is None else replace(x, tokens=x.seen) for name, x in inputs.items()}
         passes = [x.plan.passes for x in inputs.values()]
         shared = [index for index in passes if index is not None]
         if not shared:

@@ -43,11 +43,15 @@ CORE = Plugin(
         "pooled": "model.objectives.pooled:Pooled",
         "contrastive": "model.objectives.contrastive:Contrastive",
         "predict": "model.objectives.predict:Predict",
+        "uniformity": "model.objectives.uniformity:Uniformity",
+        "denoise": "model.objectives.denoise:Denoise",
+        "views": "model.objectives.views:Views",
     },
     check_options={
         "maskings.multi_block": {"min_keep": 0},  # of the suite's 16 tokens a block has one or two
         "targets.codes": {"vocab": 4},
         "targets.codebook": {"vocab": 16},
+        "objectives.views": {"hidden": 16},
         "objectives.predict": {"target": {"type": "frequency", "gamma": 2.0}, "weight": 0.5},
     },
     heads={"linear": "model.heads:Linear", "probe": "model.heads:Probe"},

@@ -27,7 +27,7 @@ from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initialize import initialize_from
 from maemm.train.optim import WeightDecay, freeze, freeze_unused, make_optimizer, make_phase_optimizer
-from maemm.train.step import PhaseState, TrainState
+from maemm.train.step import PhaseState, TrainState, knows_batch
 
 
 def make_order(
@@ -168,13 +168,16 @@ def _average(model: Model, train: Mapping[str, Any], steps_per_epoch: int) -> Av
 def _refuse_micro_batches(model: nn.Module, accumulation: int) -> None:
     """Raise for modules in which samples see each other: those with ``coupled``, and BatchNorm in any part.
 
-    They may where they, or a module around them, have ``per_micro_batch``: each micro-batch is then a batch of its own.
+    They may where they, or a module around them, have ``per_micro_batch``: each micro-batch is then a batch of its own;
+    and where they are told of the whole batch beforehand.
     """
     if accumulation == 1:
         return
     for name, module in model.named_modules():
         # "is True": in a ModuleDict, modules are attributes under any name, such as "coupled".
         if not (getattr(module, "coupled", False) is True or isinstance(module, _BatchNorm)):
+            continue
+        if knows_batch(module):
             continue
         path = name.split(".")
         enclosing = [model.get_submodule(".".join(path[:depth])) for depth in range(1, len(path) + 1)]

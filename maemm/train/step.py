@@ -172,11 +172,7 @@ def take_step(
     are; the host does not wait to find out. ``after_step`` of objectives and targets is called all the same.
     """
     model, optimizer, dist_context = train_state.model, train_state.optimizer, train_state.dist_context
-    running_statistics = [
-        (buffer, buffer.clone())
-        for name, buffer in model.named_buffers()
-        if name.rpartition(".")[2] in _RUNNING_STATISTICS
-    ]
+    running_statistics = _running_statistics(model)
 
     # Forward and backward: gradients of the global loss, and sums of all terms.
     counts = _sum_over_ranks(dist_context, micro_batches.counts)
@@ -299,7 +295,7 @@ def _accumulate_gradients(
     # One block around all micro-batches, as autocast keeps what it cast until the outermost one ends: weights are cast
     # once a step. Losses and backward passes are outside of autocast.
     with tf32(device), torch.autocast(device, torch.bfloat16, enabled=train_state.bf16):
-        for number, inputs in enumerate(micro_batches.inputs):
+        for number, inputs in enumerate(_with_batch(train_state, micro_batches)):
             with dist_context.no_sync(net, last=number == len(micro_batches.inputs) - 1):
                 out = net(inputs, labels=labels[number])
                 with torch.autocast(device, enabled=False):
@@ -313,6 +309,43 @@ def _accumulate_gradients(
                 if baseline:
                     _add_baselines(sums, out, model)
     return sums
+
+
+def _with_batch(train_state: TrainState, micro_batches: MicroBatches) -> list[dict[str, ModalityInput]]:
+    """The inputs of all forward passes, with what objectives need to know of the whole batch."""
+    passes, sets = list(micro_batches.inputs), micro_batches.sets
+    model, device = train_state.model, train_state.dist_context.device.type
+    for name, objective in model.objectives.items():
+        if not knows_batch(objective):
+            continue
+        before = _running_statistics(model)
+        for number in range(sets):
+            # Without the cache of autocast, where weights would stay that were cast without gradient.
+            bf16 = torch.autocast(device, torch.bfloat16, enabled=train_state.bf16, cache_enabled=False)
+            with torch.no_grad(), bf16:
+                values = objective.over_batch(model, passes[number::sets])
+            for place in range(number, len(passes) if values else 0, sets):
+                passes[place] = {
+                    modality: replace(x, of_batch={**x.of_batch, name: values[modality]}) if modality in values else x
+                    for modality, x in passes[place].items()
+                }
+        for buffer, value in before:
+            buffer.copy_(value)
+    return passes
+
+
+def knows_batch(part: nn.Module) -> bool:
+    """Whether it is an objective that is told of all micro-batches of a step before the first forward pass."""
+    return isinstance(part, Objective) and type(part).over_batch is not Objective.over_batch
+
+
+def _running_statistics(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Buffers of batch normalisation, each with a copy."""
+    return [
+        (buffer, buffer.clone())
+        for name, buffer in model.named_buffers()
+        if name.rpartition(".")[2] in _RUNNING_STATISTICS
+    ]
 
 
 def _minimised(train_state: TrainState, out: Output, counts: Mapping[str, Tensor], number: int, sets: int) -> Tensor:

@@ -16,7 +16,7 @@ KEYS = {
         order points set substitute turns validation
     """,
     "fold_in": """
-        decoder picture several
+        decoder disturb picture several
     """,
     "key": """
         absent conformance export item label pictures reconstruct shape show stamp usual validation view vote
@@ -32,7 +32,7 @@ KEYS = {
         mask/{} mask/{}/blocks mask/{}/cell mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact
         mask/{}/heads mask/{}/places mask/{}/queries mask/{}/ratio mask/{}/repair mask/{}/rest mask/{}/size
         mask/{}/start mask/{}/targets mask/{}/ties mask/{}/time mask/{}/{} mixup noise noise/level noise/{}
-        picture radii roll rotate scale segments shift spec_augment/{} time
+        noise/{}/values picture radii roll rotate scale segments shift spec_augment/{} time
     """,
 }
 

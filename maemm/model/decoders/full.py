@@ -41,6 +41,7 @@ class Full(Decoder):
     """
 
     residual: torch.dtype | None = None  # of the sums between blocks under autocast; None: that of the projection
+    takes_condition, keep_visible = True, False
 
     def __init__(
         self,
@@ -106,6 +107,8 @@ class Full(Decoder):
             if masked_position is None:
                 masked_position = modalities[name].position(tokens, plan.predict, "decoder")
             vector = self.vectors[name] if hasattr(self, "vectors") else 0
+            if name in latents.condition:
+                vector = vector + latents.condition[name].to(visible.dtype)
             parts += [visible + vector, masked + vector]
             visible_position = modalities[name].position(tokens, plan.visible, "decoder")
             positions += [visible_position.expand_as(visible), masked_position.expand_as(masked)]
@@ -117,7 +120,10 @@ class Full(Decoder):
         options = self._rotation(inputs)
         for block in self.blocks:
             x = block(x + position if self.position_every_block else x, attn_mask=mask, **options)
-        predicted = x.split(lengths, dim=1)[len(lengths) - 2 * len(inputs) :][1::2]
+        sections = x.split(lengths, dim=1)[len(lengths) - 2 * len(inputs) :]
+        predicted = sections[1::2]
+        if self.keep_visible:
+            latents.decoded_visible = {n: self.norm(part) for n, part in zip(inputs, sections[::2], strict=True)}
         latents.decoded = {name: self.norm(part) for name, part in zip(inputs, predicted, strict=True)}
         return {name: self.heads[name](part) for name, part in latents.decoded.items()}
 

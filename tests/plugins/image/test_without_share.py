@@ -50,6 +50,10 @@ OBJECTIVES = {
     "codes": {"type": "predict", "target": {"type": "codes", "vocab": 5}},
     "codebook": {"type": "predict", "target": {"type": "codebook", "vocab": 6}},
     "pooled": {"type": "pooled"},
+    "uniformity": {"type": "uniformity"},
+    "uniformity of means": {"type": "uniformity", "pool": "mean", "norm": "own"},
+    "denoise": {"type": "denoise", "noise": 0.5},
+    "views": {"type": "views", "hidden": 8, "dim": 4},
 }
 
 # Of maskings whose ratio may be drawn for each batch: what the ratio alone says.
@@ -106,6 +110,10 @@ def test_maskings_without_a_share(name, micro_batches):
     same(plain(micro_batches), steps(micro_batches, modalities__image__masking=spec))
 
 
+def test_no_noise_is_none():
+    same(plain(1), steps(objectives={"reconstruct": {}, "more": {"type": "denoise", "noise": 0.0}}))
+
+
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("order", ["behind", "before"])
 def test_targets_without_a_weight(name, order, tmp_path):
@@ -114,10 +122,11 @@ def test_targets_without_a_weight(name, order, tmp_path):
         small = config.load(BASE, {"encoder.depth": 1, "encoder.dim": 12})
         maemm.save(maemm.build(small), tmp_path / "teacher.safetensors")
         spec["target"] = {**spec["target"], "model": str(tmp_path / "teacher.safetensors")}
+    views = {"data__aug_repeats": 2} if name == "views" else {}
     objectives = {"reconstruct": {}, "more": spec}
     if order == "before":
         objectives = dict(reversed(objectives.items()))
-    ours = steps(objectives=objectives)
+    ours = steps(objectives=objectives, **views)
     assert any("more" in key for key in ours[1][0][0])  # it is computed, and logged
     same(plain(1), ours)
 
@@ -126,10 +135,9 @@ def test_everything_at_once_without_a_share():
     """As a user tries it: a recipe with all of them, switched off."""
     objectives = {"reconstruct": {}}
     objectives |= {name.replace(" ", "_"): dict(x, weight=0.0) for name, x in OBJECTIVES.items() if name != "teacher"}
-    same(
-        plain(2),
-        steps(2, objectives=objectives, modalities__image__masking={"type": "attention", "ratio": 0.6, "share": 0}),
-    )
+    objectives["views"]["per_micro_batch"] = True
+    masking = {"type": "attention", "ratio": 0.6, "share": 0}
+    same(plain(2), steps(2, objectives=objectives, modalities__image__masking=masking, data__aug_repeats=2))
 
 
 @pytest.mark.parametrize("name", RATIOS)
@@ -147,6 +155,9 @@ def test_the_comparison_sees_a_share():
         {"modalities__image__masking": {"type": "attention", "ratio": 0.6, "share": 0.2}},
         {"modalities__image__masking": {"type": "clusters", "ratio": 0.6, "begin": 0.5}},
         {"objectives": {"reconstruct": {}, "more": dict(OBJECTIVES["hog"], weight=1e-3)}},
+        {"objectives": {"reconstruct": {}, "more": dict(OBJECTIVES["uniformity"], weight=1e-3)}},
+        {"objectives": {"reconstruct": {}, "more": dict(OBJECTIVES["denoise"], weight=1e-3)}},
+        {"objectives": {"reconstruct": {}, "more": dict(OBJECTIVES["views"], weight=1e-3)}, "data__aug_repeats": 2},
     ):
         with pytest.raises(AssertionError):
             same(plain(1), steps(**overrides))
