@@ -86,13 +86,16 @@ class Phase:
     """A second optimisation inside a step, with its own parameters: the discriminator of GAN-MAE.
 
     After the main update :meth:`Objective.phase_loss` is minimised for ``parameters``, which the main optimiser leaves
-    alone.
+    alone, and for ``shared`` ones, which both optimisers train, each with its own moments. Where the step is bad, or
+    the gradient of the phase is not finite, the phase changes nothing; the main update of a good step stays. As in
+    the main optimiser, parameters with at most one axis have no weight decay.
     """
 
     name: str
     parameters: Sequence[nn.Parameter]
     optimizer: str | Mapping[str, Any] = "adamw"  # like train.optimizer
     lr_scale: float = 1.0  # times the learning rate of the step
+    shared: Sequence[nn.Parameter] = ()  # those of the encoder, where it is a part of the discriminator
 
 
 class Objective(nn.Module, ABC):
@@ -194,5 +197,8 @@ class Objective(nn.Module, ABC):
         return ()
 
     def phase_loss(self, phase: str, out: Output, model: Model) -> Term:
-        """The loss of a phase; predictions in ``out`` carry no gradient."""
+        """The loss of a phase, for one forward pass; predictions in ``out`` carry no gradient.
+
+        It runs in the precision of the forward pass, with random numbers of its own.
+        """
         raise MaemmError(f"{type(self).__name__} has no phase_loss() for its phase {phase!r}; add it")

@@ -185,7 +185,7 @@ class Model(nn.Module):
         inputs = _all_visible(preprocessed, tokens)
         device = next(iter(preprocessed.values())).x.device.type
         guides: dict[str, Any] = {}
-        with _evaluating(self.encoder, self.modalities), torch.autocast(device, torch.bfloat16, enabled=bf16):
+        with evaluating(self.encoder, self.modalities), torch.autocast(device, torch.bfloat16, enabled=bf16):
             for kind in sorted(kinds):
                 computed = self.encoder.guide(inputs, self.modalities, kind)
                 of_kind = [name for name, asked in wanted.items() if asked == kind]
@@ -482,7 +482,7 @@ class Model(nn.Module):
 
 
 @contextmanager
-def _evaluating(*parts: Any) -> Iterator[None]:
+def evaluating(*parts: Any) -> Iterator[None]:
     """Parts in evaluation mode within the block; modules that were in training mode return to it."""
     modules = [module for part in parts for module in part.modules() if module.training]
     for module in modules:

@@ -42,6 +42,7 @@ CORE = Plugin(
         "reconstruct": "model.objectives.reconstruct:Reconstruct",
         "pooled": "model.objectives.pooled:Pooled",
         "contrastive": "model.objectives.contrastive:Contrastive",
+        "adversarial": "model.objectives.adversarial:Adversarial",
         "predict": "model.objectives.predict:Predict",
         "uniformity": "model.objectives.uniformity:Uniformity",
         "denoise": "model.objectives.denoise:Denoise",

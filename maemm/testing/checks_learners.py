@@ -79,6 +79,8 @@ def phases_are_apart(case: Case) -> None:
     case.require(len(set(names)) == len(names), "names of phases", names, "different ones", change)
     ids = [id(parameter) for phase in phases for parameter in phase.parameters]
     case.require(len(set(ids)) == len(ids), "parameters of phases", "some twice", "each in one phase", change)
+    ids += {id(parameter) for phase in phases for parameter in phase.shared}
+    case.require(len(set(ids)) == len(ids), "parameters of phases", "own ones that are shared", "either", change)
     unsaved = len(set(ids) - {id(parameter) for parameter in model.parameters()})
     case.require(not unsaved, "parameters of phases", f"{unsaved} that the model lacks", "the model's", change)
     inputs = case.planned(model)

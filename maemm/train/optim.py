@@ -217,9 +217,13 @@ def make_phase_optimizer(phase: Phase, where: str) -> Optimizer:
     if "weight_decay" not in options_of(make):
         raise MaemmError(f"{registry.describe_owner(make)} has no option weight_decay (train.optimizer); add it")
     decay = options.get("weight_decay", options_of(make)["weight_decay"].default)
-    names = [str(number) for number in range(len(phase.parameters))]
-    group = {"params": list(phase.parameters), "names": names, "weight_decay": decay, "lr_scale": phase.lr_scale}
-    return make([group], **options)
+    groups: dict[float, dict[str, Any]] = {}
+    for number, parameter in enumerate([*phase.parameters, *phase.shared]):
+        key = 0.0 if parameter.ndim <= 1 else decay
+        group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": key, "lr_scale": phase.lr_scale})
+        group["params"].append(parameter)
+        group["names"].append(str(number))
+    return make(list(groups.values()), **options)
 
 
 # ------------------------------------------------------------------------------------------------- stepping

@@ -40,21 +40,42 @@ class PhaseState:
     def name(self) -> str:
         return f"{self.objective}.{self.phase.name}"
 
-    def step(self, train_state: TrainState, outputs: list[Output], bad: Tensor) -> None:
-        """One update of its parameters, or none where ``bad``. Sums and counts add up over ranks, as in the loss."""
-        model, dist_context = train_state.model, train_state.dist_context
-        terms = [model.objectives[self.objective].phase_loss(self.phase.name, out, model) for out in outputs]
-        count = dist_context.all_reduce_sum(torch.stack([term.count.detach().float() for term in terms]).sum(0, True))
-        loss = torch.stack([term.sum for term in terms]).sum() / count.squeeze().clamp(min=1e-12)
-        parameters = list(self.phase.parameters)
-        gradients = torch.autograd.grad(loss, parameters)
-        flat = dist_context.all_reduce_sum(torch.cat([gradient.flatten() for gradient in gradients]))
-        for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = gradient.view_as(parameter)
+    def step(self, train_state: TrainState, outputs: list[Output], bad: Tensor, step: int) -> None:
+        """One update of its parameters, or none where ``bad``, or where their gradient is not finite.
+
+        Sums and counts add up over micro-batches, each of which is forgotten before the next, and over ranks, as in the
+        loss.
+        """
+        dist_context = train_state.dist_context
+        parameters = [*self.phase.parameters, *self.phase.shared]
+        with seeded(train_state.seed, step, "phase", self.name, dist_context.rank):
+            count, gradients = self._local_sums(train_state, parameters, outputs)
+        # Where nothing depends on a parameter there is no gradient, on no rank: nothing moves it.
+        reached = [number for number, gradient in enumerate(gradients) if gradient is not None]
+        parts = [cast(Tensor, gradients[number]).flatten() for number in reached]
+        flat = dist_context.all_reduce_sum(torch.cat([count.reshape(1), *parts]))
+        flat = flat[1:] / flat[0].clamp(min=1e-12)
+        for number, gradient in zip(reached, flat.split([part.numel() for part in parts]), strict=True):
+            parameters[number].grad = gradient.view_as(parameters[number])
         main = train_state.optimizer.param_groups[0]
         set_lr(self.optimizer, main["lr"] / main["lr_scale"])
         step_unless(self.optimizer, bad | ~torch.isfinite(flat).all())
         self.optimizer.zero_grad(set_to_none=True)
+
+    def _local_sums(
+        self, train_state: TrainState, parameters: list[nn.Parameter], outputs: list[Output]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The count of the loss on this rank, and the gradients of its sum, None where it does not depend on one."""
+        model, device = train_state.model, train_state.dist_context.device.type
+        count, gradients = torch.zeros((), device=train_state.dist_context.device), [None] * len(parameters)
+        with tf32(device), torch.autocast(device, torch.bfloat16, enabled=train_state.bf16):
+            for out in outputs:
+                term = model.objectives[self.objective].phase_loss(self.phase.name, out, model)
+                count = count + term.count.detach().float()
+                with torch.autocast(device, enabled=False):
+                    new = torch.autograd.grad(term.sum, parameters, allow_unused=True)
+                gradients = [b if a is None else a if b is None else a + b for a, b in zip(gradients, new, strict=True)]
+        return count, gradients
 
 
 @dataclass
@@ -205,7 +226,7 @@ def take_step(
     if train_state.ema is not None:
         train_state.ema.update(bad, micro_batches.step)
     for phase in train_state.phases:
-        phase.step(train_state, local.outputs, bad)
+        phase.step(train_state, local.outputs, bad, micro_batches.step)
     learners: list[Objective | Target] = [*model.objectives.values(), *model.all_targets()]
     for part in learners:
         part.after_step(model, micro_batches.step, bad)

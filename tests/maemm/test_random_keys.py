@@ -25,7 +25,7 @@ KEYS = {
         points surface
     """,
     "seeded": """
-        codebook conformance flops forward griffin-lim mix probe randaugment size teacher untrained weights
+        codebook conformance flops forward griffin-lim mix phase probe randaugment size teacher untrained weights
     """,
     "uniform": """
         crop crop/{} cut drop dropout dropped erase/{} erase/{}/noise example flip frame gain gaps input jitter

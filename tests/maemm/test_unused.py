@@ -17,8 +17,6 @@ REPOSITORY = Path(__file__).parents[2]
 # What waits for its first user, and the work that brings it.
 WAITING = {
     "hook Modality.side_input": "classes of tokens (BEiT, SemMAE): the family, part 1",
-    "hook Objective.phases": "generators against discriminators: the family, part 2",
-    "hook Objective.phase_loss": "generators against discriminators: the family, part 2",
 }
 BASES = {
     name: base

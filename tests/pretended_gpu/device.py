@@ -316,10 +316,13 @@ def _backward(
             leaf.grad = new if leaf.grad is None else leaf.grad + grad
 
 
-def _grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+def _grad(
+    outputs: Any, inputs: Any, *args: Any, allow_unused: bool = False, **kwargs: Any
+) -> tuple[Tensor | None, ...]:
     """``torch.autograd.grad`` of one scalar with respect to leaves."""
-    leaves = gradients_of([outputs], [torch.ones_like(outputs)])
-    return tuple(leaves[leaf] for leaf in inputs)
+    with torch.no_grad():
+        leaves = gradients_of([outputs], [torch.ones_like(outputs)])
+    return tuple(leaves.get(leaf) if allow_unused else leaves[leaf] for leaf in inputs)
 
 
 # ----------------------------------------------------------------------------------------------------- the pretence

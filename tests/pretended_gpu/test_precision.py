@@ -23,7 +23,7 @@ NETWORK = (
     "models/vision_transformer.py",
     "pointcloud/embedding.py", "pointcloud/encoder.py", "pointcloud/modality.py",
     "audio/window.py", "train/step.py",
-    "model/rotary.py", "video/omni.py",
+    "model/rotary.py", "video/omni.py", "objectives/adversarial.py",
 )  # fmt: skip
 QUICK = [
     "image/mae_tiny_cpu", "pointcloud/point_mae_tiny_cpu", "cav/cav_mae_tiny_cpu", "image/maskfeat_tiny_cpu",

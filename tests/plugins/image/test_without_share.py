@@ -54,6 +54,7 @@ OBJECTIVES = {
     "uniformity of means": {"type": "uniformity", "pool": "mean", "norm": "own"},
     "denoise": {"type": "denoise", "noise": 0.5},
     "views": {"type": "views", "hidden": 8, "dim": 4},
+    "adversarial": {"type": "adversarial"},
 }
 
 # Of maskings whose ratio may be drawn for each batch: what the ratio alone says.
