@@ -67,7 +67,8 @@ class PhaseState:
     ) -> tuple[Tensor, list[Tensor | None]]:
         """The count of the loss on this rank, and the gradients of its sum, None where it does not depend on one."""
         model, device = train_state.model, train_state.dist_context.device.type
-        count, gradients = torch.zeros((), device=train_state.dist_context.device), [None] * len(parameters)
+        count = torch.zeros((), device=train_state.dist_context.device)
+        gradients: list[Tensor | None] = [None] * len(parameters)
         with tf32(device), torch.autocast(device, torch.bfloat16, enabled=train_state.bf16):
             for out in outputs:
                 term = model.objectives[self.objective].phase_loss(self.phase.name, out, model)

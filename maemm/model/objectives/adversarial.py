@@ -160,7 +160,7 @@ class Adversarial(Objective):
 
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
         """Rows with a predicted token; for the discriminator the tokens that are visible or predicted."""
-        counts = {}
+        counts: dict[str, Tensor] = {}
         for name, plan in plans.items():
             made = plan.counted > 0
             if plan.visible_valid is None:
