@@ -24,6 +24,7 @@ class Target(nn.Module, ABC):
     """
 
     side_inputs: Sequence[str] = ()  # what it needs of each of its modalities, see :meth:`Modality.side_input`
+    whole_samples: bool = False  # True: where the source has it, it is of samples as they are read without augmentation
     autocast: bool = False  # True: :meth:`precompute` may run in the precision of the forward pass (bf16)
 
     def prepare(self, modalities: Mapping[str, Modality]) -> None:
@@ -110,6 +111,7 @@ class Objective(nn.Module, ABC):
     autocast: bool = False  # of its :meth:`precompute`, as :attr:`Target.autocast`
     # {modality, or * for all of them: what it needs of it}, see :meth:`Modality.side_input`
     side_inputs: Mapping[str, Sequence[str]] = {}
+    whole_samples: bool = False  # as :attr:`Target.whole_samples`
 
     def connect(self, model: Model) -> None:
         """Called once, when the model is complete: create what depends on its parts, a head on ``model.encoder.dim``.

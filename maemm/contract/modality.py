@@ -26,6 +26,7 @@ class Modality(nn.Module, ABC):
     tta_views: int = 1  # number of samples that ``load_tta_views`` makes of one
     aligned_with: str | None = None  # the modality whose random numbers it uses too: same crop, same flip (``align``)
     side_inputs: Sequence[str] = ()  # what objectives and targets want made in the worker, see :meth:`side_input`
+    whole_samples: bool = False  # what sources have of these belongs to samples as :meth:`load` reads them with None
 
     # ---- in the worker, one sample
     def load(self, raw: Any, rng: Rng | None) -> dict[str, Any]:
@@ -46,10 +47,12 @@ class Modality(nn.Module, ABC):
             f"(data.source: {{type: beside, arrays: {{{name}: FILE}}}}), or add it to side_input()"
         )
 
-    def moves(self) -> bool:
-        """Whether augmentation cuts, mirrors or moves the signal, so that what is stored for the tokens of the whole
-        sample (:attr:`Sample.sides`) is not that of the tokens that the model gets. By default not known: False."""
-        return False
+    def moves(self) -> Sequence[str]:
+        """Options by which augmentation cuts, moves or mixes samples, so that what is stored for the tokens of the
+        whole sample (:attr:`Sample.sides`) is not that of the tokens that the model gets; each as it must be set for
+        that: ``["crop: center"]``. By default none. What :meth:`follow` does too is none of them. Where such things
+        are wanted :meth:`load` is called without random numbers, and takes the same part of a long signal each time."""
+        return ()
 
     def load_tta_views(self, raw: Any) -> list[dict[str, Any]]:
         """``tta_views`` samples made of what was read once: a classifier averages its outputs over them.
@@ -66,6 +69,11 @@ class Modality(nn.Module, ABC):
     def preprocess(self, raw: Any, rng: Rng | None) -> Preprocessed:
         """Raw batch -> what the model sees, x (B, ...) float. ``rng=None``: no augmentation."""
         return Preprocessed(raw["x"].float())
+
+    def follow(self, stored: Tensor, tokens: Tokens, preprocessed: Preprocessed) -> Tensor:
+        """What is stored for the tokens of whole samples (B, N) -> for the tokens that :meth:`preprocess` made:
+        mirrored where it mirrored a sample. By default as it is."""
+        return stored
 
     @abstractmethod
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:

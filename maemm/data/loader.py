@@ -272,7 +272,8 @@ class _Reader:
 
     def _load(self, name: str, sample: Sample, rng: Rng) -> Any:
         modality, of_source = self.modalities[name], sample.sides.get(name, {})
-        modality_rng = rng.fold_in(modality.aligned_with or name) if self.augment else None
+        whole = modality.whole_samples and any(side in of_source for side in modality.side_inputs)
+        modality_rng = rng.fold_in(modality.aligned_with or name) if self.augment and not whole else None
         loaded = modality.load(sample.raw[name], modality_rng)
         if modality.side_inputs:
             sides = {

@@ -24,7 +24,8 @@ def build_modality(recipe: dict[str, Any], name: str) -> Modality:
     spec = recipe["modalities"][name]
     options = {key: value for key, value in spec.items() if key not in _NOT_OPTIONS}
     modality = _make("modalities", {"type": spec.get("type", name), **options}, where=f"modalities.{name}")
-    modality.aligned_with, modality.side_inputs = spec.get("align"), _side_inputs(recipe, name)
+    modality.aligned_with = spec.get("align")
+    modality.side_inputs, modality.whole_samples = _side_inputs(recipe, name)
     return modality
 
 
@@ -35,16 +36,20 @@ def _make(role: str, spec: Any, *positional: Any, where: str, default: str | Non
     return make(role, spec, *positional, default=default, where=where)
 
 
-def _side_inputs(recipe: dict[str, Any], name: str) -> tuple[str, ...]:
-    """What objectives and the modality's target want of its samples, made in the workers."""
-    requested = [
-        side
-        for objective in _objectives(recipe).values()
-        for side in (*objective.side_inputs.get(name, ()), *objective.side_inputs.get("*", ()))
-    ]
+def _side_inputs(recipe: dict[str, Any], name: str) -> tuple[tuple[str, ...], bool]:
+    """What objectives and the modality's target want of its samples, made in the workers, and whether any of it is of
+    whole samples."""
+    requested: list[str] = []
+    whole = False
+    for objective in _objectives(recipe).values():
+        sides = [*objective.side_inputs.get(name, ()), *objective.side_inputs.get("*", ())]
+        requested += sides
+        whole |= bool(sides) and objective.whole_samples
     if target := recipe["modalities"][name].get("target"):
-        requested += registry.find("targets", part_of(target)[0]).side_inputs
-    return tuple(dict.fromkeys(requested))
+        part = registry.find("targets", part_of(target)[0])
+        requested += part.side_inputs
+        whole |= part.whole_samples
+    return tuple(dict.fromkeys(requested)), whole
 
 
 def _objectives(recipe: dict[str, Any]) -> dict[str, Objective]:

@@ -136,6 +136,11 @@ class Audio(GridModality):
         waves = [sample["wave"] for sample in samples]
         return {"wave": pad_sequence(waves, batch_first=True), "samples": [len(wave) for wave in waves]}
 
+    def moves(self) -> list[str]:
+        """A random part of longer recordings, rolled and mixed clips."""
+        moves = ["crop: center"] if self.cut.crop == "random" else []
+        return moves + (["roll: false"] if self.roll else []) + (["mixup: 0"] if self.mixup else [])
+
     # ---- on the device
     def preprocess(self, raw: Mapping[str, Any], rng: Rng | None) -> Preprocessed:
         """{"wave": (B, S), "samples": B lengths} -> (B, T, F) normalised log-mel; ``valid`` (B, T) where padded."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torch.utils.data import default_collate
 
-from maemm.contract import Preprocessed
+from maemm.contract import Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.contract.options import Channels, Interval, Positive, PositiveFraction, PositiveInt
@@ -22,6 +22,7 @@ from maemm.data.encodable import encodable
 
 from .._augment.randaugment import RandAugment
 from .._images.boxes import DRAWS, Box, random_box, random_boxes
+from .._images.mirrors import MIRRORED, mirrored_with
 from . import preprocess as on_device
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -136,9 +137,10 @@ class Image(GridModality):
             samples = [{"x": on_device.as_float(sample["x"])} for sample in samples]
         return default_collate(samples)
 
-    def moves(self) -> bool:
-        """With a random crop, mirrored pictures or RandAugment."""
-        return self.flip or isinstance(self.crop, RandomCrop) or self.randaugment is not None
+    def moves(self) -> list[str]:
+        """A random crop and RandAugment; ``follow`` mirrors with the pictures."""
+        moves = ["crop: center"] if isinstance(self.crop, RandomCrop) else []
+        return moves + (["randaugment: null"] if self.randaugment is not None else [])
 
     # ---- on the device
     def preprocess(self, raw: Mapping[str, Tensor], rng: Rng | None) -> Preprocessed:
@@ -147,10 +149,12 @@ class Image(GridModality):
         if self.device_crop:
             cropped = self._cropped(on_device.as_float(x), rng)
             x = cropped if self.scaled and x.dtype != torch.uint8 else cropped.clamp(0, 1)  # bicubic kernels overshoot
+        info = {}
         if self.flip and rng is not None:
-            x = on_device.flip(x, rng.uniform("flip", device=x.device))
+            info[MIRRORED] = rng.uniform("flip", device=x.device) < 0.5
+            x = on_device.flip(x, info[MIRRORED])
         mean, std = self._mean_and_std(x.device)
-        return Preprocessed((on_device.as_float(x) - mean) / std)
+        return Preprocessed((on_device.as_float(x) - mean) / std, info=info)
 
     def _cropped(self, x: Tensor, rng: Rng | None) -> Tensor:
         """Crop a batch (B, C, H, W) float as :meth:`load` would have cropped each image."""
@@ -165,6 +169,9 @@ class Image(GridModality):
         boxes = torch.tensor([[0, 0, height, width]]).expand(len(x), -1)
         x = on_device.crop_resize(x, boxes, resized, self.interpolation)
         return x[..., top : top + self.size[0], left : left + self.size[1]]
+
+    def follow(self, stored: Tensor, tokens: Tokens, preprocessed: Preprocessed) -> Tensor:
+        return mirrored_with(stored, tokens, preprocessed)
 
     # ---- pictures and statistics
     def describe(self, raw: np.ndarray) -> dict[str, Any]:

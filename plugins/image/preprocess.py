@@ -13,9 +13,8 @@ def as_float(x: Tensor) -> Tensor:
     return x.float() / 255 if x.dtype == torch.uint8 else x.float()
 
 
-def flip(x: Tensor, uniform: Tensor) -> Tensor:
-    """Mirror the images (B, C, H, W) whose number in ``uniform`` (B,) is below 0.5."""
-    mirrored = (uniform < 0.5).to(x.device, non_blocking=True)
+def flip(x: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror the images (B, C, H, W) where ``mirrored`` (B,) bool says so."""
     return torch.where(mirrored[:, None, None, None], x.flip(-1), x)
 
 

@@ -111,6 +111,10 @@ class PointCloud(Modality):
         """{"x": (B, N, 3 + features)}; if clouds differ in length, padded, with "valid" (B, N)."""
         return clouds.collate_clouds(samples)
 
+    def moves(self) -> list[str]:
+        """Augmented clouds have other groups."""
+        return ["augment: null"] if self.augment is not None else []
+
     # ---- on the device
     def preprocess(self, raw: Mapping[str, Tensor], rng: Rng | None) -> Preprocessed:
         """{"x": (B, N, 3 + features), "valid": (B, N) or none} -> augmented."""

@@ -142,6 +142,9 @@ class Signal(GridModality):
         }
         return {"x": raw["x"]} if raw["valid"].all() else raw
 
+    def moves(self) -> list[str]:
+        return ["shift: 0"] if self.shift else []
+
     # ---- on the device
     def preprocess(self, raw: Mapping[str, Tensor], rng: Rng | None) -> Preprocessed:
         """{"x": (B, C, L), "valid"} -> shifted, normalised, scaled by gain, with channels dropped; 0 where invalid."""

@@ -20,6 +20,7 @@ from maemm.contract.small import small_tensor
 
 from .._augment.randaugment import RandAugment
 from .._images.boxes import DRAWS, Box, random_box
+from .._images.mirrors import MIRRORED, mirrored_with
 from . import checks, crop, sampling
 from .crop import RandomCrop
 from .decoding import Video as File
@@ -220,15 +221,24 @@ class Video(GridModality):
             row[:, : clip.shape[1], : clip.shape[2]] = clip
         return {"x": x, "sides": sides}
 
+    def moves(self) -> list[str]:
+        """A random crop and RandAugment; ``follow`` mirrors with the clips."""
+        moves = ["crop: center"] if self.crop not in (None, "center") else []
+        return moves + (["randaugment: null"] if self.randaugment is not None else [])
+
     # ---- on the device
     def preprocess(self, raw: Mapping[str, Any], rng: Rng | None) -> Preprocessed:
         """A batch of :meth:`collate` -> (B, C, time, height, width) float32: resized, flipped, (x - mean) / std."""
         x = resize_clips(raw["x"], raw["sides"], self._frame_size)
+        info = {}
         if self.flip and rng is not None:
-            coins = rng.uniform("flip", device=x.device) < 0.5
+            info[MIRRORED] = coins = rng.uniform("flip", device=x.device) < 0.5
             x = torch.where(coins[:, None, None, None, None], x.flip(-1), x)
         mean, std = self._mean_and_std(x.device)
-        return Preprocessed((x - mean) / std)
+        return Preprocessed((x - mean) / std, info=info)
+
+    def follow(self, stored: Tensor, tokens: Tokens, preprocessed: Preprocessed) -> Tensor:
+        return mirrored_with(stored, tokens, preprocessed)
 
     def tokenize(self, preprocessed: Preprocessed) -> Tokens:
         """Clips (B, C, T, H, W), or pictures (B, C, [1,] H, W), which are repeated over a token's frames."""

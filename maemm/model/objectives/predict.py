@@ -47,6 +47,7 @@ class Predict(Objective):
         self.name, self.spec, self.weight, self.names, self.layer = name, target, weight, modalities, layer
         part = find("targets", part_of(target)[0])
         self.side_inputs = {key: tuple(part.side_inputs) for key in (modalities or ("*",))}
+        self.whole_samples = part.whole_samples
         self.target: Target | None = None
 
     def connect(self, model: Model) -> None:

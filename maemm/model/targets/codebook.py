@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -10,12 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import interpolate, normalize
 
 from maemm.config.options import check
 from maemm.config.paths import check_regular, expanded
-from maemm.contract import Modality, ModalityInput, Target
+from maemm.contract import Modality, ModalityInput, Preprocessed, Target
 from maemm.contract.errors import MaemmError
+from maemm.contract.grid import GridModality, as_tuple
 from maemm.contract.options import NonNegativeInt, PartOf, PositiveInt
 from maemm.contract.rng import seeded
 from maemm.model.model import Model
@@ -32,13 +34,16 @@ class Codebook(Classes):
     What is compared is the modality's own target, such as normalised patches, or another target: the features of a
     frozen teacher. The codebook is part of every checkpoint. Without a file it is a random one of directions, behind a
     random projection (BEST-RQ, Chiu et al. 2022, section 3.1): it learns nothing, needs no training, and still groups
-    tokens that are alike.
+    tokens that are alike. It sees the very view that the encoder sees: the same crop, mirrored or not.
 
     Options
         file: .safetensors with the tensor codebook (vocab, values of a token), such as centres of k-means; null: random
         features: the target whose values are compared, a name or {type: name, options}; null: the modality's own
         vocab: entries of a random codebook, or of the one that a checkpoint holds
         width: values of an entry of a random codebook
+        size: a second view of the same crop is compared, resized so that its last two sides (of signals the last one)
+            are these, and cut into as many tokens: 112 beside 224 (BEiT); null: what the encoder sees. A frozen network
+            has a size of its own (target.features.size)
         seed: of a random codebook
     """
 
@@ -52,8 +57,15 @@ class Codebook(Classes):
         vocab: Vocabulary = 8192,
         width: PositiveInt = 16,
         seed: NonNegativeInt = 0,
+        size: PositiveInt | Sequence[PositiveInt] | None = None,
     ):
         super().__init__()
+        if size is not None and features is not None:
+            raise MaemmError(
+                "size is of the modality's own values, and features are compared (target: codebook); set the size of "
+                "the features (target.features.size)"
+            )
+        self.size = size
         self.names, self.file, self.vocab, self.width, self.seed = names, file, vocab, width, seed
         self.spec = features
         self.features: Target | None = None
@@ -66,7 +78,8 @@ class Codebook(Classes):
     def prepare(self, modalities: Mapping[str, Modality]) -> None:
         if self.features is not None:
             self.features.prepare(modalities)
-        sizes = {self.features.target_dim()} if self.features else {x.output_dim() for x in modalities.values()}
+        views = {name: self._view(name, modality) for name, modality in modalities.items()}
+        sizes = {self.features.target_dim()} if self.features else {x.output_dim() for x in views.values()}
         if len(sizes) > 1:
             raise MaemmError(
                 f"the tokens of {', '.join(modalities)} have different numbers of values (target: codebook); give each "
@@ -125,10 +138,42 @@ class Codebook(Classes):
             raise MaemmError(f"the codebook is not there ({self.file}; target: codebook); give the path of the file")
         index = inputs.tokens.all_indices()
         if self.features is None:
-            values = model.modalities[name].target(inputs.tokens, index)
+            modality, tokens = model.modalities[name], inputs.tokens
+            if self.size is not None:
+                modality = self._view(name, modality)
+                tokens = modality.tokenize(_resized(name, inputs.preprocessed, modality.size))
+            values = modality.target(tokens, index)
         else:
             values = self.features(inputs, index)
         return self.nearest(values)
+
+    def _view(self, name: str, modality: Any) -> Any:
+        """The modality of the second view, with as many tokens; without ``size`` the modality itself."""
+        if self.size is None:
+            return modality
+        if not isinstance(modality, GridModality) or modality.sample_shape() != (modality.channels, *modality.size):
+            raise MaemmError(
+                f"{name!r} has no pictures, clips or signals that could be resized (target.size: {self.size}); leave "
+                "size out"
+            )
+        own = list(modality.size)
+        count = min(2, len(own)) if isinstance(self.size, int) else len(self.size)
+        if count > min(2, len(own)):
+            raise MaemmError(
+                f"size has {count} sides, of {name!r} the last {min(2, len(own))} can be resized (target.size); give "
+                "as many"
+            )
+        sides = as_tuple(self.size, count)
+        own[len(own) - count :] = sides
+        view = copy.copy(modality)
+        if any(side % cells for side, cells in zip(own, modality.grid, strict=True)):
+            raise MaemmError(
+                f"sides {' x '.join(map(str, sides))} are no multiple of the {' x '.join(map(str, modality.grid))} "
+                f"tokens of {name!r} (target.size); choose a multiple"
+            )
+        view.size = tuple(own)
+        view.patch = tuple(side // cells for side, cells in zip(own, modality.grid, strict=True))
+        return view
 
     def precompute(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Any]:
         if self.features is not None:
@@ -157,3 +202,14 @@ class Codebook(Classes):
     def after_step(self, model: Model, step: int, bad: Tensor) -> None:
         if self.features is not None:
             self.features.after_step(model, step, bad)
+
+
+def _resized(name: str, preprocessed: Preprocessed, sides: tuple[int, ...]) -> Preprocessed:
+    """x (B, C, *size) -> (B, C, *sides), bicubic and antialiased along the last two axes (of signals the last one)."""
+    x = preprocessed.x
+    if preprocessed.valid is not None:
+        raise MaemmError(f"samples of {name!r} are padded and cannot be resized (target.size); leave size out")
+    flat = x.flatten(0, -3) if len(sides) > 1 else x.flatten(0, 1)[:, None]  # (B * ..., H, W)
+    new = sides[-2:] if len(sides) > 1 else (1, *sides)
+    flat = interpolate(flat[:, None].float(), new, mode="bicubic", antialias=True)
+    return Preprocessed(flat.view(*x.shape[:2], *sides))

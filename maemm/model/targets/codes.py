@@ -69,13 +69,16 @@ class Codes(Classes):
 
     The source hands them over as the side input ``codes``, whole numbers (N,) or (*grid) in the order of the tokens:
     ``data.source: {type: beside, source: {...}, arrays: {codes: FILE}}``. They belong to the sample as it is read
-    without augmentation, so crops and flips that are random must be off.
+    without augmentation. Ids are mirrored with pictures and clips (``flip: true``); random crops and what else moves
+    samples must be off, and of a longer recording the same part is taken in each epoch. For random crops give the
+    target ``codebook`` a frozen network, which sees the same crop as the model.
 
     Options
         vocab: number of classes
     """
 
     side_inputs = ("codes",)
+    whole_samples = True
 
     def __init__(self, names: list[str], encoder_dim: int, *, vocab: Vocabulary = 8192):
         super().__init__()
@@ -83,10 +86,10 @@ class Codes(Classes):
 
     def prepare(self, modalities: Mapping[str, Modality]) -> None:
         for name, modality in modalities.items():
-            if modality.moves():
+            if moves := modality.moves():
                 raise MaemmError(
-                    f"{name!r} is cropped, mirrored or moved at random, and its codes are those of whole samples "
-                    f"(modalities.{name}.target: codes); switch that off (crop: center, flip: false), or use codebook"
+                    f"{name!r} is cropped, moved or mixed at random, and its codes are those of whole samples "
+                    f"(modalities.{name}.target: codes); set {', '.join(moves)}, or use the target codebook"
                 )
 
     def ids(self, model: Model, name: str, inputs: ModalityInput) -> Tensor:
@@ -102,4 +105,4 @@ class Codes(Classes):
                 f"the codes of {name!r} are {tuple(ids.shape[1:])} {str(ids.dtype).removeprefix('torch.')} for "
                 f"{inputs.tokens.count} tokens (modalities.{name}.target: codes); store one whole number for each token"
             )
-        return ids.long()
+        return model.modalities[name].follow(ids.long(), inputs.tokens, inputs.preprocessed)

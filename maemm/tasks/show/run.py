@@ -114,7 +114,9 @@ def _read_sample(opened: Opened, index: int, seed: int, augmented: int) -> _Read
             raise ValueError(f"the sample has no {missing[0]!r}, only {', '.join(map(repr, sample.raw)) or 'nothing'}")
         loaded.append(
             {
-                name: modality.load(sample.raw[name], rng.fold_in(name) if view else None)
+                name: modality.load(
+                    sample.raw[name], rng.fold_in(name) if view and not modality.whole_samples else None
+                )
                 for name, modality in opened.modalities.items()
             }
         )

@@ -270,10 +270,3 @@ def test_codes_that_do_not_fit_are_refused(toys, tmp_path):
     np.save(file, np.full((64, 16), 16))
     with pytest.raises(MaemmError, match="NaN or infinity for finite tokens"):
         toys.train(beside(toys, file))
-
-
-def test_codes_of_whole_samples_refuse_random_crops():
-    recipe = {**BASE, "modalities": {"image": {"size": 32, "patch": 8, "target": "codes"}}}
-    with pytest.raises(MaemmError, match="cropped, mirrored or moved at random"):
-        build_model(config.load(recipe))
-    assert build_model(config.load(recipe, {"modalities.image.crop": "center", "modalities.image.flip": False}))
