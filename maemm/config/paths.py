@@ -30,11 +30,14 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def with_expanded_paths(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved recipe with ``~`` expanded in ``out``, ``init`` and the paths of its data."""
+    """A resolved recipe with ``~`` expanded in ``out``, ``init`` and the paths of its data and its monitor."""
     data = _expanded(recipe["data"], _OF_DATA)
     if data.get("mix"):
         data["mix"] = {name: _expanded(part, _OF_DATA) for name, part in data["mix"].items()}
-    return _expanded({**recipe, "data": data}, ("out", "init"))
+    train = dict(recipe["train"])
+    if train.get("monitor"):
+        train["monitor"] = _expanded(train["monitor"], ("data",))
+    return _expanded({**recipe, "data": data, "train": train}, ("out", "init"))
 
 
 def _expanded(values: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

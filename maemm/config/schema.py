@@ -79,6 +79,17 @@ class DataConfig(_Keys):
     max_bad_fraction: Fraction = Field(0.05, description="fraction of unreadable samples above which a run stops")
 
 
+class MonitorConfig(_Keys):
+    """What a run measures of itself. All keys have defaults: ``monitor: {}`` turns it on."""
+
+    every: PositiveInt = Field(50, description="steps between measurements")
+    samples: Annotated[int, Ge(16), Le(10**6)] = Field(
+        256, description="samples that are measured, the same each time: of data.validation, else of the training part"
+    )
+    data: str | None = Field(None, description="folder or file with other samples to measure; null: see samples")
+    stop_on_alarm: bool = Field(False, description="end the run at the first alarm, after a checkpoint")
+
+
 class TrainConfig(_Keys):
     """How to train. The defaults are those of MAE's pre-training recipe, as far as it has them."""
 
@@ -149,6 +160,11 @@ class TrainConfig(_Keys):
     validate_every: PositiveInt | None = Field(None, description="steps between validations; null: one epoch")
     validate_tta: bool = Field(False, description="validate with test-time augmentation, as evaluate does")
     patience: PositiveInt | None = Field(None, description="validations without improvement before the run ends")
+    monitor: MonitorConfig | None = Field(
+        None,
+        description="measure features, targets and losses while training, and name what looks wrong; null: nothing is "
+        "measured",
+    )
     picture_every: PositiveInt | None = Field(None, description="steps between pictures; null: about 10 times")
     rank_timeout: Positive = Field(
         14400.0, description="seconds that ranks wait for one which works alone, such as on a checkpoint"
@@ -176,5 +192,5 @@ def keys_of(model: type[BaseModel]) -> list[Option]:
 
 
 def key_types(model: type[BaseModel]) -> dict[str, tuple[str, Any]]:
-    """{key: (type in words, default)} for messages."""
-    return {key.name: (type_text(key.hint), key.default) for key in keys_of(model)}
+    """{key: (type in words, default)} for messages, those of sections inside as KEY.KEY."""
+    return {key.name: (type_text(key.hint), key.default) for outer in keys_of(model) for key in (outer, *outer.inner())}

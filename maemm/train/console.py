@@ -84,18 +84,33 @@ def left_out_line(order: ShuffledBatches | MixtureBatches) -> str | None:
 
 
 def metrics_text(row: Mapping[str, Any]) -> str:
-    """Loss, baseline, validation, speed, data wait, use of the device and memory of a line of metrics.jsonl."""
+    """Loss, baseline, validation, monitor, speed, data wait, use of the device and memory of a log line."""
     baseline = row.get("baseline")
     mean_predictor = "" if baseline is None else f" (mean-predictor {baseline:.3f})"
     if names := row.get("without_baseline"):
         mean_predictor = f" (no baseline: the loss of {', '.join(names)} has none)"
     validation = "".join(f"  validation {name} {value:.4g}" for name, value in row.get("validation", {}).items())
+    monitor = monitor_text(row.get("monitor", {}))
     mfu = f"  MFU {100 * row['mfu']:.3g} %" if "mfu" in row else ""
     memory = f"  memory {row['memory'] / 2**30:.1f} GiB" if row.get("memory") else ""
     return (
-        f"loss {row['loss']:.4g}{mean_predictor}{validation}  {row['samples_per_second']:,.0f} samples/s  "
+        f"loss {row['loss']:.4g}{mean_predictor}{validation}{monitor}  {row['samples_per_second']:,.0f} samples/s  "
         f"data-wait {100 * row['data_wait']:.0f} %{mfu}{memory}"
     )
+
+
+# Figures of a monitor on the console, with the words for them; metrics.jsonl has all.
+_MONITORED = {"knn": "kNN", "ridge": "ridge", "effective_rank": "rank"}
+
+
+def monitor_text(figures: Mapping[str, Any]) -> str:
+    """The figures of a monitor that a line shows, those of several modalities with their names."""
+    names = dict.fromkeys(key.rpartition(".")[0] for key in figures if key.endswith(".effective_rank"))
+    text = ""
+    for name in names:
+        pairs = [(words, figures.get(f"{name}.{figure}")) for figure, words in _MONITORED.items()]
+        text += f"  {name}" * (len(names) > 1) + "".join(f"  {words} {x:.3g}" for words, x in pairs if x is not None)
+    return text
 
 
 def short_count(number: int) -> str:

@@ -21,12 +21,13 @@ from maemm.train.callback import Callback, side_product
 from maemm.train.console import Console, first_line, left_out_line
 from maemm.train.distributed import DistContext
 from maemm.train.fetch import Fetch
+from maemm.train.monitor import Monitor
 from maemm.train.nonfinite import NonFiniteWatch
 from maemm.train.optim import set_lr
 from maemm.train.run_folder import RunFolder
 from maemm.train.run_log import RunLog
 from maemm.train.saves import Saves, latest_checkpoint
-from maemm.train.schedules import learning_rate, shortened_warmup
+from maemm.train.schedules import learning_rate, shortened_warmup, warmup_epochs
 from maemm.train.setup import make_loader, make_order, make_train_state, refuse_too_large_steps
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
 from maemm.train.step import MicroBatches, leave_out_unused, take_step
@@ -135,6 +136,8 @@ class Run:
         refuse_too_large_steps(model, rows, dist_context.device)
         self.watch = NonFiniteWatch(dist_context, self.settings["max_nonfinite"], console.log)
         self.validator = Validator(recipe, held_out, order.steps_per_epoch, folder.path / BEST, console.log)
+        warmup = warmup_epochs(self.settings, order.steps_per_epoch, steps) * order.steps_per_epoch
+        self.monitor = Monitor(recipe, self.train_state, source, held_out, warmup, console.log)
 
         # What it leaves behind.
         self.log = RunLog(recipe, folder, self.train_state, console, order.steps_per_epoch)
@@ -150,6 +153,7 @@ class Run:
         if state:
             self.watch.steps = state["nonfinite_steps"]
             self.validator.load_state_dict(state["validation"])
+            self.monitor.load_state_dict(state.get("monitor") or {})
         self.dist_context.on_rank0(self._rewind)
         self.log.resume(state)
         self.fetch = Fetch(self.train_state, self.bad_samples, self.log.clock, self.console.log)
@@ -173,7 +177,8 @@ class Run:
         loaded = self.loader.steps(self.step, self.steps)
         batches = StepsOnDevice(loaded, self.dist_context.device, in_thread=self.loader.workers > 0)
         try:
-            while self.step < self.steps and not self.validator.should_stop:
+            self.monitor.begin(self.step)
+            while self.step < self.steps and not self.validator.should_stop and not self.monitor.should_stop:
                 micro_batches = self._next_micro_batches(batches, interrupts)
                 if not self.stepped:  # a batch has been read and checked: the start has succeeded
                     self.dist_context.on_rank0(lambda: self.folder.store(self.recipe))
@@ -182,6 +187,8 @@ class Run:
             raise Interrupted(interrupt.signum, self._stop()) from None
         finally:
             batches.close()
+        if self.monitor.should_stop:
+            raise self.monitor.stopped(self.step, self._save())
         self._finish()
 
     def _next_micro_batches(self, batches: StepsOnDevice, interrupts: Interrupts) -> MicroBatches:
@@ -195,11 +202,11 @@ class Run:
             raise
 
     def _train_step(self, micro_batches: MicroBatches) -> None:
-        """One step, and what is due after it: validation, a log line, a checkpoint, pictures."""
+        """One step, and what is due after it: validation, measurements, a log line, a checkpoint, pictures."""
         done = micro_batches.step + 1
         is_last = done == self.steps
-        validates = self.validator.is_due(done, self.steps)
-        logs = done % self.settings["log_every"] == 0 or is_last or validates
+        validates, measures = self.validator.is_due(done, self.steps), self.monitor.is_due(done, self.steps)
+        logs = done % self.settings["log_every"] == 0 or is_last or validates or measures
         lr = self.lr(micro_batches.step)
         set_lr(self.train_state.optimizer, lr)
         with self.dist_context.explain_errors():
@@ -211,12 +218,17 @@ class Run:
         self.step = done
         self.log.add(micro_batches, result)
         self.watch.add(micro_batches.step, result, micro_batches.ids)
+        self.monitor.add(micro_batches)
         self.console.step()
         validation = None
         if validates:
             validation = self.validator.validate(self.train_state, done)
+        figures = self.monitor.measure(done) if measures else None
         if logs:
-            self.log.write(done, result, lr, self.watch.steps, validation)
+            row = self.log.row(done, result, lr, self.watch.steps, validation, figures)
+            if measures:
+                row["alarms"] = [vars(alarm) for alarm in self.monitor.judge(row)]
+            self.log.write(row)
         if done % self.save_every == 0 and not is_last:
             self._save()
         if done % self.picture_every == 0 and not is_last:
@@ -245,6 +257,7 @@ class Run:
             "nonfinite_steps": self.watch.steps,
             "seconds": self.log.clock.seconds,
             "validation": self.validator.state_dict(),
+            "monitor": self.monitor.state_dict(),
             "untrained": self.untrained,
         }
 

@@ -114,8 +114,8 @@ def _read(checkpoint: Checkpoint) -> dict[str, Any]:
         best, waited = validation.get("best"), validation.get("without_improvement")
         good = good and (best is None or isinstance(best, float)) and isinstance(waited, int)
         good = good and isinstance(validation.get("best_text"), str)
-    if not good:
-        raise Unusable(f"{OPTIMIZER} holds other metrics than a run writes (means, validation, seconds)")
+    if not good or not _is_monitor(_entry(state, "monitor", Mapping, {})):
+        raise Unusable(f"{OPTIMIZER} holds other metrics than a run writes (means, validation, monitor, seconds)")
     untrained = state.get("untrained")
     if untrained is not None and not (isinstance(untrained, list) and all(isinstance(name, str) for name in untrained)):
         raise Unusable(f"{OPTIMIZER}: untrained is not a list of names")
@@ -136,6 +136,23 @@ def _entry(state: Any, key: str, kind: type, default: Any = None) -> Any:
 def _is_mean(key: Any, pair: Any) -> bool:
     """A sum and a count. Sums may be anything, as a loss may."""
     return isinstance(key, str) and isinstance(pair, list) and [type(number) for number in pair] == [float, float]
+
+
+def _is_monitor(state: Mapping[str, Any]) -> bool:
+    """The state of :class:`maemm.train.monitor.Monitor`, or none."""
+    if not state:
+        return True
+    start, rows, alarms, counts = (state.get(key) for key in ("start", "rows", "alarms", "counts"))
+    if not (isinstance(start, dict) and isinstance(rows, list) and isinstance(alarms, dict)):
+        return False
+    whole = isinstance(counts, list) and [type(number) for number in counts] == [int, int, int]
+    numbers = [start, *rows] if all(isinstance(row, dict) for row in rows) else [{"": None}]
+    texts = [*alarms, *alarms.values(), state.get("samples")]
+    return (
+        whole
+        and all(isinstance(x, int | float) for figures in numbers for x in figures.values())
+        and all(isinstance(text, str) for text in texts)
+    )
 
 
 # -------------------------------------------------------------------------------------------------- optimisers

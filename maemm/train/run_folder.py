@@ -22,7 +22,8 @@ METRICS, BAD = "metrics.jsonl", "bad_samples.jsonl"
 FREE = {
     "out", "name", "data.workers", "data.timeout", "data.prefetch", "data.max_bad_fraction", "train.micro_batch",
     "train.log_every", "train.save_every", "train.keep", "train.picture_every", "train.tensorboard",
-    "train.max_nonfinite", "train.rank_timeout", "train.peak_tflops",
+    "train.max_nonfinite", "train.rank_timeout", "train.peak_tflops", "train.monitor", "train.monitor.every",
+    "train.monitor.samples", "train.monitor.data", "train.monitor.stop_on_alarm",
 }  # fmt: skip
 # Keys that may change too, though the learning rate of the remaining steps changes with them.
 LENGTH = {"train.epochs", "train.steps"}

@@ -10,7 +10,7 @@ from maemm.train.console import Console
 from maemm.train.flops import Utilisation
 from maemm.train.logging import Clock, Means, MetricsFile, peak_memory, tensorboard, to_tensorboard
 from maemm.train.run_folder import RunFolder
-from maemm.train.step import MicroBatches, StepResult, TrainState
+from maemm.train.step import MicroBatches, StepResult, TrainState, total_baseline
 
 
 class RunLog:
@@ -55,10 +55,16 @@ class RunLog:
         terms = {f"terms.{name}": value for name, value in result.terms.items()}
         self.means.add({"loss": result.total, "grad_norm": result.grad_norm} | terms, result.bad)
 
-    def write(
-        self, step: int, result: StepResult, lr: float, nonfinite_steps: int, validation: Mapping[str, float] | None
-    ) -> None:
-        """A line after ``step`` steps, the last of which had this ``result``. All ranks call this."""
+    def row(
+        self,
+        step: int,
+        result: StepResult,
+        lr: float,
+        nonfinite_steps: int,
+        validation: Mapping[str, float] | None,
+        monitor: Mapping[str, float] | None,
+    ) -> dict[str, Any]:
+        """What a line says after ``step`` steps, the last of which had this ``result``. All ranks call this."""
         means, baselines = self.means.flush(beside=result.baselines)
         row = {
             "step": step,
@@ -78,6 +84,12 @@ class RunLog:
         }
         if validation is not None:
             row["validation"] = validation
+        if monitor is not None:
+            row["monitor"] = monitor
+        return row
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write the line of :meth:`row`. All ranks call this."""
         self.dist_context.on_rank0_alone(lambda: self._write(row))
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -102,9 +114,8 @@ class RunLog:
 
 def _baselines(result: StepResult, baselines: Mapping[str, float]) -> dict[str, Any]:
     """The loss of predicting the mean target: by modality or term, and in total where every term has one."""
-    own = {*baselines, *result.without_baseline}  # terms with a baseline of their own, or without any
-    names = {term: term if term in own else term.rpartition(".")[2] for term in result.terms}
-    if not baselines or any(name not in baselines for name in names.values()):
+    weights = {term: result.weights[term] for term in result.terms}
+    total = total_baseline(weights, baselines, result.without_baseline)
+    if total is None:
         return {"baselines": baselines, "without_baseline": result.without_baseline}
-    total = sum(result.weights[term] * baselines[name] for term, name in names.items())
     return {"baseline": total, "baselines": baselines}

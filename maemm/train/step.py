@@ -329,7 +329,9 @@ def _accumulate_gradients(
                     pred = {name: x.detach() for name, x in out.pred.items()}
                     sums.outputs.append(replace(out, pred=pred, parts={}))
                 if baseline:
-                    _add_baselines(sums, out, model)
+                    of_pass, without = baselines_of(out, model)
+                    sums.baselines |= {name: sums.baselines.get(name, 0) + value for name, value in of_pass.items()}
+                    sums.without_baseline.update(without)
     return sums
 
 
@@ -406,21 +408,38 @@ def _loss(out: Output, counts: Mapping[str, Tensor], number: int, sets: int) -> 
 
 
 @torch.no_grad()
-def _add_baselines(sums: _LocalSums, out: Output, model: Model) -> None:
-    """Add (sum, count) of the loss of the best constant prediction for every token of this forward pass, by modality
-    and by the terms of objectives that predict something else."""
+def baselines_of(out: Output, model: Model) -> tuple[dict[str, Tensor], list[str]]:
+    """({name: (sum, count) of the loss of the best constant prediction}, names of losses that have none).
+
+    For the tokens of this forward pass, by modality, and by the terms of objectives that predict something else.
+    """
+    sums: dict[str, Tensor] = {}
+    without = []
     for objective in model.objectives.values():
         for name, term in objective.baselines(out, model).items():
             if term is None:
-                sums.without_baseline.add(name)
+                without.append(name)
             else:
-                sums.baselines[name] = sums.baselines.get(name, 0) + torch.stack([term.sum, term.count])
+                sums[name] = sums.get(name, 0) + torch.stack([term.sum, term.count])
     for name in out.target:  # none without a decoder, as in fine-tuning
         counted, loss = out.plans[name].counted, model.baseline(out, name)
         if loss is None:
-            sums.without_baseline.add(name)
-            continue
-        sums.baselines[name] = sums.baselines.get(name, 0) + torch.stack([(loss * counted).sum(), counted.sum()])
+            without.append(name)
+        else:
+            sums[name] = sums.get(name, 0) + torch.stack([(loss * counted).sum(), counted.sum()])
+    return sums, without
+
+
+def total_baseline(
+    weights: Mapping[str, float], baselines: Mapping[str, float], without: Collection[str]
+) -> float | None:
+    """The loss of predicting the mean target: the sum over the terms of the loss, of ``weights``; None where one of
+    them has no baseline. ``baselines`` and ``without`` as in :func:`baselines_of`, means instead of sums."""
+    own = {*baselines, *without}  # terms with a baseline of their own, or without any
+    names = {term: term if term in own else term.rpartition(".")[2] for term in weights}
+    if not baselines or any(name not in baselines for name in names.values()):
+        return None
+    return sum(weights[term] * baselines[name] for term, name in names.items())
 
 
 def _sum_over_ranks(dist_context: DistContext, values: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maemm.contract import Modality, Output, Source
+from maemm.contract import Source
 from maemm.contract.errors import MaemmError
-from maemm.contract.rng import Rng
 from maemm.data.loader import Batch
-from maemm.data.mixture import parts_of
-from maemm.data.single_pass import each
-from maemm.data.transfer import Work, overlapped
-from maemm.data.tta import TtaModality, tta_views_of
-from maemm.model.build import build_modalities
-from maemm.model.collectives import alone
+from maemm.data.transfer import Work
+from maemm.data.tta import tta_views_of
 from maemm.model.model import Model
 from maemm.train.distributed import DistContext
+from maemm.train.held_out import forward, pass_over, planned
 from maemm.train.step import TrainState
 from maemm.weights.checkpoints import write_best
 
@@ -145,35 +140,16 @@ def validate(
     predicted and nothing else compared. Raises :class:`MaemmError` where no sample can be read.
     """
     ranks = dist_context or DistContext()
-
-    def own_batches() -> list[_Validated]:
-        with alone():  # ranks may have different numbers of batches
-            return _validate_batches(model, source, recipe, bf16, ranks)
-
-    gathered = ranks.gather_object(ranks.on_all_ranks(own_batches))
-    return ranks.on_rank0(lambda: _metrics(model, [batch for part in gathered for batch in part], len(source)))
-
-
-@torch.no_grad()
-def _validate_batches(
-    model: Model, source: Source, recipe: Mapping[str, Any], bf16: bool, ranks: DistContext
-) -> list[_Validated]:
-    """The batches of this rank."""
-    data, train, device = recipe["data"], recipe["train"], next(model.parameters()).device
-    modalities: dict[str, Any] = dict(model.modalities)
-    batch_size = min(train.get("micro_batch") or train["batch"], 256)
-    tta_views = tta_views_of(modalities) if train.get("validate_tta") else 1
-    if data["workers"]:  # without parameters, which need not travel to the workers
-        modalities = dict(build_modalities(dict(recipe)))
-    if tta_views > 1:
-        modalities = {name: TtaModality(modality, tta_views) for name, modality in modalities.items()}
-        batch_size = max(1, batch_size // tta_views)
+    seed, device = recipe["train"]["seed"], next(model.parameters()).device
+    tta_views = tta_views_of(dict(model.modalities)) if recipe["train"].get("validate_tta") else 1
 
     def validated(part: int, batch: Batch) -> Work[_Validated]:
         result = _Validated((part, batch.step), len(batch.bad))
         if batch.raw:  # else none of its samples could be read
+            moved, result.rows = batch.to(device), len(batch.ids) * tta_views
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                out, loss, result.rows = _forward(model, batch.to(device), train["seed"], tta_views)
+                outputs, loss = forward(model, moved, planned(model, moved, seed, tta_views)[1], tta_views)
+                out = outputs[0]  # of several sets of plans
                 counts = [term.count for term in out.parts.values() if term.weight]
                 answers = {
                     name: {key: _mean_over_views(x, tta_views) for key, x in objective.answers(out).items()}
@@ -183,13 +159,8 @@ def _validate_batches(
             result.loss, result.counts = float(loss), any(bool(count > 0) for count in counts)
         return result
 
-    training = model.training
-    model.eval()
-    try:
-        with closing(_batches(source, modalities, data, batch_size, ranks)) as batches:
-            return [*overlapped(validated(part, batch) for part, batch in batches)]
-    finally:
-        model.train(training)
+    batches = pass_over(model, source, recipe, validated, ranks=ranks, tta_views=tta_views)
+    return ranks.on_rank0(lambda: _metrics(model, batches, len(source)))
 
 
 def _metrics(model: Model, batches: list[_Validated], samples: int) -> dict[str, float]:
@@ -211,41 +182,6 @@ def _metrics(model: Model, batches: list[_Validated], samples: int) -> dict[str,
             metrics |= objective.metrics({key: torch.cat(values) for key, values in answers[name].items()})
     loss = loss_sum / rows if any(batch.counts for batch in batches) else math.nan
     return metrics | {"loss": loss} | ({"unreadable_samples": float(unreadable)} if unreadable else {})
-
-
-def _batches(
-    source: Source, modalities: Mapping[str, Modality], data: Mapping[str, Any], batch_size: int, ranks: DistContext
-) -> Generator[tuple[int, Batch], None, None]:
-    """(number of the data set, batch): every sample once, on one of the ranks. A mixture is read one set after the
-    other, each with its own modalities."""
-    for number, (part, names) in enumerate(parts_of(source)):
-        of_part = {name: modality for name, modality in modalities.items() if names is None or name in names}
-        batches = each(
-            part,
-            of_part,
-            batch=batch_size,
-            workers=data["workers"],
-            timeout=data["timeout"],
-            missing=data.get("missing") or "skip",
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-        )
-        with closing(batches):
-            for batch in batches:
-                yield number, batch
-
-
-def _forward(model: Model, batch: Batch, seed: int, tta_views: int) -> tuple[Output, Tensor, int]:
-    """The output for a batch, with masks that depend on its number alone, its loss and how many rows it has.
-
-    Of several sets of plans the output is the first and the loss the mean.
-    """
-    rows = len(batch.ids) * tta_views
-    rng = Rng((seed, "validation", batch.step), range(rows), rows)
-    sets = model.plan_sets(model.preprocess(batch.raw, None, batch.present, batch.side_inputs), rng)
-    labels = batch.labels if batch.labels is None or tta_views == 1 else batch.labels.repeat_interleave(tta_views, 0)
-    outputs = [model(inputs, labels=labels) for inputs in sets]
-    return outputs[0], torch.stack([out.total for out in outputs]).mean(), rows
 
 
 def _mean_over_views(values: Tensor, tta_views: int) -> Tensor:

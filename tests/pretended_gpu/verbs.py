@@ -27,6 +27,8 @@ from maemm.tasks.probe.run import probe
 from maemm.tasks.reconstruct.run import reconstruct
 from maemm.tasks.retrieve.run import retrieve
 from maemm.tasks.score.run import score_data
+from maemm.train.distributed import DistContext
+from maemm.train.measuring import measure
 from maemm.train.validation import validate
 
 from .recipes import Samples, Uneven, shrunk
@@ -96,6 +98,9 @@ def picture(path: Path | None) -> np.ndarray:
 VERBS: dict[str, Verb] = {
     "validate": lambda model, source, folder, batch: validate(
         model, source, {**model.recipe, "train": {**model.recipe["train"], "micro_batch": batch}}
+    ),
+    "monitor": lambda model, source, folder, batch: measure(
+        model, source, {**model.recipe, "train": {**model.recipe["train"], "micro_batch": batch}}, ranks=DistContext()
     ),
     "embed": _embed(tokens=False),
     "embed tokens": _embed(tokens=True),

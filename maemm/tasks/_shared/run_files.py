@@ -41,9 +41,24 @@ class RunContents:
         """The largest finite value of a column."""
         return max((value for value in self.column(name)[1] if math.isfinite(value)), default=None)
 
+    def names(self, prefix: str) -> list[str]:
+        """Names of the columns that begin with ``prefix``, in the order of the log."""
+        return list(dict.fromkeys(name for row in self.rows for name in row if name.startswith(prefix)))
+
     def terms(self) -> list[str]:
         """Names of the loss's terms, in the order of the log."""
-        return list(dict.fromkeys(name for row in self.rows for name in row if name.startswith("terms.")))
+        return self.names("terms.")
+
+    def alarms(self) -> list[str]:
+        """What the monitor said, a line for each alarm, with the step."""
+        lines = []
+        for row in self.rows:
+            alarms = row.get("alarms")
+            for alarm in alarms if isinstance(alarms, list) else []:
+                text = alarm.get("text") if isinstance(alarm, dict) else None
+                if isinstance(text, str):
+                    lines.append(f"Step {row['step']:,}: {text}")
+        return lines
 
 
 def read_run(folder: str | Path) -> RunContents:

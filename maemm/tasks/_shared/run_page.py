@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from itertools import cycle
 from pathlib import Path
@@ -53,6 +54,8 @@ def page_data(run: RunContents) -> dict[str, Any]:
         "recipe": name_of(run),
         "recipe_text": run.recipe_text,
         "unread": run.unread,
+        "alarms": run.alarms(),
+        "monitor": monitor_charts(run),
         "evaluations": records,
         "trained": bool(run.rows or not records),  # else a folder of several runs, which has evaluations alone
         "tiles": _tiles(run),
@@ -107,6 +110,40 @@ def _loss(run: RunContents) -> str:
     if any(map(math.isfinite, baseline.y)):
         lines.append(baseline)
     return charts(lines, x_label="step", y_label="loss", width=1100, height=330)
+
+
+# Charts of what a monitor measured: (title of the axis, {figure: words for its line, "" for its modality alone}).
+_MONITORED: tuple[tuple[str, dict[str, str]], ...] = (
+    ("accuracy of kNN and ridge", {"knn": "kNN", "ridge": "ridge"}),
+    ("effective rank", {"effective_rank": ""}),
+    ("variance", {"variance": "features", "target_variance": "targets"}),
+    ("cosine between samples", {"cosine": ""}),
+)
+
+
+def monitor_charts(run: RunContents) -> list[str]:
+    """What a monitor measured on held-out samples, a chart for each kind of figure; [] without a monitor."""
+    names = [key.split(".", 1)[1].rpartition(".")[0] for key in run.names("monitor.") if key.endswith(".variance")]
+    drawn = []
+    relative = Line("", *run.column("monitor.relative_loss"))
+    if any(map(math.isfinite, relative.y)):
+        mean = Line("predicting the mean", [relative.x[0], relative.x[-1]], [1.0, 1.0], "baseline dashed")
+        drawn.append(_monitor_chart([replace(relative, label="held-out samples"), mean], "loss / that of the mean"))
+    for label, figures in _MONITORED:
+        styles = cycle(("main", *_TERMS))
+        lines = [
+            Line(" ".join(filter(None, (name, words))), *run.column(f"monitor.{name}.{figure}"), next(styles))
+            for name in names
+            for figure, words in figures.items()
+        ]
+        lines = [line for line in lines if any(map(math.isfinite, line.y))]
+        if lines:
+            drawn.append(_monitor_chart(lines, label))
+    return drawn
+
+
+def _monitor_chart(lines: Sequence[Line], label: str) -> str:
+    return charts(lines, x_label="step", y_label=label, width=540, height=230)
 
 
 def _evenly(items: Sequence[Path], count: int) -> list[Path]:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from maemm.contract import Modality, Preprocessed, Tokens
 from maemm.data.transfer import Work, module_on_host
+from maemm.model.measures import normalized
 from maemm.model.model import Model
-from maemm.tasks.diagnose.measures import normalized
 from maemm.ui.picture_rows import Rows
 from maemm.ui.pictures import INPUT, put_together
 

@@ -19,12 +19,12 @@ from maemm.data.single_pass import Progress, each
 from maemm.data.subset import Subset
 from maemm.data.transfer import Work, overlapped, sent, to_device, together
 from maemm.model.build import build_modalities
+from maemm.model.measures import spectrum, sphere
 from maemm.model.model import Model, as_preprocessed
 from maemm.tasks._shared.embedding import NOT_FINITE, evaluating
 from maemm.tasks.diagnose.attention import AttentionStatistics
 from maemm.tasks.diagnose.clusters import Encoded, TokenFeatures, clusters
 from maemm.tasks.diagnose.diagnosis import Findings
-from maemm.tasks.diagnose.measures import spectrum, sphere
 from maemm.tasks.diagnose.ratios import LossesByRatio
 from maemm.tasks.diagnose.views import Pair, ViewFeatures, load_pairs
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from maemm.data.bad_samples import BadSample
+from maemm.model.measures import Spectrum, Sphere
 from maemm.tasks._shared.baselines import TRAINED
 from maemm.tasks.diagnose.attention import Attention
 from maemm.tasks.diagnose.clusters import Clusters
-from maemm.tasks.diagnose.measures import Spectrum, Sphere
 from maemm.tasks.diagnose.ratios import Losses
 
 

@@ -39,7 +39,7 @@ def _keys() -> str:
 
     lines = ["DATA is short for data.root=DATA. out=FOLDER names the run folder.", ""]
     for section, schema in (("data", DataConfig), ("train", TrainConfig)):
-        for key in keys_of(schema):
+        for key in (key for outer in keys_of(schema) for key in (outer, *outer.inner())):
             lines.append(f"  {section + '.' + key.name:<22}{key.doc} [{key.shown_default}]")
     lines += ["", "options of modalities, maskings, encoders, decoders: maemm plugins show NAME"]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Nearest neighbours on frozen features, with the weights of Wu et al. 2018 (arXiv 1805.01978, section 3.4)."""
+"""Nearest neighbours on frozen features (:func:`maemm.model.probes.neighbour_votes`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import numpy as np
 import torch
 
 from maemm.data.labels import multi_hot
+from maemm.model.probes import neighbour_votes
 from maemm.tasks._shared.features import Features
 from maemm.tasks._shared.tables import Table, tables
-
-_QUERIES = 1024  # test samples that are compared with the whole training part at a time
 
 
 def knn_accuracy(train: Features, test: Features, *, k: int = 20, temperature: float = 0.07) -> float:
@@ -24,16 +23,6 @@ def knn_accuracy(train: Features, test: Features, *, k: int = 20, temperature: f
 
 def knn_scores(train: Table, test: Table, *, k: int = 20, temperature: float = 0.07, seed: int = 0) -> np.ndarray:
     """(n, classes) fraction of the votes. ``seed`` has no effect: nothing is random."""
-    gallery, labels = _unit(train.x), torch.from_numpy(train.y)
-    hot = multi_hot(labels, train.classes) if labels.ndim == 1 else labels.float()
-    k, scores = min(k, len(gallery)), []
-    for queries in _unit(test.x).split(_QUERIES):
-        similarity, index = (queries @ gallery.T).topk(k)
-        weight = ((similarity - similarity[:, :1]) / temperature).exp()  # minus the largest: no overflow
-        weight = weight / weight.sum(1, keepdim=True)
-        scores.append((weight[:, None] @ hot[index]).squeeze(1))
-    return torch.cat(scores).numpy()
-
-
-def _unit(x: np.ndarray) -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.from_numpy(x).float(), dim=1)
+    labels = torch.from_numpy(train.y)
+    hot = multi_hot(labels, train.classes) if labels.ndim == 1 else labels
+    return neighbour_votes(train.x, hot.numpy(), test.x, k=k, temperature=temperature)

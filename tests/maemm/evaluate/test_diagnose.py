@@ -13,9 +13,9 @@ from maemm.__main__ import main
 from maemm.contract import Preprocessed
 from maemm.data.transfer import overlapped
 from maemm.model.build import build_model
+from maemm.model.measures import spectrum, sphere
 from maemm.tasks.diagnose.attention import AttentionStatistics, weights_of
 from maemm.tasks.diagnose.clusters import _without_position
-from maemm.tasks.diagnose.measures import spectrum, sphere
 from maemm.tasks.diagnose.ratios import with_ratio
 from maemm.tasks.diagnose.run import diagnose
 

@@ -68,6 +68,19 @@ def sphere(x: np.ndarray, first: np.ndarray, second: np.ndarray) -> Sphere:
     return Sphere(float(np.log(np.exp(-2 * distance).mean())), alignment, float(distance.mean()))
 
 
+def mean_cosine(x: np.ndarray) -> float:
+    """Features (n, D) -> the mean cosine between two different samples; 1 where all point the same way.
+
+    Samples whose feature is zero are left out; NaN where fewer than two are left.
+    """
+    points = normalized(x)
+    points = points[np.isfinite(points).all(1)]
+    count = len(points)
+    if count < 2:
+        return float("nan")
+    return float((np.square(points.sum(0)).sum() - count) / (count * (count - 1)))
+
+
 def normalized(x: np.ndarray) -> np.ndarray:
     """Rows divided by their length, in float64; NaN where that is 0."""
     x = x.astype(np.float64)
