@@ -28,9 +28,9 @@ from probe_cifar10 import embed, row
 
 import maemm
 from maemm.data.atomic import write_json
+from maemm.model.measures import spectrum
 from maemm.tasks._shared.embedding import embedder
 from maemm.tasks._shared.inputs import open_data
-from maemm.tasks.diagnose.measures import spectrum
 
 RECIPE = "image/mae_tiny_cifar10"
 VARIANTS: dict[str, dict[str, Any]] = {

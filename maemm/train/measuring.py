@@ -48,13 +48,14 @@ def measure(
     """The figures of ``model`` on all samples of ``source``, on all ranks, which call this together.
 
     Figures of a modality are called ``NAME.FIGURE``. Of features (mean over tokens, nothing hidden):
-    ``effective_rank``, ``variance`` (mean over dimensions), ``cosine`` (mean between two samples), and where there are
-    labels ``knn`` and ``ridge`` (accuracy, or mAP, each half of the samples being the other's test). Of a masked pass:
-    ``loss``, ``relative_loss`` (divided by that of predicting the mean target), ``target_variance`` (mean over
+    ``effective_rank``, ``variance`` (mean over dimensions), ``cosine`` (mean between two samples), and where there
+    are labels ``knn`` and ``ridge`` (accuracy, or mAP, each half of the samples being the other's test). Of a masked
+    pass: ``loss``, ``relative_loss`` (divided by that of predicting the mean target), ``target_variance`` (mean over
     dimensions), ``prediction_spread`` (share of the variance of predictions that lies between places of a sample),
-    ``leak`` (relative change of the encoder's output when hidden tokens are exchanged for those of another sample: 0 unless it
-    sees them). Of inputs: ``input_mean``, ``input_std``, ``constant_channels``, ``different`` (share of samples that
-    are not copies). A figure that cannot be had is left out. Raises :class:`MaemmError` where no sample can be read.
+    ``leak`` (relative change of the encoder's output when hidden tokens are exchanged for those of another sample: 0
+    unless it sees them). Of inputs: ``input_mean``, ``input_std``, ``constant_channels``, ``different`` (share of
+    samples that are not copies). A figure that cannot be had is left out. Raises :class:`MaemmError` where no sample
+    can be read.
     """
     device, seed = next(model.parameters()).device, recipe["train"]["seed"]
 
