@@ -210,7 +210,7 @@ class _Checker:
         return train
 
     def init(self) -> str | dict[str, Any] | None:
-        """A path, or ``{weights: PATH, **settings}`` with what the weights do not record."""
+        """A path, or ``{weights: PATH, parts: [...], strict: ..., **settings}`` with what the weights do not record."""
         init = self.values.get("init")
         if isinstance(init, dict):
             # init.heads=4 beside init: FILE makes {type: FILE, heads: 4} of it, as for a part that was a name
@@ -221,7 +221,19 @@ class _Checker:
         if (init is not None or self.values.get("init") is not None) and not (isinstance(path, str) and path):
             todo = "write init: runs/NAME, or init: {weights: FILE, heads: N}"
             self.add(f"init must be a run or a weights file, got {value_text(path)}", "init", todo)
+        elif isinstance(init, dict):
+            self.check_init(init)
         return init
+
+    def check_init(self, init: dict[str, Any]) -> None:
+        """The keys of ``init`` that are no settings of the file: which parts are loaded, and how strictly."""
+        parts = init.get("parts")
+        if parts is not None and not (isinstance(parts, list) and parts and all(isinstance(x, str) for x in parts)):
+            todo = "write init.parts: [encoder, modalities.NAME]"
+            self.add(f"init.parts must be a list of names of parts, got {value_text(parts)}", "init.parts", todo)
+        if not isinstance(init.get("strict", True), bool):
+            problem = f"init.strict must be true or false, got {value_text(init['strict'])}"
+            self.add(problem, "init.strict", "leave it out for true")
 
     def out(self) -> str | None:
         out = self.values.get("out")

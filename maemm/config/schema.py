@@ -128,6 +128,9 @@ class TrainConfig(_Keys):
         pattern=r"^(all|head|half_block|last_[1-9][0-9]*_blocks?)$",
         description="what to train: all (null), head, half_block (MLP of the last block), last_2_blocks",
     )
+    freeze: list[str] | None = Field(
+        None, description="parts that are not trained, by name, such as [encoder, modalities.image]"
+    )
     clip_grad: Positive | None = Field(None, description="maximum L2 norm of the gradient")
     ema: Annotated[float, Gt(0), Lt(1)] | None = Field(
         None, description="decay of an exponential moving average of the weights"

@@ -66,7 +66,15 @@ class Model(nn.Module):
         self.recipe = recipe or {}
         self.extras: dict[str, Tensor] = {}  # tensors of a published file that this model does not use
         self.kind: str | None = None  # the checkpoint format that it was loaded from
+        self.frozen: tuple[str, ...] = ()  # modules that stay in evaluation mode when the others train
         self.bf16 = False  # whether a verb runs it under bf16 autocast: see :meth:`autocast`
+
+    def train(self, mode: bool = True) -> Model:
+        """Training or evaluation mode; modules that are :attr:`frozen` stay in the latter."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).train(False)
+        return self
 
     @property
     def masked(self) -> bool:

@@ -168,7 +168,9 @@ class Run:
         """Step until the end. At an interrupt, or an error between two steps, first save what has been learned."""
         length = self.order.steps_per_epoch, self.steps
         self.console.log(first_line(self.folder.path, self.train_state, len(self.source), self.order, self.steps))
-        for line in (left_out_line(self.order), shortened_warmup(self.settings, *length)):
+        init = self.train_state.init
+        begins = [] if init is None else init.lines()
+        for line in (left_out_line(self.order), shortened_warmup(self.settings, *length), *begins):
             if line is not None:
                 self.console.log(line)
         if self.step:
@@ -181,7 +183,7 @@ class Run:
             while self.step < self.steps and not self.validator.should_stop and not self.monitor.should_stop:
                 micro_batches = self._next_micro_batches(batches, interrupts)
                 if not self.stepped:  # a batch has been read and checked: the start has succeeded
-                    self.dist_context.on_rank0(lambda: self.folder.store(self.recipe))
+                    self.dist_context.on_rank0(lambda: self.folder.store(self.recipe, self.train_state.init))
                 self._train_step(micro_batches)
         except Interrupted as interrupt:
             raise Interrupted(interrupt.signum, self._stop()) from None

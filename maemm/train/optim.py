@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from maemm import registry
 from maemm.config.options import check, options_of
 from maemm.contract import Phase
-from maemm.contract.errors import MaemmError
+from maemm.contract.errors import MaemmError, advice
 from maemm.contract.options import NonNegative, Positive, Rate
 from maemm.model.model import Model
 from maemm.train.schedules import decay_curve
@@ -107,6 +107,23 @@ def freeze(model: nn.Module, trainable: str) -> None:
 
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(parameter.requires_grad and is_trainable(name))
+
+
+def freeze_parts(model: Model, names: Sequence[str]) -> None:
+    """Freeze parts of the model by name: ``encoder``, ``modalities.image``, ``encoder.blocks.0``, ``encoder.prefix``.
+
+    Frozen modules stay in evaluation mode, so that nothing in them is dropped and no statistic moves. Raises
+    :class:`MaemmError` for a name under which there are no parameters.
+    """
+    for name in names:
+        inside = [p for key, p in model.named_parameters() if f"{key}.".startswith(f"{name}.")]
+        if not inside:
+            known = [*dict(model.named_children()), *(f"modalities.{key}" for key in model.modalities)]
+            raise MaemmError(f"the model has no parameters in {name!r} (train.freeze); {advice(name, known)}")
+        for parameter in inside:
+            parameter.requires_grad_(False)
+    modules = dict(model.named_modules())
+    model.frozen = tuple(name for name in names if name in modules)
 
 
 def freeze_unused(model: Model) -> None:

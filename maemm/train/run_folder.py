@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +16,9 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import RNG_VERSION
 from maemm.data.atomic import write_text
 from maemm.data.locks import folder_locked
+from maemm.train.initialize import InitReport
 
-METRICS, BAD = "metrics.jsonl", "bad_samples.jsonl"
+METRICS, BAD, INIT = "metrics.jsonl", "bad_samples.jsonl", "init.json"
 
 # Keys that may change in an existing run: the numbers of a step do not depend on them.
 FREE = {
@@ -41,6 +43,7 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self.recipe, self.metrics, self.bad = self.path / RECIPE, self.path / METRICS, self.path / BAD
+        self.init = self.path / INIT  # what became of every tensor where the run began with weights
         self.checkpoints, self.pictures = self.path / "checkpoints", self.path / "pictures"
         self.moved: dict[str, str] = {}  # keys that say where the data lie, of those that changed, and how
 
@@ -58,9 +61,16 @@ class RunFolder:
                 self.moved = compare(self.path, load(self.recipe, training=True), recipe, log)
             yield
 
-    def store(self, recipe: Mapping[str, Any]) -> None:
-        """Write the recipe of a start that has succeeded: its data are open, and the first batch has been checked."""
-        write_text(self.recipe, dump(recipe), "the recipe of the run", advice="free space or choose another out=")
+    def store(self, recipe: Mapping[str, Any], init: InitReport | None = None) -> None:
+        """Write the recipe of a start that has succeeded: its data are open, and the first batch has been checked.
+
+        ``init``: of a start with weights, what became of them.
+        """
+        advice = "free space or choose another out="
+        write_text(self.recipe, dump(recipe), "the recipe of the run", advice=advice)
+        if init is not None:
+            text = json.dumps(init.as_dict(), indent=1) + "\n"
+            write_text(self.init, text, "what became of the weights of init", advice=advice)
 
     def check_random_numbers(self, meta: Mapping[str, Any]) -> None:
         """Raises :class:`MaemmError` where the steps before a checkpoint drew their random numbers in another way."""

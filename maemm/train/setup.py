@@ -26,7 +26,7 @@ from maemm.train import compiling
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.initialize import initialize_from
-from maemm.train.optim import WeightDecay, freeze, freeze_unused, make_optimizer, make_phase_optimizer
+from maemm.train.optim import WeightDecay, freeze, freeze_parts, freeze_unused, make_optimizer, make_phase_optimizer
 from maemm.train.step import PhaseState, TrainState, knows_batch
 
 
@@ -101,9 +101,9 @@ def make_train_state(
             "the recipe has no decoder, so there is nothing to pre-train (decoder); add decoder: {type: full}"
         )
     _refuse_micro_batches(model, accumulation)
-    if fresh and recipe.get("init"):
-        initialize_from(model, recipe["init"])
+    init = initialize_from(model, recipe["init"]) if fresh and recipe.get("init") else None
     freeze(model, train.get("trainable") or "all")
+    freeze_parts(model, train.get("freeze") or ())
     freeze_unused(model)
     for target in model.all_targets():
         target.before_training(steps)
@@ -132,6 +132,7 @@ def make_train_state(
             PhaseState(name, phase, make_phase_optimizer(phase, f"objectives.{name}, phase {phase.name}"))
             for name, phase in phases
         ],
+        init=init,
     )
 
 

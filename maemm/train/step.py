@@ -23,6 +23,7 @@ from maemm.model.model import Model
 from maemm.model.precision import tf32
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average
+from maemm.train.initialize import InitReport
 from maemm.train.optim import WeightDecay, grad_norm, set_lr, step_unless
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of BatchNorm
@@ -97,6 +98,7 @@ class TrainState:
     ema: Average | None = None
     mixed: bool = False  # steps differ in their modalities (data.mix)
     phases: list[PhaseState] = field(default_factory=list)  # optimisations besides the main one
+    init: InitReport | None = None  # of the weights of ``init``, where it has begun with them
 
     @property
     def ema_model(self) -> Model | None:
