@@ -23,7 +23,7 @@ UNUSED = (*NEW, *DECODER)  # keys of the old model that the new one need not hav
 
 @dataclass
 class InitReport:
-    """By key, what became of every tensor of a model that begins with weights, and which weights have no place in it."""
+    """What became of every tensor of a model that begins with weights, and weights without a place in it; by key."""
 
     weights: str  # where they came from
     loaded: list[str] = field(default_factory=list)
