@@ -374,7 +374,7 @@ RULES: Sequence[Rule] = (
         "collapse",
         "features collapse",
         "an objective that a constant solves, or a learning rate too high",
-        "lower train.lr; with a target that moves raise its momentum or normalise it",
+        "lower train.lr, or raise the momentum of a target that moves, or normalise it",
         collapse,
         general=True,
     ),
