@@ -99,7 +99,11 @@ def _loop(tiny: bool) -> list[Row]:
 def _recipes(tiny: bool) -> list[Row]:
     """All packaged recipes; the tiny ones of each modality first."""
     folder = REPOSITORY / "configs"
-    names = [path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")]
+    names = [
+        path.relative_to(folder).with_suffix("").as_posix()
+        for path in folder.rglob("*.yaml")
+        if path.parent.name != "studies"
+    ]
     names.sort(key=lambda name: ("tiny_cpu" not in name, "/" in name.partition("/")[2], name))
     chosen = ["image/mae_tiny_cpu"] if tiny else names
     return [Row("recipes", name, "_evidence_equal:packaged", {"recipe": name}, 30) for name in chosen]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from maemm.model.build import build
     from maemm.model.model import Model
     from maemm.registry import Plugin
+    from maemm.tasks.ablate.run import ablate
     from maemm.tasks.convert.run import convert
     from maemm.tasks.data.check import data_check, data_stats
     from maemm.tasks.data.pack import data_pack
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     "load": "maemm.weights",
     "save": "maemm.weights",
+    "ablate": "maemm.tasks.ablate.run",
     "build": "maemm.model.build",
     "pretrain": "maemm.tasks.pretrain.run",
     "parity": "maemm.tasks.parity.run",
@@ -76,6 +78,7 @@ __all__ = [
     "Preprocessed",
     "Tokens",
     "__version__",
+    "ablate",
     "build",
     "convert",
     "data_check",

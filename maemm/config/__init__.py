@@ -14,7 +14,7 @@ from maemm.config import reader
 from maemm.config.check import checked
 from maemm.config.layers import Layer, flatten, from_file, from_overrides
 from maemm.config.messages import value_text
-from maemm.config.names import RECIPE, locate, packaged, shown, summary
+from maemm.config.names import RECIPE, locate, packaged, shown, studies, summary
 from maemm.config.paths import expanded
 from maemm.config.schema import DataConfig, TrainConfig
 from maemm.config.values import plain
@@ -32,6 +32,7 @@ __all__ = [
     "packaged",
     "resolve",
     "shown",
+    "studies",
     "summary",
 ]
 

@@ -10,6 +10,7 @@ from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError, advice
 
 RECIPE = "recipe.yaml"  # of a run folder
+STUDIES = "studies"  # a folder beside recipes, whose files are no recipes: see maemm ablate
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 
 
@@ -23,11 +24,19 @@ def packaged() -> dict[str, Path]:
     recipes: dict[str, Path] = {}
     for prefix, folder in _folders():
         for file in sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]):
+            if file.parent.name == STUDIES:
+                continue
             name = f"{prefix}/{file.relative_to(folder).with_suffix('').as_posix()}"
             if name in recipes:
                 raise MaemmError(f"two recipes are called {name!r} ({recipes[name]} and {file}); rename one")
             recipes[name] = file
     return dict(sorted(recipes.items()))
+
+
+def studies() -> dict[str, Path]:
+    """{"plugin/studies/name": file} of the studies of ``maemm ablate`` that come with maemm and with plugins."""
+    files = [(prefix, file) for prefix, folder in _folders() for file in sorted(folder.glob(f"{STUDIES}/*.yaml"))]
+    return dict(sorted((f"{prefix}/{STUDIES}/{file.stem}", file) for prefix, file in files))
 
 
 def _folders() -> list[tuple[str, Path]]:

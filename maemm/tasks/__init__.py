@@ -20,6 +20,7 @@ VERBS = (  # in the order in which a project uses them
     "score",
     "diagnose",
     "parity",
+    "ablate",
     "convert",
     "export",
 )

@@ -26,7 +26,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """Values between ``low`` and ``high`` -> coordinates between ``first`` and ``last``."""
 
     low: float
@@ -85,10 +85,10 @@ def chart(
         return render("chart.svg", **data)
     y_ticks = ticks(min(*ys, *[0.0] * zero, ys[0]), max(ys), 5)
     x_ticks = list(range(len(x_names))) if x_names else ticks(min(xs), max(xs), 6)
-    left, right, top, bottom = 12 + 8 * max(len(_text(tick)) for tick in y_ticks), width - 12, 26, height - 38
+    left, right, top, bottom = 12 + 8 * max(len(tick_text(tick)) for tick in y_ticks), width - 12, 26, height - 38
     margin = 0.25 if x_names else 0.0
-    at_x = _Scale(*_span(min(xs) - margin, max(xs) + margin), left, right)
-    at_y = _Scale(*_span(min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])), bottom, top)
+    at_x = Scale(*span(min(xs) - margin, max(xs) + margin), left, right)
+    at_y = Scale(*span(min(*ys, y_ticks[0]), max(*ys, y_ticks[-1])), bottom, top)
     data["lines"] = [
         {
             "style": line.style,
@@ -98,12 +98,12 @@ def chart(
         for line in lines
     ]
     data |= {"left": left, "right": right, "bottom": bottom}
-    data["y_ticks"] = [(at_y(tick), _text(tick)) for tick in y_ticks]
-    data["x_ticks"] = [(at_x(tick), x_names[int(tick)] if x_names else _text(tick)) for tick in x_ticks]
+    data["y_ticks"] = [(at_y(tick), tick_text(tick)) for tick in y_ticks]
+    data["x_ticks"] = [(at_x(tick), x_names[int(tick)] if x_names else tick_text(tick)) for tick in x_ticks]
     return render("chart.svg", **data)
 
 
-def _pieces(line: Line, at_x: _Scale, at_y: _Scale) -> list[list[tuple[float, float]]]:
+def _pieces(line: Line, at_x: Scale, at_y: Scale) -> list[list[tuple[float, float]]]:
     """The coordinates of a line, broken at gaps."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(line.x, line.y, strict=True):
@@ -135,7 +135,7 @@ def _thin(line: Line) -> Line:
 
 def ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers inside [low, high], about ``about`` of them, at least one step apart (1, 2 or 5 times 10^k)."""
-    low, high = _span(low, high)
+    low, high = span(low, high)
     raw = (high - low) / max(1, about - 1)
     base = 10.0 ** math.floor(math.log10(raw))
     step = next(base * m for m in (1, 2, 5, 10) if base * m >= raw * 0.999)
@@ -144,7 +144,7 @@ def ticks(low: float, high: float, about: int) -> list[float]:
     return [round((first + k) * step, 12) for k in range(max(1, count))]
 
 
-def _span(low: float, high: float) -> tuple[float, float]:
+def span(low: float, high: float) -> tuple[float, float]:
     """The range, widened where it is a point or too narrow for float arithmetic."""
     if high - low > 1e-9 * max(abs(low), abs(high), 1e-30):
         return low, high
@@ -152,7 +152,7 @@ def _span(low: float, high: float) -> tuple[float, float]:
     return low - margin, high + margin
 
 
-def _text(value: float) -> str:
+def tick_text(value: float) -> str:
     """A tick's text: 1,200 or 0.35 or 2e-05."""
     if value and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.3g}"

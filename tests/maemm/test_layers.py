@@ -15,6 +15,9 @@ REPOSITORY = Path(__file__).parents[2]
 RINGS = ("contract", "registry", "config", "data", "model", "weights", "ui", "train", "testing", "tasks")
 # A task imports itself, tasks/_shared and, where one verb builds on another, that verb.
 TASKS = {
+    ("ablate", "pretrain"),
+    ("ablate", "probe"),
+    ("ablate", "diagnose"),
     ("finetune", "pretrain"),
     ("finetune", "evaluate"),
     ("demo", "pretrain"),

@@ -29,7 +29,11 @@ from .device import PretendedGpu
 from .work import Work
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-RECIPES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+RECIPES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent.name != "studies"
+)
 BATCH = 4
 SMALL = {"dim": 48, "depth": 2, "heads": 2}
 INITS = ("uniform_", "normal_", "trunc_normal_", "xavier_uniform_", "kaiming_uniform_", "constant_")

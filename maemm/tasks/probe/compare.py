@@ -76,7 +76,8 @@ class Subject:
 
     ``weights``: a run or checkpoint folder, a weights file, or a model. ``data`` None: the data of its recipe;
     ``source``, ``list``, ``workers``: in place of those in the recipe's ``data``. ``pool``, ``norm``, ``layers``: see
-    :meth:`Model.embed`. ``settings``: see :func:`maemm.tasks._shared.inputs.open_model`. Raises :class:`MaemmError`.
+    :meth:`Model.embed`. ``keep``: whether features stay on the disk. ``settings``: see
+    :func:`maemm.tasks._shared.inputs.open_model`. Raises :class:`MaemmError`.
     """
 
     def __init__(
@@ -93,8 +94,10 @@ class Subject:
         source: Any = None,
         list: str | None = None,
         show: Show | None = None,
+        keep: bool = True,
         **settings: Any,
     ):
+        self.keep = keep
         self.model = open_encoder(weights, **settings)
         self.folder, self.batch, self.show = folder_for(weights), batch, show or (lambda kind: None)
         self.embed_options: dict[str, Any] = {"pool": pool, "norm": norm, "layers": layers}
@@ -106,7 +109,9 @@ class Subject:
     def _open(self, data: Data, options: dict[str, Any]) -> _Data:
         config = data_config(self.model.recipe, data, **options)
         source = open_data(self.model.recipe, data, **options)
-        stamp = None if isinstance(data, Dataset) else data_stamp(source, config["root"], config["list"])
+        stamp = None
+        if self.keep and not isinstance(data, Dataset):
+            stamp = data_stamp(source, config["root"], config["list"])
         return _Data(source, stamp, config["workers"])
 
     def features(self, kind: str, seed: int, tokens: bool) -> tuple[dict[str, Features], dict[str, Features] | None]:
@@ -137,13 +142,16 @@ class Subject:
         return load_or_compute(self.train), None if self.test is None else load_or_compute(self.test)
 
 
-def compare(subject: Subject, protocol: Protocol, *, baselines: bool = False) -> Comparison:
+def compare(
+    subject: Subject, protocol: Protocol, *, baselines: bool = False, kinds: Sequence[str] | None = None
+) -> Comparison:
     """Every kind of features under every protocol, with all seeds, folds and numbers of labels.
 
-    All rows see the same splits. Raises :class:`MaemmError` where data and labels do not make a task.
+    ``kinds``: of features (see :meth:`Subject.features`), by default the trained ones, with ``baselines`` all. All
+    rows see the same splits. Raises :class:`MaemmError` where data and labels do not make a task.
     """
     comparison = Comparison(shots=list(protocol.shots) or ["all"], seeds=protocol.seeds)
-    for kind in (RAW, UNTRAINED, TRAINED) if baselines else (TRAINED,):
+    for kind in kinds or ((RAW, UNTRAINED, TRAINED) if baselines else (TRAINED,)):
         for name in protocol.names:
             if kind == RAW and PROTOCOLS[name].tokens:
                 continue

@@ -58,6 +58,10 @@ RIGHT: dict[str, list[list[str]]] = {  # command lines that work
     "score": [["run", "few.npz", "-o", "x.csv", "--plans", "1"], ["run", "few.npz", "-o", "x.npz"]],
     "diagnose": [["run", "few.npz", "--samples", "16", "--alone", "--ratios", "0.5", "-o", "x.html"]],
     "parity": [["tiny.yaml", "few.npz", "--steps", "10", "--seeds", "2", "--change", "train.clip_grad=1"]],
+    "ablate": [
+        ["tiny.yaml", "few.npz", "--set", "decoder.depth=1,2", "--steps", "2", "--seeds", "1", "--measures", "knn"],
+        ["tiny.yaml", "--set", "masking=random,scan:spiral", "--seeds", "1", "--measures", "none", "-o", "x"],
+    ],
     "convert": [["run", "x.safetensors"], ["w.pth", "x.safetensors", "heads=2", "decoder_heads=2", "norm_pix=true"]],
     "export": [["run", "--to", "safetensors", "-o", "x.safetensors"], ["run", "--to", "timm", "-o", "y.safetensors"]],
 }

@@ -9,7 +9,11 @@ from pathlib import Path
 import torch
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-RECIPES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+RECIPES = sorted(
+    path.relative_to(CONFIGS).with_suffix("").as_posix()
+    for path in CONFIGS.rglob("*.yaml")
+    if path.parent.name != "studies"
+)
 SMALL = {"dim": 48, "depth": 1, "heads": 2}
 
 

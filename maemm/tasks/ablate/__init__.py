@@ -1,0 +1,1 @@
+"""``maemm ablate``: compare parts of a recipe by equal short trainings."""
