@@ -17,7 +17,6 @@ RINGS = ("contract", "registry", "config", "data", "model", "weights", "ui", "tr
 TASKS = {
     ("ablate", "pretrain"),
     ("ablate", "probe"),
-    ("ablate", "diagnose"),
     ("finetune", "pretrain"),
     ("finetune", "evaluate"),
     ("demo", "pretrain"),

@@ -39,7 +39,8 @@ def _update(state: Any, value: Any) -> None:
 class DigestingModality:
     """A modality in a worker whose batches are ``{"raw": the batch of the modality, "digest": (B,) int64}``."""
 
-    side_inputs: Sequence[str] = ()  # features need none
+    side_inputs: Sequence[str] = ()  # features need none ...
+    whole_samples = False  # ... so that nothing is asked of how samples are read
 
     def __init__(self, modality: Modality):
         self.modality = modality

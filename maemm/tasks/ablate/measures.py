@@ -13,11 +13,11 @@ from maemm.contract.rng import seeded
 from maemm.data.folds import usual_count
 from maemm.data.subset import Subset
 from maemm.model.build import build_model
+from maemm.model.measures import spectrum
 from maemm.model.model import Model
 from maemm.tasks._shared.baselines import RAW, TRAINED
 from maemm.tasks._shared.inputs import evenly_spaced, open_data, some_labels, usual_device
 from maemm.tasks._shared.run_files import read_run
-from maemm.tasks.diagnose.measures import spectrum
 from maemm.tasks.probe.compare import Protocol, Subject, compare
 
 CLASSIFIERS = ("linear", "knn")  # protocols of maemm probe and maemm knn
