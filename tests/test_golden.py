@@ -72,6 +72,10 @@ def feature(model, batch, path, case):
         return model.embed(batch)[key]
     if what == "tokens":
         return model.embed(batch, tokens=True)[modality or key]
+    if what == "latents":
+        return model.embed(batch, latents=True)[key]
+    if what == "reconstruction":
+        return model.decode(model.embed(batch, latents=True))[key]
     if what == "cls_tokens":
         return model.encode(batch)[1].prefix[key]
     return model.embed(batch, pool={"mean_pool": "mean", "cls_pool": "cls"}[what])[key]

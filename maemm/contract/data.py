@@ -173,6 +173,10 @@ class Plan:
         moved: dict[str, Any] = {name: x.to(device, non_blocking=asynchronous) for name, x in tensors.items()}
         return replace(self, **moved)
 
+    def of_hidden(self) -> Plan:
+        """The same plan, in which tokens count that are predicted and not visible, and no others."""
+        return replace(self, counted=None)
+
     def check(self, name: str, tokens: Tokens) -> Plan:
         """Check a plan made by hand and return it.
 
@@ -270,6 +274,9 @@ class Latents:
     decoded: dict[str, Tensor] = field(default_factory=dict)
     decoded_visible: dict[str, Tensor] = field(default_factory=dict)  # (R, V, D) the same of visible tokens, if asked
     condition: dict[str, Tensor] = field(default_factory=dict)  # (R, 1, D of the decoder), see Objective.condition
+    # (R, L, C) of latent queries beside the tokens, see :attr:`Encoder.latent_shape`; key "joint" if modalities share
+    # them
+    latent_tokens: dict[str, Tensor] = field(default_factory=dict)
 
     def of_rows(self, passes: Tensor) -> Latents:
         """The latents of the rows of a plan, from those of its passes; ``passes`` (R,)."""
@@ -278,7 +285,10 @@ class Latents:
             return {name: x[passes] for name, x in latents.items()}
 
         layers = {layer: rows(latents) for layer, latents in self.layers.items()}
-        return Latents(rows(self.tokens), rows(self.prefix), rows(self.streams), layers=layers)
+        latent_tokens = rows(self.latent_tokens)
+        return Latents(
+            rows(self.tokens), rows(self.prefix), rows(self.streams), layers=layers, latent_tokens=latent_tokens
+        )
 
 
 @dataclass(frozen=True)
@@ -312,6 +322,7 @@ class Output:
     logits: Tensor | dict[str, Tensor] | None = None  # (B, classes), where an objective called the head
     decoded: dict[str, Tensor] = field(default_factory=dict)  # as in Latents
     decoded_visible: dict[str, Tensor] = field(default_factory=dict)  # as in Latents
+    latents: Latents | None = None  # what the decoder received, for decoders of objectives
 
     @property
     def terms(self) -> dict[str, Tensor]:

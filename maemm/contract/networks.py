@@ -27,6 +27,9 @@ class Encoder(nn.Module, ABC):
     # (data2vec). A target sets it on its own copy of the encoder; ``has_ffn_features`` says whether it may.
     layer_features: Literal["block", "ffn"] = "block"
     has_ffn_features: bool = False
+    latent_shape: tuple[int, int] | None = None  # (L, C) of ``Latents.latent_tokens``; None: it has no latent queries
+    pool: str = "mean"  # how features are pooled where nobody says, see :meth:`Model.embed`
+    decoder_options: Mapping[str, Any] = {}  # options that the decoder must have for it
 
     def prepare(self, modalities: Mapping[str, Modality]) -> None:
         """Called once, before the model is complete, with its modalities, which have no parameters yet: what follows
@@ -83,6 +86,10 @@ class Decoder(nn.Module, ABC):
     encoder_options: Mapping[str, Any] = {}  # options that the encoder must have for it
     takes_condition: bool = False  # True: it adds ``Latents.condition`` to its tokens
     keep_visible: bool | None = None  # an objective sets it to True for ``Latents.decoded_visible``; None: it has none
+    reads_latent_tokens: bool = False  # True: it predicts from ``Latents.latent_tokens``
+
+    def connect(self, encoder: Encoder) -> None:
+        """Called once, before its first forward pass: create what depends on more of the encoder than its width."""
 
     @abstractmethod
     def forward(

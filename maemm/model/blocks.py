@@ -179,6 +179,11 @@ def init_normal(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+def select(x: Tensor, index: Tensor) -> Tensor:
+    """The tokens ``index`` (R, V) of x (R, N, D): (R, V, D)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
 def key_mask(valid: list[Tensor | None], lengths: list[int], rows: int, device: torch.device) -> Tensor | None:
     """Attention mask (R, 1, 1, L) bool, True where a key may be attended to; None if all keys may be.
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from maemm import registry
 from maemm.config.options import check
-from maemm.contract import Masking, Modality, Objective, Target
+from maemm.contract import Decoder, Encoder, Masking, Modality, Objective, Target
 from maemm.contract.errors import MaemmError
 from maemm.model.masking.each_modality import EachModality
 from maemm.model.model import Model
@@ -122,6 +122,7 @@ def _build(recipe: dict[str, Any]) -> Model:
         prefix = getattr(encoder, "prefix", None)
         prefix_count = 0 if prefix is None else prefix.shape[1]
         decoder = _make("decoders", recipe["decoder"], outputs, encoder.dim, prefix_count, where="decoder")
+        _connect(decoder, encoder)
     for modality in dict.fromkeys(modalities.values()):
         modality.connect(encoder.dim, None if decoder is None else decoder.dim)
     head = _make("heads", recipe["head"], encoder.dim, where="head") if recipe.get("head") else None
@@ -132,6 +133,16 @@ def _build(recipe: dict[str, Any]) -> Model:
         part.connect(model)
     _add_stored_options(model)
     return model
+
+
+def _connect(decoder: Decoder, encoder: Encoder) -> None:
+    """Raises :class:`MaemmError` where the decoder would leave the encoder's latent tokens without any training."""
+    if encoder.latent_shape is not None and not decoder.reads_latent_tokens:
+        raise MaemmError(
+            f"the encoder writes into latent tokens, which {type(decoder).__name__} does not read (decoder.type); set "
+            "decoder.type=latent, or encoder.type=vit"
+        )
+    decoder.connect(encoder)
 
 
 def _add_stored_options(model: Model) -> None:

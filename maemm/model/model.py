@@ -30,6 +30,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.exact import full_float32
 from maemm.contract.rng import Rng
 from maemm.model import checks as contract_checks
+from maemm.model.decode import decode
 from maemm.model.pooling import mean_of_tokens, pool_and_norm
 from maemm.model.precision import float32
 
@@ -311,7 +312,7 @@ class Model(nn.Module):
                     loss[name] = self.modalities[name].loss(pred[name], target[name], *optional)
         plans = {name: x.plan for name, x in inputs.items()}
         out = Output(plans, loss, pred, target, latents.tokens, latents.prefix, latents.streams, inputs=inputs)
-        out.decoded, out.decoded_visible = latents.decoded, latents.decoded_visible
+        out.decoded, out.decoded_visible, out.latents = latents.decoded, latents.decoded_visible, latents
         out.parts |= latents.terms
         return out
 
@@ -427,13 +428,16 @@ class Model(nn.Module):
         layers: Iterable[int] | None = None,
         tokens: bool = False,
         stream: str | None = None,
+        latents: bool = False,
     ) -> dict[str, Tensor]:
-        """Features of all tokens, pooled: {modality: (B, D)}, or (B, N, D) with ``tokens=True``.
+        """Features of all tokens, pooled: {modality: (B, D)}, or (B, N, D) with ``tokens=True``; with ``latents=True``
+        the latent tokens {modality, or "joint" of several: (B, L, C)}, of which :meth:`decode` makes the signal.
 
-        ``pool``: mean (default), cls, max or cls+max. ``norm``: before (default), after or none: whether the encoder's
-        final norm is applied before or after the pool. ``layers``: features of these blocks, concatenated along D,
-        without a norm. Without these arguments a fine-tuned model returns the input of its head's last layer. Tokens
-        are in the modality's order; in ragged batches padding comes last and is to be ignored.
+        ``pool``: mean, cls, max, cls+max, or latents; by default the mean, that of latents where there are some.
+        ``norm``: before (default), after or none: whether the encoder's final norm is applied before or after the pool.
+        ``layers``: features of these blocks, concatenated along D, without a norm. Without these arguments a fine-tuned
+        model returns the input of its head's last layer. Tokens are in the modality's order; in ragged batches padding
+        comes last and is to be ignored.
 
         ``stream``: {stream: (B, D)}, the mean over the tokens of that stream of the encoder. It may also name
         modalities joined by +, which are then encoded without the others. By default the features of a modality are
@@ -444,12 +448,14 @@ class Model(nn.Module):
         batch = self._named(batch)
         if stream is not None:
             return {stream: self._stream(batch, stream)}
+        if latents:
+            return self._latent_tokens(batch, pool, norm, layers, tokens)
         if self.head is not None and pool is None and norm is None and layers is None and not tokens:
             with self.autocast():
                 features = self.head.features(self, batch)
             features = float32(features) if self.bf16 else features
             return features if isinstance(features, dict) else {next(iter(batch)): features}
-        pool, norm = pool or "mean", norm or "before"
+        pool, norm = pool or ("mean" if layers else self.encoder.pool), norm or "before"
         if norm not in ("before", "after", "none"):
             raise MaemmError(f"unknown norm {norm!r}; choose before, after or none")
         numbers = list(layers or ())
@@ -468,6 +474,28 @@ class Model(nn.Module):
             name: pool_and_norm(latents, name, x.plan, pool, norm, self.encoder.norm_of(name))
             for name, x in inputs.items()
         }
+
+    def _latent_tokens(self, batch: dict[str, Any], *others: Any) -> dict[str, Tensor]:
+        if any(others):
+            raise MaemmError("latent tokens have no pool, norm, layers or tokens; leave those out, or latents")
+        if self.encoder.latent_shape is None:
+            raise MaemmError(
+                f"{type(self.encoder).__name__} has no latent tokens (encoder.type); give weights with "
+                "encoder.type=latent"
+            )
+        return self.encode(batch)[1].latent_tokens
+
+    def decode(
+        self, latents: Tensor | Mapping[str, Tensor] | Latents, inputs: dict[str, ModalityInput] | None = None
+    ) -> dict[str, Tensor]:
+        """The signal of latent tokens: {modality: (B, C, *size)} as :meth:`preprocess` makes it.
+
+        ``latents``: what :meth:`encode` or ``embed(latents=True)`` returned, or latent tokens (B, L, C) of a model.
+        ``inputs``: what :meth:`encode` returned beside them, where samples have no usual size. Use
+        ``modality.denormalize_input`` for the unit of the data. Raises :class:`MaemmError` for models that have no
+        latent tokens, or whose predictions are not the signal alone.
+        """
+        return decode(self, latents, inputs)
 
     def _stream(self, batch: dict[str, Any], stream: str) -> Tensor:
         members = stream.split("+")

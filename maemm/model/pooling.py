@@ -10,20 +10,22 @@ from torch import Tensor, nn
 from maemm.contract import Latents, Plan
 from maemm.contract.errors import MaemmError
 
-POOLS = ("mean", "cls", "max", "cls+max")
+POOLS = ("mean", "cls", "max", "cls+max", "latents")
 
 
 def pool_tokens(latents: Latents, name: str, plan: Plan, how: str) -> Tensor:
     """Tokens (R, V, D) of one modality -> (R, D), or (R, 2D) for "cls+max". Padding is left out.
 
-    "cls" is the mean of the class tokens (Pixio has several). Raises :class:`MaemmError` where there are none, and for
-    an unknown pool.
+    "cls" is the mean of the class tokens (Pixio has several), "latents" that of latent tokens (R, L, C) -> (R, C).
+    Raises :class:`MaemmError` where there are none, and for an unknown pool.
     """
     if how not in POOLS:
         raise MaemmError(f"unknown pool {how!r}; choose one of {', '.join(POOLS)}")
     tokens, valid = latents.tokens[name], plan.visible_valid
     if how == "mean":
         return mean_of_tokens(tokens, [plan])
+    if how == "latents":
+        return latent_tokens_of(latents, name).mean(1)
     if how == "max":
         return _max(tokens, valid)
     prefix = latents.prefix.get(name, latents.prefix.get("joint"))
@@ -31,6 +33,14 @@ def pool_tokens(latents: Latents, name: str, plan: Plan, how: str) -> Tensor:
         raise MaemmError(f"pool {how!r} needs a class token, which this encoder does not have; use mean or max")
     cls = prefix.mean(1)
     return cls if how == "cls" else torch.cat([cls, _max(tokens, valid)], -1)
+
+
+def latent_tokens_of(latents: Latents, name: str) -> Tensor:
+    """The latent tokens (R, L, C) that describe a modality. Raises :class:`MaemmError` where there are none."""
+    tokens = latents.latent_tokens.get(name, latents.latent_tokens.get("joint"))
+    if tokens is None:
+        raise MaemmError("this encoder has no latent tokens; give weights with encoder.type=latent, or pool mean")
+    return tokens
 
 
 def mean_of_tokens(tokens: Tensor, plans: Sequence[Plan]) -> Tensor:
@@ -58,5 +68,7 @@ def _max(tokens: Tensor, valid: Tensor | None) -> Tensor:
 
 def pool_and_norm(latents: Latents, name: str, plan: Plan, how: str, norm: str, layer: nn.Module) -> Tensor:
     """:func:`pool_tokens`, then ``layer`` if ``norm`` is "after"; otherwise ``latents`` are used as they are."""
+    if how == "latents" and norm == "after":
+        raise MaemmError("latent tokens are projected behind the norm, so that no norm can follow; use norm before")
     pooled = pool_tokens(latents, name, plan, how)
     return layer(pooled) if norm == "after" else pooled

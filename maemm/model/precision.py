@@ -39,7 +39,10 @@ def under_autocast(x: Tensor, dtype: torch.dtype | None) -> Tensor:
 def float32(tree: Tree) -> Tree:
     """Nested dicts and lists of tensors, or latents: those in bf16 in float32, the others as they are."""
     if isinstance(tree, Latents):
-        fields = ("tokens", "prefix", "streams", "positions", "layers", "hidden", "decoded", "decoded_visible")
+        fields = (
+            "tokens", "prefix", "streams", "positions", "layers", "hidden", "decoded", "decoded_visible",
+            "latent_tokens",
+        )  # fmt: skip
         latents: Any = replace(tree, **{name: float32(getattr(tree, name)) for name in fields})
         return latents
     widened: Tree = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.dtype is torch.bfloat16 else x, tree)

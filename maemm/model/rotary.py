@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.positions import lattice
 
 RotaryKind = Literal["pairs", "vjepa2"]
+AnyRotary = RotaryKind | Literal["mixed"]
 
 _MOST_TABLES = 16
 
@@ -44,7 +46,8 @@ def rotation_of(coords: Tensor, width: int, kind: RotaryKind) -> Tensor:
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Queries or keys x (..., R, H, L, d), turned by a rotation (2, R or 1, 1, L, W): in float32 also under autocast.
+    """Queries or keys x (..., R, H, L, d), turned by a rotation (2, R or 1, 1 or H, L, W): in float32 also under
+    autocast.
 
     Of a pair (a, b) with the angles s and t: (a cos s - b sin s, b cos t + a sin t).
     """
@@ -54,6 +57,13 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     exchanged = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     turned = torch.addcmul(turned * cos, exchanged, sin).to(x.dtype)
     return turned if width == x.shape[-1] else torch.cat([turned, x[..., width:]], -1)
+
+
+def _coords(tokens: Tokens, index: Tensor | None) -> Tensor:
+    """Coordinates (R or 1, V, A) of the tokens ``index`` (R, V), None: of all."""
+    if index is not None:
+        return tokens.gather_coords(index)
+    return tokens.coords if tokens.rows is None or len(tokens.coords) == 1 else tokens.coords[tokens.rows]
 
 
 class Rotary(nn.Module):
@@ -68,16 +78,17 @@ class Rotary(nn.Module):
         self.width, self.kind, self.square = width, kind, square
         self._cache: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
 
-    def forward(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """Tokens ``index`` (R, V) -> their rotation (2, R, 1, V, W) float32."""
+    def forward(self, tokens: Tokens, index: Tensor | None) -> Tensor:
+        """Tokens ``index`` (R, V), None: all of them -> their rotation (2, R or 1, 1, V, W) float32."""
         if tokens.grid is None or tokens.coords.shape[0] != 1:
-            return rotation_of(tokens.gather_coords(index), self.width, self.kind).unsqueeze(2)
+            return rotation_of(_coords(tokens, index), self.width, self.kind).unsqueeze(2)
         key = (tokens.grid, tokens.coords.device)
         if key not in self._cache:  # on a grid the coordinates are the lattice: cache one table per grid and device
             if len(self._cache) >= _MOST_TABLES:
                 self._cache.clear()
             self._cache[key] = rotation_of(self._coordinates(tokens), self.width, self.kind)
-        return self._cache[key][:, index].unsqueeze(2)
+        table = self._cache[key]
+        return (table.unsqueeze(1) if index is None else table[:, index]).unsqueeze(2)
 
     def _coordinates(self, tokens: Tokens) -> Tensor:
         assert tokens.grid is not None
@@ -85,6 +96,10 @@ class Rotary(nn.Module):
             return tokens.coords[0]
         frames, rows, columns = tokens.grid
         return lattice((-(-frames * columns // rows), rows, rows), tokens.coords.device)[: tokens.count]
+
+    def of_block(self, number: int, rotation: Tensor) -> Tensor:
+        """The same in every block."""
+        return rotation
 
     def none(self, rows: int, count: int, device: torch.device) -> Tensor:
         """The rotation (2, rows, 1, count, W) of tokens without a position, such as class tokens: they stay as they
@@ -98,8 +113,79 @@ class Rotary(nn.Module):
         return {**self.__dict__, "_cache": {}}
 
 
+class MixedRotary(nn.Module):
+    """Rotations whose frequencies are learned, for each block, head and pair, along all axes at once.
+
+    RoPE-Mixed (Heo et al. 2024, arXiv 2403.13298, section 3.2), which MAETok uses.
+
+    The angle of a pair is the sum over the axes of coordinate times frequency; channels 2i and 2i + 1 of a head are a
+    pair. ``axes``: coordinates at most; a modality with fewer uses the first ones.
+    """
+
+    def __init__(self, width: int, heads: int, depth: int, axes: int):
+        super().__init__()
+        self.axes = axes
+        self.frequencies = nn.Parameter(_mixed_frequencies(width, heads, depth, axes))  # (A, depth, heads, pairs)
+
+    def forward(self, tokens: Tokens, index: Tensor | None) -> Tensor:
+        """Where the tokens ``index`` (R, V), None: all of them, are: (R or 1, 1, V, A), for :meth:`of_block`."""
+        coords = _coords(tokens, index)
+        if coords.shape[-1] > self.axes:
+            raise MaemmError(
+                f"rotary positions are for {self.axes} axes, these tokens have {coords.shape[-1]} (rotary_axes); set "
+                f"rotary_axes to {coords.shape[-1]}"
+            )
+        return F.pad(coords.float(), (0, self.axes - coords.shape[-1])).unsqueeze(1)
+
+    def of_block(self, number: int, places: Tensor) -> Tensor:
+        """Places (R or 1, 1, L, A) -> the rotation of one block (2, R or 1, H, L, d) float32, as :func:`rotate` takes
+        it. Differentiable; autocast does not touch it."""
+        frequencies = self.frequencies[:, number, :, None]  # (A, H, 1, pairs)
+        angles = sum(places[..., axis, None] * frequencies[axis] for axis in reversed(range(self.axes)))
+        assert isinstance(angles, Tensor)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.stack([torch.stack([cos, cos], -1), torch.stack([-sin, sin], -1)]).flatten(-2)
+
+    def none(self, rows: int, count: int, device: torch.device) -> Tensor:
+        """The places of tokens without a position: (rows, 1, count, A) zeros, whose rotation changes nothing."""
+        return self.frequencies.new_zeros(rows, 1, count, self.axes, dtype=torch.float32)
+
+
+def _mixed_frequencies(width: int, heads: int, depth: int, axes: int) -> Tensor:
+    """Initial frequencies (A, depth, heads, width / 2): each head has as many orthogonal directions as there are axes,
+    turned at random, and along each of them magnitudes 10^(-j / K), j = 0 .. K - 1 (published code, for two axes)."""
+    count = width // 2 // axes
+    if not count:
+        raise MaemmError(
+            f"heads of {width} channels are too narrow for rotary positions of {axes} axes; use at least {2 * axes}"
+        )
+    magnitudes = 10.0 ** (-torch.arange(count, dtype=torch.float32) / count)
+    directions = _random_bases(depth * heads, axes)  # of each head (group, A)
+    frequencies = directions.transpose(1, 2)[..., None] * magnitudes  # (depth * heads, A, group, K)
+    frequencies = F.pad(frequencies.flatten(2), (0, width // 2 - axes * count))
+    return frequencies.view(depth, heads, axes, width // 2).permute(2, 0, 1, 3).contiguous()
+
+
+def _random_bases(count: int, axes: int) -> Tensor:
+    """(count, A, A) random rotations of space, a direction in each row; one axis has the single direction 1."""
+    if axes == 1:
+        return torch.ones(count, 1, 1)
+    if axes == 2:
+        angle = torch.rand(count) * 2 * math.pi
+        rows = [torch.stack([angle.sin(), angle.cos()], -1), torch.stack([angle.cos(), -angle.sin()], -1)]
+        return torch.stack(rows, 1)
+    return torch.stack([nn.init.orthogonal_(torch.empty(axes, axes)) for _ in range(count)])
+
+
+def make_rotary(kind: AnyRotary | None, width: int, heads: int, depth: int, axes: int) -> Rotary | MixedRotary | None:
+    """Rotary positions of a kind for heads ``width`` channels wide in ``depth`` blocks; None: there are none."""
+    if kind is None:
+        return None
+    return MixedRotary(width, heads, depth, axes) if kind == "mixed" else Rotary(width, kind)
+
+
 class RotaryAttention(Attention):
-    """timm's attention without its options, with queries and keys turned by ``rotation`` (2, R or 1, 1, L, W)."""
+    """timm's attention without its options, with queries and keys turned by ``rotation`` (2, R or 1, 1 or H, L, W)."""
 
     def forward(
         self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False, rotation: Tensor | None = None

@@ -22,10 +22,16 @@ CORE = Plugin(
         "clusters": "model.masking.clusters:Clusters",
         "multi_mask": "model.masking.multi_mask:MultiMask",
         "multi_block": "model.masking.multi_block:MultiBlock",
+        "predict_all": "model.masking.predict_all:PredictAll",
     },
-    encoders={"vit": "model.encoders.vit:ViT", "streams": "model.encoders.streams:Streams"},
+    encoders={
+        "vit": "model.encoders.vit:ViT",
+        "latent": "model.encoders.latent:LatentViT",
+        "streams": "model.encoders.streams:Streams",
+    },
     decoders={
         "full": "model.decoders.full:Full",
+        "latent": "model.decoders.latent:LatentDecoder",
         "linear": "model.decoders.linear:LinearDecoder",
         "conv": "model.decoders.conv:Conv",
         "predictor": "model.decoders.predictor:Predictor",

@@ -99,6 +99,8 @@ class Case(Part):
             recipe[SINGULAR[self.role]] = self._spec()
             if self.role == "decoders":
                 recipe["encoder"].update(getattr(registry.find(self.role, self.part), "encoder_options", {}))
+            elif self.role == "encoders":
+                recipe["decoder"].update(getattr(registry.find(self.role, self.part), "decoder_options", {}))
         elif self.role == "objectives":
             recipe["objectives"] = {"reconstruct": {}, self.part: self._spec()}
         return recipe

@@ -17,6 +17,7 @@ plugin = Plugin(
         "hf_vitmae": "weights.hf:HFViTMAE",
         "ijepa": "weights.ijepa:IJEPA",
         "data2vec2": "weights.data2vec2:Data2Vec2",
+        "maetok": "weights.maetok:MAETok",
     },
     samples={"image": "samples:write"},
     demo="image/mae_tiny_cpu",

@@ -103,7 +103,20 @@ def test_wrong_ratios_are_refused_in_one_line(name):
     from maemm import registry
 
     part = registry.find("maskings", name)
-    for ratio in ([0.9, 0.5], [0.5, 1.5], [-0.1, 0.5], [0.5], [], 1.01, -1, {"mean": 0.5}, {"std": 0, "mean": 0.5}):
+    for ratio in (
+        [0.9, 0.5],
+        [0.5, 1.5],
+        [-0.1, 0.5],
+        [0.5],
+        [],
+        1.01,
+        -1,
+        {"mean": 0.5},
+        {"std": 0, "mean": 0.5},
+        {"start": 0.5},
+        {"start": 0.5, "end": 2},
+        {"start": 0.6, "end": 0, "of": 1},
+    ):
         with pytest.raises(MaemmError, match="masking.ratio") as caught:
             check(part, {"ratio": ratio}, "masking")
         assert "\n" not in str(caught.value), ratio

@@ -27,9 +27,11 @@ from maemm.model.blocks import (
 )
 from maemm.model.precision import under_autocast
 from maemm.model.relative import RelativeBias, RelativeBiasKind, make_relative_bias
-from maemm.model.rotary import Rotary, RotaryKind
+from maemm.model.rotary import AnyRotary, make_rotary
 
 MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
+Axes = Annotated[int, Ge(1), Le(8)]  # of coordinates, where frequencies are learned for each
+Section = tuple[Tensor, Tensor | None, Tensor | None]  # tokens (R, V, D), their index (None: all), which are valid
 
 
 class ViT(Encoder):
@@ -56,7 +58,9 @@ class ViT(Encoder):
         hidden: whether hidden tokens are removed from the sequence, or replaced by a learned vector (BEiT, MaskFeat)
         layer_scale: initial value of learned factors of the channels behind attention and MLP (BEiT); null: none
         rotary: positions inside attention, beside those of the modality (position: none leaves them out): pairs, the
-            usual rotation of neighbouring channels; vjepa2, with two angles in a pair, as its weights need; null: none
+            usual rotation of neighbouring channels; vjepa2, with two angles in a pair, as its weights need; mixed,
+            pairs whose frequencies are learned, along all axes at once (MAETok); null: none
+        rotary_axes: with rotary mixed: axes of the tokens' coordinates, 2 for pictures
         relative_bias: a learned number of each head for each offset between two tokens on their grid, added to the
             scores of attention: shared by all blocks (BEiT's pre-training), per_block, or null: none
     """
@@ -84,7 +88,8 @@ class ViT(Encoder):
         input_norm: bool = False,
         hidden: Literal["remove", "replace"] = "remove",
         layer_scale: Positive | None = None,
-        rotary: RotaryKind | None = None,
+        rotary: AnyRotary | None = None,
+        rotary_axes: Axes = 2,
         relative_bias: RelativeBiasKind | None = None,
     ):
         super().__init__()
@@ -103,7 +108,7 @@ class ViT(Encoder):
             layer_scale=layer_scale,
             rotary=rotary is not None,
         )
-        self.rotary = None if rotary is None else Rotary(dim // heads, rotary)
+        self.rotary = make_rotary(rotary, dim // heads, heads, depth, rotary_axes)
         self.relative_kind, self.heads = relative_bias, heads
         self.relative_bias: RelativeBias | None = None  # made in prepare(), for the grids of its modalities
         self.key_bias = qkv_bias != "no_key"
@@ -138,18 +143,19 @@ class ViT(Encoder):
     ) -> Latents:
         x, position, mask, lengths, index = self._start(inputs, modalities)
         numbers, outputs = set(layers), {}
-        options, masks = self._rotation(inputs, index), self._masks(inputs, index, mask, x)
+        rotations, masks = self._rotations(inputs, index), self._masks(inputs, index, mask, x)
         for number, (block, block_mask) in enumerate(zip(self.blocks, masks, strict=True)):
-            x = x + position if self.position_every_block else x
+            x, options = x + position if self.position_every_block else x, rotations[number]
             features = None
             if number in numbers and self.layer_features == "ffn":
                 x, features = with_ffn(block, x, block_mask, **options)  # type: ignore[arg-type]
             else:
                 x = block(x, attn_mask=block_mask, **options)
             if number in numbers:
-                outputs[number] = self._split(x if features is None else features, lengths, inputs, index)[0]
-        tokens, prefix, hidden = self._split(self.norm(x) if norm else x, lengths, inputs, index)
-        return Latents(tokens, prefix, layers=outputs, hidden=hidden)
+                outputs[number] = self._split(x if features is None else features, lengths, inputs, index).tokens
+        latents = self._split(self.norm(x) if norm else x, lengths, inputs, index)
+        latents.layers = outputs
+        return latents
 
     def _start(
         self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
@@ -160,7 +166,7 @@ class ViT(Encoder):
         lengths = [part.shape[1] for part in parts]
         x, position = torch.cat(parts, 1), torch.cat(positions, 1)
         index = None
-        if (budget := _budget(inputs)) is not None:  # only the tokens that rows see, a static number
+        if (budget := self._budget(inputs)) is not None:  # only the tokens that rows see, a static number
             prefix_count = 0 if self.prefix is None else lengths[0]
             index, valid = _first_valid(valid, lengths, x, prefix_count + budget)
             x, position = (t.gather(1, index[..., None].expand(-1, -1, t.shape[-1])) for t in (x, position))
@@ -178,12 +184,9 @@ class ViT(Encoder):
         for name, x in inputs.items():
             vector = self.vectors[name] if len(self.names) > 1 else None
             embedded = under_autocast(modalities[name].embed(x.tokens, x.plan.visible), self.residual)
-            sections = [(embedded, x.plan.visible, x.plan.visible_valid)]
-            if self.reads_predict:
-                hidden = self.hidden_token.to(embedded.dtype).expand(embedded.shape[0], x.plan.predict.shape[1], -1)
-                sections.append((hidden, x.plan.predict, x.plan.predict_valid))
-            for section, index, section_valid in sections:
+            for section, index, section_valid in self._sections(x, embedded):
                 parts.append(section if vector is None else section + vector)
+                index = x.tokens.all_indices() if index is None else index
                 position = modalities[name].position(x.tokens, index, "encoder")
                 positions.append(position.to(embedded.dtype).expand_as(section))
                 valid.append(section_valid)
@@ -196,21 +199,32 @@ class ViT(Encoder):
             parts, positions, valid = [prefix, *parts], [position.to(prefix.dtype), *positions], [None, *valid]
         return parts, positions, valid
 
-    def _rotation(self, inputs: dict[str, ModalityInput], index: Tensor | None) -> dict[str, Tensor]:
-        """{"rotation": that of the parts of :meth:`_sequence`, (2, R, 1, L, W)}; {} without rotary positions."""
-        if self.rotary is None:
-            return {}
+    def _sections(self, x: ModalityInput, embedded: Tensor) -> list[Section]:
+        """What of a modality is in the sequence, from the embeddings of its visible tokens (R, V, D)."""
+        sections: list[Section] = [(embedded, x.plan.visible, x.plan.visible_valid)]
+        if self.reads_predict:
+            hidden = self.hidden_token.to(embedded.dtype).expand(embedded.shape[0], x.plan.predict.shape[1], -1)
+            sections.append((hidden, x.plan.predict, x.plan.predict_valid))
+        return sections
+
+    def _budget(self, inputs: dict[str, ModalityInput]) -> int | None:
+        """How many tokens of all modalities the blocks run on; None: on the whole sequence."""
+        budgets = {x.plan.budget for x in inputs.values()}
+        if len(budgets) > 1:
+            raise MaemmError(f"plans have different budgets ({', '.join(map(str, budgets))}); a joint masking sets one")
+        return budgets.pop()
+
+    def _places(self, inputs: dict[str, ModalityInput]) -> list[Tensor]:
+        """Rotary positions of the parts of :meth:`_sequence`, as :class:`Rotary` makes them."""
+        assert self.rotary is not None
         parts = []
         for x in inputs.values():
             parts.append(self.rotary(x.tokens, x.plan.visible))
             if self.reads_predict:
                 parts.append(self.rotary(x.tokens, x.plan.predict))
         if self.prefix is not None:
-            parts.insert(0, self.rotary.none(parts[0].shape[1], self.prefix.shape[1], parts[0].device))
-        rotation = torch.cat(parts, 3)
-        if index is not None:
-            rotation = rotation.gather(3, index[None, :, None, :, None].expand(2, -1, -1, -1, rotation.shape[-1]))
-        return {"rotation": rotation}
+            parts.insert(0, self.rotary.none(parts[0].shape[-4], self.prefix.shape[1], parts[0].device))
+        return parts
 
     def _masks(
         self, inputs: dict[str, ModalityInput], index: Tensor | None, mask: Tensor | None, x: Tensor
@@ -229,11 +243,21 @@ class ViT(Encoder):
         ]
         return biases if len(biases) == len(self.blocks) else biases * len(self.blocks)
 
-    def _split(
-        self, x: Tensor, lengths: list[int], inputs: dict[str, ModalityInput], index: Tensor | None
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """The whole sequence (R, L, D) -> ({modality: visible tokens}, {modality or "joint": prefix tokens}, {modality:
-        hidden tokens}). ``index`` (R, L): where x comes from in a longer sequence, of which the rest is 0."""
+    def _rotations(self, inputs: dict[str, ModalityInput], index: Tensor | None) -> list[dict[str, Tensor]]:
+        """For each block {"rotation": that of the sequence, (2, R or 1, 1 or H, L, W)}; {} without rotary positions."""
+        if self.rotary is None:
+            return [{} for _ in self.blocks]
+        places = torch.cat(self._places(inputs), -2)
+        if index is not None:
+            rows = index[:, None, :, None].expand(*places.shape[:-4], -1, places.shape[-3], -1, places.shape[-1])
+            places = places.gather(-2, rows)
+        return [{"rotation": self.rotary.of_block(number, places)} for number in range(len(self.blocks))]
+
+    def _split(self, x: Tensor, lengths: list[int], inputs: dict[str, ModalityInput], index: Tensor | None) -> Latents:
+        """The whole sequence (R, L, D) -> visible tokens of each modality, prefix tokens, hidden tokens.
+
+        ``index`` (R, L): where x comes from in a longer sequence, of which the rest is 0.
+        """
         if index is not None:
             whole = x.new_zeros(len(x), sum(lengths), x.shape[-1])
             x = whole.scatter(1, index[..., None].expand_as(x), x)
@@ -243,7 +267,7 @@ class ViT(Encoder):
             prefix["joint" if len(inputs) > 1 else next(iter(inputs))] = parts.pop(0)
         if self.reads_predict:
             parts, hidden = parts[::2], dict(zip(inputs, parts[1::2], strict=True))
-        return dict(zip(inputs, parts, strict=True)), prefix, hidden
+        return Latents(dict(zip(inputs, parts, strict=True)), prefix, hidden=hidden)
 
     def guide(self, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality], kind: str) -> dict[str, Any]:
         """ "features": tokens after the last block and the norm (B, N, D). "attention": how much attention each token
@@ -259,13 +283,14 @@ class ViT(Encoder):
                 "(encoder.relative_bias); leave them out, or choose another masking"
             )
         x, position, mask, _, index = self._start(inputs, modalities)
-        options, masks = self._rotation(inputs, index), self._masks(inputs, index, mask, x)
+        rotations, masks = self._rotations(inputs, index), self._masks(inputs, index, mask, x)
         *before, last = list(self.blocks)[: 1 if kind == "first_attention" else None]
-        for block, block_mask in zip(before, masks, strict=False):  # the last mask is that of the last block
+        # The last mask is that of the last block
+        for block, block_mask, options in zip(before, masks, rotations, strict=False):
             x = x + position if self.position_every_block else x
             x = block(x, attn_mask=block_mask, **options)
         x = x + position if self.position_every_block else x
-        queries, keys = queries_and_keys(last, x, **options)
+        queries, keys = queries_and_keys(last, x, **rotations[len(before)])
         lengths = [part.plan.visible.shape[1] for part in inputs.values()]
         prefix = x.shape[1] - sum(lengths)
         if kind == "attention":
@@ -276,14 +301,14 @@ class ViT(Encoder):
         return {name: FirstAttention(torch.cat([class_tokens, own], 2), key, prefix) for name, own, key in parts}
 
     def layer_of(self, name: str) -> int:
-        """Prefix and hidden tokens, modality vectors, the norm before the blocks: 0, block i and its relative biases:
-        i + 1, the rest (the final norm, relative biases of all blocks): depth + 1."""
+        """Prefix and hidden tokens, modality vectors, the norm before the blocks, learned rotary frequencies: 0, block i
+        and its relative biases: i + 1, the rest (the final norm, relative biases of all blocks): depth + 1."""
         block = re.match(r"blocks\.(\d+)\.", name)
         if self.relative_kind == "per_block":
             block = block or re.match(r"relative_bias\.tables\.(\d+)", name)
         if block:
             return int(block.group(1)) + 1
-        first = ("prefix", "hidden_token", "vectors", "input_norm")
+        first = ("prefix", "hidden_token", "vectors", "input_norm", "rotary")
         return 0 if name.startswith(first) else len(self.blocks) + 1
 
 
@@ -310,13 +335,6 @@ def plain_vit(model: nn.Module, layout: str, *, rotary: bool = False) -> ViT:
             f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"
         )
     return encoder
-
-
-def _budget(inputs: dict[str, ModalityInput]) -> int | None:
-    budgets = {x.plan.budget for x in inputs.values()}
-    if len(budgets) > 1:
-        raise MaemmError(f"plans have different budgets ({', '.join(map(str, budgets))}); a joint masking sets one")
-    return budgets.pop()
 
 
 def _first_valid(

@@ -28,7 +28,8 @@ class Random(RatioMasking):
 
     Options
         ratio: fraction of the tokens that is hidden; [low, high], or {mean, std, low, high} for a normal distribution
-            between low and high: drawn for each batch, the same for all its samples
+            between low and high: drawn for each batch, the same for all its samples; or {start, end, over, shape}: how
+            it changes over the training
         mask_block: show or hide whole blocks of this many tokens along each axis (Pixio)
         along: axes; tokens that differ in these alone are shown or hidden together: [0] hides tubes of clips (VideoMAE)
         groups: an axis; each place on it (channel, lead, group of bands) keeps exact counts of its own (ST-MEM)

@@ -1,16 +1,19 @@
-"""Mask ratios, which may be drawn for each batch: the same for all samples, micro-batches and ranks of a step."""
+"""Mask ratios, which may be drawn for each batch or change over the training: the same for all samples, micro-batches
+and ranks of a step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from statistics import NormalDist
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from maemm.contract import PerModalityMasking, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Fraction, Interval, Positive
 from maemm.contract.rng import Rng
+from maemm.model.masking.course import Course
 from maemm.model.masking.rectangles import batch_rng
 
 
@@ -34,14 +37,26 @@ class NormalRatio(BaseModel):
         )
 
 
-Ratio = Fraction | Interval[Fraction] | NormalRatio  # one ratio, or how it is drawn for each batch
-Drawn = float | tuple[float, float] | NormalRatio  # the same, read
+def _kind_of_mapping(value: Any) -> str:
+    """Which of the two mappings is meant, so that a mistake is not told of the other one."""
+    keys = value if isinstance(value, Mapping) else getattr(type(value), "model_fields", ())
+    return "course" if "start" in keys or "end" in keys else "normal"
+
+
+_Mapped = Annotated[
+    Annotated[NormalRatio, Tag("normal")] | Annotated[Course, Tag("course")], Discriminator(_kind_of_mapping)
+]
+# one ratio, how it is drawn for each batch, or how it changes over the training
+Ratio = Fraction | Interval[Fraction] | _Mapped
+Drawn = float | tuple[float, float] | NormalRatio | Course  # the same, read
 
 
 def read_ratio(ratio: Ratio) -> Drawn:
     """A ratio as a recipe has it, with its bounds. Raises :class:`MaemmError` where low is above high."""
     if isinstance(ratio, Mapping):
-        ratio = NormalRatio(**ratio)
+        ratio = Course(**ratio) if _kind_of_mapping(ratio) == "course" else NormalRatio(**ratio)
+    if isinstance(ratio, Course):
+        return ratio
     if isinstance(ratio, NormalRatio):
         if ratio.low > ratio.high:
             raise MaemmError(f"low {ratio.low:g} is above high {ratio.high:g} (masking.ratio); exchange them")
@@ -53,9 +68,11 @@ def read_ratio(ratio: Ratio) -> Drawn:
 
 
 def ratio_of(ratio: Drawn, name: str, rng: Rng) -> float:
-    """The ratio of this batch and modality."""
+    """The ratio of this batch and modality; drawn by the host, since it decides shapes."""
     if isinstance(ratio, (int, float)):
         return ratio
+    if isinstance(ratio, Course):
+        return ratio.at(rng.progress)
     uniform = batch_rng(rng).floats(f"mask/{name}/ratio", 1)[0]
     if isinstance(ratio, NormalRatio):
         return ratio.at(uniform)
@@ -66,7 +83,7 @@ def ratio_of(ratio: Drawn, name: str, rng: Rng) -> float:
 class RatioMasking(PerModalityMasking):
     """A masking with an option ``ratio``, which may be drawn for each batch: take it from :meth:`ratio_of`.
 
-    A ratio that is drawn is not :attr:`static`: steps are not compiled then.
+    A ratio that is drawn, or that changes, is not :attr:`static`: steps are not compiled then.
     """
 
     ratio: Drawn | None  # as :func:`read_ratio` returns it; None: the masking goes by something else
@@ -85,6 +102,8 @@ class RatioMasking(PerModalityMasking):
         ratio = self.ratio
         if ratio is None or isinstance(ratio, (int, float)):
             return {}
+        if isinstance(ratio, Course):
+            return {name: [f"ratio {ratio.described(rng.progress)}"] for name in tokens}
         low, high = (ratio.low, ratio.high) if isinstance(ratio, NormalRatio) else ratio
         how = f", normal around {ratio.mean:g}" if isinstance(ratio, NormalRatio) else ""
         return {

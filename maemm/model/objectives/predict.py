@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from maemm.config.options import check
-from maemm.contract import ModalityInput, Objective, Output, Plan, Target, Term
+from maemm.contract import Decoder, Latents, ModalityInput, Objective, Output, Plan, Target, Term
 from maemm.contract.errors import MaemmError, advice
 from maemm.contract.options import NonNegative, PartOf
 from maemm.model.blocks import init_linear
@@ -32,6 +32,10 @@ class Predict(Objective):
         modalities: of whose tokens; null: of all modalities
         layer: own: a prediction layer of its own; shared: the modality's own prediction is compared once more, by the
             loss of this target (frequency)
+        decoder: a decoder of its own on the encoder's latents, in place of a layer on the decoder's tokens (MAETok): a
+            name or {type: name, options}, with the options of the model's decoder where it is of the same type and
+            says nothing else; null: none
+        tokens: predicted: all that the plan predicts and counts; hidden: those that the encoder does not see alone
     """
 
     def __init__(
@@ -42,8 +46,17 @@ class Predict(Objective):
         weight: NonNegative = 1.0,
         modalities: Sequence[str] | None = None,
         layer: Literal["own", "shared"] = "own",
+        decoder: Annotated[str | dict[str, Any] | None, PartOf("decoders")] = None,
+        tokens: Literal["predicted", "hidden"] = "predicted",
     ):
         super().__init__()
+        if decoder is not None and layer == "shared":
+            raise MaemmError(
+                f"a decoder of its own has a prediction of its own, which is not shared (objectives.{name}.layer); "
+                "leave out layer, or decoder"
+            )
+        self.decoder_spec, self.tokens = decoder, tokens
+        self.decoder: Decoder | None = None
         self.name, self.spec, self.weight, self.names, self.layer = name, target, weight, modalities, layer
         part = find("targets", part_of(target)[0])
         self.side_inputs = {key: tuple(part.side_inputs) for key in (modalities or ("*",))}
@@ -68,7 +81,9 @@ class Predict(Objective):
             target.prepare({name: model.modalities[name] for name in names})
             target.connect(model)
             self.target, self.autocast = target, target.autocast
-            if self.layer == "own":
+            if self.decoder_spec is not None:
+                self.decoder = self._decoder(model, target, names)
+            elif self.layer == "own":
                 self.layers = self._layers(model, target, names)
 
     def _layers(self, model: Model, target: Target, names: list[str]) -> nn.ModuleDict:
@@ -82,6 +97,24 @@ class Predict(Objective):
         layers.apply(init_linear)
         return layers.requires_grad_(self.weight > 0)
 
+    def _decoder(self, model: Model, target: Target, names: list[str]) -> Decoder:
+        where = f"objectives.{self.name}.decoder"
+        kind, options = part_of(self.decoder_spec)
+        main, shared = part_of(model.recipe.get("decoder") or kind)
+        spec = {"type": kind, **(shared if kind == main else {}), **options}
+        check(find("decoders", kind), {name: value for name, value in spec.items() if name != "type"}, where)
+        prefix = getattr(model.encoder, "prefix", None)
+        outputs = dict.fromkeys(names, target.output_dim())
+        count = 0 if prefix is None else prefix.shape[1]
+        decoder: Decoder = make("decoders", spec, outputs, model.encoder.dim, count, where=where)
+        if model.decoder is not None and decoder.dim != model.decoder.dim:
+            raise MaemmError(
+                f"positions are as wide as the main decoder, {model.decoder.dim}, and this one is {decoder.dim} wide "
+                f"({where}.dim); set it to {model.decoder.dim}"
+            )
+        decoder.connect(model.encoder)
+        return decoder.requires_grad_(self.weight > 0)
+
     # ------------------------------------------------------------------------------------------------ in a step
     def precompute(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Any]:
         served = {name: x for name, x in inputs.items() if name in (self.names or ())}
@@ -89,14 +122,31 @@ class Predict(Objective):
 
     def forward(self, out: Output, model: Model) -> dict[str, Term]:
         terms = {}
+        decoded = self._decoded(out, model)
         for name, inputs in self._own(out):
-            pred = self._prediction(out, name)
+            pred = decoded[name] if decoded is not None else self._prediction(out, name)
             with torch.autocast(pred.device.type, enabled=False):
                 target = self._part()(inputs, inputs.plan.predict).detach()
                 loss = self._part().loss(pred, target)
-            counted = inputs.plan.counted
+            counted = self._counted(inputs.plan)
             terms[f"{self.name}.{name}"] = Term((loss * counted).sum(), counted.sum(), self.weight)
         return terms
+
+    def _counted(self, plan: Plan) -> Tensor:
+        """(R, M) weights of the predicted tokens."""
+        return plan.counted if self.tokens == "predicted" else plan.of_hidden().counted
+
+    def _decoded(self, out: Output, model: Model) -> dict[str, Tensor] | None:
+        """{modality: predictions (R, M, O)} of its own decoder; None: it has none."""
+        if self.decoder is None:
+            return None
+        assert out.latents is not None  # the masked forward pass sets it
+        latents = replace(out.latents, decoded={})
+        if not self.weight:  # no way back to the model
+            fields = ("tokens", "prefix", "hidden", "latent_tokens", "positions")
+            latents = Latents(**{field: _detached(getattr(latents, field)) for field in fields})
+        inputs = {name: x for name, x in out.inputs.items() if name in (self.names or ())}
+        return self.decoder(latents, inputs, model.modalities)
 
     def _own(self, out: Output) -> Iterator[tuple[str, ModalityInput]]:
         """Its modalities, with what its target has computed."""
@@ -125,10 +175,15 @@ class Predict(Objective):
     def baselines(self, out: Output, model: Model) -> dict[str, Term | None]:
         terms: dict[str, Term | None] = {}
         for name, inputs in self._own(out):
-            counted = inputs.plan.counted
+            counted = self._counted(inputs.plan)
             loss = self._part().baseline(self._part()(inputs, inputs.plan.predict), counted)
             terms[f"{self.name}.{name}"] = None if loss is None else Term((loss * counted).sum(), counted.sum())
         return terms
 
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
-        return {f"{self.name}.{name}": plan.counted.sum() for name, plan in plans.items() if name in (self.names or ())}
+        own = {name: plan for name, plan in plans.items() if name in (self.names or ())}
+        return {f"{self.name}.{name}": self._counted(plan).sum() for name, plan in own.items()}
+
+
+def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.detach() for name, x in tensors.items()}

@@ -1,0 +1,56 @@
+"""What is visible is predicted too: an autoencoder of whole signals that hides a part of its input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any
+
+import torch
+
+from maemm.contract import Masking, Plan, Tokens
+from maemm.contract.options import PartOf
+from maemm.contract.rng import Rng
+from maemm.model.masking.counts import as_sets
+from maemm.registry.make import make
+
+
+class PredictAll(Masking):
+    """The plans of another masking, in which every token is predicted and counts in the loss (MAETok: Chen et al. 2025,
+    arXiv 2502.03444, section 3.2: the pixels of all patches). With ratio 0 nothing is hidden: a plain autoencoder.
+
+    Objectives of the type predict with ``tokens: hidden`` count what is hidden alone.
+
+    Options
+        masking: the masking that draws what is visible, a name or {type: name, options}
+    """
+
+    def __init__(self, *, masking: Annotated[str | dict[str, Any], PartOf("maskings")] = "random"):
+        self.masking: Masking = make("maskings", masking, where="masking.masking")
+
+    def guide_of(self, name: str, progress: float) -> str | None:
+        return self.masking.guide_of(name, progress)
+
+    @property
+    def static(self) -> bool:
+        return self.masking.static
+
+    def __call__(
+        self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None
+    ) -> dict[str, Plan] | list[dict[str, Plan]]:
+        sets = [
+            {name: _predicting_all(plan, tokens[name]) for name, plan in plans.items()}
+            for plans in as_sets(self.masking(tokens, rng, guides))
+        ]
+        return sets if len(sets) > 1 else sets[0]
+
+    def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
+        return self.masking.notes(tokens, rng)
+
+
+def _predicting_all(plan: Plan, tokens: Tokens) -> Plan:
+    shown = Plan.all_visible(replace(tokens, rows=None))  # the tokens of each sample that are no padding
+    predict, valid = shown.visible, shown.visible_valid
+    if plan.rows is not None:
+        predict, valid = predict[plan.rows], None if valid is None else valid[plan.rows]
+    counted = torch.ones(predict.shape, device=predict.device) if valid is None else valid.float()
+    return replace(plan, predict=predict, predict_valid=valid, counted=counted)
