@@ -15,6 +15,8 @@ class Masking(ABC):
     # What the encoder computes first and passes as ``guides``, see :meth:`Encoder.guide`
     guide: Literal["attention", "features", "first_attention"] | None = None
 
+    counts_visible: bool = False  # True: visible tokens are predicted and count in the loss, as in an autoencoder
+
     @property
     def static(self) -> bool:
         """Whether plans for tokens of one shape have one shape in all steps, so that a step may be compiled."""

@@ -16,11 +16,14 @@ MODEL_PARTS = ("modalities", "encoders", "decoders", "objectives", "targets")
 
 @check(*MODEL_PARTS, needs=["forward_fits", "target_of_some_is_part_of_all"])
 def features_are_repeatable(case: Case) -> None:
-    """In evaluation mode model.embed gives (B, D) or (B, N, D), finite; features and loss are the same each time."""
+    """In evaluation mode model.embed gives (B, D), or (B, C) of latent tokens, and (B, N, D), finite; features and loss
+    are the same each time."""
     model, batch = case.model(), {case.signal: case.example()}
     count, width = case.modality_of(model).tokenize(batch[case.signal]).count, model.encoder.dim
     still = "switch dropout off where self.training is False"
-    for tokens, expected in ((False, (ROWS, width)), (True, (ROWS, count, width))):
+    latents = model.encoder.latent_shape
+    pooled = latents[1] if latents is not None and model.encoder.pool == "latents" else width
+    for tokens, expected in ((False, (ROWS, pooled)), (True, (ROWS, count, width))):
         first, second = (model.embed(batch, tokens=tokens)[case.signal] for _ in range(2))
         change = "keep one latent per token"
         case.require(tuple(first.shape) == expected, "the features' shape", tuple(first.shape), expected, change)

@@ -263,11 +263,13 @@ def test_a_ratio_that_falls_over_the_training():
     seen = []
     for progress in (0.0, 0.5, 1.0):
         rng = Rng((0, 0), range(2), 2, progress=progress)
-        seen.append(masking(tokens, rng)["image"].visible.shape[1])
+        plan = masking(tokens, rng)["image"]
+        assert plan.visible.shape == (2, 16)  # padded: one shape in all steps
+        seen.append(16 if plan.visible_valid is None else int(plan.visible_valid[0].sum()))
         assert masking.notes(tokens, rng)["image"] == [
             f"ratio from 0.6 to 0 over 100 % of the training (linear), here {0.6 * (1 - progress):g}"
         ]
-    assert seen == [6, 11, 16] and not masking.static
+    assert seen == [6, 11, 16] and masking.static
 
 
 # --------------------------------------------------------------------------------------- learned rotations
