@@ -301,8 +301,8 @@ class ViT(Encoder):
         return {name: FirstAttention(torch.cat([class_tokens, own], 2), key, prefix) for name, own, key in parts}
 
     def layer_of(self, name: str) -> int:
-        """Prefix and hidden tokens, modality vectors, the norm before the blocks, learned rotary frequencies: 0, block i
-        and its relative biases: i + 1, the rest (the final norm, relative biases of all blocks): depth + 1."""
+        """Prefix and hidden tokens, modality vectors, the norm before the blocks, learned rotations: 0, block i and its
+        relative biases: i + 1, the rest (the final norm, relative biases of all blocks): depth + 1."""
         block = re.match(r"blocks\.(\d+)\.", name)
         if self.relative_kind == "per_block":
             block = block or re.match(r"relative_bias\.tables\.(\d+)", name)
