@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from maemm.data.order import ShuffledBatches
 from maemm.data.subset import Subset
 from maemm.model.masking.random import Random
 from maemm.model.model import Model
+from maemm.model.targets.ema import EMA
 from maemm.train import loop, setup
 from maemm.train.alarms import Course, Setting, alarms_of
 from maemm.train.monitor import Monitor
@@ -174,6 +176,14 @@ def target_of_zeros() -> Iterator[None]:
 
 
 @contextmanager
+def large_features() -> Iterator[None]:
+    """The average's features are 30 times as large as layer-normalised ones."""
+    original = EMA._features
+    with mock.patch.object(EMA, "_features", lambda self, *rest: 30 * original(self, *rest)):
+        yield
+
+
+@contextmanager
 def frozen_encoder() -> Iterator[None]:
     original = setup.build_model
 
@@ -217,6 +227,7 @@ def faults() -> list[Case]:
         case("learning rate x 30", "learning_rate", train__lr=4.5e-2),
         case("learning rate x 30", "learning_rate", SIGNAL, train__lr=6e-2),
         case("targets without variance", "constant_target", patch=target_of_zeros),
+        case("targets not normalised", "target_scale", IJEPA, patch=large_features),
         case("a mask that leaks", "leak", patch=leaking_mask),
         case("an embedding that leaks", "leak", SIGNAL, patch=leaking_embedding),
         case("a constant channel", "constant_channel", patch=lambda: preprocessed(without_channel)),
@@ -314,9 +325,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if case.key in courses:
             result = judged(courses[case.key], case)
             results.append({"case": case.title, "recipe": case.recipe, "seed": case.seed, "causes": case.causes,
-                            "cpu_seconds": courses[case.key]["cpu_seconds"], **result})  # fmt: skip
+                            "cpu_seconds": courses[case.key]["cpu_seconds"], "last": last(courses[case.key]),
+                            **result})  # fmt: skip
             print(line(results[-1]), flush=True)
-    options.out.write_text(json.dumps({"about": about(), "steps": STEPS, "runs": results}, indent=1))
+    faulty, healthy = ([r["named"] for r in results if bool(r["causes"]) == has_fault] for has_fault in (True, False))
+    summary = {
+        "faults": len(faulty), "named": sum(faulty), "healthy": len(healthy), "silent": sum(healthy),
+        "cpu_minutes": round(sum(r["cpu_seconds"] for r in results) / 60, 1),
+    }  # fmt: skip
+    record = {"about": about(), "steps": STEPS, "summary": summary, "runs": results}
+    options.out.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(results), summary, sep="\n\n")
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The results in Markdown, for the README."""
+    rows = ["| fault | recipe | named after steps | the line says |", "|---|---|---|---|"]
+    for result in (result for result in results if result["causes"]):
+        said = next(
+            (alarm["text"] for alarm in result["alarms"] if alarm["cause"] in result["causes"]), "nothing of it"
+        )
+        others = f" (also {', '.join(result['others'])})" if result["others"] else ""
+        rows.append(f"| {result['case']} | `{result['recipe']}` | {result['step'] or '-'} | {said}{others} |")
+    rows += ["", "| healthy | runs | false alarms | relative loss, rank and kNN at the end |", "|---|---|---|---|"]
+    healthy: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        if not result["causes"]:
+            healthy.setdefault(result["recipe"], []).append(result)
+    for recipe, runs in healthy.items():
+        false = [alarm["cause"] for run in runs for alarm in run["alarms"]]
+        rows.append(f"| `{recipe}` | {len(runs)} | {', '.join(false) or 'none'} | {runs[0]['last']} |")
+    return "\n".join(rows)
+
+
+def last(recorded: dict[str, Any]) -> str:
+    """Figures of the last measurement in words."""
+    if not recorded["rows"]:
+        return "-"
+    row = recorded["rows"][-1]
+    names = [name.removesuffix(".effective_rank") for name in row if name.endswith(".effective_rank")]
+    relative = row.get("relative_loss", math.nan)
+    ranks = "/".join(f"{row[f'{name}.effective_rank']:.1f}" for name in names)
+    knn = "/".join(f"{row[f'{name}.knn']:.2f}" for name in names if f"{name}.knn" in row)
+    return f"{relative:.2f}, {ranks}, {knn or '-'}"
 
 
 def line(result: dict[str, Any]) -> str:

@@ -26,6 +26,7 @@ class Setting:
     samples: int  # that are measured
     adaptive: bool  # whether the optimiser moves each weight by about the learning rate (Adam and its kin)
     trained_encoder: float  # share of the encoder's parameters that have a learning rate to speak of
+    freezes: bool = False  # whether the recipe freezes parts on purpose (train.freeze, train.trainable)
 
 
 @dataclass(frozen=True)
@@ -108,12 +109,12 @@ def _listed(values: Mapping[str, float], unit: str) -> str:
 
 # ------------------------------------------------------------------------------------------ what the samples are
 def same_samples(course: Course) -> str | None:
-    """Of the measured samples fewer than a quarter differ, where at least 16 were measured.
+    """Fewer than half of the measured samples differ, where at least 16 were measured.
 
-    Copies are told by two sums over each sample, to five digits. Data sets with some copies are common, with three
-    copies of everything they are not.
+    Copies are told by two sums over each sample, to five digits. Data sets with some copies are common; that half of a
+    few evenly spaced samples are copies needs a source with fewer contents than were measured.
     """
-    few = {name: share for name, share in course.of_modalities("different").items() if share < 0.25}
+    few = {name: share for name, share in course.of_modalities("different").items() if share < 0.5}
     return _listed(few, "{:.0%} of the samples differ") if few and course.setting.samples >= 16 else None
 
 
@@ -168,6 +169,20 @@ def constant_target(course: Course) -> str | None:
     return _listed(dead, "variance of the targets {:.2g}") if dead else None
 
 
+def target_scale(course: Course) -> str | None:
+    """The mean variance of a dimension of the targets is above 100, or above 25 times that before the first step.
+
+    Losses are made for targets of a variance about 1: normalised pixels, layer-normalised features; those of packaged
+    recipes lie below 2. Features that are not normalised grow with the network that makes them.
+    """
+    large = {}
+    for name, variance in course.of_modalities("target_variance").items():
+        before = course.start.get(f"{name}.target_variance", 0.0)
+        if variance > 100 or (before > 0.01 and variance > 25 * before):
+            large[name] = variance
+    return _listed(large, "variance of the targets {:.3g}") if large else None
+
+
 def no_positions(course: Course) -> str | None:
     """Predictions for different places of a sample are equal: less than 1e-6 of the variance of predictions lies
     between places, from the start on. A decoder that is told places differs by far more before its first step."""
@@ -182,9 +197,11 @@ def no_positions(course: Course) -> str | None:
 # ------------------------------------------------------------------------------------------ how it is trained
 def frozen_encoder(course: Course) -> str | None:
     """Less than a tenth of the encoder's parameters are trained at 1 % or more of the fastest learning rate, although
-    something is hidden and predicted, which is pre-training."""
-    share = course.setting.trained_encoder
-    return f"{share:.0%} of the encoder's parameters" if course.setting.masked and share < 0.1 else None
+    something is hidden and predicted, which is pre-training, and the recipe says nothing of frozen parts."""
+    setting, share = course.setting, course.setting.trained_encoder
+    if not setting.masked or setting.freezes or share >= 0.1:
+        return None
+    return f"{share:.0%} of the encoder's parameters have a learning rate to speak of"
 
 
 def skipped_steps(course: Course) -> str | None:
@@ -207,11 +224,11 @@ def clipping(course: Course) -> str | None:
 
 
 def ema_momentum(course: Course) -> str | None:
-    """The average that is predicted follows the model with a momentum below 0.5, and its features lose their variance:
-    that of the targets, or of the model's own features, is below half of what it was before the first step.
+    """The average that is predicted follows the model with a momentum below 0.5, and the variance of the targets,
+    or that of the features while the loss is no better than 0.95 of predicting the mean, is below half of its
+    first value.
 
-    Published momenta are 0.99 and above (BYOL, table 5: with 0 the features collapse). Healthy runs lose variance too
-    at first, but with a momentum that is in order.
+    Published momenta are 0.99 and above (BYOL, table 5: with 0 the features collapse), data2vec's tiny recipe has 0.98.
     """
     momentum = course.now.get("momentum")
     if momentum is None or momentum >= 0.5:
@@ -256,8 +273,9 @@ def learning_rate(course: Course) -> str | None:
 
 
 def collapse(course: Course) -> str | None:
-    """In two measurements in a row the variance of the features, or that of targets, is below a tenth of what it was
-    before the first step, or the effective rank below 1.5: nearly the same feature for every sample."""
+    """In two measurements in a row the variance of the targets is below a tenth of what it was before the first
+    step, or that of the features is while the loss is no better than 0.95 of predicting the mean, or the
+    effective rank is below 1.5: nearly the same feature for every sample."""
     if len(course.rows) < 2:
         return None
     before = Course(course.setting, course.start, course.rows[:-1])
@@ -270,11 +288,18 @@ def _collapsed(course: Course) -> str | None:
 
 
 def _lost(course: Course, share: float) -> str | None:
-    """In words where the variance of targets or features is below ``share`` of what it was before the first step."""
-    for figure, title in (("target_variance", "variance of the targets"), ("variance", "variance of the features")):
+    """In words where the variance of the targets, or of the features while the loss is no better than 0.95 of
+    predicting the mean, is below ``share`` of what it was before the first step.
+
+    Features of means over tokens may lose variance and be right: data2vec's come to 2 % of it, while the loss falls.
+    """
+    figures = {"target_variance": "targets"}
+    if course.now.get("relative_loss", 0.0) >= 0.95:
+        figures["variance"] = "features"
+    for figure, title in figures.items():
         for name, (before, after) in course.since_start(figure).items():
             if after < share * before:
-                return f"{title} {name} from {before:.2g} to {after:.2g}"
+                return f"variance of the {title} {name} from {before:.2g} to {after:.2g}"
     return None
 
 
@@ -322,6 +347,13 @@ RULES: Sequence[Rule] = (
         constant_target,
     ),
     Rule(
+        "target_scale",
+        "targets are too large",
+        "features of a teacher or an average that are not normalised",
+        "set layer_norm: true in modalities.NAME.target, or normalise them in your own",
+        target_scale,
+    ),
+    Rule(
         "no_positions",
         "predictions do not differ between places",
         "mask tokens without positions",
@@ -332,7 +364,7 @@ RULES: Sequence[Rule] = (
         "frozen_encoder",
         "the encoder is hardly trained",
         "frozen parameters, or a layer decay that leaves no learning rate",
-        "look at train.trainable, train.layer_decay and requires_grad",
+        "look at train.layer_decay and requires_grad, and say it with train.freeze where it is meant",
         frozen_encoder,
     ),
     Rule(
@@ -351,7 +383,7 @@ RULES: Sequence[Rule] = (
     ),
     Rule(
         "ema_momentum",
-        "targets lose their variance as features do",
+        "targets or features lose their variance",
         "an average that follows the model at once",
         "raise modalities.NAME.target.momentum to 0.99 or more",
         ema_momentum,

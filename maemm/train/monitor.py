@@ -174,6 +174,7 @@ def evenly(source: Source, count: int) -> Source:
 
 
 def _setting(recipe: Mapping[str, Any], state: TrainState, samples: int, warmup: float) -> Setting:
+    train = recipe["train"]
     rates = {
         id(parameter): group["lr_scale"] for group in state.optimizer.param_groups for parameter in group["params"]
     }
@@ -188,6 +189,7 @@ def _setting(recipe: Mapping[str, Any], state: TrainState, samples: int, warmup:
         samples=samples,
         adaptive="adam" in type(state.optimizer).__name__.lower(),
         trained_encoder=trained / max(sum(p.numel() for p in encoder), 1),
+        freezes=bool(train.get("freeze")) or (train.get("trainable") or "all") != "all",
     )
 
 
