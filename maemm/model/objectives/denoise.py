@@ -108,16 +108,27 @@ class Denoise(Objective):
     def forward(self, out: Output, model: Model) -> dict[str, Term]:
         counts, terms = self.counts(out.plans), {}
         for name, x in out.inputs.items() if self.training else ():
-            decoded, plan = out.decoded_visible[name], x.plan
+            decoded, key = out.decoded_visible[name], f"{self.name}.{name}"
             pred = self.layers[name](decoded if self.active else decoded.detach())
-            with torch.autocast(pred.device.type, enabled=False):
-                target = torch.zeros_like(pred, dtype=torch.float32)
-                if self.name in x.drawn_by:
-                    target = gather_tokens(x.drawn_by[self.name][1], plan.visible, plan.rows).float()
-                losses = mean_over_known((pred.float() - target).square(), x.tokens.gather_known(plan.visible))
-                losses = losses if plan.visible_valid is None else torch.where(plan.visible_valid, losses, 0.0)
-            key = f"{self.name}.{name}"
-            terms[key] = Term(losses.sum(), counts[key], self.weight if self.active else 0.0)
+            terms[key] = Term(self._errors(pred, x), counts[key], self.weight if self.active else 0.0)
+        return terms
+
+    def _errors(self, pred: Tensor, x: ModalityInput) -> Tensor:
+        """The sum over visible tokens of the mean squared errors of predictions (R, V, P)."""
+        plan = x.plan
+        with torch.autocast(pred.device.type, enabled=False):
+            target = torch.zeros_like(pred, dtype=torch.float32)
+            if self.name in x.drawn_by:
+                target = gather_tokens(x.drawn_by[self.name][1], plan.visible, plan.rows).float()
+            losses = mean_over_known((pred.float() - target).square(), x.tokens.gather_known(plan.visible))
+            return (losses if plan.visible_valid is None else torch.where(plan.visible_valid, losses, 0.0)).sum()
+
+    def baselines(self, out: Output, model: Model) -> dict[str, Term | None]:
+        """Of the prediction 0, the mean of the noise."""
+        terms: dict[str, Term | None] = {}
+        for name, count in self.counts(out.plans).items():
+            x = out.inputs[name.removeprefix(f"{self.name}.")]
+            terms[name] = Term(self._errors(torch.zeros_like(x.tokens.gather(x.plan.visible)), x), count)
         return terms
 
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:

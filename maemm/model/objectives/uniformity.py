@@ -86,7 +86,7 @@ class Uniformity(Objective):
         """
         if len(inputs) == 1 or self.per_micro_batch:
             return {}
-        if layers := random_layers(model.encoder, model.modalities):
+        if layers := random_layers(model.encoder, *model.modalities.values()):
             raise MaemmError(
                 f"objectives.{self.name} encodes all micro-batches beforehand, and {layers[0]} gives other features in "
                 f"each pass (train.micro_batch); switch it off, or set objectives.{self.name}.per_micro_batch=true"
@@ -115,6 +115,10 @@ class Uniformity(Objective):
             key = f"{self.name}.{name}"
             terms[key] = Term(total, counts[key], self.weight)
         return terms
+
+    def baselines(self, out: Output, model: Model) -> dict[str, Term | None]:
+        """1, of features that are all the same."""
+        return {name: Term(count, count) for name, count in self.counts(out.plans).items()}
 
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
         counts = {}

@@ -119,6 +119,15 @@ class Views(Objective):
         hits = positive.gather(1, best).squeeze(1)
         return (losses.sum(1) / count.clamp(min=1)).sum(), hits.sum().float()
 
+    def baselines(self, out: Output, model: Model) -> dict[str, Term | None]:
+        """Of vectors that are all the same: the logarithm of how many rows each is to be told from."""
+        counts, terms = self.counts(out.plans), {}
+        for name, plan in out.plans.items() if self.training else ():
+            same = torch.ones(len(plan.visible), 1, device=plan.visible.device)
+            for key, value in zip(("", "_accuracy"), self._compare(same, *self._samples(plan)), strict=True):
+                terms[f"{self.name}.{name}{key}"] = Term(value, counts[f"{self.name}.{name}{key}"])
+        return terms
+
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
         counts: dict[str, Tensor] = {}
         for name, plan in plans.items() if self.training else ():

@@ -108,6 +108,18 @@ def test_two_processes_train_as_one(toys):
     assert all(torch.allclose(value, others[key], atol=1e-5) for key, value in weights.items())
 
 
+def test_baselines_are_those_of_knowing_nothing(toys):
+    objectives = {"views": {"hidden": 8}, "denoise": {"noise": 0.5}, "uniformity": {}}
+    state, micro = planned(toys, objectives, data__aug_repeats=2)
+    noise = micro.inputs[0]["toy"].drawn_by["denoise"][1]
+    result = take_step(state, micro, baseline=True)
+    assert result.baselines["views.toy"].item() == pytest.approx(math.log(ROWS - 1), rel=1e-5)
+    assert result.baselines["uniformity.toy"].item() == pytest.approx(1.0)
+    visible = torch.stack([noise[row, index] for row, index in enumerate(micro.inputs[0]["toy"].plan.visible)])
+    assert result.baselines["denoise.toy"].item() == pytest.approx(visible.square().mean().item(), rel=1e-5)
+    assert result.baselines.keys() == {*result.terms} - {"reconstruct.toy"} | {"toy"}
+
+
 # ------------------------------------------------------------------------------------------------------------- noise
 NOISE = {"denoise": {"noise": 0.5}}
 
