@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         Tokens,
         gather_tokens,
     )
-    from maemm.contract.errors import MaemmError
+    from maemm.contract.errors import MaemmError, NotInstalled
     from maemm.contract.formats import CheckpointFormat, ExportedState
     from maemm.contract.grid import GridModality
     from maemm.contract.learning import Objective, Phase, Target
@@ -49,7 +49,7 @@ _NAMES = {
         "FirstAttention", "Label", "Latents", "ModalityInput", "Output", "Plan", "Preprocessed", "Sample", "Term",
         "Tokens", "gather_tokens",
     ),
-    "errors": ("MaemmError",),
+    "errors": ("MaemmError", "NotInstalled"),
     "formats": ("CheckpointFormat", "ExportedState"),
     "grid": ("GridModality",),
     "learning": ("Objective", "Phase", "Target",),
@@ -76,6 +76,7 @@ __all__ = [
     "Masking",
     "Modality",
     "ModalityInput",
+    "NotInstalled",
     "Objective",
     "Output",
     "PerModalityMasking",

@@ -16,6 +16,10 @@ class MaemmError(Exception):
     """
 
 
+class NotInstalled(MaemmError):
+    """A package that a part needs is missing. Raised while a sample is read, it ends the run: no sample is at fault."""
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
     """The candidate most similar to ``name``, ignoring case, or None if none is similar."""
     by_folded = {candidate.casefold(): candidate for candidate in sorted({str(c) for c in candidates})}

@@ -47,6 +47,10 @@ class Modality(nn.Module, ABC):
             f"(data.source: {{type: beside, arrays: {{{name}: FILE}}}}), or add it to side_input()"
         )
 
+    def side_picture(self, name: str, value: Tensor, preprocessed: Preprocessed) -> Tensor | None:
+        """A side input (B, ...) as signals that :meth:`plot` can draw, for ``maemm show``. None: it is no picture."""
+        return None
+
     def moves(self) -> Sequence[str]:
         """Options by which augmentation cuts, moves or mixes samples, so that what is stored for the tokens of the
         whole sample (:attr:`Sample.sides`) is not that of the tokens that the model gets; each as it must be set for

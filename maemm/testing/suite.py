@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from maemm import registry
-from maemm.contract.errors import MaemmError, advice
+from maemm.contract.errors import MaemmError, NotInstalled, advice
 from maemm.registry import SINGULAR, DiscoveredPlugin, Plugin
 from maemm.testing.outcome import ALL, CheckFailed, DoesNotApply, NotUsed, Result, Skipped
 
@@ -99,6 +99,8 @@ class Check:
                 self.rule.run(Case(self.plugin, self.package, self.role, self.part, self.options))
             except (CheckFailed, DoesNotApply):
                 raise
+            except NotInstalled as error:
+                raise DoesNotApply(str(error)) from None
             except Exception as error:
                 where = ", ".join(filter(None, (f"plugin {self.plugin.name!r}", self.where)))
                 line = plugin_line(self.package, error)

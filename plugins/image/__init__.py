@@ -10,6 +10,7 @@ plugin = Plugin(
     modalities={"image": "modality:Image"},
     sources={"image": "sources:open_images", "image_samples": "samples:open_samples"},
     targets={"hog": "hog:HOG", "picture_teacher": "teachers:PictureTeacher"},
+    objectives={"regions": "rmae:Regions"},
     weights={
         "mae": "weights.mae:MAE",
         "timm": "weights.timm:Timm",
@@ -21,7 +22,10 @@ plugin = Plugin(
     },
     samples={"image": "samples:write"},
     demo="image/mae_tiny_cpu",
-    check_options={"targets.hog": {"cell": 1, "bins": 3}},  # of random pictures larger cells are nearly all alike
+    check_options={
+        "objectives.regions": {"memory_depth": 1},
+        "targets.hog": {"cell": 1, "bins": 3},
+    },  # of random pictures larger cells are nearly all alike
     files={
         "image/mae_base": ".jpg .jpeg .jpe .jfif .png .webp .tif .tiff .bmp .gif .ppm .pgm .pbm .pnm .jp2 .j2k .avif "
         ".npy .npz"

@@ -24,6 +24,7 @@ from .._augment.randaugment import RandAugment
 from .._images.boxes import DRAWS, Box, random_box, random_boxes
 from .._images.mirrors import MIRRORED, mirrored_with
 from . import preprocess as on_device
+from .regions import Felzenszwalb, painted, region_maps
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as Pillow's grey
@@ -38,6 +39,7 @@ class RandomCrop(BaseModel):
 
 
 MAE_CROP = RandomCrop()  # the published pre-training recipe
+REGIONS = Felzenszwalb()
 
 
 class Image(GridModality):
@@ -62,6 +64,8 @@ class Image(GridModality):
         interpolation: bicubic or bilinear
         device_crop: crop batches on the device instead of images in the worker; all files must have the same size
         center: fraction of the short side that a center crop keeps; null: 0.875 up to size 224, else 1
+        regions: {scale, sigma, min_size} of Felzenszwalb's segmentation, where an objective asks for regions; several
+            scales make several maps
     """
 
     axes = 2
@@ -80,6 +84,7 @@ class Image(GridModality):
         interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         device_crop: bool = False,
         center: PositiveFraction | None = None,
+        regions: Felzenszwalb = REGIONS,
         **grid: Any,
     ):
         super().__init__(size=size, patch=patch, channels=channels, **grid)
@@ -88,6 +93,7 @@ class Image(GridModality):
                 f"an image has two axes, got size {self.size} and patch {self.patch}; give one number or two"
             )
         self.crop = RandomCrop(**crop) if isinstance(crop, Mapping) else crop
+        self.regions = Felzenszwalb(**regions) if isinstance(regions, Mapping) else regions
         self.center = center or (0.875 if max(self.size) <= 224 else 1.0)
         self.flip, self.interpolation, self.device_crop = flip, interpolation, device_crop
         self.scaled = mean is not None or std is not None  # then pixels may have any range
@@ -124,6 +130,12 @@ class Image(GridModality):
             x = self._resized(_tensor(raw), resized)[:, top : top + self.size[0], left : left + self.size[1]]
         x = self._with_channels(x)
         return {"x": x if rng is None or self.randaugment is None else self.randaugment.on_tensor(x, rng)}
+
+    def side_input(self, name: str, loaded: Mapping[str, Any], rng: Rng | None) -> Tensor:
+        """ "regions": labels (S, *size) uint8 of the regions of the cropped picture, see :func:`region_maps`."""
+        if name != "regions":
+            return super().side_input(name, loaded, rng)
+        return region_maps(loaded["x"], self.regions, rng)
 
     def collate(self, samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Stack; in a batch of 8-bit and deeper images all become float."""
@@ -183,6 +195,10 @@ class Image(GridModality):
         """(..., C, H, W) as the model sees it -> pixels 0 .. 1; NaN stays."""
         mean, std = self._mean_and_std(signal.device)
         return signal.float() * std + mean
+
+    def side_picture(self, name: str, value: Tensor, preprocessed: Preprocessed) -> Tensor | None:
+        """Every region in its mean colour."""
+        return painted(value, preprocessed.x) if name == "regions" else None
 
     def plot(self, axes: Any, signal: Tensor) -> None:
         """One image (C, H, W): RGB of the first three channels, or grey of the first; NaN is grey."""

@@ -21,6 +21,9 @@ KEYS = {
     "key": """
         absent conformance export item label pictures reconstruct shape show stamp usual validation view vote
     """,
+    "numpy": """
+        regions
+    """,
     "seed": """
         points surface
     """,

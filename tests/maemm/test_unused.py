@@ -15,9 +15,7 @@ from maemm.contract import formats, learning, masking, modality, networks, sourc
 REPOSITORY = Path(__file__).parents[2]
 
 # What waits for its first user, and the work that brings it.
-WAITING = {
-    "hook Modality.side_input": "classes of tokens (BEiT, SemMAE): the family, part 1",
-}
+WAITING: dict[str, str] = {}
 BASES = {
     name: base
     for module in (source, modality, masking, networks, learning, formats)

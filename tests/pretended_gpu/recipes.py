@@ -151,7 +151,10 @@ class Samples:
 
 
 def _sides(modality: Modality, raw: Any) -> dict[str, Tensor]:
-    """Ids of tokens, where a target reads them from files."""
+    """Ids of tokens, where a target reads them from files; regions of rows of pixels."""
+    if "regions" in modality.side_inputs:
+        labels = torch.arange(modality.size[0], dtype=torch.uint8) // 8
+        return {"regions": labels.view(1, 1, -1, 1).expand(len(raw["x"]), 1, *modality.size).contiguous()}
     tokens = modality.tokenize(modality.preprocess(raw, None))
     ids = torch.arange(tokens.batch * tokens.count).view(tokens.batch, tokens.count)
     return dict.fromkeys(modality.side_inputs, ids)

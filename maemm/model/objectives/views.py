@@ -121,7 +121,7 @@ class Views(Objective):
 
     def baselines(self, out: Output, model: Model) -> dict[str, Term | None]:
         """Of vectors that are all the same: the logarithm of how many rows each is to be told from."""
-        counts, terms = self.counts(out.plans), {}
+        counts, terms = self.counts(out.plans), dict[str, Term | None]()
         for name, plan in out.plans.items() if self.training else ():
             same = torch.ones(len(plan.visible), 1, device=plan.visible.device)
             for key, value in zip(("", "_accuracy"), self._compare(same, *self._samples(plan)), strict=True):

@@ -158,6 +158,7 @@ def _parts(opened: Opened, read: Sequence[_Read], seed: int) -> dict[str, Part]:
         _add_other_targets(part, name, opened.recipe.get("objectives") or {})
         _add_rows(part)
         if part.rows.columns:
+            _add_side_pictures(part, read, name)
             for view in range(1, len(read[0].loaded)):
                 augmented = modality.tokenize(_preprocessed(opened, read, name, view, seed))
                 part.augmented.columns[f"augmented {view}"] = put_together(modality, augmented, _all(augmented))
@@ -245,6 +246,19 @@ def _add_rows(part: Part) -> None:
     other = _every_second(tokens) if valid is None else _every_second(tokens) & valid
     columns["every second token"] = put_together(modality, tokens, (values, everything, other))
     add_plans(part)
+
+
+def _add_side_pictures(part: Part, read: Sequence[_Read], name: str) -> None:
+    """What objectives and targets ask for beside the signal, where it can be drawn, such as regions."""
+    for side in part.modality.side_inputs:
+        try:
+            loaded = [part.modality.side_input(side, sample.loaded[0][name], None) for sample in read]
+        except MaemmError as error:  # it comes from the source, or a package is not installed
+            part.notes.append(f"The side input {side} is not shown: {error}.")
+            continue
+        picture = part.modality.side_picture(side, torch.stack(loaded), part.preprocessed)
+        if picture is not None:
+            part.rows.columns[side] = picture
 
 
 def _every_second(tokens: Tokens) -> Tensor:

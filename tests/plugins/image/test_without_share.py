@@ -54,6 +54,7 @@ OBJECTIVES = {
     "uniformity of means": {"type": "uniformity", "pool": "mean", "norm": "own"},
     "denoise": {"type": "denoise", "noise": 0.5},
     "views": {"type": "views", "hidden": 8, "dim": 4},
+    "regions": {"type": "regions", "count": 3, "dim": 8, "heads": 2, "memory_depth": 1},
     "adversarial": {"type": "adversarial"},
 }
 
@@ -77,10 +78,12 @@ def steps(micro_batches=1, **overrides):
     for number in range(STEPS):
         x = torch.from_numpy(generator.integers(0, 256, (ROWS, 3, 16, 16), np.uint8))
         codes = torch.from_numpy(generator.integers(0, 5, (ROWS, 16)))
+        regions = torch.arange(4, dtype=torch.uint8).view(1, 1, 4, 1).expand(ROWS, 1, 4, 4)
+        regions = regions.repeat_interleave(4, 2).repeat_interleave(4, 3)
         size = ROWS // micro_batches
         batches = []
         for rows in torch.arange(ROWS).split(size):
-            sides = {"image": {"codes": codes[rows]}}
+            sides = {"image": {"codes": codes[rows], "regions": regions[rows]}}
             ids, places = list(map(str, rows.tolist())), rows.tolist()
             batches.append(Batch({"image": {"x": x[rows]}}, ids, None, places, [], number, 0, side_inputs=sides))
         result = take_step(state, plan_micro_batches(state, number, batches))
