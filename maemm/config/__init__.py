@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from maemm.config.messages import value_text
 from maemm.config.names import RECIPE, locate, packaged, shown, studies, summary
 from maemm.config.paths import expanded
 from maemm.config.schema import DataConfig, TrainConfig
+from maemm.config.stages import rows as stage_rows
+from maemm.config.stages import stage_layers
 from maemm.config.values import plain
-from maemm.contract.errors import MaemmError
+from maemm.contract.errors import MaemmError, advice
 
 __all__ = [
     "RECIPE",
@@ -32,6 +34,8 @@ __all__ = [
     "packaged",
     "resolve",
     "shown",
+    "stage_rows",
+    "stages_of",
     "studies",
     "summary",
 ]
@@ -47,6 +51,7 @@ class Resolved:
     name: str | None  # for messages; None: a dictionary
     values: dict[str, Any]
     layer: Layer
+    stages: dict[str, Resolved] = field(default_factory=dict)  # each as a recipe of its own
 
     def origin(self, key: str) -> str:
         """Where a dotted key was set ("FILE, line N" or "override"); "default" if nowhere."""
@@ -57,7 +62,8 @@ def load(recipe: RecipeLike, overrides: Overrides = None, *, training: bool = Fa
     """A packaged recipe's name, a YAML file, a run folder or a dictionary -> the resolved recipe as a dictionary.
 
     ``overrides``: ``["train.epochs=10"]`` or ``{"train.epochs": 10}``. ``training=True`` also requires the keys that
-    only training needs. Raises :class:`MaemmError` with one line for each mistake.
+    only training needs. ``stage``, as an override, chooses one stage of a recipe that has ``stages``. Raises
+    :class:`MaemmError` with one line for each mistake.
     """
     return resolve(recipe, overrides, training=training).values
 
@@ -69,7 +75,45 @@ def resolve(recipe: RecipeLike, overrides: Overrides = None, *, training: bool =
     if "_base_" in layer.values:
         origin = layer.origin("_base_") or "a dict"
         raise MaemmError(f"_base_ is only allowed in a file ({origin}); put it into a YAML file")
-    return Resolved(name, checked(layer, name, training), layer)
+    chosen = layer.values.pop("stage", None)
+    values = checked(layer, name, training)
+    stages = _stages(values, layer.origins, name, training)
+    if chosen is None:
+        return Resolved(name, values, layer, stages)
+    if chosen not in stages:
+        known = advice(str(chosen), stages) if stages else "leave stage out"
+        raise MaemmError(f"the recipe has no stage {value_text(chosen)} (stage); {known}")
+    return stages[chosen]
+
+
+def stages_of(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{stage: its recipe} of a resolved recipe, in order; {} where it has none.
+
+    Each is a resolved recipe of its own: ``out`` is a folder in that of the whole, ``init`` the stage before, unless
+    the stage says otherwise. Raises :class:`MaemmError` with one line for each mistake.
+    """
+    if not recipe.get("stages"):
+        return {}
+    stages = _stages(recipe, {}, recipe.get("name"), True)
+    return {name: stage.values for name, stage in stages.items()}
+
+
+def _stages(
+    values: Mapping[str, Any], origins: Mapping[str, str], name: str | None, training: bool
+) -> dict[str, Resolved]:
+    if not values.get("stages"):
+        return {}
+    resolved: dict[str, Resolved] = {}
+    mistakes: list[str] = []
+    for stage, layer in stage_layers(values, origins).items():
+        title = f"stage {stage} of {name or 'the recipe'}"
+        try:
+            resolved[stage] = Resolved(title, checked(layer, title, training), layer)
+        except MaemmError as error:
+            mistakes += [f"stage {stage}: {line}" for line in str(error).splitlines()]
+    if mistakes:
+        raise MaemmError("\n".join(mistakes))
+    return resolved
 
 
 def _read(recipe: RecipeLike) -> tuple[str | None, Layer]:

@@ -13,9 +13,13 @@ from maemm.config.messages import join, validate, value_text
 from maemm.config.options import part_problems
 from maemm.config.paths import with_expanded_paths
 from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, key_types
+from maemm.config.stages import problems as stage_problems
 from maemm.contract.errors import MaemmError, advice
 
-KEYS = ("modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "out", "name")
+KEYS = (
+    "modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "stages", "out",
+    "name",
+)  # fmt: skip
 NOT_OPTIONS = ("masking", "target", "align")  # keys of a modality that are not options of its class
 
 
@@ -31,7 +35,8 @@ class _Checker:
     """Resolves a recipe section by section and collects the mistakes."""
 
     def __init__(self, layer: Layer, name: str | None, training: bool):
-        self.layer, self.values, self.name, self.training = layer, layer.values, name, training
+        self.layer, self.values, self.name = layer, layer.values, name
+        self.training = training and not layer.values.get("stages")  # the stages say the rest
         self.title = name or "the recipe"
         self.mistakes: list[str] = []
         modalities = self.values.get("modalities")
@@ -50,12 +55,13 @@ class _Checker:
             "init": self.init(),
             "data": self.data(),
             "train": self.train(),
+            "stages": self.stages(),
             "out": self.out(),
             "name": self.recipe_name(),
         }
         if self.mistakes:
             raise MaemmError("\n".join(map(_printable, self.mistakes)))
-        for key in ("masking", "init"):
+        for key in ("masking", "init", "stages"):
             if resolved[key] is None:
                 del resolved[key]
         return with_expanded_paths(resolved)
@@ -234,6 +240,15 @@ class _Checker:
         if not isinstance(init.get("strict", True), bool):
             problem = f"init.strict must be true or false, got {value_text(init['strict'])}"
             self.add(problem, "init.strict", "leave it out for true")
+
+    def stages(self) -> dict[str, Any] | None:
+        """{stage: its overrides}, which are checked when they are merged."""
+        stages = self.values.get("stages")
+        if stages is None:
+            return None
+        for problem in stage_problems(stages):
+            self.add(*problem)
+        return {name: overrides or {} for name, overrides in stages.items()} if isinstance(stages, dict) else None
 
     def out(self) -> str | None:
         out = self.values.get("out")

@@ -15,7 +15,7 @@ from maemm.contract.errors import MaemmError
 KEY = re.compile(r"[A-Za-z_][\w-]*(\.[\w-]+)*", re.ASCII)  # a dotted key
 OVERRIDE = re.compile(KEY.pattern + "=", re.ASCII)  # the beginning of an override on the command line
 
-SECTIONS = ("modalities", "objectives", "data", "train")  # keys that hold others and are no parts themselves
+SECTIONS = ("modalities", "objectives", "data", "train", "stages")  # keys that hold others and are no parts themselves
 
 # Keys that exclude each other: a later layer wins, within one layer it is an error (maemm.config.check).
 EXCLUSIVE = (("train.epochs", "train.steps"), ("train.lr", "train.base_lr"))
@@ -64,11 +64,13 @@ class Layer:
     def over(self, base: Layer) -> Layer:
         """This layer merged over ``base``, as a new one."""
         merged = Layer(dict(base.values), dict(base.origins))
-        for pair in EXCLUSIVE:
-            for key, other in (pair, pair[::-1]):
-                if self.get(key) is not None and self.get(other) is None and base.get(other) is not None:
-                    merged.values = _merge(merged.values, {"train": {other.removeprefix("train."): None}})
-                    merged.origins[other] = f"replaced by {key}"
+        stages = self.values.get("stages")
+        for prefix in ("", *(f"stages.{name}." for name in (stages if isinstance(stages, dict) else ()))):
+            for pair in EXCLUSIVE:
+                for key, other in ((prefix + a, prefix + b) for a, b in (pair, pair[::-1])):
+                    if self.get(key) is not None and self.get(other) is None and base.get(other) is not None:
+                        merged.values = _merge(merged.values, _nested(other, None))
+                        merged.origins[other] = f"replaced by {key}"
         replaced: list[str] = []
         merged.values = _merge(merged.values, self.values, replaced=replaced)
         for key in replaced:
@@ -77,6 +79,13 @@ class Layer:
             merged.origins[key] = self.origins.get(key) or next(below, self.origin(key))
         merged.origins |= self.origins
         return merged
+
+
+def _nested(key: str, value: Any) -> dict[str, Any]:
+    """ "a.b" -> {"a": {"b": value}}."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
 
 
 def _merge(

@@ -94,6 +94,23 @@ def _part(recipe: Mapping[str, Any], name: str) -> Part:
     return Part(source, modalities, own.get("passes") or 1.0, own.get("aug_repeats") or data.get("aug_repeats") or 1)
 
 
+def with_class_names(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe with the names of its data's classes, so that its checkpoints record them.
+
+    Raises :class:`MaemmError` where the head has another number of outputs.
+    """
+    if recipe["data"].get("classes") is not None or not recipe.get("head"):
+        return recipe
+    classes, count = open_source(recipe).classes, recipe["head"]["classes"]
+    if classes is None:
+        return recipe
+    if len(classes) != count:
+        raise MaemmError(
+            f"the data have {len(classes)} classes, the head {count} outputs; set head.classes={len(classes)}"
+        )
+    return {**recipe, "data": {**recipe["data"], "classes": list(classes)}}
+
+
 def open_parts(recipe: Mapping[str, Any]) -> tuple[Source, Source | None]:
     """(training source, validation source or None): a fraction of the same data, or other data (data.validation)."""
     whole = open_source(recipe)

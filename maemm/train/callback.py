@@ -17,7 +17,8 @@ T = TypeVar("T")
 class Callback:
     """Hooks of a run; by default they do nothing.
 
-    ``draw_pictures`` and ``finish`` are called on rank 0 alone, while the others wait: no collectives there.
+    ``draw_pictures``, ``finish`` and ``finish_stage`` are called on rank 0 alone, while the others wait: no collectives
+    there.
     """
 
     def begin(self, train_state: TrainState, loader: Loader, folder: RunFolder, log: Callable[[str], Any]) -> None:
@@ -28,6 +29,10 @@ class Callback:
 
     def finish(self) -> Path | None:
         """After the last checkpoint. Returns a file for the last line of the run, or None."""
+        return None
+
+    def finish_stage(self, folder: Path) -> Path | None:
+        """After each stage of a run of several in ``folder``, on rank 0 alone; as :meth:`finish`, for all of them."""
         return None
 
 

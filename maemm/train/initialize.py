@@ -79,27 +79,23 @@ def initialize_from(model: Model, weights: str | Path | Model | Mapping[str, Any
     ``strict`` (default): raises :class:`MaemmError` that names all other weights that are missing, unexpected or of
     another shape. Otherwise they keep their own initialisation, and are in the report.
     """
-    settings = {} if isinstance(weights, Model) else _settings(weights)
+    settings = dict(weights) if isinstance(weights, Mapping) else {"weights": weights}
     parts, strict = settings.pop("parts", None), settings.pop("strict", True)
     state = model.state_dict()
     _check_parts(parts, state)
     wanted = [key for key in state if parts is None or _inside(key, parts)]
-    if isinstance(weights, Model):
-        old, title = weights, "a model"
+    source = settings.pop("weights")
+    if isinstance(source, Model):
+        old, title = source, "a model"
     else:
         with_decoder = any(key.startswith("decoder.") for key in wanted) and model.decoder is not None
-        title = str(settings["weights"])
-        old = (load if with_decoder else load_encoder)(settings.pop("weights"), **settings)
+        old, title = (load if with_decoder else load_encoder)(source, **settings), str(source)
     report, result = InitReport(title), dict(state)
     _choose(model, old, wanted, parts, strict, report, result)
     fill(model, result, f"the weights of init ({title})")
     for target in model.all_targets():
         target.reset(model)
     return report
-
-
-def _settings(weights: str | Path | Mapping[str, Any]) -> dict[str, Any]:
-    return dict(weights) if isinstance(weights, Mapping) else {"weights": weights}
 
 
 def _check_parts(parts: Sequence[str] | None, state: Mapping[str, Tensor]) -> None:

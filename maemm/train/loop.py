@@ -41,13 +41,23 @@ SAVES, PICTURES = 200, 10  # about how many of each a run makes by default
 echo_line = partial(print, flush=True)  # lines must not wait in a buffer when the output goes to a file
 
 
-def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, callback: Callback | None = None) -> Path:
+def train(
+    recipe: dict[str, Any],
+    *,
+    echo: Callable[[str], Any] = echo_line,
+    callback: Callback | None = None,
+    goes_on: bool = False,
+) -> Path:
     """Train a resolved recipe in its run folder ``recipe["out"]`` and return that folder; called again, resume.
 
+    ``goes_on``: something else is trained after it, so that no advice is given where it is finished already.
     ``echo`` is called with the lines to print. Under ``torchrun`` all ranks call this. Raises :class:`MaemmError` for
     what a user can fix, and :class:`~maemm.train.signals.Interrupted` after SIGINT, SIGTERM, SIGUSR1 or SIGHUP, once a
     checkpoint has been saved.
     """
+    if recipe.get("stages"):
+        names = ", ".join(recipe["stages"])
+        raise MaemmError(f"the recipe has several stages ({names}), and this trains one; choose it: stage=NAME")
     if not recipe.get("out"):
         raise MaemmError("the recipe has no out; add out=runs/NAME, the folder of the run")
     folder = RunFolder(recipe["out"])
@@ -63,10 +73,8 @@ def train(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, cal
         steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
         resume_from = dist_context.on_rank0(lambda: latest_checkpoint(folder, source, held_out, console.log))
         if resume_from is not None and resume_from.step >= steps:
-            console.log(
-                f"{folder.path} is finished ({resume_from.step} steps); raise train.epochs to continue, or set another "
-                "out= for a new run"
-            )
+            advice = "" if goes_on else "; raise train.epochs to continue, or set another out= for a new run"
+            console.log(f"{folder.path} is finished ({resume_from.step} steps){advice}")
             return folder.path
         stack.callback(console.end)
         stack.enter_context(compiling.compiler_settings())

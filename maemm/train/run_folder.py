@@ -17,6 +17,7 @@ from maemm.contract.rng import RNG_VERSION
 from maemm.data.atomic import write_text
 from maemm.data.locks import folder_locked
 from maemm.train.initialize import InitReport
+from maemm.weights.checkpoints import CHECKPOINTS
 
 METRICS, BAD, INIT = "metrics.jsonl", "bad_samples.jsonl", "init.json"
 
@@ -44,7 +45,7 @@ class RunFolder:
         self.path = Path(path)
         self.recipe, self.metrics, self.bad = self.path / RECIPE, self.path / METRICS, self.path / BAD
         self.init = self.path / INIT  # what became of every tensor where the run began with weights
-        self.checkpoints, self.pictures = self.path / "checkpoints", self.path / "pictures"
+        self.checkpoints, self.pictures = self.path / CHECKPOINTS, self.path / "pictures"
         self.moved: dict[str, str] = {}  # keys that say where the data lie, of those that changed, and how
 
     @contextmanager
@@ -55,7 +56,11 @@ class RunFolder:
         The recipe is not stored before :meth:`store`. Raises :class:`MaemmError` where the folder cannot be used.
         """
         with folder_locked(self.path, user="run", log=log):
-            if any(self.checkpoints.glob("step-*")):
+            if begun := stages_begun(self.path):
+                raise MaemmError(
+                    f"{self.path} holds a run of stages ({', '.join(begun)}); choose another out=, or delete it"
+                )
+            if has_checkpoints(self.path):
                 if not self.recipe.exists():
                     raise MaemmError(f"{self.path} has checkpoints but no {RECIPE}; choose another out=, or delete it")
                 self.moved = compare(self.path, load(self.recipe, training=True), recipe, log)
@@ -100,6 +105,22 @@ class RunFolder:
             )
 
 
+def has_checkpoints(path: Path) -> bool:
+    """Whether a run in the folder has written a checkpoint, whole or not."""
+    return any((path / CHECKPOINTS).glob("step-*"))
+
+
+def stored_recipe(path: Path) -> dict[str, Any] | None:
+    """The recipe of a run folder, with defaults for what older versions did not have; None where there is none."""
+    return load(path / RECIPE, training=True) if (path / RECIPE).exists() else None
+
+
+def stages_begun(path: Path) -> list[str]:
+    """The stages of a run folder that have checkpoints, in order."""
+    stored = None if has_checkpoints(path) else stored_recipe(path)
+    return [name for name in (stored or {}).get("stages") or () if has_checkpoints(path / name)]
+
+
 def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Callable[[str], Any]) -> dict[str, str]:
     """Let a run continue with a recipe that trains the same, and log where its length has changed.
 
@@ -109,7 +130,7 @@ def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Cal
     changed = {line.partition(": ")[0]: line for line in diff(old, new)}
     before, after = flatten(old), flatten(new)
     moved = {key: line for key, line in changed.items() if _is_place(key, before.get(key), after.get(key))}
-    same = [key for key in ("init",) if key in changed and _same_file(before.get(key), after.get(key))]
+    same = [key for key in ("init", "init.weights") if key in changed and _same_weights(key, before, after)]
     refused = [line for key, line in changed.items() if key not in FREE | LENGTH | {*moved, *same}]
     if refused:
         more = f", and {len(refused) - _LISTED} more keys" if len(refused) > _LISTED else ""
@@ -132,5 +153,14 @@ def _is_place(key: str, old: Any, new: Any) -> bool:
     return all(isinstance(value, str) for value in values) and (key != VALIDATION or len(values) == 2)
 
 
-def _same_file(old: Any, new: Any) -> bool:
-    return all(isinstance(path, str) for path in (old, new)) and Path(old).resolve() == Path(new).resolve()
+def _same_weights(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two flat recipes begin with the same file, or with one that has moved together with the run: a stage."""
+    paths = [flat.get(key) for flat in (old, new)]
+    if not all(isinstance(path, str) for path in paths):
+        return False
+    if Path(paths[0]).resolve() == Path(paths[1]).resolve():
+        return True
+    beside = [
+        os.path.relpath(path, flat["out"]) for path, flat in zip(paths, (old, new), strict=True) if flat.get("out")
+    ]
+    return len(beside) == 2 and beside[0] == beside[1] and Path(beside[0]).parts[:1] == (os.pardir,)

@@ -16,6 +16,12 @@ def aligned(rows: list[list[str]]) -> list[str]:
     return lines
 
 
+def columns(rows: list[list[str]]) -> list[str]:
+    """Rows of texts as lines, every column to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def number(value: Any, digits: int = 4) -> str:
     """A number as a person writes it: 1,200 or 0.3512. None is "-"; texts stay."""
     if value is None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from maemm.config import RECIPE
+from maemm.config import RECIPE, reader
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_text, write_whole
 from maemm.model.model import Model
@@ -154,14 +154,29 @@ def _sha256(path: Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------------- what is loaded
+def run_of(folder: Path) -> Path:
+    """Of a run of several stages the folder of the last one that has weights; any other folder as it is."""
+    if (folder / CHECKPOINTS).is_dir() or not (folder / RECIPE).is_file():
+        return folder
+    try:
+        stages = reader.read(folder / RECIPE, str(folder / RECIPE))[0].get("stages")
+    except MaemmError:
+        return folder
+    for name in reversed(list(stages) if isinstance(stages, dict) else []):
+        if steps_in(folder / name / CHECKPOINTS):
+            return folder / name
+    return folder
+
+
 def find_checkpoint(folder: Path, log: Callable[[str], Any] = warn) -> Path:
     """The weights file of a checkpoint folder, or of the checkpoint of a run folder that is to be used.
 
     Of a run folder that is the best checkpoint if the run trained a classifier and validated it, else the last whole
     one; ``log`` gets a line where damaged ones are passed over. Of a checkpoint it is the average of the weights
     (``train.ema``, ``train.average``) if it has one. Raises :class:`MaemmError` where a checkpoint folder is damaged,
-    and where the folder holds no whole checkpoint.
+    and where the folder holds no whole checkpoint. Of a run of several stages it is that of the last one that has any.
     """
+    folder = run_of(folder)
     if _STEP.fullmatch(folder.name) or (folder / MODEL).is_file():
         return _in_checkpoint(folder)
     best, reason = folder / BEST, None

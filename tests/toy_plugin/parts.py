@@ -57,10 +57,18 @@ class Toys(Source):
     """Waves of a direction and length that follow from the index; ``other`` is the same wave turned by 90 degrees."""
 
     def __init__(
-        self, samples: int, bad: Sequence[int], nan: Sequence[int], delay: float, salt: int, lacks: dict | None = None
+        self,
+        samples: int,
+        bad: Sequence[int],
+        nan: Sequence[int],
+        delay: float,
+        salt: int,
+        lacks: dict | None = None,
+        labels: int | None = None,
     ):
         self.samples, self.bad, self.nan, self.delay, self.salt = samples, set(bad), set(nan), delay, salt
-        self.lacks = lacks or {}
+        self.lacks, self.labels = lacks or {}, labels
+        self.classes = None if labels is None else [f"class {number}" for number in range(labels)]
 
     def __len__(self) -> int:
         return self.samples
@@ -80,7 +88,8 @@ class Toys(Source):
         wave = np.sin(0.8 * (np.cos(angle) * x + np.sin(angle) * y) + index)[None].astype(np.float32)
         toy = np.full_like(wave, np.nan) if index in self.nan else wave
         raw = {"toy": toy, "other": np.rot90(wave, axes=(1, 2)).copy()}
-        return Sample({k: v for k, v in raw.items() if index not in self.lacks.get(k, ())}, self.name(index))
+        kept = {k: v for k, v in raw.items() if index not in self.lacks.get(k, ())}
+        return Sample(kept, self.name(index), None if self.labels is None else index % self.labels)
 
 
 def open_toys(
@@ -93,6 +102,7 @@ def open_toys(
     delay: float = 0.0,
     salt: int = 0,
     lacks: dict[str, Sequence[int]] | None = None,
+    labels: int | None = None,
 ) -> Source:
     """Options
     samples: how many
@@ -101,8 +111,9 @@ def open_toys(
     delay: seconds that one takes
     salt: changes the fingerprint
     lacks: {modality: indices of the samples that lack it}
+    labels: number of classes
     """
-    return Toys(samples, bad, nan, delay, salt, lacks)
+    return Toys(samples, bad, nan, delay, salt, lacks, labels)
 
 
 class Coupled(Reconstruct):

@@ -16,6 +16,7 @@ from maemm.config.paths import expanded
 from maemm.data.bad_samples import BadSample
 from maemm.tasks._shared.feature_files import arrays_of, is_features, save_npz
 from maemm.tasks._shared.features import Features
+from maemm.weights.checkpoints import run_of
 
 FORMAT = 1  # raise it whenever what the files hold changes
 LARGEST = 4 << 30  # bytes; larger features are not cached
@@ -23,7 +24,7 @@ LARGEST = 4 << 30  # bytes; larger features are not cached
 
 def folder_for(weights: Any) -> Path:
     """``features/`` in a run folder; for other weights the user's cache folder."""
-    path = expanded(weights) if isinstance(weights, (str, os.PathLike)) else None
+    path = run_of(expanded(weights)) if isinstance(weights, (str, os.PathLike)) else None
     if path is not None and (path / "checkpoints").is_dir():
         return path / "features"
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

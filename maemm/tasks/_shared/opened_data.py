@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class Opened:
     recipe: dict[str, Any]
     source: Source
     modalities: dict[str, Modality]
+    stages: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # of a recipe that has several; ``recipe`` is the first
 
     @property
     def title(self) -> str:
@@ -53,9 +56,11 @@ def open_data(data: str | os.PathLike, recipe: Recipe = None, overrides: Overrid
     if recipe is None:
         recipe, ending = guess(data)
     name = "the given recipe" if isinstance(recipe, Mapping) else os.fspath(recipe)
-    values = config.load(recipe, overrides)
+    resolved = config.resolve(recipe, overrides)
+    stages = {name: stage.values for name, stage in resolved.stages.items()}
+    values = next(iter(stages.values()), resolved.values)
     values["data"] = {**values["data"], "root": data, "mix": None}
     source = open_source(values)
     if not len(source):
         raise MaemmError(f"there are no samples ({data}); give data that are not empty")
-    return Opened(data, name, ending, values, source, build_modalities(values))
+    return Opened(data, name, ending, values, source, build_modalities(values), stages)

@@ -21,6 +21,7 @@ from maemm.data.atomic import cause_of, write_text
 from maemm.data.bad_samples import reason_of
 from maemm.tasks._shared.run_page import write_page
 from maemm.ui.streams import warn
+from maemm.weights.checkpoints import run_of
 
 
 def save_record(
@@ -33,7 +34,7 @@ def save_record(
     warning says so and the result is None.
     """
     path = os.fspath(weights) if isinstance(weights, (str, os.PathLike)) else None
-    if out is None and (path is None or not (expanded(path) / "checkpoints").is_dir()):
+    if out is None and (path is None or not (run_of(expanded(path)) / "checkpoints").is_dir()):
         return None
     versions = {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()}
     about = {"verb": verb, "what": "a model" if path is None else path}
@@ -43,7 +44,7 @@ def save_record(
     if out is not None:
         return write_text(expanded(out), text, "the metrics", advice="choose another -o")
     assert path is not None
-    free = expanded(path) / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    free = run_of(expanded(path)) / "evaluate" / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}.json"
     try:
         free = _reserve(free)
         return write_text(free, text, "the metrics")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +15,8 @@ from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
 from maemm.tasks._shared.evaluations import evaluations
 from maemm.tasks._shared.run_files import RunContents, read_run
+from maemm.train.initialize import InitReport
+from maemm.train.run_folder import INIT
 from maemm.ui.charts import Line, charts
 from maemm.ui.interactive import interactive_beside
 from maemm.ui.page import embedded, render, write_html
@@ -65,12 +68,21 @@ def page_data(run: RunContents) -> dict[str, Any]:
             charts([Line("", *run.column(column))], x_label="step", y_label=label, width=540, height=190, zero=True)
             for column, label in (("lr", "learning rate"), ("samples_per_second", "samples per second"))
         ],
+        "init": _init(run),
         "details": _details(run),
         "picture": last and {"name": last.name, "uri": embedded(last), "interactive": interactive_beside(last)},
         "earlier": [
             {"name": path.stem, "uri": embedded(path, _EARLIER_WIDTH)} for path in _evenly(run.pictures[:-1], _EARLIER)
         ],
     }
+
+
+def _init(run: RunContents) -> list[str]:
+    """What became of the weights of ``init``, in words; none where the run began without, or the file is damaged."""
+    try:
+        return InitReport(**json.loads((run.folder / INIT).read_text(encoding="utf-8"))).lines()
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return []
 
 
 def _tiles(run: RunContents) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from maemm.config.layers import flatten
 from maemm.contract.errors import MaemmError, advice
 from maemm.ui.parser import Verb, verb_parser
 from maemm.ui.streams import print_json, print_result
+from maemm.ui.text import columns
 
 VERB = Verb(
     "config", "ls | show RECIPE [key=value ...] | cat RECIPE", "list recipes, show one resolved, print its file"
@@ -59,11 +60,17 @@ def _show(recipe: str, overrides: list[str], as_json: bool) -> None:
     resolved = config.resolve(recipe, overrides, training=True)
     if as_json:
         origins = {key: resolved.origin(key) for key in flatten(resolved.values)}
-        print_json({"recipe": resolved.values, "origins": origins}, indent=2)
+        stages = {name: stage.values for name, stage in resolved.stages.items()}
+        print_json({"recipe": resolved.values, "origins": origins, **({"stages": stages} if stages else {})}, indent=2)
         return
     rows = list(_rows(resolved.values, resolved))
     width = min(max(len(text) for text, _ in rows), _WIDTH)
-    print_result("\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in rows))
+    lines = [f"{text:<{width}}  # {origin}" if origin else text for text, origin in rows]
+    if resolved.stages:  # as comments: what is printed stays a recipe
+        table = config.stage_rows({name: stage.values for name, stage in resolved.stages.items()})
+        lines += ["", *(f"# {line}" for line in columns(table))]
+        lines.append("# one of them, resolved: the same command with stage=NAME")
+    print_result("\n".join(lines))
 
 
 def _rows(

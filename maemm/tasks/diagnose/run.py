@@ -27,6 +27,7 @@ from maemm.tasks.diagnose.diagnosis import Diagnosis, Findings
 from maemm.tasks.diagnose.page import write_page
 from maemm.tasks.diagnose.ratios import RATIOS, Losses
 from maemm.ui.streams import warn
+from maemm.weights.checkpoints import run_of
 
 
 @writes("out")
@@ -112,7 +113,7 @@ def _page_path(weights: Weights, out: str | os.PathLike | None) -> Path:
         if path.suffix.lower() not in (".html", ".htm"):
             raise MaemmError(f"diagnose writes a page, not {path.name!r} (-o); give a name that ends in .html")
         return path
-    run = None if isinstance(weights, Model) else expanded(weights)
+    run = None if isinstance(weights, Model) else run_of(expanded(weights))
     return (run if run is not None and (run / "checkpoints").is_dir() else Path()) / "diagnose.html"
 
 

@@ -17,6 +17,7 @@ from maemm.tasks._shared.inputs import weights_stamp
 from maemm.tasks._shared.run_files import read_run
 from maemm.tasks.export.inference_model import InferenceModel
 from maemm.tasks.export.inputs import MEANINGS, input_name
+from maemm.weights.checkpoints import run_of
 
 _RECORDS = 20  # evaluations that a card holds, the last ones by name
 
@@ -112,6 +113,7 @@ def _maemm_call(exported: InferenceModel) -> str:
 def metrics_of(run: Path) -> dict[str, Any]:
     """The last metrics of a run's training and the records of its evaluations; empty where ``run`` is no run."""
     metrics: dict[str, Any] = {}
+    run = run_of(run)
     if not (run / "metrics.jsonl").is_file():
         return metrics
     rows = read_run(run).rows

@@ -17,12 +17,13 @@ from maemm.config.options import options_of
 from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
-from maemm.data.open import open_fold, open_source
+from maemm.data.open import open_fold, open_source, with_class_names
 from maemm.data.shots import Shots, labels_of
 from maemm.model.model import Model
 from maemm.tasks._shared.data_objects import path_of
 from maemm.tasks._shared.inputs import NO_LABELS, data_config, open_data, some_labels
 from maemm.weights import load_encoder, setting_names
+from maemm.weights.checkpoints import run_of
 
 #: MAE, appendix A.1 and its published script for ViT-B, with the layer decay of its larger models. Mixing samples is
 #: left to the recipe, as not all signals can be mixed.
@@ -101,7 +102,7 @@ def is_supervised(recipe: Mapping[str, Any]) -> bool:
 
 
 def _recipe_for(weights: str | os.PathLike, overrides: dict[str, Any]) -> dict[str, Any]:
-    path = expanded(weights)
+    path = run_of(expanded(weights))
     if (path / RECIPE).is_file():
         stored = config.load(path)
         is_new = not (is_supervised(stored) and _continues(path, stored, overrides))
@@ -118,7 +119,7 @@ def _recipe_for(weights: str | os.PathLike, overrides: dict[str, Any]) -> dict[s
             f"{weights} is a recipe of pre-training; give a run or weights to fine-tune, or a recipe with objectives: "
             "{classify: {}}, a head and init"
         )
-    recipe = _with_classes(recipe)
+    recipe = with_class_names(recipe)
     return recipe if "train.batch" in overrides else _with_small_batch(recipe)
 
 
@@ -173,23 +174,6 @@ def _with_small_batch(recipe: dict[str, Any]) -> dict[str, Any]:
     if recipe["train"]["batch"] <= samples * recipe["data"]["aug_repeats"]:
         return recipe
     return {**recipe, "train": {**recipe["train"], "batch": batch_for(samples)}}
-
-
-def _with_classes(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe with the names of its data's classes, so that its checkpoints record them.
-
-    Raises :class:`MaemmError` where the head has another number of outputs.
-    """
-    if recipe["data"].get("classes") is not None or not recipe.get("head"):
-        return recipe
-    classes, count = open_source(recipe).classes, recipe["head"]["classes"]
-    if classes is None:
-        return recipe
-    if len(classes) != count:
-        raise MaemmError(
-            f"the data have {len(classes)} classes, the head {count} outputs; set head.classes={len(classes)}"
-        )
-    return {**recipe, "data": {**recipe["data"], "classes": list(classes)}}
 
 
 def with_class_weights(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,8 @@ def compare(
 def _recipe(recipe: Any, overrides: Mapping[str, Any], steps: int) -> dict[str, Any]:
     resolved = config.load(recipe, {**overrides, "train.steps": steps, "train.epochs": None}, training=True)
     resolved.pop("out", None)
+    if resolved.get("stages"):
+        raise MaemmError(f"the recipe has several stages ({', '.join(resolved['stages'])}); choose one: stage=NAME")
     return resolved
 
 

@@ -10,6 +10,7 @@ from maemm.contract import Preprocessed
 from maemm.data.bad_samples import reason_of
 from maemm.data.loader import Loader
 from maemm.tasks._shared.run_page import write_page
+from maemm.tasks._shared.stages_page import write_stages_page
 from maemm.train.callback import Callback
 from maemm.train.run_folder import RunFolder
 from maemm.train.setup import EvenlySpaced
@@ -60,3 +61,7 @@ class Report(Callback):
         except Exception as error:
             self.log(f"no report ({reason_of(error)})")
             return None
+
+    def finish_stage(self, folder: Path) -> Path:
+        """Write the page of all stages and return it."""
+        return write_stages_page(folder)

@@ -10,6 +10,7 @@ from typing import Any
 from maemm import config
 from maemm.tasks.pretrain.report import Report
 from maemm.train.loop import echo_line, train
+from maemm.train.stages import train_stages
 
 
 def pretrain(recipe: str | os.PathLike | Mapping[str, Any], **overrides: Any) -> Path:
@@ -23,5 +24,8 @@ def pretrain(recipe: str | os.PathLike | Mapping[str, Any], **overrides: Any) ->
 
 
 def train_recipe(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line) -> Path:
-    """:func:`maemm.train.loop.train` of a resolved recipe, with pictures of reconstructions and ``report.html``."""
-    return train(recipe, echo=echo, callback=Report())
+    """:func:`maemm.train.loop.train` of a resolved recipe, with pictures of reconstructions and ``report.html``.
+
+    Where the recipe has ``stages``, all of them, see :func:`maemm.train.stages.train_stages`.
+    """
+    return (train_stages if recipe.get("stages") else train)(recipe, echo=echo, callback=Report())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from maemm.config import stage_rows
 from maemm.tasks._shared.sample_facts import element_valid
 from maemm.tasks.show.shown import Part, Shown, padding, statistics
 from maemm.ui.page import embedded, render, write_html
@@ -26,6 +27,8 @@ def page(shown: Shown) -> None:
         data=opened.data,
         recipe=opened.name,
         several=len(opened.source) > 1,
+        stages=stage_rows(opened.stages) if opened.stages else None,
+        stage=next(iter(opened.stages), None),
     )
     write_html(shown.path, text)
 
