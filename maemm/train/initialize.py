@@ -79,7 +79,7 @@ def initialize_from(model: Model, weights: str | Path | Model | Mapping[str, Any
     ``strict`` (default): raises :class:`MaemmError` that names all other weights that are missing, unexpected or of
     another shape. Otherwise they keep their own initialisation, and are in the report.
     """
-    settings = dict(weights) if isinstance(weights, Mapping) else {"weights": weights}
+    settings: dict[str, Any] = dict(weights) if isinstance(weights, Mapping) else {"weights": weights}
     parts, strict = settings.pop("parts", None), settings.pop("strict", True)
     state = model.state_dict()
     _check_parts(parts, state)

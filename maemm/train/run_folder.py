@@ -155,12 +155,11 @@ def _is_place(key: str, old: Any, new: Any) -> bool:
 
 def _same_weights(key: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Whether two flat recipes begin with the same file, or with one that has moved together with the run: a stage."""
-    paths = [flat.get(key) for flat in (old, new)]
-    if not all(isinstance(path, str) for path in paths):
+    before, after = old.get(key), new.get(key)
+    if not (isinstance(before, str) and isinstance(after, str)):
         return False
-    if Path(paths[0]).resolve() == Path(paths[1]).resolve():
+    if Path(before).resolve() == Path(after).resolve():
         return True
-    beside = [
-        os.path.relpath(path, flat["out"]) for path, flat in zip(paths, (old, new), strict=True) if flat.get("out")
-    ]
+    places = [(path, flat.get("out")) for path, flat in ((before, old), (after, new))]
+    beside = [os.path.relpath(path, out) for path, out in places if isinstance(out, str)]
     return len(beside) == 2 and beside[0] == beside[1] and Path(beside[0]).parts[:1] == (os.pardir,)
