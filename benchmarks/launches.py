@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,26 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {  # recipe, samples of a st
 }
 
 
-def count(name: str) -> dict[str, Any]:
-    """The counts of one case, of the maemm that is imported here."""
+def counts(case: tuple[str, int, dict[str, Any]], compiled: bool | str = False) -> dict[str, Any]:
+    """The counts of one case, of the maemm that is imported here. ``compiled``: ``train.compile``."""
     sys.path.append(str(HERE))  # the pretended GPU is always the one of this checkout
     from maemm import config
     from tests.pretended_gpu.device import gpu
+    from tests.pretended_gpu.inductor import lowered
     from tests.pretended_gpu.recipes import Samples, counted_step
     from tests.pretended_gpu.work import counted
 
-    recipe_name, batch, changes = CASES[name]
-    base = {"train.batch": batch, "train.micro_batch": None, "train.compile": False}
-    with tempfile.TemporaryDirectory() as folder, gpu(values=False) as seen, counted(seen) as work:
-        memory = counted_step(config.load(recipe_name, base | changes), Samples(Path(folder)), seen, work)
+    recipe_name, batch, changes = case
+    base = {"train.batch": batch, "train.micro_batch": None, "train.compile": compiled}
+    recipe = config.load(recipe_name, base | changes)
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        seen = stack.enter_context(gpu(values=False))
+        work = stack.enter_context(counted(seen))
+        graphs = stack.enter_context(lowered(seen, work)) if compiled else []
+        memory = counted_step(recipe, Samples(Path(folder)), seen, work)
+        if compiled and not graphs:
+            raise RuntimeError(f"nothing of {recipe_name} was compiled")
     return {
         "launches": work.launches,
         "GB": round(work.bytes / 1e9, 1),
@@ -81,7 +90,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--count", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.count:
-        row = count(args.count)
+        row = counts(CASES[args.count])
         print(json.dumps(row))
         return row
     checkouts = {"after": HERE} if args.before is None else {"before": args.before.resolve(), "after": HERE}

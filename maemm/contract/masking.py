@@ -17,10 +17,13 @@ class Masking(ABC):
 
     counts_visible: bool = False  # True: visible tokens are predicted and count in the loss, as in an autoencoder
 
-    @property
-    def static(self) -> bool:
-        """Whether plans for tokens of one shape have one shape in all steps, so that a step may be compiled."""
-        return True
+    def shapes(self, tokens: dict[str, Tokens]) -> int | None:
+        """How many shapes, at most, the plans for ``tokens`` of these shapes have in a training, of all sets together.
+
+        Every shape is compiled by itself, and where there are few steps are compiled (``train.compile``). By default 1:
+        the shapes of plans follow from those of the tokens alone. None: any number.
+        """
+        return 1
 
     @abstractmethod
     def __call__(

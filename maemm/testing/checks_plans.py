@@ -12,6 +12,7 @@ from maemm.contract.rng import Rng
 from maemm.testing.case import OTHER, Case, check, take_rows
 from maemm.testing.outcome import NotUsed
 
+STEPS = 12  # in which the shapes of plans are counted
 MODEL_PARTS = ("modalities", "encoders", "decoders")
 
 
@@ -105,6 +106,21 @@ def plan_is_repeatable(case: Case) -> None:
         received, wanted = ([(p.visible.shape, p.predict.shape) for p in some] for some in (other, whole))
         change = "let shapes depend on N, and on numbers of the whole batch (RatioMasking), not on those of a sample"
         case.require(received == wanted, "shapes of plans", received, wanted, change)
+
+
+@check("maskings", needs=["plan_is_repeatable"])
+def shapes_are_as_many_as_said(case: Case) -> None:
+    """Plans of several steps have no more shapes than ``shapes()`` says, so that few are compiled."""
+    model, preprocessed = case.model(), case.example()
+    drawn, tokens = set(), {}
+    for step in range(STEPS):
+        rng = replace(case.rng(key=step), progress=step / STEPS)
+        for inputs in (sets[case.signal] for sets in model.plan_sets({case.signal: preprocessed}, rng)):
+            tokens = {case.signal: inputs.tokens}
+            drawn.add((inputs.plan.visible.shape, inputs.plan.predict.shape))
+    said = model.masking.shapes(tokens)
+    change = "let shapes() return how many shapes plans may have in a training, or None where it is any number"
+    case.require(said is None or len(drawn) <= said, "shapes of plans in a training", len(drawn), said, change)
 
 
 @check("maskings", needs=["plan_is_legal"])

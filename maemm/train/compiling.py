@@ -5,45 +5,84 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Rng
+from maemm.model.build import build_masking, build_modalities
 from maemm.model.model import Model
 from maemm.model.repeated import compile_blocks, repeated_blocks
 from maemm.train.step import MicroBatches, TrainState, rehearse
 
 Setting = bool | Literal["auto", "blocks"]
 
-MOST_SHAPES = 8  # of the tokens of a run: every one is compiled, and a cold start must end
-MOST_GRAPHS = 64  # of a function: torch allows 8, but encoder, decoder and streams share the code of their blocks
+MOST_SHAPES = 16  # of the tokens of a run: every one is compiled, and a cold start must end
+MOST_GRAPHS = 8 * MOST_SHAPES  # of a function, as encoder, decoder and streams share the code of their blocks
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """In how many sizes the tokens of a run come, and are visible and predicted."""
+
+    count: int | None  # at most; None: any number
+    why_any: str = ""  # where it is None
+
+    @property
+    def refusal(self) -> str | None:
+        """Why such steps are not compiled, if they are not."""
+        if self.count is None:
+            return f"{self.why_any}, and every size would be compiled"
+        if self.count <= MOST_SHAPES:
+            return None
+        return f"batches come in up to {self.count:,} sizes, more than the {MOST_SHAPES} that are compiled"
+
+
+def sizes_of(recipe: dict[str, Any]) -> Sizes:
+    """The sizes of batches (``Modality.token_shapes``) times those of plans for them (``Masking.shapes``).
+
+    Plans are asked about the tokens of an example. Raises :class:`MaemmError` for plans that can never be drawn.
+    """
+    count, tokens = 1, {}
+    for name, modality in build_modalities(recipe).items():
+        shapes = modality.token_shapes()
+        if shapes is None:
+            return Sizes(None, f"batches of {name} come in any number of sizes")
+        count *= shapes
+        try:
+            tokens[name] = modality.tokenize(modality.example(1, Rng(("sizes",))))
+        except MaemmError:
+            return Sizes(None, f"{name} has no example() that tells its tokens")
+    of_plans = build_masking(recipe).shapes(tokens)
+    if of_plans is None:
+        return Sizes(None, "the masking hides any number of tokens in a step")
+    return Sizes(count * of_plans)
 
 
 def wanted(setting: Setting, model: Model, device: torch.device) -> bool:
-    """Whether ``train.compile`` asks for compilation: ``auto`` on CUDA, where the tokens of batches have few shapes.
+    """Whether ``train.compile`` asks for compilation: ``auto`` on CUDA, where tokens and plans have few sizes.
 
     Raises :class:`MaemmError` where another setting asks for it and they have too many.
     """
     if setting is False or (setting == "auto" and device.type != "cuda"):
         return False
-    reason = _too_many_shapes(model)
-    if reason is not None and setting != "auto":
-        raise MaemmError(f"{reason} (train.compile); give them few sizes, or set train.compile=false")
-    return reason is None
+    refusal = sizes_of(model.recipe).refusal
+    if refusal is not None and setting != "auto":
+        raise MaemmError(f"{refusal} (train.compile); give them few sizes, or set train.compile=false")
+    return refusal is None
 
 
-def _too_many_shapes(model: Model) -> str | None:
-    if not model.masking.static:
-        return "the masking hides another number of tokens in each step, and every number would be compiled"
-    shapes = 1
-    for name, modality in model.modalities.items():
-        count = modality.token_shapes()
-        if count is None:
-            return f"batches of {name} come in any number of sizes, and every size would be compiled"
-        shapes *= count
-    return None if shapes <= MOST_SHAPES else f"batches come in {shapes} sizes, more than the {MOST_SHAPES} compiled"
+def on_gpu(setting: Setting, recipe: dict[str, Any]) -> str:
+    """In words: whether ``train.compile`` compiles the steps of a recipe on a GPU, and why not."""
+    if setting is False:
+        return "not compiled (train.compile: false)"
+    sizes = sizes_of(recipe)
+    if sizes.refusal is not None:
+        return f"not compiled, as {sizes.refusal}"
+    return "compiled, as all batches have one size" if sizes.count == 1 else f"compiled, in {sizes.count} sizes"
 
 
 def start(train_state: TrainState, micro_batches: MicroBatches, setting: Setting, log: Callable[[str], Any]) -> None:

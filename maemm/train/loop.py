@@ -181,6 +181,8 @@ class Run:
         for line in (left_out_line(self.order), shortened_warmup(self.settings, *length), *begins):
             if line is not None:
                 self.console.log(line)
+        if self.dist_context.device.type == "cuda":
+            self.console.log(f"steps are {compiling.on_gpu(self.settings['compile'], self.train_state.model.recipe)}")
         if self.step:
             self.console.log(f"resuming from step {self.step}")
         self.console.begin(self.step, self.steps)

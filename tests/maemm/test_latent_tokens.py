@@ -269,7 +269,7 @@ def test_a_ratio_that_falls_over_the_training():
         assert masking.notes(tokens, rng)["image"] == [
             f"ratio from 0.6 to 0 over 100 % of the training (linear), here {0.6 * (1 - progress):g}"
         ]
-    assert seen == [6, 11, 16] and masking.static
+    assert seen == [6, 11, 16] and masking.shapes(tokens) == 1
 
 
 # --------------------------------------------------------------------------------------- learned rotations

@@ -429,18 +429,20 @@ def test_each_modality_has_its_own_guide(toys):
 
 def test_plans_have_one_shape_unless_each_part_is_rounded_while_the_share_changes():
     course, tokens = {"start": 0.0, "end": 1.0}, tokens_of()
-    for options, static in (
-        ({}, True),
-        ({"share": course}, True),
-        ({"share": course, "noise": "subset", "count": "round_hidden"}, True),
-        ({"share": course, "count": "round_hidden", "ratio": 0.45}, False),
-        ({"ratio": [0.2, 0.3]}, False),
+    for options, shapes in (
+        ({}, 1),
+        ({"share": course}, 1),
+        ({"share": course, "noise": "subset", "count": "round_hidden"}, 1),
+        ({"share": course, "count": "round_hidden", "ratio": 0.45}, 3),
+        ({"ratio": [0.2, 0.3]}, 1 + math.ceil(tokens.count * 0.1)),
     ):
         masking = Attention(**options)
         steps = [rng(step=step, progress=step / 20) for step in range(20)]
         widths = {drawn(masking, tokens, each).predict.shape[1] for each in steps}
-        assert masking.static is static and (len(widths) == 1) is static
-    assert Clusters().static and not Clusters(ratio=(0.2, 0.3)).static
+        assert (
+            masking.shapes({"toy": tokens}) == shapes and len(widths) <= shapes and (len(widths) == 1) == (shapes == 1)
+        )
+    assert Clusters().shapes({"toy": tokens}) == 1 < Clusters(ratio=(0.2, 0.3)).shapes({"toy": tokens})
 
 
 # ---------------------------------------------------------------------------------------------------------- mistakes

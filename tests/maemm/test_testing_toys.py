@@ -11,6 +11,7 @@ from maemm.testing.suite import result_of
 USED = {  # {check: the toys that it is about}; for the others there is nothing to check
     "plan_is_legal": {"toy", "four", "sizes", "budget", "guided"},
     "plan_is_repeatable": {"toy", "four", "sizes", "budget", "guided"},
+    "shapes_are_as_many_as_said": {"four", "sizes", "budget", "guided"},
     "budget_is_kept": {"budget"},
     "a_bad_step_moves_nothing": {"average", "levels", "adversary"},
     "teacher_runs_once": {"average", "levels"},

@@ -113,6 +113,8 @@ class PretendedGpu(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         device = kwargs.get("device")
+        if func.namespace == "prims":  # Inductor's own take it by position
+            device = next((x for x in args if isinstance(x, torch.device)), device)
         target = None if device is None else torch.device(device).type
         if target != "cuda" and not any(map(is_on_gpu, tree_leaves((args, kwargs)))):
             return func(*args, **kwargs)  # the CPU's own work
@@ -218,17 +220,26 @@ def _empty_like(x: Any) -> Any:
 
 
 # ----------------------------------------------------------------------------------------------- the backward pass
-def gradients_of(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[Tensor, Tensor]:
-    """{leaf: gradient}. torch's engine asks the driver for streams; this walks the same nodes in Python."""
+def gradients_of(
+    roots: Sequence[Tensor], gradients: Sequence[Tensor], inner: Sequence[Tensor] = ()
+) -> dict[Tensor, Tensor]:
+    """{leaf: gradient}, and of ``inner`` tensors that are no leaves. torch's engine asks the driver for streams; this
+    walks the same nodes in Python."""
+    arrived: dict[Any, dict[int, Tensor]] = {x.grad_fn: {} for x in inner}
     # By this number activations that are computed again know that they have been in this backward pass.
     with mock.patch.object(torch._C, "_current_graph_task_id", partial(int, next(_passes))):
-        return _walk(roots, gradients)
+        leaves = _walk(roots, gradients, arrived)
+    inner_gradients = {x: arrived[x.grad_fn].get(x.output_nr) for x in inner}
+    return leaves | {x: gradient for x, gradient in inner_gradients.items() if gradient is not None}
 
 
 _passes = itertools.count(1_000_000)
 
 
-def _walk(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+def _walk(
+    roots: Sequence[Tensor], gradients: Sequence[Tensor], kept: dict[Any, dict[int, Tensor]]
+) -> dict[Tensor, Tensor]:
+    """``kept`` is filled with what arrives at its nodes, by output."""
     leaves: dict[Tensor, Tensor] = {}
     arrived: dict[Any, dict[int, Tensor]] = {}  # by node: gradient of each of its outputs
     for root, gradient in zip(roots, gradients, strict=True):
@@ -242,6 +253,10 @@ def _walk(roots: Sequence[Tensor], gradients: Sequence[Tensor]) -> dict[Tensor, 
             if (leaf := getattr(node, "variable", None)) is not None:
                 if 0 in own:
                     leaves[leaf] = _laid_out_like(leaf, own[0])
+                continue
+            if node in kept:
+                kept[node] = own
+            if "Error" in node.name():  # stands where a graph must not be left, as behind AOT's outputs
                 continue
             results = _call(node, own) if own else [None] * len(node.next_functions)
             for (user, number), gradient in zip(node.next_functions, results, strict=False):
@@ -317,12 +332,21 @@ def _backward(
 
 
 def _grad(
-    outputs: Any, inputs: Any, *args: Any, allow_unused: bool = False, **kwargs: Any
+    outputs: Any, inputs: Any, grad_outputs: Any = None, *args: Any, allow_unused: bool = False, **kwargs: Any
 ) -> tuple[Tensor | None, ...]:
-    """``torch.autograd.grad`` of one scalar with respect to leaves."""
+    """``torch.autograd.grad``; None for inputs that the outputs do not depend on, where that is allowed."""
+    outputs = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    given = [None] * len(outputs) if grad_outputs is None else tree_leaves(grad_outputs, is_leaf=lambda x: x is None)
+    pairs = [
+        (output, torch.ones_like(output) if gradient is None else gradient)
+        for output, gradient in zip(outputs, given, strict=True)
+        if output.grad_fn is not None
+    ]
+    inputs = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    inner = [x for x in inputs if x.grad_fn is not None]
     with torch.no_grad():
-        leaves = gradients_of([outputs], [torch.ones_like(outputs)])
-    return tuple(leaves.get(leaf) if allow_unused else leaves[leaf] for leaf in inputs)
+        gradients = gradients_of([output for output, _ in pairs], [gradient for _, gradient in pairs], inner)
+    return tuple(gradients.get(x) if allow_unused else gradients[x] for x in inputs)
 
 
 # ----------------------------------------------------------------------------------------------------- the pretence

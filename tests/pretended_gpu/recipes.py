@@ -18,6 +18,7 @@ from maemm.contract.rng import Rng
 from maemm.data.labels import stack
 from maemm.data.loader import Batch
 from maemm.model.build import build_modalities
+from maemm.train.compiling import start
 from maemm.train.distributed import DistContext
 from maemm.train.logging import Means
 from maemm.train.nonfinite import NonFiniteWatch
@@ -212,6 +213,8 @@ def counted_step(recipe: dict[str, Any], samples: Samples, seen: PretendedGpu, w
             held = work.held
         set_lr(state.optimizer, 1e-3)
         micro_batches = plan_micro_batches(state, step, [batch] * accumulation)
+        if not step and state.compiled:
+            start(state, micro_batches, train["compile"], print)
         if step == 1:
             planned = work.held
         result = take_step(state, micro_batches)

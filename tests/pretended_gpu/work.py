@@ -41,7 +41,7 @@ REACHED = {"product": 0.75, "attention": 0.5}
 
 #: operations that only look at memory in another way, or allocate it
 NO_KERNEL = ("empty", "new_empty", "detach", "_unsafe_view", "_reshape_alias", "lift_fresh", "alias", "set_")
-COPIES = ("_to_copy", "clone", "copy_", "cat", "stack", "constant_pad_nd", "index_select", "gather")
+COPIES = ("clone", "copy_", "cat", "stack", "constant_pad_nd", "index_select", "gather")
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward")
 #: kernels of what takes more than one
 KERNELS = {
@@ -68,26 +68,45 @@ class Kind:
 
 @dataclass
 class Work:
-    """What was done: ``kinds`` are product, attention, norm, copy, update and elementwise."""
+    """What was done: ``kinds`` are product, attention, norm, cast, copy, update and elementwise."""
 
     kinds: dict[str, Kind] = field(default_factory=lambda: defaultdict(Kind))
     fp32: str = "tf32"  # how products of float32 are computed
     held: int = 0  # bytes on the device that are in use now
     peak: int = 0
+    _counts: bool = True
 
     def __call__(self, func: Any, args: Any, kwargs: Any, results: Any) -> None:
         self._hold(results)
+        if self._counts:
+            self.count(func, args, kwargs, results)
+
+    def count(self, func: Any, args: Any, kwargs: Any, results: Any) -> None:
+        """Count an eager operation, or the same as a part of a compiled graph."""
         name = func._schema.name.removeprefix("aten::")
         launches = _launches(func, name, args, kwargs)
         if not launches:
             return
         flops = _flops(func, args, kwargs, results)
-        kind = self.kinds[_kind(name)]
         size = _size((args, kwargs)) + _size(results)
-        kind.launches += launches
-        kind.bytes += size
-        kind.flops += flops
-        kind.seconds += max(launches * LAUNCH, size / BANDWIDTH, flops / self._rate(name, args) if flops else 0.0)
+        self.add(_kind(name), launches, size, flops, flops / self._rate(name, args) if flops else 0.0)
+
+    def add(self, kind: str, launches: int, size: int, flops: int = 0, seconds: float = 0.0) -> None:
+        """Count launches of a ``kind`` that move ``size`` bytes and compute for ``seconds``."""
+        sums = self.kinds[kind]
+        sums.launches += launches
+        sums.bytes += size
+        sums.flops += flops
+        sums.seconds += max(launches * LAUNCH, size / BANDWIDTH, seconds)
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Within the block nothing is counted; what memory is held is known all the same."""
+        before, self._counts = self._counts, False
+        try:
+            yield
+        finally:
+            self._counts = before
 
     def _rate(self, name: str, args: Any) -> float:
         dtypes = {x.dtype for x in tree_leaves(args) if is_on_gpu(x)}
@@ -143,6 +162,8 @@ def _kind(name: str) -> str:
         return "product"
     if "layer_norm" in name or "batch_norm" in name:
         return "norm"
+    if name == "_to_copy":
+        return "cast"
     return "copy" if name in COPIES else "elementwise"
 
 
@@ -187,7 +208,7 @@ def fused_attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """The kernel that a GPU takes: torch chooses none where there is no device to ask."""
-    if not is_on_gpu(query):
+    if query.device.type != "cuda":  # not is_on_gpu(), which Dynamo does not see
         return _plain_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if attn_mask is None and query.dtype in (torch.bfloat16, torch.float16):
         flash = torch.ops.aten._scaled_dot_product_flash_attention.default

@@ -42,6 +42,9 @@ class FourSets(PerModalityMasking):
 class TwoSizes(Masking):
     """Two plans of each sample, which hide different numbers of tokens (V-JEPA 2)."""
 
+    def shapes(self, tokens):
+        return 2
+
     def __call__(self, tokens, rng, guides=None):
         plans = []
         for ratio in (0.25, 0.75):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -102,11 +103,13 @@ class Attention(GuidedMasking):
         """The published noise scale c."""
         return 1 - self.share.at(progress)
 
-    @property
-    def static(self) -> bool:
+    def shapes(self, tokens: dict[str, Tokens]) -> int | None:
         """Published rounding, of each part by itself, changes counts by one while the share changes."""
+        shapes = super().shapes(tokens)
         changes = self.share.start != self.share.end and self.noise == "rest" and self.count == "round_hidden"
-        return super().static and not changes
+        if not changes or shapes is None:
+            return shapes
+        return shapes * math.prod(3 if x.valid is None else 9 for x in tokens.values())
 
     def guides(self, progress: float) -> bool:
         return self.initial * self._chance(progress) < 1

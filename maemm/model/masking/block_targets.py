@@ -59,12 +59,18 @@ class BlockTargets:
 
 
 @lru_cache(maxsize=64)
+def all_sizes(drawn: BlockTargets) -> tuple[set[Area], set[Area]]:
+    """The sizes that targets, and that contexts may have: those of 257 evenly spaced numbers."""
+    both = [drawn.sizes((step / _STEPS, step / _STEPS)) for step in range(_STEPS + 1)]
+    return {target for target, _ in both}, {context for _, context in both}
+
+
+@lru_cache(maxsize=64)
 def refuse_impossible(drawn: BlockTargets, where: str) -> None:
     """Raise :class:`MaemmError` where a block may have too few tokens: published code would draw it for ever."""
-    numbers = [step / _STEPS for step in range(_STEPS + 1)]
     frames, rows, columns = drawn.grid
-    for role, number in (("target", 0), ("context", 1)):
-        least = min(frames * size[0] * size[1] for size in (drawn.sizes((u, u))[number] for u in numbers))
+    for role, sizes in zip(("target", "context"), all_sizes(drawn), strict=True):
+        least = min(frames * size[0] * size[1] for size in sizes)
         if least <= drawn.min_keep:
             raise MaemmError(
                 f"a {role} block may have {least} of {frames * rows * columns} tokens, not more than min_keep "

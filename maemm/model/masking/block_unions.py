@@ -66,17 +66,26 @@ def _others(index: Tensor, total: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+def boxes(generator: Generator, grid: Box, lengths: int = _STEPS + 1) -> set[Box]:
+    """The boxes that may be drawn: those of 65 evenly spaced numbers for each of length, area and shape; the longest
+    ``lengths`` of the lengths."""
+    numbers = [step / _STEPS for step in range(_STEPS + 1)]
+    frames = {generator.box(grid, (u, 0.0, 0.0))[0] for u in numbers[-lengths:]}
+    areas = {generator.box(grid, (0.0, area, shape))[1:] for area in numbers for shape in numbers}
+    return {(length, *area) for length in frames for area in areas}
+
+
+@lru_cache(maxsize=64)
 def refuse_impossible(generator: Generator, grid: Box, where: str) -> None:
     """Raise :class:`MaemmError` where boxes may be empty, or may cover everything."""
     if generator.full_complement and generator.pred_full_complement:
         raise MaemmError(f"full_complement and pred_full_complement exclude each other ({where}); set one of them")
-    numbers = [step / _STEPS for step in range(_STEPS + 1)]
-    boxes = {generator.box(grid, (1.0, area, shape)) for area in numbers for shape in numbers}
-    if min(math.prod(box) for box in boxes) < 1:
+    longest = boxes(generator, grid, lengths=1)
+    if min(math.prod(box) for box in longest) < 1:
         raise MaemmError(
             f"a box may have no token: scale {generator.scale[0]:g} of {grid[1]} x {grid[2]} ({where}); raise scale"
         )
-    if grid in boxes:
+    if grid in longest:
         raise MaemmError(
             f"a box may cover all of the grid {grid[0]} x {grid[1]} x {grid[2]}, so that nothing is visible ({where}); "
             "lower scale or temporal_scale"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from maemm.contract import Masking, Plan, Tokens
@@ -23,9 +24,11 @@ class EachModality(Masking):
     def guide_of(self, name: str, progress: float) -> str | None:
         return self.maskings[name].guide_of(name, progress)
 
-    @property
-    def static(self) -> bool:
-        return all(masking.static for masking in self.maskings.values())
+    def shapes(self, tokens: dict[str, Tokens]) -> int | None:
+        """Each modality draws for itself."""
+        counts = [self.maskings[name].shapes({name: x}) for name, x in tokens.items()]
+        known = [count for count in counts if count is not None]
+        return math.prod(known) if len(known) == len(counts) else None
 
     def __call__(
         self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -77,13 +78,28 @@ class MultiBlock(Masking):
         if count == "official" and any(x is not None for x in (keep, *(each.keep for each in self.generators))):
             raise MaemmError("keep is for exact counts, not count: official (masking.keep); leave out one of them")
 
-    @property
-    def static(self) -> bool:
-        """Blocks have other sizes in every step, unless there is nothing to draw."""
-        ranges = [self.aspect, self.target_scale, self.context_scale]
+    def shapes(self, tokens: dict[str, Tokens]) -> int | None:
+        """As many as sizes can be drawn, or fewer, where counts are exact: some have equal counts."""
+        if self.count == "official":
+            return None
+        return math.prod(len(self._exact_counts(name, x)) for name, x in tokens.items())
+
+    def _exact_counts(self, name: str, tokens: Tokens) -> set[tuple[int, int]]:
+        """All (visible, predicted) that plans may have."""
+        grid, where = frames_rows_columns(name, tokens, "multi_block"), f"modalities.{name}.masking"
         if self.generators:
-            ranges = [drawn for x in self.generators for drawn in (x.scale, x.aspect, x.temporal_scale)]
-        return self.count == "exact" and all(low == high for low, high in ranges)
+            return {
+                block_unions.exact_counts(generator, grid, box)
+                for generator in self.generators
+                for box in block_unions.boxes(generator, grid)
+            }
+        blocks = self._blocks(grid)
+        targets, contexts = block_targets.all_sizes(blocks)
+        return {
+            (self._keep(blocks, (target, context), where), target[0] * target[1])
+            for target in targets
+            for context in contexts
+        }
 
     def _refuse_options_of_targets(self) -> None:
         for name, default in (MultiBlock.__init__.__kwdefaults__ or {}).items():
@@ -118,7 +134,13 @@ class MultiBlock(Masking):
                 self._of_union(generator, number, grid, (uniforms[0], uniforms[1], uniforms[2]), name, tokens, rng)
                 for number, generator in enumerate(self.generators)
             ]
-        blocks = BlockTargets(
+        blocks = self._blocks(grid)
+        block_targets.refuse_impossible(blocks, where)
+        return [self._of_targets(blocks, name, tokens, rng, where)]
+
+    # ---- I-JEPA
+    def _blocks(self, grid: Box) -> BlockTargets:
+        return BlockTargets(
             grid,
             self.targets,
             self.target_scale,
@@ -128,10 +150,7 @@ class MultiBlock(Masking):
             self.min_keep,
             self.allow_overlap,
         )
-        block_targets.refuse_impossible(blocks, where)
-        return [self._of_targets(blocks, name, tokens, rng, where)]
 
-    # ---- I-JEPA
     def _of_targets(self, blocks: BlockTargets, name: str, tokens: Tokens, rng: Rng, where: str) -> _Drawn:
         target, context = batch_rng(rng).floats(f"mask/{name}/size", 2)
         sizes = blocks.sizes((target, context))

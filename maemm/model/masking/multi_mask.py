@@ -32,9 +32,8 @@ class MultiMask(Masking):
     def guide_of(self, name: str, progress: float) -> str | None:
         return self.masking.guide_of(name, progress)
 
-    @property
-    def static(self) -> bool:
-        return self.masking.static
+    def shapes(self, tokens: dict[str, Tokens]) -> int | None:
+        return self.masking.shapes(tokens)
 
     def __call__(
         self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None

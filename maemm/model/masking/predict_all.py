@@ -36,8 +36,9 @@ class PredictAll(Masking):
     def __call__(
         self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None
     ) -> dict[str, Plan] | list[dict[str, Plan]]:
+        fixed = self.masking.shapes(tokens) == 1
         sets = [
-            {name: self._predicting_all(plan, tokens[name]) for name, plan in plans.items()}
+            {name: self._predicting_all(plan, tokens[name], fixed) for name, plan in plans.items()}
             for plans in as_sets(self.masking(tokens, rng, guides))
         ]
         return sets if len(sets) > 1 else sets[0]
@@ -45,13 +46,13 @@ class PredictAll(Masking):
     def notes(self, tokens: dict[str, Tokens], rng: Rng) -> dict[str, list[str]]:
         return self.masking.notes(tokens, rng)
 
-    def _predicting_all(self, plan: Plan, tokens: Tokens) -> Plan:
+    def _predicting_all(self, plan: Plan, tokens: Tokens, fixed: bool) -> Plan:
         shown = Plan.all_visible(replace(tokens, rows=None))  # the tokens of each sample that are no padding
         predict, valid = shown.visible, shown.visible_valid
         if plan.rows is not None:
             predict, valid = predict[plan.rows], None if valid is None else valid[plan.rows]
         counted = torch.ones(predict.shape, device=predict.device) if valid is None else valid.float()
-        plan = plan if self.masking.static else _padded(plan, tokens.count)
+        plan = plan if fixed else _padded(plan, tokens.count)
         return replace(plan, predict=predict, predict_valid=valid, counted=counted)
 
 

@@ -3,6 +3,7 @@ and ranks of a step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Annotated, Any
@@ -80,17 +81,27 @@ def ratio_of(ratio: Drawn, name: str, rng: Rng) -> float:
     return low + uniform * (high - low)
 
 
+def _bounds(ratio: tuple[float, float] | NormalRatio | Course) -> tuple[float, float]:
+    if isinstance(ratio, Course):
+        return min(ratio.start, ratio.end), max(ratio.start, ratio.end)
+    return (ratio.low, ratio.high) if isinstance(ratio, NormalRatio) else ratio
+
+
 class RatioMasking(PerModalityMasking):
     """A masking with an option ``ratio``, which may be drawn for each batch: take it from :meth:`ratio_of`.
 
-    A ratio that is drawn, or that changes, is not :attr:`static`: steps are not compiled then.
+    Shapes follow from the ratio: one that is drawn, or that changes, gives as many (:meth:`shapes`) as
+    there are counts between its bounds, mostly too many to be compiled.
     """
 
     ratio: Drawn | None  # as :func:`read_ratio` returns it; None: the masking goes by something else
 
-    @property
-    def static(self) -> bool:
-        return self.ratio is None or isinstance(self.ratio, (int, float))
+    def shapes(self, tokens: dict[str, Tokens]) -> int | None:
+        if self.ratio is None or isinstance(self.ratio, (int, float)):
+            return 1
+        low, high = _bounds(self.ratio)
+        # Of padded rows the most that is visible and the most that is predicted need not change at the same ratio.
+        return math.prod(1 + math.ceil(x.count * (high - low)) * (1 if x.valid is None else 2) for x in tokens.values())
 
     def ratio_of(self, name: str, rng: Rng) -> float:
         """The ratio of this batch. It is drawn by the host, since it decides shapes."""
@@ -104,7 +115,7 @@ class RatioMasking(PerModalityMasking):
             return {}
         if isinstance(ratio, Course):
             return {name: [f"ratio {ratio.described(rng.progress)}"] for name in tokens}
-        low, high = (ratio.low, ratio.high) if isinstance(ratio, NormalRatio) else ratio
+        low, high = _bounds(ratio)
         how = f", normal around {ratio.mean:g}" if isinstance(ratio, NormalRatio) else ""
         return {
             name: [f"ratio {ratio_of(ratio, name, rng):.4f}, drawn for each batch from {low:g} to {high:g}{how}"]

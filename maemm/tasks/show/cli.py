@@ -37,6 +37,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     )
     refused = {sample.id: sample.reason for sample in shown.refused}
     record = {"file": str(shown.path), "recipe": shown.opened.name, "shown": shown.ids, "refused": refused}
+    record["steps_on_gpu"] = shown.steps
     if flags.json:
         print_json(record)
     else:

@@ -26,11 +26,13 @@ class Shown:
     labels: list[Label | None]
     refused: list[BadSample]
     parts: dict[str, Part] = field(default_factory=dict)
+    steps: str = ""  # whether steps of its training are compiled on a GPU
 
     def __str__(self) -> str:
         refused = f", {len(self.refused):,} refused" if self.refused else ""
         first = f"{self.opened.title}: {len(self.ids):,} of {len(self.opened.source):,} samples{refused} -> {self.path}"
-        return "\n".join([first, *(f"  refused {sample.id}: {sample.reason}" for sample in self.refused)])
+        steps = [f"  on a GPU steps are {self.steps}"] if self.steps else []
+        return "\n".join([first, *steps, *(f"  refused {sample.id}: {sample.reason}" for sample in self.refused)])
 
 
 @dataclass

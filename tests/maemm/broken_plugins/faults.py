@@ -15,6 +15,7 @@ _FAULTS = [
     ("plan_is_legal", "maskings", "plans:OtherPass"),
     ("plan_is_legal", "maskings", "plans:HalfPass"),
     ("plan_is_repeatable", "maskings", "plans:RowWise"),
+    ("shapes_are_as_many_as_said", "maskings", "plans:Unsaid"),
     ("budget_is_kept", "maskings", "plans:BudgetOfEach"),
     ("budget_is_kept", "maskings", "plans:BudgetOfOne"),
     ("predicted_sets_share_a_pass", "encoders", "plans:Curious"),

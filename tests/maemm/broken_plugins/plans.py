@@ -22,6 +22,7 @@ from maemm.contract.rng import Rng
 from maemm.model.decoders.full import Full
 from maemm.model.encoders.vit import ViT
 from maemm.model.masking.counts import noise_order, plan_from_order
+from maemm.model.masking.rectangles import batch_rng
 
 
 def _order(name: str, tokens: Tokens, rng: Rng) -> Tensor:
@@ -70,6 +71,14 @@ class RowWise(PerModalityMasking):
 
     def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
         ratio = 0.25 + 0.5 * float(rng.uniform("ratio").mean())
+        return plan_from_order(_order(name, tokens, rng), tokens, ratio, "floor_visible")
+
+
+class Unsaid(PerModalityMasking):
+    """Draws a ratio for each step, and does not say that its plans have many shapes."""
+
+    def plan(self, name: str, tokens: Tokens, rng: Rng) -> Plan:
+        ratio = 0.25 + 0.5 * batch_rng(rng).floats("ratio", 1)[0]
         return plan_from_order(_order(name, tokens, rng), tokens, ratio, "floor_visible")
 
 

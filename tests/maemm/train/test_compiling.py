@@ -1,15 +1,19 @@
 """torch.compile and activation checkpointing: the same losses, few graphs, and clear words where it cannot be done."""
 
 import copy
+import re
 
 import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from maemm.contract import Tokens
 from maemm.contract.errors import MaemmError
+from maemm.contract.rng import Rng
 from maemm.data.subset import Subset
 from maemm.model.build import build_model
+from maemm.model.masking.counts import as_sets
 from maemm.model.masking.multi_block import MultiBlock
 from maemm.model.repeated import repeated_blocks
 from maemm.registry.make import make
@@ -80,9 +84,40 @@ def test_one_graph_for_five_batches(name, samples, fresh_compiler):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in QUICK])
-def test_one_graph_for_five_batches_of_every_recipe(name, samples, fresh_compiler, monkeypatch):
-    monkeypatch.setattr(MultiBlock, "static", True)  # drawn sizes are refused, but could be compiled
+def test_one_graph_for_five_batches_of_every_recipe(name, samples, fresh_compiler):
     check(name, samples, fresh_compiler)
+
+
+def test_every_drawn_size_is_compiled_once(samples, fresh_compiler):
+    check_sizes("image/ijepa_tiny_cpu", samples, fresh_compiler)
+
+
+@pytest.mark.slow
+def test_every_drawn_size_of_several_sets_is_compiled_once(samples, fresh_compiler):
+    check_sizes("video/vjepa2_tiny_cpu", samples, fresh_compiler)
+
+
+def check_sizes(name, samples, counter):
+    """Steps until all sizes have been drawn compile at most two graphs for each, encoder and predictor, and one for the
+    target network, which sees all tokens; further steps none, and nothing is said."""
+    recipe, lines = shrunk(name, FP32 | {"train.compile": "blocks"}), []
+    state = make_train_state(recipe, 10, 1, DistContext(), steps_per_epoch=5)
+    most, sizes, graphs = compiling.sizes_of(recipe).count, {}, []
+
+    def plans(step):
+        return plan_micro_batches(state, step, [samples.batch(recipe, 0)])
+
+    for step in range(200):
+        if len(sizes) < most:
+            sizes |= {sizes_of(inputs): step for inputs in plans(step).inputs if sizes_of(inputs) not in sizes}
+    assert 1 < len(sizes) == most <= compiling.MOST_SHAPES
+    steps = sorted(set(sizes.values()))
+    compiling.start(state, plans(steps[0]), "blocks", lines.append)
+    for step in steps * 2:
+        take_step(state, plans(step))
+        graphs.append(counter.frame_count)
+    assert most < graphs[len(steps) - 1] <= 2 * most + 1 and not lines
+    assert set(graphs[len(steps) :]) == {graphs[len(steps) - 1]}
 
 
 def test_equal_blocks_are_compiled_once(samples, fresh_compiler):
@@ -137,7 +172,7 @@ def test_ragged_batches_ask_for_few_sizes():
 
     cuda = torch.device("cuda")
     assert not compiling.wanted("auto", model(), cuda)
-    with pytest.raises(MaemmError, match=r"come in \d+ sizes.*train.compile"):
+    with pytest.raises(MaemmError, match=r"come in up to \d+ sizes.*train.compile"):
         compiling.wanted(True, model(), cuda)
     frames = model().modalities["audio"].frames
     assert compiling.wanted("auto", model(bucket=frames // 4), cuda)
@@ -153,25 +188,50 @@ def test_auto_compiles_on_cuda_alone():
 
     model = make_train_state(shrunk("image/mae_tiny_cpu", {RATIO: [0.5, 0.9]}), 10, 1, DistContext()).model
     assert not compiling.wanted("auto", model, torch.device("cuda"))
-    with pytest.raises(MaemmError, match="another number of tokens in each step"):
+    with pytest.raises(MaemmError, match=r"up to \d+ sizes"):
         compiling.wanted("blocks", model, torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
-    ("masking", "static"),
+    ("masking", "shapes"),
     [
-        ({"type": "random", "ratio": 0.75}, True),
-        ({"type": "random", "ratio": [0.4, 0.6]}, False),
-        ({"type": "multi_mask", "masking": "random"}, True),
-        ({"type": "multi_mask", "masking": {"type": "scan", "ratio": [0.4, 0.6]}}, False),
-        ({"type": "multi_block"}, False),
-        ({"type": "multi_block", "aspect": [1, 1], "target_scale": [0.2, 0.2], "context_scale": [0.9, 0.9]}, True),
-        ({"type": "multi_block", "generators": [{"aspect": [1.0, 1.0]}]}, True),
-        ({"type": "multi_block", "generators": [{"aspect": [1.0, 1.0]}], "count": "official"}, False),
+        ({"type": "random", "ratio": 0.75}, 1),
+        ({"type": "random", "ratio": [0.5, 0.5]}, 1),
+        ({"type": "random", "ratio": [0.4, 0.6]}, 41),
+        ({"type": "random", "ratio": {"mean": 0.5, "std": 0.1, "low": 0.4, "high": 0.45}}, 11),
+        ({"type": "multi_mask", "masking": "random"}, 1),
+        ({"type": "multi_mask", "masking": {"type": "scan", "ratio": [0.4, 0.6]}}, 41),
+        ({"type": "multi_block"}, 5),
+        ({"type": "multi_block", "count": "official"}, None),
+        ({"type": "multi_block", "aspect": [1, 1], "target_scale": [0.2, 0.2], "context_scale": [0.9, 0.9]}, 1),
+        ({"type": "multi_block", "generators": [{"aspect": [1.0, 1.0]}]}, 1),
+        ({"type": "multi_block", "generators": [{"aspect": [1.0, 1.0]}, {"blocks": 2, "aspect": [1.0, 1.0]}]}, 2),
+        ({"type": "multi_block", "generators": [{"aspect": [1.0, 1.0]}], "count": "official"}, None),
     ],
 )
-def test_which_maskings_give_plans_of_one_shape(masking, static):
-    assert make("maskings", masking, where="masking").static == static
+def test_how_many_shapes_maskings_give(masking, shapes):
+    """On 14 x 14 tokens, and that no more are drawn."""
+    values = torch.zeros(2, 196, 3)
+    tokens = {"image": Tokens(values, torch.zeros(1, 196, 2), (14, 14))}
+    made = make("maskings", masking, where="masking")
+    assert made.shapes(tokens) == shapes
+    rngs = [Rng((0, step), range(2), 2, step / 40) for step in range(40)]
+    drawn = [plans["image"] for rng in rngs for plans in as_sets(made(tokens, rng))]
+    assert shapes is None or len({(plan.visible.shape, plan.predict.shape) for plan in drawn}) <= shapes
+
+
+def test_what_is_said_of_a_recipe():
+    def said(name, setting="auto", **changes):
+        return compiling.on_gpu(setting, shrunk(name, changes))
+
+    assert said("image/mae_tiny_cpu") == "compiled, as all batches have one size"
+    assert said("image/mae_tiny_cpu", False) == "not compiled (train.compile: false)"
+    assert said("image/ijepa_tiny_cpu") == "compiled, in 2 sizes"
+    assert said("video/vjepa2_tiny_cpu") == "compiled, in 8 sizes"
+    drawn = {RATIO: [0.1, 0.9]}
+    assert re.fullmatch(r"not compiled, as .* up to \d+ sizes, more than the 16.*", said("image/mae_base", **drawn))
+    official = {"modalities.image.masking.count": "official"}
+    assert "any number of tokens in a step" in said("image/ijepa_tiny_cpu", **official)
 
 
 def test_further_sizes_are_not_compiled_and_this_is_said(samples, monkeypatch):
