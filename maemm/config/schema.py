@@ -76,6 +76,10 @@ class DataConfig(_Keys):
     epoch: Annotated[int, Ge(1), Le(MOST_DRAWN)] | None = Field(
         None, description="samples per epoch, drawn anew each time; null: all, once"
     )
+    shuffle: Literal["exact"] | PositiveInt = Field(
+        "exact",
+        description="exact: over all samples; a number: over so many shards at a time, in random order, each read once",
+    )
     max_bad_fraction: Fraction = Field(0.05, description="fraction of unreadable samples above which a run stops")
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from maemm.contract.data import (
     Label,
@@ -41,6 +43,18 @@ class Source(ABC):
     def label(self, index: int) -> Label | None:
         """The label of a sample, None if it has none. By default reads the sample."""
         return self.read(index, Rng(("label", index))).label
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        """These samples are read next, in this process and this order: a source may fetch several at once."""
+
+    def paths(self, index: int) -> Mapping[str, str | os.PathLike[str]] | None:
+        """{modality: the file that holds it}, for copies of the sample; None: it is not in files of its own."""
+        return None
+
+    @property
+    def shard_sizes(self) -> np.ndarray | None:
+        """(S,) int64: numbers of neighbouring samples that are best read together, in order; None: no matter."""
+        return None
 
     def tta_view(self, index: int, number: int) -> Sample:
         """View ``number`` (of ``tta_views``) of a sample. A classifier averages its outputs over all views."""

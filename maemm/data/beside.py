@@ -6,7 +6,7 @@ import csv
 import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -43,6 +43,13 @@ class Beside(Source):
 
     def label(self, index: int) -> Label | None:
         return self.source.label(index)
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        self.source.read_ahead(indices)
+
+    @property
+    def shard_sizes(self) -> np.ndarray | None:
+        return self.source.shard_sizes
 
     def read(self, index: int, rng: Rng) -> Sample:
         return self._with_sides(index, self.source.read(index, rng))

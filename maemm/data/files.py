@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,9 @@ class Files(Source):
     def read(self, index: int, rng: Rng) -> Sample:
         raw = self.open(os.path.join(self.folder, self.path(index)), rng)
         return Sample({self.modality: raw}, self.name(index), self.label(index))
+
+    def paths(self, index: int) -> Mapping[str, str | os.PathLike[str]] | None:
+        return {self.modality: os.fsdecode(os.path.join(self.folder, self.path(index)))}
 
     def files(self) -> Iterator[bytes]:
         for index in range(len(self)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -122,6 +123,16 @@ class Labelled(Source):
 
     def read(self, index: int, rng: Rng) -> Sample:
         return self._renumbered(self.source.read(index, rng))
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        self.source.read_ahead(indices)
+
+    def paths(self, index: int) -> Mapping[str, str | os.PathLike[str]] | None:
+        return self.source.paths(index)
+
+    @property
+    def shard_sizes(self) -> np.ndarray | None:
+        return self.source.shard_sizes
 
     def tta_view(self, index: int, number: int) -> Sample:
         return self._renumbered(self.source.tta_view(index, number))

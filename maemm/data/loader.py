@@ -17,7 +17,11 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from maemm.contract import Label, Modality, Sample, Source
+<<<<<<< HEAD
 from maemm.contract.errors import MaemmError, NotInstalled
+=======
+from maemm.contract.errors import DataLost, MaemmError
+>>>>>>> ff16b61 (wip)
 from maemm.contract.rng import Rng, derive
 from maemm.data import labels as labels_
 from maemm.data.bad_samples import BadSample, printable, reason_of
@@ -79,9 +83,15 @@ class Loader:
     evaluation counts no sample twice. ``pin``: page-locked batches; None: if CUDA is available. ``missing``: a sample
     that lacks a modality is bad ("skip"), or is used with the modalities that it has ("allow").
 
+<<<<<<< HEAD
     Any exception in ``read`` or ``load`` except MemoryError and :class:`NotInstalled` makes a sample bad. The up to
     ``tries`` replacements of a bad sample depend on its index and the seed alone. :class:`MaemmError` is raised when
     they all fail, when a worker dies and when a batch takes longer than ``timeout``; it names the sample.
+=======
+    Any exception in ``read`` or ``load`` except MemoryError and DataLost makes a sample bad. The up to ``tries`` replacements of a
+    bad sample depend on its index and the seed alone. :class:`MaemmError` is raised when they all fail, when a worker
+    dies and when a batch takes longer than ``timeout``; it names the sample.
+>>>>>>> ff16b61 (wip)
     """
 
     def __init__(
@@ -188,6 +198,7 @@ class _Reader:
         ids: list[str] = []
         labels: list[Label | None] = []
         rows: list[int] = []
+        self.source.read_ahead([*dict.fromkeys(request.index for request in requests)])
         for _, neighbours in groupby(requests, key=lambda request: (request.epoch, request.index)):
             repeats = list(neighbours)
             try:
@@ -240,7 +251,11 @@ class _Reader:
         for attempt in range(1, self.tries + 2):
             try:
                 return self._read(index, repeats)
+<<<<<<< HEAD
             except (MemoryError, NotInstalled):
+=======
+            except (MemoryError, DataLost):
+>>>>>>> ff16b61 (wip)
                 raise
             except Exception as error:
                 bad.append(BadSample(index, name_of(self.source, index), reason_of(error)))

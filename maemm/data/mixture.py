@@ -65,6 +65,11 @@ class Mixture(Source):
         name, inner = self.locate(index)
         return self.parts[name].source.label(inner)
 
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        located = [self.locate(index) for index in indices]
+        for name in dict.fromkeys(name for name, _ in located):
+            self.parts[name].source.read_ahead([inner for own, inner in located if own == name])
+
     def read(self, index: int, rng: Rng) -> Sample:
         name, inner = self.locate(index)
         part = self.parts[name]

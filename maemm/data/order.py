@@ -13,9 +13,11 @@ import numpy as np
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive
+from maemm.data.index_order import IndexPermutation, ShardOrder
 from maemm.data.memory import bytes_text, machine_memory
 
 _ORDER_BYTES = 24  # of a sample while the order of an epoch is drawn
+MOST_IN_TABLE = 2**24  # samples whose order is drawn as a table; that of more is computed by position
 
 
 class Request(NamedTuple):
@@ -56,7 +58,10 @@ def drawn(n: int, count: int, seed: int, epoch: int, weights: np.ndarray | None 
 class ShuffledBatches:
     """The training order: shuffled epochs of whole batches; samples that do not fill a last batch are left out.
 
-    With ``epoch`` (samples per epoch) or ``weights`` (n,) the samples of an epoch are :func:`drawn`.
+    With ``epoch`` (samples per epoch) or ``weights`` (n,) the samples of an epoch are :func:`drawn`. The order of more
+    than ``MOST_IN_TABLE`` samples takes no memory (:class:`~maemm.data.index_order.IndexPermutation`). With ``shards``
+    (S,), the samples of each shard, ``mixed`` shards are shuffled at a time
+    (:class:`~maemm.data.index_order.ShardOrder`).
 
     ``batch`` is the global batch, over all ranks, in rows. ``micro_batch`` is how many rows a rank processes at a time;
     None: all its rows of a step. Raises :class:`MaemmError` where these numbers do not divide each other.
@@ -74,6 +79,8 @@ class ShuffledBatches:
         aug_repeats: int = 1,
         epoch: int | None = None,
         weights: np.ndarray | None = None,
+        shards: np.ndarray | None = None,
+        mixed: int = 1,
     ):
         _check_positive({"train.batch": batch, "aug_repeats": aug_repeats, "the number of ranks": world})
         if micro_batch is not None:
@@ -86,16 +93,18 @@ class ShuffledBatches:
         _check_divides(own, micro, f"the {own} rows of one rank", f"train.micro_batch {micro}")
         _check_divides(micro, aug_repeats, f"train.micro_batch {micro}", f"the {aug_repeats} repeats of each sample")
         _check_enough(samples if epoch is None else min(samples, 1) * epoch, batch // aug_repeats)
-        _check_fits(epoch or samples)
+        if epoch is not None or weights is not None:
+            _check_fits(epoch or samples)
         self.samples, self.batch, self.seed, self.aug_repeats = samples, batch, seed, aug_repeats
         self.micro_batch = micro
         self.accumulation = own // micro
         self.weights, self._drawn = weights, epoch
+        self._shards, self._mixed = shards, mixed
         self.steps_per_epoch = (epoch or samples) // (batch // aug_repeats)
         #: samples of an epoch that fill no batch; others in each epoch
         self.left_out = (epoch or samples) % (batch // aug_repeats)
         self._first_row = rank * own
-        self._cached: tuple[int, np.ndarray] | None = None
+        self._cached: tuple[int, np.ndarray | IndexPermutation | ShardOrder] | None = None
 
     def epoch(self, step: int) -> int:
         """The epoch in which ``step`` lies."""
@@ -104,22 +113,29 @@ class ShuffledBatches:
     def micro_batches(self, step: int) -> list[list[Request]]:
         """The rows of this rank in ``step``: ``accumulation`` lists of ``micro_batch`` requests."""
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)
+        rows = range(self._first_row, self._first_row + self.accumulation * self.micro_batch)
+        first, last = rows.start // self.aug_repeats, (rows.stop - 1) // self.aug_repeats + 1
         start = position * (self.batch // self.aug_repeats)
+        samples = self._order(epoch)[start + first : start + last].tolist()
         requests = []
-        for row in range(self._first_row, self._first_row + self.accumulation * self.micro_batch):
+        for row in rows:
             sample, repeat = divmod(row, self.aug_repeats)
-            requests.append(Request(epoch, int(order[start + sample]), repeat, row))
+            requests.append(Request(epoch, samples[sample - first], repeat, row))
         return [requests[i : i + self.micro_batch] for i in range(0, len(requests), self.micro_batch)]
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> np.ndarray | IndexPermutation | ShardOrder:
         if self._cached is None or self._cached[0] != epoch:
-            if self._drawn is None and self.weights is None:
-                order = permutation(self.samples, self.seed, epoch)
-            else:
-                order = drawn(self.samples, self._drawn or self.samples, self.seed, epoch, self.weights)
-            self._cached = epoch, order
+            self._cached = epoch, self._new_order(epoch)
         return self._cached[1]
+
+    def _new_order(self, epoch: int) -> np.ndarray | IndexPermutation | ShardOrder:
+        if self._drawn is not None or self.weights is not None:
+            return drawn(self.samples, self._drawn or self.samples, self.seed, epoch, self.weights)
+        if self._shards is not None:
+            return ShardOrder(self._shards, self._mixed, derive(self.seed, "order", epoch))
+        if self.samples > MOST_IN_TABLE:
+            return IndexPermutation(self.samples, derive(self.seed, "order", epoch))
+        return permutation(self.samples, self.seed, epoch)
 
 
 class SequentialBatches:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from annotated_types import MinLen
 from maemm import registry
 from maemm.config.options import check, options_of
 from maemm.contract import Label, Sample, Source
-from maemm.contract.errors import MaemmError
+from maemm.contract.errors import DataLost, MaemmError
 from maemm.contract.options import PartOf
 from maemm.contract.rng import Rng
 from maemm.data.files import fingerprint
@@ -51,7 +51,7 @@ class Paired(Source):
                 continue
             try:
                 sample = part.read(row, rng.fold_in(modality))
-            except MemoryError:
+            except (MemoryError, DataLost):
                 raise
             except Exception as error:
                 raise ValueError(f"{modality}: {error}") from error
@@ -64,6 +64,20 @@ class Paired(Source):
         pairs = zip(self.parts.values(), self.rows[index], strict=True)
         labels = (self._renumbered(part, part.label(row)) for part, row in pairs if row is not None)
         return next((label for label in labels if label is not None), None)
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        for number, part in enumerate(self.parts.values()):
+            part.read_ahead([row for index in indices if (row := self.rows[index][number]) is not None])
+
+    def paths(self, index: int) -> Mapping[str, str | os.PathLike[str]] | None:
+        files: dict[str, str | os.PathLike[str]] = {}
+        for part, row in zip(self.parts.values(), self.rows[index], strict=True):
+            if row is not None:
+                own = part.paths(row)
+                if own is None:
+                    return None
+                files |= own
+        return files
 
     def _renumbered(self, part: Source, label: Label | None) -> Label | None:
         """The label of a part as a label of ``self.classes``, since the classes of the parts may differ."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +27,20 @@ class Subset(Source):
 
     def read(self, index: int, rng: Rng) -> Sample:
         return self.source.read(int(self.rows[index]), rng)
+
+    def read_ahead(self, indices: Sequence[int]) -> None:
+        self.source.read_ahead([int(self.rows[index]) for index in indices])
+
+    def paths(self, index: int) -> Mapping[str, str | os.PathLike[str]] | None:
+        return self.source.paths(int(self.rows[index]))
+
+    @property
+    def shard_sizes(self) -> np.ndarray | None:
+        sizes = self.source.shard_sizes
+        if sizes is None or np.any(np.diff(self.rows) < 0):
+            return None
+        own = np.diff(np.searchsorted(self.rows, np.cumsum(sizes)), prepend=0)
+        return own[own > 0]
 
     def label(self, index: int) -> Label | None:
         return self.source.label(int(self.rows[index]))

@@ -15,7 +15,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive, seeded
 from maemm.data.loader import Loader
 from maemm.data.memory import machine_memory
-from maemm.data.mixture import Mixture, MixtureBatches
+from maemm.data.mixture import Mixture, MixtureBatches, parts_of
 from maemm.data.order import BatchOrder, Request, ShuffledBatches
 from maemm.data.shots import balancing, labels_of
 from maemm.model.build import build_modalities, build_model
@@ -48,9 +48,14 @@ def make_order(
             **options,
         )
 
+    mixed = data.get("shuffle") or "exact"
+    if mixed != "exact":
+        _check_shuffle(data, source)
     if isinstance(source, Mixture):
         orders = [
-            shuffled(len(part.source), derive(train["seed"], "set", name), part.aug_repeats)
+            shuffled(
+                len(part.source), derive(train["seed"], "set", name), part.aug_repeats, **_shards(part.source, mixed)
+            )
             for name, part in source.parts.items()
         ]
         return MixtureBatches(source, orders, train["seed"])
@@ -60,7 +65,24 @@ def make_order(
         data.get("aug_repeats") or 1,
         epoch=data.get("epoch"),
         weights=balancing(labels_of(source)) if data.get("balance") else None,
+        **_shards(source, mixed),
     )
+
+
+def _shards(source: Source, mixed: int | str) -> dict[str, Any]:
+    """Options of :class:`ShuffledBatches` for ``data.shuffle``."""
+    return {} if isinstance(mixed, str) else {"shards": source.shard_sizes, "mixed": mixed}
+
+
+def _check_shuffle(data: Mapping[str, Any], source: Source) -> None:
+    """Raises :class:`MaemmError` where ``data.shuffle`` is a number and the samples lie in no shards, or are drawn."""
+    number = data["shuffle"]
+    if data.get("epoch") or data.get("balance"):
+        raise MaemmError(
+            f"data.shuffle={number} orders whole shards, data.epoch and data.balance draw samples; use shuffle=exact"
+        )
+    if all(part.shard_sizes is None for part, _ in parts_of(source)):
+        raise MaemmError(f"data.shuffle={number} needs data in shards, and these are not; use data.shuffle=exact")
 
 
 def make_loader(recipe: Mapping[str, Any], source: Source, order: BatchOrder) -> Loader:

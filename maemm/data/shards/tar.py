@@ -1,0 +1,103 @@
+"""Tar files in the layout of WebDataset: the files of a sample are neighbours whose names differ in the ending alone.
+
+``dog/7.jpg``, ``dog/7.cls``: the sample ``dog/7``. Its key is all before the first dot of the file's name.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from typing import IO, Any, NamedTuple
+from urllib.parse import unquote
+
+_BLOCK = 512  # headers and contents fill whole blocks
+
+
+class Span(NamedTuple):
+    """One sample of a tar file."""
+
+    key: str
+    start: int  # the first byte of its first header
+    stop: int  # behind its last block
+    check: int  # CRC-32 of these bytes
+    label: bytes | None  # the content of its .cls
+
+
+def spans(archive: Any) -> Iterator[Span]:
+    """The samples of a whole tar file in memory (bytes or a map of a file), in order.
+
+    Members that are no files are passed over. Raises ValueError for what is no tar file, for one that is cut off, and
+    where a sample has two members of one ending.
+    """
+    key, start, stop, label = None, 0, 0, None
+    endings: set[str] = set()
+    view = memoryview(archive)
+    try:
+        with closing(tarfile.open(fileobj=io.BytesIO(archive) if isinstance(archive, bytes) else archive)) as file:
+            for member in file:
+                if not member.isreg():
+                    continue
+                if member.offset_data + member.size > len(view):
+                    raise ValueError(f"the file is cut off in {member.name}")
+                own, ending = split_name(member.name)
+                if own != key:
+                    if key is not None:
+                        yield Span(key, start, stop, zlib.crc32(view[start:stop]), label)
+                    key, start, label, endings = own, member.offset, None, set()
+                if ending in endings:
+                    raise ValueError(f"{member.name} comes twice")
+                endings.add(ending)
+                stop = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                if ending == "cls":
+                    label = bytes(view[member.offset_data : member.offset_data + member.size])
+        if key is not None:
+            yield Span(key, start, stop, zlib.crc32(view[start:stop]), label)
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"no whole tar file: {error}") from error
+    finally:
+        view.release()
+
+
+def members(span: bytes) -> tuple[str, dict[str, bytes]]:
+    """The bytes of one sample -> (its key, {ending: content}). Raises ValueError where they are damaged."""
+    key, contents = None, {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as file:
+            for member in file:
+                if member.isreg():
+                    key, ending = split_name(member.name)
+                    contents[ending] = span[member.offset_data : member.offset_data + member.size]
+    except (tarfile.TarError, EOFError) as error:
+        raise ValueError(f"the sample is damaged in its shard: {error}") from error
+    if key is None:
+        raise ValueError("the shard holds no file at the place of the sample")
+    return key, contents
+
+
+def split_name(path: str) -> tuple[str, str]:
+    """``a/b.image.JPG`` -> (``a/b``, ``image.jpg``). ``%2E`` in a key stands for a dot."""
+    folder, slash, name = path.rpartition("/")
+    stem, _, ending = name.partition(".")
+    return unquote(f"{folder}{slash}{stem}"), ending.lower()
+
+
+def member_name(key: str, ending: str) -> str:
+    """The name that :func:`split_name` takes apart, for any key."""
+    folder, slash, stem = key.rpartition("/")
+    return f"{folder.replace('%', '%25')}{slash}{stem.replace('%', '%25').replace('.', '%2E')}.{ending}"
+
+
+def write(file: IO[bytes], samples: Iterator[tuple[str, Mapping[str, bytes]]]) -> int:
+    """Write ``(key, {ending: content})`` as a tar file; -> samples. The same samples give the same bytes."""
+    count = 0
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for key, contents in samples:
+            for ending, content in contents.items():
+                member = tarfile.TarInfo(member_name(key, ending))
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+            count += 1
+    return count
