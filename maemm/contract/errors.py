@@ -16,16 +16,15 @@ class MaemmError(Exception):
     """
 
 
-<<<<<<< HEAD
 class NotInstalled(MaemmError):
     """A package that a part needs is missing. Raised while a sample is read, it ends the run: no sample is at fault."""
-=======
+
+
 class DataLost(MaemmError):
     """The storage that holds the samples is gone, or is not what it was: raised by ``Source.read``, it ends a run.
 
     Any other exception there makes one sample unreadable, which is counted and replaced.
     """
->>>>>>> ff16b61 (wip)
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

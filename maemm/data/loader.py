@@ -17,11 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from maemm.contract import Label, Modality, Sample, Source
-<<<<<<< HEAD
-from maemm.contract.errors import MaemmError, NotInstalled
-=======
-from maemm.contract.errors import DataLost, MaemmError
->>>>>>> ff16b61 (wip)
+from maemm.contract.errors import DataLost, MaemmError, NotInstalled
 from maemm.contract.rng import Rng, derive
 from maemm.data import labels as labels_
 from maemm.data.bad_samples import BadSample, printable, reason_of
@@ -83,15 +79,9 @@ class Loader:
     evaluation counts no sample twice. ``pin``: page-locked batches; None: if CUDA is available. ``missing``: a sample
     that lacks a modality is bad ("skip"), or is used with the modalities that it has ("allow").
 
-<<<<<<< HEAD
-    Any exception in ``read`` or ``load`` except MemoryError and :class:`NotInstalled` makes a sample bad. The up to
-    ``tries`` replacements of a bad sample depend on its index and the seed alone. :class:`MaemmError` is raised when
-    they all fail, when a worker dies and when a batch takes longer than ``timeout``; it names the sample.
-=======
-    Any exception in ``read`` or ``load`` except MemoryError and DataLost makes a sample bad. The up to ``tries`` replacements of a
-    bad sample depend on its index and the seed alone. :class:`MaemmError` is raised when they all fail, when a worker
-    dies and when a batch takes longer than ``timeout``; it names the sample.
->>>>>>> ff16b61 (wip)
+    Any exception in ``read`` or ``load`` except MemoryError, :class:`NotInstalled` and :class:`DataLost` makes a sample
+    bad. The up to ``tries`` replacements of a bad sample depend on its index and the seed alone. :class:`MaemmError` is
+    raised when they all fail, when a worker dies and when a batch takes longer than ``timeout``; it names the sample.
     """
 
     def __init__(
@@ -251,11 +241,7 @@ class _Reader:
         for attempt in range(1, self.tries + 2):
             try:
                 return self._read(index, repeats)
-<<<<<<< HEAD
-            except (MemoryError, NotInstalled):
-=======
-            except (MemoryError, DataLost):
->>>>>>> ff16b61 (wip)
+            except (MemoryError, NotInstalled, DataLost):
                 raise
             except Exception as error:
                 bad.append(BadSample(index, name_of(self.source, index), reason_of(error)))
