@@ -10,6 +10,7 @@ import gc
 import inspect
 import os
 import pickle
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from maemm.contract.errors import MaemmError
+from maemm.train.roll_call import PATIENCE_S, missing_ranks
 from maemm.train.signals import Interrupted
 
 T = TypeVar("T")
@@ -146,14 +148,19 @@ class DistContext:
 
     def _communicate(self, collective: Callable[[], Any], error: Exception | None) -> None:
         """Call a collective of the control group; where a rank is gone, raise ``error`` or :class:`PeerFailed`."""
+        began = time.monotonic()
         try:
             collective()
         except RuntimeError as broken:  # gloo notices at once when a process is gone
             if error is not None:
                 raise error from broken
-            if "timed out" in str(broken).lower():
+            gave_up = "timed out" in str(broken).lower()
+            missing = []
+            if gave_up or time.monotonic() - began > min(PATIENCE_S, self.timeout_s / 2):
+                missing = missing_ranks(self.control_group.group_name, self.rank, self.world_size, gave_up)
+            if gave_up or missing:
                 raise PeerFailed(
-                    f"another rank did not answer for {self.timeout_s:g} s: it works on something alone, or hangs "
+                    f"{_named(missing)} did not answer for {self.timeout_s:g} s: it works on something alone, or hangs "
                     "(train.rank_timeout); look at its log, or raise it"
                 ) from broken
             raise PeerFailed("another rank exited; see its log") from broken
@@ -267,6 +274,14 @@ def _from_environment(name: str, default: int) -> int:
         return int(text) if text else default
     except ValueError:
         raise MaemmError(f"the environment variable {name} is {text!r}, not a number; start with torchrun") from None
+
+
+def _named(missing: list[int]) -> str:
+    """Ranks in words, in the singular."""
+    if not missing:
+        return "another rank"
+    numbers = ", ".join(map(str, missing[:8])) + (", ..." if len(missing) > 8 else "")
+    return f"rank {numbers}" if len(missing) == 1 else f"each of the ranks {numbers}"
 
 
 def one_line(error: BaseException) -> str:

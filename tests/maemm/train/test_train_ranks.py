@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -110,14 +111,45 @@ def _three_ranks(environment, folder):
         Path(folder, f"{ranks.rank}.json").write_text(json.dumps(said))
 
 
+def _one_of_three_comes_too_late(environment, folder):
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    from maemm.contract.errors import MaemmError
+    from maemm.train.distributed import start
+
+    ranks = start(rank_timeout_s=2.0)
+    ranks.on_all_ranks(lambda: None)
+    time.sleep((0.0, 9.0, 0.4)[ranks.rank])
+    try:
+        said = ranks.on_all_ranks(lambda: "all is well")
+    except MaemmError as error:
+        said = str(error)
+    Path(folder, f"{ranks.rank}.json").write_text(json.dumps(said))
+    os._exit(0)  # nothing is left to say good-bye with
+
+
+def test_the_rank_that_others_wait_for_in_vain_is_named(tmp_path):
+    said = _in_three_processes(_one_of_three_comes_too_late, tmp_path)
+    line = "rank 1 did not answer for 2 s: it works on something alone, or hangs (train.rank_timeout); look at its log"
+    assert [text.startswith(line) for text in (said[0], said[2])] == [True] * 2, said
+    assert said[1] == "another rank exited; see its log"
+
+
 def test_results_errors_and_signals_of_three_ranks(tmp_path):
+    said = _in_three_processes(_three_ranks, tmp_path)
+    answers = {case: [each[case] for each in said] for case in said[0]}
+    _check_answers(answers)
+
+
+def _in_three_processes(work, folder):
+    """What ``work(environment, folder)`` wrote on each rank."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     context = multiprocessing.get_context("forkserver")
     ranks = [
-        context.Process(target=_three_ranks, args=({**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, str(tmp_path)))
+        context.Process(target=work, args=({**shared, "RANK": str(r), "LOCAL_RANK": str(r)}, str(folder)))
         for r in range(3)
     ]
     for rank in ranks:
@@ -125,8 +157,10 @@ def test_results_errors_and_signals_of_three_ranks(tmp_path):
     for rank in ranks:
         rank.join(60)
     assert [rank.exitcode for rank in ranks] == [0, 0, 0]
-    said = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
-    answers = {case: [each[case] for each in said] for case in said[0]}
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(3)]
+
+
+def _check_answers(answers):
     assert answers["a result"] == [{"rank": 0, "much": "y" * 1000}] * 3 and answers["no result"] == [None] * 3
     assert answers["all"] == [0, 10, 20] and answers["all is well again"] == [0, 1, 2]
     heard = "PeerFailed: rank 2 failed: ValueError: broken here"

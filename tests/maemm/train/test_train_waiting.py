@@ -166,7 +166,7 @@ def test_who_waits_too_long_says_for_what(toys, tmp_path):
     said = (tmp_path / "rank1.log").read_text().strip()
     assert codes == [2, 2]
     assert said == (
-        "maemm: error: another rank did not answer for 1.5 s: it works on something alone, or hangs "
+        "maemm: error: rank 0 did not answer for 1.5 s: it works on something alone, or hangs "
         "(train.rank_timeout); look at its log, or raise it"
     )
 
