@@ -41,25 +41,41 @@ def run(case):
     model = maemm.load(state_of(case), kind=case["kind"], **case["load_args"])
     model.train(case["mode"] == "train")
     keys = as_list(case["batch_key"])
-    batch = {k: pick(data[name]) for k, name in zip(keys, as_list(case["input"]), strict=True)}
+    batch = {
+        k: prepared(model, case, k, pick(data[name])) for k, name in zip(keys, as_list(case["input"]), strict=True)
+    }
     with torch.no_grad():
         found = answers(model, case, batch, data, pick)
     return found, {name: pick(data[name]) for name in case["compare"]}
 
 
+def prepared(model, case, key, x):
+    """What the model takes: numbers of classes are floats with an axis of channels, raw depth is standardised."""
+    if not x.is_floating_point():
+        x = x[:, None].float()
+    return model.modalities[key].preprocess({"x": x}, None).x if key in case.get("preprocess", ()) else x
+
+
+def plan_of(case, visible, predict):
+    """A plan; lists that are padded with -1 are padded with their last index."""
+    if "budget" not in case:
+        return maemm.Plan(visible, predict)
+    last = [torch.where(index >= 0, index, index.amax(1, keepdim=True).clamp(min=0)) for index in (visible, predict)]
+    return maemm.Plan(*last, visible_valid=visible >= 0, predict_valid=predict >= 0, budget=case["budget"])
+
+
 def answers(model, case, batch, data, pick):
     if case["forward"] == "pretrain":
-        plans = {m: maemm.Plan(pick(data[v]), pick(data[p])) for m, (v, p) in case["plan"].items()}
+        plans = {m: plan_of(case, pick(data[v]), pick(data[p])) for m, (v, p) in case["plan"].items()}
         out = model(batch, plans=plans)
         return {name: member(out, path) for name, path in case["map"].items()}
     return {name: feature(model, batch, path, case) for name, path in case["map"].items()}
 
 
 def member(out, path):
-    value = out
-    for part in path.split("."):
-        value = value[part] if isinstance(value, dict) else getattr(value, part)
-    return value
+    first, _, rest = path.partition(".")
+    value = getattr(out, first)
+    return value[rest] if rest else value  # names of terms have dots
 
 
 def feature(model, batch, path, case):

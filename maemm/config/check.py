@@ -16,11 +16,13 @@ from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, Tra
 from maemm.config.stages import problems as stage_problems
 from maemm.contract.errors import MaemmError, advice
 
+ONLY = ("encode", "decode")
+_OTHER = {"encode": "decode", "decode": "encode"}
 KEYS = (
     "modalities", "masking", "encoder", "decoder", "objectives", "head", "init", "data", "train", "stages", "out",
     "name",
 )  # fmt: skip
-NOT_OPTIONS = ("masking", "target", "align")  # keys of a modality that are not options of its class
+NOT_OPTIONS = ("masking", "target", "align", "only")  # keys of a modality that are not options of its class
 
 
 def checked(layer: Layer, name: str | None, training: bool) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class _Checker:
         where = f"modalities.{name}"
         if isinstance(spec, dict) and "same_as" in spec:
             self.check_same_as(name, spec)
-            masking, resolved = spec.get("masking"), {"same_as": spec["same_as"]}
+            masking, resolved = spec.get("masking"), {"same_as": spec["same_as"], "only": spec.get("only")}
         else:
             part = self.part("modalities", spec, where, default=name) or {}
             masking = part.get("masking", None if self.values.get("masking") else "random")
@@ -135,7 +137,23 @@ class _Checker:
             if align not in others:
                 self.add(f"{where}.align is {value_text(align)}", f"{where}.align", advice(str(align), others))
             resolved["align"] = align
+        self.check_only(name, spec, resolved)
         return resolved
+
+    def check_only(self, name: str, spec: Any, resolved: dict[str, Any]) -> None:
+        """Whether a modality is only encoded or only decoded; null, as if it were left out, is both."""
+        where = f"modalities.{name}.only"
+        only = resolved.pop("only", None)
+        if only is None:
+            return
+        if only not in ONLY:
+            self.add(f"{where} is {value_text(only)}", where, "write encode or decode, or leave it out")
+        elif only == "decode" and isinstance(spec, dict) and spec.get("masking") is not None:
+            self.add(f"{where} is decode, so that no masking shows any of it", where, "leave its masking out")
+        elif all(isinstance(x, dict) and x.get("only") == only for x in self.modality_specs.values()):
+            todo = "leave it out of one of them"
+            self.add(f"{where} is {only}, as of all modalities: nothing is left to {_OTHER[only]}", where, todo)
+        resolved["only"] = only
 
     def check_name(self, name: str, section: str) -> None:
         if not name.isprintable() or not name.strip():
@@ -150,7 +168,7 @@ class _Checker:
             shares = isinstance(owner, str) and owner in specs and owner != name
             problem = "itself shares another" if shares else "is not a modality of this recipe"
             self.add(f"{key} is {value_text(owner)}, which {problem}", key, advice(str(owner), owners))
-        for extra in spec.keys() - {"same_as", "masking", "target"}:
+        for extra in spec.keys() - {"same_as", "masking", "target", "only"}:
             todo = "leave it out, or leave same_as out"
             self.add(f"{where}.{extra} cannot be set beside same_as", f"{where}.{extra}", todo)
 

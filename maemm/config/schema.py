@@ -123,6 +123,7 @@ class TrainConfig(_Keys):
     no_decay: list[str] = Field(
         ["*.bias"], description="name patterns of parameters without weight decay, besides those of one axis"
     )
+    decay_all: bool = Field(False, description="weight decay on all parameters, biases and norms too (MultiMAE)")
     layer_decay: PositiveFraction | None = Field(
         None, description="layer-wise decay of the learning rate: factor per encoder layer"
     )

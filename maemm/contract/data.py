@@ -161,6 +161,8 @@ class Plan:
             position = torch.searchsorted(self.visible.contiguous(), self.predict.contiguous())
             position = position.clamp(max=self.visible.shape[1] - 1)
             overlaps = self.visible.gather(1, position) == self.predict
+            if self.visible_valid is not None:  # a row that sees nothing is padded with a token that it does not see
+                overlaps = overlaps & self.visible_valid.gather(1, position)
         counted = ~overlaps
         if self.predict_valid is not None:
             counted = counted & self.predict_valid
@@ -268,7 +270,9 @@ class Latents:
     streams: dict[str, Tensor] = field(default_factory=dict)  # (R, V, D) of other passes: "audio", "audio+image"
     positions: dict[str, Tensor] = field(default_factory=dict)  # (R, M, D) decoder positions replacing the true ones
     terms: dict[str, Term] = field(default_factory=dict)  # losses computed in the encoder, by term name
-    layers: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # {block: tokens after it, before any norm}
+    # {block: tokens after it, before any norm}; -1: what enters the first block, where the encoder offers that
+    layers: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    prefix_layers: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # the same of prefix tokens
     hidden: dict[str, Tensor] = field(default_factory=dict)  # (R, M, D) of predicted tokens that stayed in the sequence
     # (R, M, D) what the last layers of the decoder read, which sets it
     decoded: dict[str, Tensor] = field(default_factory=dict)
@@ -284,10 +288,17 @@ class Latents:
         def rows(latents: dict[str, Tensor]) -> dict[str, Tensor]:
             return {name: x[passes] for name, x in latents.items()}
 
-        layers = {layer: rows(latents) for layer, latents in self.layers.items()}
-        latent_tokens = rows(self.latent_tokens)
+        layers, prefixes = (
+            {layer: rows(latents) for layer, latents in by_layer.items()}
+            for by_layer in (self.layers, self.prefix_layers)
+        )
         return Latents(
-            rows(self.tokens), rows(self.prefix), rows(self.streams), layers=layers, latent_tokens=latent_tokens
+            rows(self.tokens),
+            rows(self.prefix),
+            rows(self.streams),
+            layers=layers,
+            prefix_layers=prefixes,
+            latent_tokens=rows(self.latent_tokens),
         )
 
 
@@ -312,7 +323,7 @@ class Output:
     plans: dict[str, Plan]
     loss: dict[str, Tensor]  # (R, M) float32
     pred: dict[str, Tensor]  # (R, M, O)
-    target: dict[str, Tensor]  # (R, M, O) float32
+    target: dict[str, Tensor]  # (R, M, T) float32; T is O, or what ``target_dim`` says
     encoded: dict[str, Tensor]  # (R, V, D) after the final norm
     prefix: dict[str, Tensor]  # (R, P, D), as in Latents
     streams: dict[str, Tensor]  # as in Latents

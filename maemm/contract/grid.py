@@ -14,12 +14,12 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.modality import Modality
 from maemm.contract.options import Channels, PositiveInt
 from maemm.contract.patches import grid_of, patchify, unpatchify
-from maemm.contract.positions import lattice, make_position
+from maemm.contract.positions import Table, TableResize, lattice, make_position
 from maemm.contract.rng import Rng
 
 VARIANCE_EPS = 1e-6  # added to the variance of a patch (MAE, published code)
 
-PositionKind = Literal["sincos", "learned", "fixed", "none"]
+PositionKind = Literal["sincos", "learned", "fixed", "sincos_table", "none"]
 
 
 def as_tuple(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
@@ -42,8 +42,11 @@ class GridModality(Modality):
         size: sides of the signal that position tables are made for, one number or one per axis
         patch: sides of a patch, one number or one per axis
         channels: channels of the signal
-        position: position of tokens in the encoder: sincos, learned, fixed (stored, not trained) or none
+        position: position of tokens in the encoder: sincos, learned, fixed (stored, not trained), sincos_table (fixed,
+            beginning as sines and cosines with the row first, MultiMAE) or none
         decoder_position: the same in the decoder; null: like position
+        table_resize: how a stored table is resized to a grid of another size, on two axes: cubic or linear
+        decoder_table_resize: the same in the decoder; null: like table_resize
         normalize: patch: each target patch has mean 0 and variance 1; none: raw values; null: not recorded, refused
         gaps: values may be missing, NaN in what is read: they are in no loss, statistic or picture
     """
@@ -61,6 +64,8 @@ class GridModality(Modality):
         channels: Channels = 1,
         position: PositionKind = "sincos",
         decoder_position: PositionKind | None = None,
+        table_resize: TableResize = "cubic",
+        decoder_table_resize: TableResize | None = None,
         normalize: Literal["patch", "none"] | None = "patch",
         gaps: bool = False,
     ):
@@ -74,6 +79,7 @@ class GridModality(Modality):
         if normalize == "patch" and self.values_dim() < 2:
             raise MaemmError("a patch of one value has no variance; set normalize: none or a larger patch")
         self.position_kinds = {"encoder": position, "decoder": decoder_position or position}
+        self.table_resizes = {"encoder": table_resize, "decoder": decoder_table_resize or table_resize}
         self.normalize, self.gaps = normalize, gaps
 
     # ---- in the worker
@@ -156,9 +162,15 @@ class GridModality(Modality):
     def connect(self, encoder_dim: int, decoder_dim: int | None) -> None:
         self.embedding = nn.Linear(self.values_dim(), encoder_dim)
         nn.init.xavier_uniform_(self.embedding.weight)
-        self.positions = self.make_positions(self.position_kinds["encoder"], encoder_dim)
+        self.positions = self._positions_of("encoder", encoder_dim)
         if decoder_dim is not None:
-            self.decoder = _DecoderSide(self.make_positions(self.position_kinds["decoder"], decoder_dim))
+            self.decoder = _DecoderSide(self._positions_of("decoder", decoder_dim))
+
+    def _positions_of(self, role: str, dim: int) -> nn.Module:
+        positions = self.make_positions(self.position_kinds[role], dim)
+        if isinstance(positions, Table):
+            positions.resize = self.table_resizes[role]
+        return positions
 
     def make_positions(self, kind: str, dim: int) -> nn.Module:
         """A module (tokens, index (R, V)) -> (R, V, dim) for one role. Override it to add kinds of position."""

@@ -25,6 +25,7 @@ class Modality(nn.Module, ABC):
 
     tta_views: int = 1  # number of samples that ``load_tta_views`` makes of one
     aligned_with: str | None = None  # the modality whose random numbers it uses too: same crop, same flip (``align``)
+    aligned_options: Sequence[str] = ()  # options that modalities aligned with each other must have alike: crop, flip
     side_inputs: Sequence[str] = ()  # what objectives and targets want made in the worker, see :meth:`side_input`
     whole_samples: bool = False  # what sources have of these belongs to samples as :meth:`load` reads them with None
 
@@ -95,6 +96,11 @@ class Modality(nn.Module, ABC):
     def output_dim(self) -> int:
         """O: number of values that the decoder predicts for a token."""
 
+    def target_dim(self) -> int:
+        """T: number of values of a token's target, where :meth:`loss` compares it with other than O values, such as
+        the numbers of classes with scores. By default O."""
+        return self.output_dim()
+
     @abstractmethod
     def embed(self, tokens: Tokens, index: Tensor) -> Tensor:
         """Embed the tokens ``index`` (R, V), and only those -> (R, V, D)."""
@@ -105,17 +111,17 @@ class Modality(nn.Module, ABC):
 
     @abstractmethod
     def target(self, tokens: Tokens, index: Tensor) -> Tensor:
-        """What predictions of the tokens ``index`` (R, M) are compared with: (R, M, O) float32."""
+        """What predictions of the tokens ``index`` (R, M) are compared with: (R, M, T) float32."""
 
     def loss(self, pred: Tensor, target: Tensor, known: Tensor | None = None) -> Tensor:
-        """Loss of each predicted token: (R, M, O) twice -> (R, M) float32. By default the mean squared error.
+        """Loss of each predicted token: (R, M, O), (R, M, T) -> (R, M) float32. By default the mean squared error.
 
         ``known`` (R, M, P) bool is passed where ``Tokens.known`` is set: other values are in no loss.
         """
         return mean_over_known((pred.float() - target).square(), known)
 
     def baseline(self, target: Tensor, counted: Tensor, known: Tensor | None = None) -> Tensor | None:
-        """Loss of the best constant prediction: targets (R, M, O), weights (R, M) -> (R, M) float32, as :meth:`loss`.
+        """Loss of the best constant prediction: targets (R, M, T), weights (R, M) -> (R, M) float32, as :meth:`loss`.
 
         Logs show it beside the loss ("mean-predictor"). By default that of the mean target, the best one for squared
         errors. A modality with a loss of its own overrides it too; without that it is None, and logs say so.
@@ -125,7 +131,8 @@ class Modality(nn.Module, ABC):
         return self.loss(mean_of_counted(target, counted, known).expand_as(target), target, known)
 
     def denormalize_target(self, pred: Tensor, tokens: Tokens, index: Tensor) -> Tensor:
-        """Undo the target's normalisation with the tokens' own statistics: (R, M, O) -> like ``tokens.values``.
+        """Undo the target's normalisation with the tokens' own statistics: (R, M, O), or targets (R, M, T), -> like
+        ``tokens.values``.
 
         NaN for values that embed() sees but that are in no target.
         """

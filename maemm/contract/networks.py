@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -46,8 +46,9 @@ class Encoder(nn.Module, ABC):
     ) -> Latents:
         """Embed and encode ``plan.visible`` of each modality: ``Latents.tokens`` (R, V, D) each, in that order.
 
-        ``layers``: blocks, from 0, whose outputs are returned in ``Latents.layers`` too. ``norm=False``: skip the final
-        norm.
+        ``layers``: blocks, from 0, whose outputs are returned in ``Latents.layers`` too, and those of prefix tokens in
+        ``Latents.prefix_layers``; -1: what enters the first block, which an encoder may not have.
+        ``norm=False``: skip the final norm.
         """
 
     def norm_of(self, name: str) -> nn.Module:
@@ -77,7 +78,8 @@ class Encoder(nn.Module, ABC):
 class Decoder(nn.Module, ABC):
     """Latents and mask tokens -> predictions.
 
-    Positional parameters: ``outputs``, {modality: O, values of a predicted token}; ``encoder_dim``, D of the latents;
+    Positional parameters: ``outputs``, {modality: O, values of a predicted token, 0 where nothing of it is predicted};
+    ``encoder_dim``, D of the latents;
     ``prefix_count``, P prefix tokens of the encoder.
     """
 
@@ -87,6 +89,7 @@ class Decoder(nn.Module, ABC):
     takes_condition: bool = False  # True: it adds ``Latents.condition`` to its tokens
     keep_visible: bool | None = None  # an objective sets it to True for ``Latents.decoded_visible``; None: it has none
     reads_latent_tokens: bool = False  # True: it predicts from ``Latents.latent_tokens``
+    encoder_layers: Sequence[int] = ()  # blocks of the encoder whose outputs it reads in ``Latents.layers``
 
     def connect(self, encoder: Encoder) -> None:
         """Called once, before its first forward pass: create what depends on more of the encoder than its width."""

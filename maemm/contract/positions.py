@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,10 +31,13 @@ def sincos(coords: Tensor, dim: int) -> Tensor:
     return F.pad(code, (0, dim - code.shape[-1])).float()
 
 
-def resize_table(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> Tensor:
+TableResize = Literal["cubic", "linear"]
+
+
+def resize_table(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], resize: TableResize = "cubic") -> Tensor:
     """Interpolate a table from one grid to another: (1, prod(old), D) -> (1, prod(new), D).
 
-    On two axes bicubic without antialiasing, as in MAE's published code, on one or three linear. Raises
+    On two axes bicubic without antialiasing, as in MAE's published code, or linear; on one or three linear. Raises
     :class:`MaemmError` for grids of more axes, or of different numbers of axes.
     """
     if old == new:
@@ -43,7 +46,7 @@ def resize_table(table: Tensor, old: tuple[int, ...], new: tuple[int, ...]) -> T
         raise MaemmError(f"a position table of grid {old} cannot be resized to grid {new}")
     if len(old) > 3:
         raise MaemmError(f"position tables of {len(old)} axes cannot be resized; train with the grid {old}")
-    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(old)]
+    mode = {1: "linear", 2: "bicubic" if resize == "cubic" else "bilinear", 3: "trilinear"}[len(old)]
     image = table.float().reshape(1, *old, -1).movedim(-1, 1)
     image = F.interpolate(image, size=new, mode=mode, align_corners=False)
     return image.flatten(2).transpose(1, 2)
@@ -83,16 +86,22 @@ class SinCos(nn.Module):
 class Table(nn.Module):
     """A stored table for one grid, learned or fixed. For another grid it is resized on the fly.
 
-    The stored table keeps its size.
+    The stored table keeps its size. Fixed ones are for weights that bring theirs; with ``sincos_first`` it begins as
+    the sine-cosine code of the grid, the FIRST axis first (MultiMAE; on grids that are not square its published code
+    confuses height and width, this does not).
     """
 
     values: Tensor  # (1, N, D): a parameter if learned, else a buffer
+    resize: TableResize = "cubic"
 
-    def __init__(self, dim: int, grid: tuple[int, ...], learned: bool):
+    def __init__(self, dim: int, grid: tuple[int, ...], learned: bool, *, sincos_first: bool = False):
         super().__init__()
         self.grid = tuple(grid)
-        values = torch.empty(1, math.prod(grid), dim)
-        nn.init.trunc_normal_(values, std=0.02)
+        if sincos_first:
+            values = sincos(lattice(self.grid).flip(-1), dim)[None]
+        else:
+            values = torch.empty(1, math.prod(grid), dim)
+            nn.init.trunc_normal_(values, std=0.02)
         if learned:
             self.values = nn.Parameter(values)
         else:
@@ -106,7 +115,7 @@ class Table(nn.Module):
 
     def table(self, grid: tuple[int, ...]) -> Tensor:
         """The table of a grid, (1, N, D), resized where it is not the stored one."""
-        return resize_table(self.values, self.grid, tuple(grid))
+        return resize_table(self.values, self.grid, tuple(grid), self.resize)
 
 
 class NoPosition(nn.Module):
@@ -129,9 +138,9 @@ def lattice(grid: tuple[int, ...], device: torch.device | str | None = None) -> 
 
 def make_position(kind: str, dim: int, grid: tuple[int, ...]) -> nn.Module:
     """A module (tokens, index (R, V)) -> (R, V, dim) of a kind: "sincos", "learned", "fixed" (a stored table that is
-    not trained) or "none"."""
+    not trained), "sincos_table" (a fixed one that begins as a sine-cosine code, see :class:`Table`) or "none"."""
     if kind == "sincos":
         return SinCos(dim)
     if kind == "none":
         return NoPosition(dim)
-    return Table(dim, grid, learned=kind == "learned")
+    return Table(dim, grid, learned=kind == "learned", sincos_first=kind == "sincos_table")

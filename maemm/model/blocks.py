@@ -15,7 +15,7 @@ from maemm.contract.errors import MaemmError
 from maemm.model.rotary import RotaryAttention, rotate
 
 Init = Literal["xavier", "normal"]
-BlockInit = Literal["xavier", "normal", "normal_by_depth"]
+BlockInit = Literal["xavier", "xavier_qkv", "normal", "normal_by_depth"]
 BlockNorm = Literal["pre", "post"]
 QkvBias = bool | Literal["no_key"]
 
@@ -114,9 +114,10 @@ def make_blocks(
     """``depth`` blocks (R, L, dim) -> (R, L, dim), whose norms stand before attention and MLP or behind them.
 
     ``drop_path``: the rate of the last block, rates grow linearly from 0; or the rate of each block. ``init``: how
-    linear layers are initialised, by :func:`init_linear` ("xavier") or :func:`init_normal`, then by
-    :func:`scale_by_depth` ("normal_by_depth"). ``layer_scale``: initial value of a learned factor of each channel
-    behind attention and MLP; None: there is none. ``rotary``: blocks whose attention reads a ``rotation``.
+    linear layers are initialised, by :func:`init_linear` ("xavier", for queries, keys and values each by itself
+    "xavier_qkv") or :func:`init_normal`, then by :func:`scale_by_depth` ("normal_by_depth"). ``layer_scale``:
+    initial value of a learned factor of each channel behind attention and MLP; None: there is none.
+    ``rotary``: blocks whose attention reads a ``rotation``.
     ``qkv_bias``: of queries, keys and values, or ("no_key") of queries and values, see :class:`NoKeyBias`.
     """
     rates = drop_path
@@ -141,7 +142,10 @@ def make_blocks(
     if qkv_bias == "no_key":
         for block in blocks:
             block.attn.qkv = NoKeyBias(dim)
-    blocks.apply(init_linear if init == "xavier" else init_normal)
+    blocks.apply(init_linear if init in ("xavier", "xavier_qkv") else init_normal)
+    if init == "xavier_qkv":
+        for block in blocks:
+            init_parts(block.attn.qkv, 3)  # type: ignore[union-attr, arg-type]
     if init == "normal_by_depth":
         scale_by_depth(blocks)
     return blocks
@@ -165,6 +169,13 @@ def init_linear(module: nn.Module) -> None:
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+@torch.no_grad()
+def init_parts(linear: nn.Linear, parts: int) -> None:
+    """Xavier uniform weights of a layer that is ``parts`` layers of equal width, such as queries, keys and values."""
+    for part in linear.weight.chunk(parts):
+        nn.init.xavier_uniform_(part)
 
 
 def init_normal(module: nn.Module) -> None:

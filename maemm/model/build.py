@@ -11,12 +11,13 @@ from maemm.config.options import check
 from maemm.contract import Decoder, Encoder, Masking, Modality, Objective, Target
 from maemm.contract.errors import MaemmError
 from maemm.model.masking.each_modality import EachModality
+from maemm.model.masking.only import Only
 from maemm.model.model import Model
 from maemm.model.size import refuse_too_large
 from maemm.registry.make import make, part_of
 
 _NAMES = nn.ModuleDict()  # of its attributes: no module in it can have one of these names
-_NOT_OPTIONS = ("type", "masking", "target", "same_as", "align")  # keys of a modality that are not options of its class
+_NOT_OPTIONS = ("type", "masking", "target", "same_as", "align", "only")  # keys of a modality, not options of its class
 
 
 def build_modality(recipe: dict[str, Any], name: str) -> Modality:
@@ -76,15 +77,41 @@ def _targets(recipe: dict[str, Any], modalities: dict[str, Modality], encoder_di
     return targets
 
 
+def _refuse_misaligned(name: str, modality: Modality, specs: dict[str, Any], own: dict[str, Modality]) -> None:
+    """Raise :class:`MaemmError` where modalities draw the same crop or flip, and use it in different ways."""
+    other = modality.aligned_with
+    if other is None or other not in own:
+        return
+    for option in (option for option in modality.aligned_options if option in own[other].aligned_options):
+        mine, theirs = getattr(modality, option), getattr(own[other], option)
+        if mine != theirs:
+            raise MaemmError(
+                f"{name} is aligned with {other}, and their {option} differ ({specs[name].get(option, mine)} and "
+                f"{specs[other].get(option, theirs)}, modalities.{name}.{option}); give both the same"
+            )
+
+
 def build_modalities(recipe: dict[str, Any]) -> dict[str, Modality]:
     """All modalities of a recipe, without parameters; ``same_as`` names share one module."""
     specs = recipe["modalities"]
     own = {name: build_modality(recipe, name) for name, spec in specs.items() if "same_as" not in spec}
+    for name, modality in own.items():
+        _refuse_misaligned(name, modality, specs, own)
     return {name: own[spec.get("same_as", name)] for name, spec in specs.items()}
 
 
+def only_of(recipe: dict[str, Any]) -> dict[str, str]:
+    """{modality: "encode" or "decode"} of those that a recipe only encodes or only decodes."""
+    return {name: spec["only"] for name, spec in recipe["modalities"].items() if spec.get("only")}
+
+
 def build_masking(recipe: dict[str, Any]) -> Masking:
-    """A joint masking where the recipe has one, otherwise one per modality."""
+    """A joint masking where the recipe has one, else one per modality; in :class:`Only` where some have ``only``."""
+    masking, only = _masking(recipe), only_of(recipe)
+    return Only(masking, only) if only else masking
+
+
+def _masking(recipe: dict[str, Any]) -> Masking:
     if recipe.get("masking"):
         return _make("maskings", recipe["masking"], where="masking")
     maskings = {}
@@ -118,7 +145,11 @@ def _build(recipe: dict[str, Any]) -> Model:
     targets = _targets(recipe, modalities, encoder.dim)
     decoder = None
     if recipe.get("decoder"):
-        outputs = {name: targets.get(name, modality).output_dim() for name, modality in modalities.items()}
+        encoded = [name for name, role in only_of(recipe).items() if role == "encode"]
+        outputs = {
+            name: 0 if name in encoded else targets.get(name, modality).output_dim()
+            for name, modality in modalities.items()
+        }
         prefix = getattr(encoder, "prefix", None)
         prefix_count = 0 if prefix is None else prefix.shape[1]
         decoder = _make("decoders", recipe["decoder"], outputs, encoder.dim, prefix_count, where="decoder")

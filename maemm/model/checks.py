@@ -116,7 +116,7 @@ def _check_target(model: Any, name: str, x: ModalityInput) -> None:
     else:
         part, method = modality, "target"
     width = part.output_dim()
-    shape = (*predict.shape, part.target_dim() if name in model.targets else width)
+    shape = (*predict.shape, part.target_dim())
 
     def compute() -> Tensor:
         return part(x, predict) if part is not modality else modality.target(x.tokens, predict)

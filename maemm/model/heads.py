@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from maemm.contract import Head
 from maemm.contract.options import NonNegative, PositiveInt, Rate
 from maemm.model.batchnorm import BatchNorm
-from maemm.model.pooling import pool_tokens
+from maemm.model.pooling import mean_of_all, pool_tokens
 
 
 class Linear(Head):
@@ -17,7 +17,8 @@ class Linear(Head):
 
     Options
         classes: number of outputs
-        pool: mean, cls, max or cls+max
+        pool: mean, cls, max or cls+max, of the tokens of the first modality; all: mean over the tokens of all
+            modalities of the batch and the class tokens (MultiMAE)
         norm: before: the encoder's final norm, then the pool; after: the pool, then a norm of the head's own
         eps: of the head's own norm
         dropout: before the last layer
@@ -28,7 +29,7 @@ class Linear(Head):
         encoder_dim: int,
         *,
         classes: PositiveInt,
-        pool: Literal["mean", "cls", "max", "cls+max"] = "mean",
+        pool: Literal["mean", "cls", "max", "cls+max", "all"] = "mean",
         norm: Literal["before", "after"] = "after",
         eps: NonNegative = 1e-6,
         dropout: Rate = 0.0,
@@ -44,6 +45,8 @@ class Linear(Head):
 
     def features(self, model: Any, batch: dict[str, Any]) -> Tensor:
         inputs, latents = model.encode(batch, norm=self.norm_when == "before")
+        if self.pool == "all":
+            return self.norm(mean_of_all(latents, {name: x.plan for name, x in inputs.items()}))
         name = next(iter(inputs))
         return self.norm(pool_tokens(latents, name, inputs[name].plan, self.pool))
 

@@ -65,6 +65,9 @@ class Model(nn.Module):
         self.objectives = nn.ModuleDict(objectives or {})  # type: ignore[assignment]  # as above
         self.targets = nn.ModuleDict(targets or {})  # type: ignore[assignment]  # as above
         self.recipe = recipe or {}
+        specs = self.recipe.get("modalities") or {}
+        #: {modality: "encode" or "decode"} of those that are only encoded, or only decoded
+        self.only: dict[str, str] = {name: spec["only"] for name, spec in specs.items() if spec.get("only")}
         self.extras: dict[str, Tensor] = {}  # tensors of a published file that this model does not use
         self.kind: str | None = None  # the checkpoint format that it was loaded from
         self.frozen: tuple[str, ...] = ()  # modules that stay in evaluation mode when the others train
@@ -165,7 +168,7 @@ class Model(nn.Module):
         tokens = self._tokenize(preprocessed)
         hides = self.training and any(objective.hide for objective in self.objectives.values())
         if not self.masked and not hides:
-            return [_all_visible(preprocessed, tokens)]
+            return [self._without_decoded(_all_visible(preprocessed, tokens))]
         plans = self.masking(tokens, rng, self._guides(preprocessed, tokens, rng.progress, bf16))
         computed = self._precompute(preprocessed, tokens, bf16)
         computed_by = self._precompute_of_objectives(preprocessed, tokens, bf16)
@@ -191,7 +194,7 @@ class Model(nn.Module):
         kinds = {kind for kind in wanted.values() if kind is not None}
         if not kinds:
             return None
-        inputs = _all_visible(preprocessed, tokens)
+        inputs = self._without_decoded(_all_visible(preprocessed, tokens))
         device = next(iter(preprocessed.values())).x.device.type
         guides: dict[str, Any] = {}
         with evaluating(self.encoder, self.modalities), torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -301,6 +304,8 @@ class Model(nn.Module):
             latents, pred = float32(latents), float32(pred)
         target, loss = {}, {}
         for name, x in inputs.items():
+            if self.only.get(name) == "encode":
+                continue
             with torch.autocast(pred[name].device.type, enabled=False):
                 if name in self.targets:
                     target[name] = self.targets[name](x, x.plan.predict).detach()
@@ -348,8 +353,11 @@ class Model(nn.Module):
         inputs = {name: x if x.seen is None else replace(x, tokens=x.seen) for name, x in inputs.items()}
         passes = [x.plan.passes for x in inputs.values()]
         shared = [index for index in passes if index is not None]
+        layers: dict[str, Any] = {}
+        if self.decoder is not None and self.decoder.encoder_layers:
+            layers = {"layers": self.decoder.encoder_layers}
         if not shared:
-            return self.encoder(inputs, self.modalities)
+            return self.encoder(inputs, self.modalities, **layers)
         if len(shared) < len(passes):
             raise MaemmError(
                 "some modalities' plans share passes of the encoder, others do not; set Plan.passes in all"
@@ -360,7 +368,7 @@ class Model(nn.Module):
                 "(Plan.passes); choose another encoder or masking"
             )
         by_pass = {name: replace(x, plan=x.plan.of_passes()) for name, x in inputs.items()}
-        return self.encoder(by_pass, self.modalities).of_rows(shared[0])
+        return self.encoder(by_pass, self.modalities, **layers).of_rows(shared[0])
 
     def _inputs(
         self, batch: dict[str, Any], plans: dict[str, Plan] | None, rng: Rng | None
@@ -392,7 +400,8 @@ class Model(nn.Module):
 
     # -------------------------------------------------------------------------------------- features
     def with_all_visible(self, batch: dict[str, Any]) -> dict[str, ModalityInput]:
-        """The batch with all tokens visible: the encoder's input for feature extraction.
+        """The batch with all tokens visible: the encoder's input for feature extraction, without modalities that are
+        only decoded.
 
         Where the model is not :attr:`masked`, plans that come with the batch are kept.
         """
@@ -402,7 +411,16 @@ class Model(nn.Module):
         preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
         tokens = {name: x.tokens for name, x in batch.items() if isinstance(x, ModalityInput)}
         tokens |= self._tokenize({name: x for name, x in preprocessed.items() if name not in tokens})
-        return _all_visible(preprocessed, tokens)
+        return self._without_decoded(_all_visible(preprocessed, tokens))
+
+    def _without_decoded(self, inputs: dict[str, ModalityInput]) -> dict[str, ModalityInput]:
+        """Without the modalities that are only decoded, whose embeddings have learned nothing."""
+        encoded = {name: x for name, x in inputs.items() if self.only.get(name) != "decode"}
+        if not encoded:
+            raise MaemmError(
+                f"{', '.join(inputs)} can only be decoded (modalities.NAME.only); give a batch of other modalities"
+            )
+        return encoded
 
     def encode(
         self, batch: dict[str, Any], *, layers: Iterable[int] = (), norm: bool = True

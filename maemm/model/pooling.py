@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,19 @@ def mean_of_tokens(tokens: Tensor, plans: Sequence[Plan]) -> Tensor:
         for plan in plans
     ]
     weight = torch.cat(parts, 1).to(tokens.dtype)[..., None]
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def mean_of_all(latents: Latents, plans: Mapping[str, Plan]) -> Tensor:
+    """Mean over the visible tokens of all modalities and the prefix tokens, without padding -> (R, D)."""
+    prefix = list(latents.prefix.values())
+    tokens = torch.cat([*(latents.tokens[name] for name in plans), *prefix], 1)
+    seen = [
+        torch.ones_like(plan.visible, dtype=torch.bool) if plan.visible_valid is None else plan.visible_valid
+        for plan in plans.values()
+    ]
+    seen += [torch.ones(part.shape[:2], dtype=torch.bool, device=part.device) for part in prefix]
+    weight = torch.cat(seen, 1).to(tokens.dtype)[..., None]
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 

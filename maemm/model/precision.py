@@ -40,8 +40,8 @@ def float32(tree: Tree) -> Tree:
     """Nested dicts and lists of tensors, or latents: those in bf16 in float32, the others as they are."""
     if isinstance(tree, Latents):
         fields = (
-            "tokens", "prefix", "streams", "positions", "layers", "hidden", "decoded", "decoded_visible",
-            "latent_tokens",
+            "tokens", "prefix", "streams", "positions", "layers", "prefix_layers", "hidden", "decoded",
+            "decoded_visible", "latent_tokens",
         )  # fmt: skip
         latents: Any = replace(tree, **{name: float32(getattr(tree, name)) for name in fields})
         return latents

@@ -186,7 +186,7 @@ class Case(Part):
     def target_dim(self, model: Model) -> int:
         """T: values of a token's target."""
         part = self.target_part(model)
-        return part.target_dim() if isinstance(part, Target) else part.output_dim()
+        return part.target_dim()
 
     def target(self, model: Model, inputs: ModalityInput, index: Tensor) -> Tensor:
         """Targets (R, M, O) of the tokens ``index`` (R, M)."""

@@ -32,12 +32,14 @@ def parameter_groups(
     no_decay: Sequence[str] = NO_DECAY,
     lr_scale: Callable[[str], float] | None = None,
     without: Collection[nn.Parameter] = (),
+    decay_all: bool = False,
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: one for each pair of weight decay and learning rate scale.
 
-    Parameters with at most one axis, and those whose name matches a pattern of ``no_decay``, are not decayed.
-    Frozen parameters and those of ``without`` are in no group. ``lr_scale``: parameter name -> factor of the learning
-    rate. Each group also has the ``names`` of its parameters. Raises :class:`MaemmError` where all are frozen.
+    Parameters with at most one axis, and those whose name matches a pattern of ``no_decay``, are not decayed,
+    unless ``decay_all`` says so. Frozen parameters and those of ``without`` are in no group. ``lr_scale``: parameter
+    name -> factor of the learning rate. Each group also has the ``names`` of its parameters. Raises
+    :class:`MaemmError` where all are frozen.
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     excluded = {id(parameter) for parameter in without}
@@ -45,6 +47,7 @@ def parameter_groups(
         if not parameter.requires_grad or id(parameter) in excluded:
             continue
         undecayed = parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in no_decay)
+        undecayed = undecayed and not decay_all
         key = (0.0 if undecayed else weight_decay, 1.0 if lr_scale is None else lr_scale(name))
         group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": key[0], "lr_scale": key[1]})
         group["params"].append(parameter)
@@ -222,7 +225,8 @@ def make_optimizer(model: nn.Module, train: Mapping[str, Any], without: Collecti
     no_decay = train.get("no_decay")
     layers, head = train.get("layer_decay") or 1.0, train.get("head_lr_scale") or 1.0
     lr_scale = layer_scales(model, layers, head) if layers != 1 or head != 1 else None
-    groups = parameter_groups(model, decay, NO_DECAY if no_decay is None else no_decay, lr_scale, without)
+    patterns = NO_DECAY if no_decay is None else no_decay
+    groups = parameter_groups(model, decay, patterns, lr_scale, without, bool(train.get("decay_all")))
     return make(groups, **options)
 
 

@@ -38,14 +38,17 @@ _ORIENTATION = 0x0112
 _GREY = ("L", "I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-def read_image(path: str | bytes | Path, background: int = 255, most_pixels: int = MOST_PIXELS) -> np.ndarray:
+def read_image(
+    path: str | bytes | Path, background: int = 255, most_pixels: int = MOST_PIXELS, *, indices: bool = False
+) -> np.ndarray:
     """Decode one file to (H, W, C), writable.
 
     EXIF orientation is applied. Grey stays one channel, 16-bit grey stays 16 bits, 1-bit becomes 0 and 255; palettes,
     CMYK and YCbCr become RGB. Transparent images are composed on the grey level ``background`` (255: white). Of an
     animation the first frame is read. The pages of a TIFF whose pages are grey and alike are its channels, and so are
     the bands of a TIFF that has others than colours and transparency. 16-bit RGB becomes 8-bit (a limit of Pillow);
-    store such images as ``.npy``. Raises ValueError or OSError with a short reason.
+    store such images as ``.npy``. ``indices``: palette images are their indices, 1-bit ones 0 and
+    1, for label maps. Raises ValueError or OSError with a short reason.
     """
     data = _bytes(path)
     if data[:6] == b"\x93NUMPY":
@@ -57,6 +60,8 @@ def read_image(path: str | bytes | Path, background: int = 255, most_pixels: int
             with Image.open(io.BytesIO(data), formats=_supported_formats()) as image:
                 if image.format == "TIFF" and dropped_bands(image):
                     return plain_pixels(read_bands(data, most_pixels))
+                if indices and image.mode in ("P", "1"):
+                    return np.array(image).astype(np.uint8)[..., None]
                 return _decode(image, background)
         except Image.DecompressionBombError as error:
             count = re.search(r"\d+", str(error))

@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from .geometry import mesh, rotation_matrix
-from .objects import COLOURS, Object
+from .objects import COLOURS, MATERIALS, Object
+
+CLASSES = ("wall", "floor", *MATERIALS)  # of the label maps; not the shape, which is what samples are to be told by
 
 _EYE = np.array([0.0, 1.6, 4.6])  # camera
 _DOWN = 0.19  # radians that it looks down
@@ -24,16 +26,54 @@ _FINE = 3  # supersampling: drawn this many times finer, then averaged
 def render(thing: Object, pixels: int = 64, time: float = 0.0) -> Image.Image:
     """An RGB picture (pixels x pixels) of the object at ``time`` seconds. The same bits for the same input."""
     fine = pixels * _FINE
-    position, rotation = thing.at(time)
-    corners = thing.size * mesh(thing.shape).corners @ rotation_matrix(*rotation).T
-    corners[..., 1] -= corners[..., 1].min()  # it stands on the floor
-    corners += np.asarray(position)
+    corners = _corners(thing, time)
     light = np.array([math.sin(thing.light), 1.3, math.cos(thing.light)])
     light /= np.linalg.norm(light)
     picture = _background(thing, fine)
     picture = _shadow(picture, corners, light, fine)
     _paint(ImageDraw.Draw(picture), thing, corners, light, fine)
     return picture.resize((pixels, pixels), Image.Resampling.BOX)
+
+
+def render_maps(thing: Object, pixels: int = 64, time: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Depth and classes of every pixel of :func:`render`: (pixels, pixels) float64, distance along the view in room
+    units, and uint8, of :data:`CLASSES`."""
+    fine = pixels * _FINE
+    corners = _corners(thing, time)
+    _, _, order = _seen(corners)
+    flat = _project(corners[order], fine).reshape(len(order), 8).tolist()
+    on_floor, room = _room(fine)[0], _away_of_room(fine)
+    depth, classes = Image.fromarray(room.astype(np.float32)), Image.fromarray(on_floor.astype(np.uint8))
+    far, near = ImageDraw.Draw(depth), ImageDraw.Draw(classes)
+    number = CLASSES.index(thing.material)
+    for points, away in zip(flat, _away(corners[order].mean(1)).tolist(), strict=True):
+        far.polygon(points, fill=away)
+        near.polygon(points, fill=number)
+    middle = slice(_FINE // 2, None, _FINE)  # of the fine pixels of each
+    return np.asarray(depth, np.float64)[middle, middle], np.array(classes)[middle, middle]
+
+
+def _corners(thing: Object, time: float) -> np.ndarray:
+    """(F, 4, 3): the faces of the object where it is at ``time`` seconds."""
+    position, rotation = thing.at(time)
+    corners = thing.size * mesh(thing.shape).corners @ rotation_matrix(*rotation).T
+    corners[..., 1] -= corners[..., 1].min()  # it stands on the floor
+    corners += np.asarray(position)
+    return corners
+
+
+def _away(points: np.ndarray) -> np.ndarray:
+    """Room points (..., 3) -> their distance from the camera along its view."""
+    _, y, z = np.moveaxis(points - _EYE, -1, 0)
+    return -z * math.cos(_DOWN) - y * math.sin(_DOWN)
+
+
+def _away_of_room(fine: int) -> np.ndarray:
+    """The same of the wall and the floor in each fine pixel."""
+    on_floor, x, height, floor_x, floor_z = _room(fine)
+    wall = np.stack([x, height, np.full_like(x, _WALL_Z)], -1)
+    floor = np.stack([floor_x, np.zeros_like(floor_x), floor_z], -1)
+    return np.where(on_floor, _away(floor), _away(wall))
 
 
 def _project(points: np.ndarray, fine: int) -> np.ndarray:
@@ -46,15 +86,7 @@ def _project(points: np.ndarray, fine: int) -> np.ndarray:
 
 def _paint(canvas: ImageDraw.ImageDraw, thing: Object, corners: np.ndarray, light: np.ndarray, fine: int) -> None:
     """Draw the faces that look at the camera, far ones first."""
-    # Across the diagonals, so that a triangle (a repeated corner) has a normal too.
-    normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
-    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    centres = corners.mean(1)
-    gaze = _EYE - centres
-    distance = np.linalg.norm(gaze, axis=1, keepdims=True)
-    gaze = gaze / distance
-    seen = np.flatnonzero((normals * gaze).sum(1) > 0)
-    order = seen[np.argsort(-distance[seen, 0], kind="stable")]
+    normals, gaze, order = _seen(corners)
     half = light + gaze[order]
     half /= np.linalg.norm(half, axis=1, keepdims=True)
     diffuse = np.clip((normals[order] @ light), 0, None)[:, None]
@@ -64,6 +96,20 @@ def _paint(canvas: ImageDraw.ImageDraw, thing: Object, corners: np.ndarray, ligh
     flat = _project(corners[order], fine).reshape(len(order), 8)
     for points, colour in zip(flat.tolist(), colours.tolist(), strict=True):
         canvas.polygon(points, fill=tuple(colour))
+
+
+def _seen(corners: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(normals (F, 3), directions to the camera (F, 3), the faces that look at it, far ones first)."""
+    # Across the diagonals, so that a triangle (a repeated corner) has a normal too.
+    normals = np.cross(corners[:, 2] - corners[:, 0], corners[:, 3] - corners[:, 1])
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    centres = corners.mean(1)
+    gaze = _EYE - centres
+    distance = np.linalg.norm(gaze, axis=1, keepdims=True)
+    gaze = gaze / distance
+    seen = np.flatnonzero((normals * gaze).sum(1) > 0)
+    order = seen[np.argsort(-distance[seen, 0], kind="stable")]
+    return normals, gaze, order
 
 
 def pattern(material: str, surface: np.ndarray) -> np.ndarray:

@@ -74,13 +74,15 @@ class Window(Decoder):
             for number in range(depth)
         )
         self.norm = nn.LayerNorm(dim, eps=eps)
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items() if size})
         self.apply(init_linear)
 
     def forward(
         self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
     ) -> dict[str, Tensor]:
-        latents.decoded = {name: self._decode(name, latents, x, modalities[name]) for name, x in inputs.items()}
+        latents.decoded = {
+            name: self._decode(name, latents, x, modalities[name]) for name, x in inputs.items() if name in self.heads
+        }
         return {name: self.heads[name](part) for name, part in latents.decoded.items()}
 
     def _decode(self, name: str, latents: Latents, inputs: ModalityInput, modality: Modality) -> Tensor:

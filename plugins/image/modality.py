@@ -69,6 +69,7 @@ class Image(GridModality):
     """
 
     axes = 2
+    aligned_options = ("crop", "flip", "center", "frame")
 
     def __init__(
         self,
@@ -108,6 +109,11 @@ class Image(GridModality):
                 )
             self.randaugment = RandAugment(randaugment, self.mean, interpolation, "modalities.image.randaugment")
 
+    @property
+    def frame(self) -> tuple[int, ...]:
+        """Size of pictures that evaluation takes as they are, without a center crop."""
+        return self.size
+
     # ---- in the worker
     def load(self, raw: np.ndarray, rng: Rng | None) -> dict[str, Tensor]:
         """(H, W, C) uint8, uint16 or float -> {"x": (channels, *size)} uint8, or float32 0 .. 1.
@@ -116,18 +122,16 @@ class Image(GridModality):
         """
         self._check_range(raw)
         if self.device_crop:
-            return {"x": self._with_channels(_tensor(raw))}
+            return {"x": self._with_channels(self._pixels(raw))}
         height, width = raw.shape[:2]
         if rng is not None and isinstance(self.crop, RandomCrop):
             box = self._random_box(rng.floats("crop", DRAWS), height, width)
-            x = self._resized(_tensor(_cut(raw, box)), self.size)
-        elif (height, width) == self.size:
-            x = _tensor(raw)
-        elif self.crop is None:
-            x = self._resized(_tensor(raw), self.size)
+            x = self._resized(self._pixels(_cut(raw, box)), self.size)
+        elif (height, width) == self.frame or self.crop is None:
+            x = self._resized(self._pixels(raw), self.size)
         else:
             resized, (top, left) = self._center_crop(height, width)
-            x = self._resized(_tensor(raw), resized)[:, top : top + self.size[0], left : left + self.size[1]]
+            x = self._resized(self._pixels(raw), resized)[:, top : top + self.size[0], left : left + self.size[1]]
         x = self._with_channels(x)
         return {"x": x if rng is None or self.randaugment is None else self.randaugment.on_tensor(x, rng)}
 
@@ -157,7 +161,12 @@ class Image(GridModality):
     # ---- on the device
     def preprocess(self, raw: Mapping[str, Tensor], rng: Rng | None) -> Preprocessed:
         """{"x": (B, C, H, W)} -> float32, cropped if ``device_crop``, flipped, minus mean, divided by std."""
-        x = raw["x"]
+        x, info = self._moved(raw["x"], rng)
+        mean, std = self._mean_and_std(x.device)
+        return Preprocessed((on_device.as_float(x) - mean) / std, info=info)
+
+    def _moved(self, x: Tensor, rng: Rng | None) -> tuple[Tensor, dict[str, Any]]:
+        """The batch, cropped on the device and mirrored as the options say, and which samples were mirrored."""
         if self.device_crop:
             cropped = self._cropped(on_device.as_float(x), rng)
             x = cropped if self.scaled and x.dtype != torch.uint8 else cropped.clamp(0, 1)  # bicubic kernels overshoot
@@ -165,8 +174,7 @@ class Image(GridModality):
         if self.flip and rng is not None:
             info[MIRRORED] = rng.uniform("flip", device=x.device) < 0.5
             x = on_device.flip(x, info[MIRRORED])
-        mean, std = self._mean_and_std(x.device)
-        return Preprocessed((on_device.as_float(x) - mean) / std, info=info)
+        return x, info
 
     def _cropped(self, x: Tensor, rng: Rng | None) -> Tensor:
         """Crop a batch (B, C, H, W) float as :meth:`load` would have cropped each image."""
@@ -210,6 +218,12 @@ class Image(GridModality):
         axes.imshow(torch.where(hidden, 0.6, pixels).permute(1, 2, 0).numpy(), interpolation="nearest")
 
     # ---- helpers
+    def _pixels(self, raw: np.ndarray) -> Tensor:
+        """(H, W, C) -> (C, H, W); 16 bits -> float32 0 .. 1."""
+        if raw.dtype == np.uint16:
+            raw = raw.astype(np.float32) / 65535
+        return torch.from_numpy(raw).permute(2, 0, 1)
+
     def _random_box(self, uniform: Sequence[float], height: int, width: int) -> Box:
         assert isinstance(self.crop, RandomCrop)
         return random_box(uniform, height, width, self.crop.scale, self.crop.ratio)
@@ -257,13 +271,6 @@ class Image(GridModality):
 def _cut(raw: np.ndarray, box: Box) -> np.ndarray:
     top, left, height, width = box
     return raw[top : top + height, left : left + width]
-
-
-def _tensor(raw: np.ndarray) -> Tensor:
-    """(H, W, C) -> (C, H, W); 16 bits -> float32 0 .. 1."""
-    if raw.dtype == np.uint16:
-        raw = raw.astype(np.float32) / 65535
-    return torch.from_numpy(raw).permute(2, 0, 1)
 
 
 def _per_channel(

@@ -26,7 +26,7 @@ TASKS = {
 # What a plugin imports of maemm. Plugins do not import each other, but for helpers without a manifest (_NAME), and
 # where one puts others together.
 PLUGINS = {"contract", "registry", "config", "data", "model", "weights"}
-COMPOSITIONS = {("cav", "audio"), ("cav", "image"), ("cav", "video")}
+COMPOSITIONS = {("cav", "audio"), ("cav", "image"), ("cav", "video"), ("multimae", "image")}
 # The lazy root re-exports everything, the command line calls every verb.
 ABOVE = {"maemm", "maemm.__main__"}
 

@@ -65,10 +65,11 @@ class Conv(Decoder):
                     )
                     for number in range(depth)
                 )
-                for name in outputs
+                for name, size in outputs.items()
+                if size
             }
         )
-        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(dim, size) for name, size in outputs.items() if size})
         self.heads.apply(init_linear)
 
     def draw(self, inputs: dict[str, ModalityInput], rng: Rng) -> dict[str, Tensor]:
@@ -89,7 +90,7 @@ class Conv(Decoder):
     def forward(
         self, latents: Latents, inputs: dict[str, ModalityInput], modalities: Mapping[str, Modality]
     ) -> dict[str, Tensor]:
-        return {name: self._predict(name, latents.tokens[name], x) for name, x in inputs.items()}
+        return {name: self._predict(name, latents.tokens[name], x) for name, x in inputs.items() if name in self.heads}
 
     def _predict(self, name: str, visible: Tensor, inputs: ModalityInput) -> Tensor:
         tokens, plan = inputs.tokens, inputs.plan

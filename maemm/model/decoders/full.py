@@ -79,7 +79,7 @@ class Full(Decoder):
             dim, depth, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, eps=eps, drop_path=drop_path
         )
         self.norm = nn.LayerNorm(dim, eps=eps if norm_eps is None else norm_eps)
-        linears = {name: nn.Linear(dim, size) for name, size in outputs.items()}
+        linears = {name: nn.Linear(dim, size) for name, size in outputs.items() if size}
         self.heads = nn.ModuleDict(linears)
         self.heads.apply(init_linear)
         with torch.no_grad():
@@ -124,7 +124,9 @@ class Full(Decoder):
         predicted = sections[1::2]
         if self.keep_visible:
             latents.decoded_visible = {n: self.norm(part) for n, part in zip(inputs, sections[::2], strict=True)}
-        latents.decoded = {name: self.norm(part) for name, part in zip(inputs, predicted, strict=True)}
+        latents.decoded = {
+            name: self.norm(part) for name, part in zip(inputs, predicted, strict=True) if name in self.heads
+        }
         return {name: self.heads[name](part) for name, part in latents.decoded.items()}
 
     def _rotation(self, inputs: dict[str, ModalityInput]) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ class LinearDecoder(Decoder):
     def __init__(self, outputs: dict[str, int], encoder_dim: int, prefix_count: int, *, init: Init = "xavier"):
         super().__init__()
         self.decoded_dim = encoder_dim
-        self.heads = nn.ModuleDict({name: nn.Linear(encoder_dim, size) for name, size in outputs.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(encoder_dim, size) for name, size in outputs.items() if size})
         self.heads.apply(init_normal if init == "normal" else init_linear)
 
     def forward(
@@ -32,5 +32,5 @@ class LinearDecoder(Decoder):
     ) -> dict[str, Tensor]:
         if not latents.hidden:
             raise MaemmError("decoder linear needs hidden tokens in the encoder's sequence; set encoder.hidden=replace")
-        latents.decoded = {name: latents.hidden[name] for name in inputs}
+        latents.decoded = {name: latents.hidden[name] for name in inputs if name in self.heads}
         return {name: self.heads[name](part) for name, part in latents.decoded.items()}

@@ -25,6 +25,7 @@ from maemm.model.blocks import (
     register_position,
     with_ffn,
 )
+from maemm.model.budget import budget_of, first_valid
 from maemm.model.precision import under_autocast
 from maemm.model.relative import RelativeBias, RelativeBiasKind, make_relative_bias
 from maemm.model.rotary import AnyRotary, make_rotary
@@ -37,7 +38,8 @@ Section = tuple[Tensor, Tensor | None, Tensor | None]  # tokens (R, V, D), their
 class ViT(Encoder):
     """Embed visible tokens, add positions, prepend prefix tokens, run blocks, norm.
 
-    The tokens of several modalities form one sequence; a learned vector per modality is added to them.
+    The tokens of several modalities form one sequence; a learned vector per modality is added to them. With a joint
+    budget (masking dirichlet) the blocks run on as many tokens as the budget has, whatever the modalities could show.
 
     Options
         dim: width
@@ -51,12 +53,15 @@ class ViT(Encoder):
         position_every_block: add positions before every block instead of once (Point-MAE)
         drop_path: rate of the last block, growing linearly from 0
         final_norm: a norm after the last block; false for fine-tuned weights without
-        init: initial weights of linear layers: xavier (MAE), normal with std 0.02 (Point-MAE), or normal_by_depth: in
-            block i those of the last layers of attention and MLP are divided by sqrt(2 i) (BEiT, V-JEPA 2)
+        init: initial weights of linear layers: xavier (MAE), xavier_qkv, of queries, keys and values each by itself
+            (MultiMAE), normal with std 0.02 (Point-MAE), or normal_by_depth: in block i those of the last layers of
+            attention and MLP are divided by sqrt(2 i) (BEiT, V-JEPA 2)
         block_norm: layer norms before attention and MLP (pre), or behind their residuals (post, data2vec 2.0)
         input_norm: a layer norm before the first block
         hidden: whether hidden tokens are removed from the sequence, or replaced by a learned vector (BEiT, MaskFeat)
         layer_scale: initial value of learned factors of the channels behind attention and MLP (BEiT); null: none
+        vectors: with several modalities, the learned vector of each; false: none, the bias of each embedding tells
+            modalities apart (MultiMAE)
         rotary: positions inside attention, beside those of the modality (position: none leaves them out): pairs, the
             usual rotation of neighbouring channels; vjepa2, with two angles in a pair, as its weights need; mixed,
             pairs whose frequencies are learned, along all axes at once (MAETok); null: none
@@ -88,6 +93,7 @@ class ViT(Encoder):
         input_norm: bool = False,
         hidden: Literal["remove", "replace"] = "remove",
         layer_scale: Positive | None = None,
+        vectors: bool = True,
         rotary: AnyRotary | None = None,
         rotary_axes: Axes = 2,
         relative_bias: RelativeBiasKind | None = None,
@@ -123,7 +129,8 @@ class ViT(Encoder):
         self.reads_predict = hidden == "replace"
         if self.reads_predict:
             self.hidden_token = nn.Parameter(torch.randn(1, 1, dim) * 0.02)
-        if len(self.names) > 1:
+        self.has_vectors = vectors and len(self.names) > 1
+        if self.has_vectors:
             self.vectors = nn.ParameterDict({name: nn.Parameter(torch.randn(dim) * 0.02) for name in self.names})
 
     def prepare(self, modalities: Mapping[str, Modality]) -> None:
@@ -142,7 +149,10 @@ class ViT(Encoder):
         norm: bool = True,
     ) -> Latents:
         x, position, mask, lengths, index = self._start(inputs, modalities)
-        numbers, outputs = set(layers), {}
+        numbers, outputs, prefixes = set(layers), {}, {}
+        if -1 in numbers:
+            entering = self._split(x, lengths, inputs, index)
+            outputs[-1], prefixes[-1] = entering.tokens, entering.prefix
         rotations, masks = self._rotations(inputs, index), self._masks(inputs, index, mask, x)
         for number, (block, block_mask) in enumerate(zip(self.blocks, masks, strict=True)):
             x, options = x + position if self.position_every_block else x, rotations[number]
@@ -152,9 +162,10 @@ class ViT(Encoder):
             else:
                 x = block(x, attn_mask=block_mask, **options)
             if number in numbers:
-                outputs[number] = self._split(x if features is None else features, lengths, inputs, index).tokens
+                parts = self._split(x if features is None else features, lengths, inputs, index)
+                outputs[number], prefixes[number] = parts.tokens, parts.prefix
         latents = self._split(self.norm(x) if norm else x, lengths, inputs, index)
-        latents.layers = outputs
+        latents.layers, latents.prefix_layers = outputs, prefixes
         return latents
 
     def _start(
@@ -168,7 +179,7 @@ class ViT(Encoder):
         index = None
         if (budget := self._budget(inputs)) is not None:  # only the tokens that rows see, a static number
             prefix_count = 0 if self.prefix is None else lengths[0]
-            index, valid = _first_valid(valid, lengths, x, prefix_count + budget)
+            index, valid = first_valid(valid, lengths, x, prefix_count + budget)
             x, position = (t.gather(1, index[..., None].expand(-1, -1, t.shape[-1])) for t in (x, position))
         mask = key_mask(valid, lengths if index is None else [x.shape[1]], x.shape[0], x.device)
         x = x if self.position_every_block else x + position
@@ -182,7 +193,7 @@ class ViT(Encoder):
         embeddings and positions, (R, length, D) each, and which are valid, (R, length) or None."""
         parts, positions, valid = [], [], []
         for name, x in inputs.items():
-            vector = self.vectors[name] if len(self.names) > 1 else None
+            vector = self.vectors[name] if self.has_vectors else None
             embedded = under_autocast(modalities[name].embed(x.tokens, x.plan.visible), self.residual)
             for section, index, section_valid in self._sections(x, embedded):
                 parts.append(section if vector is None else section + vector)
@@ -209,10 +220,7 @@ class ViT(Encoder):
 
     def _budget(self, inputs: dict[str, ModalityInput]) -> int | None:
         """How many tokens of all modalities the blocks run on; None: on the whole sequence."""
-        budgets = {x.plan.budget for x in inputs.values()}
-        if len(budgets) > 1:
-            raise MaemmError(f"plans have different budgets ({', '.join(map(str, budgets))}); a joint masking sets one")
-        return budgets.pop()
+        return budget_of(inputs)
 
     def _places(self, inputs: dict[str, ModalityInput]) -> list[Tensor]:
         """Rotary positions of the parts of :meth:`_sequence`, as :class:`Rotary` makes them."""
@@ -335,16 +343,3 @@ def plain_vit(model: nn.Module, layout: str, *, rotary: bool = False) -> ViT:
             f"layout {layout!r} holds a plain ViT of one modality, which this encoder is not; use another layout"
         )
     return encoder
-
-
-def _first_valid(
-    valid: list[Tensor | None], lengths: list[int], x: Tensor, count: int
-) -> tuple[Tensor, list[Tensor | None]]:
-    """The first ``count`` valid tokens of each row of x (R, L, D), in order: their index (R, count) and validity."""
-    parts = [
-        torch.ones(len(x), length, dtype=torch.bool, device=x.device) if part is None else part
-        for part, length in zip(valid, lengths, strict=True)
-    ]
-    whole = torch.cat(parts, dim=1)
-    index = whole.long().argsort(dim=1, descending=True, stable=True)[:, :count].sort(1).values
-    return index, [whole.gather(1, index)]

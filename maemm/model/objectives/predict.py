@@ -15,6 +15,7 @@ from maemm.contract.errors import MaemmError, advice
 from maemm.contract.options import NonNegative, PartOf
 from maemm.model.blocks import init_linear
 from maemm.model.model import Model
+from maemm.model.objectives.means import Mean, mean_count, mean_term
 from maemm.registry import find
 from maemm.registry.make import make, part_of
 
@@ -30,6 +31,9 @@ class Predict(Objective):
         target: what is predicted, a name or {type: name, options}
         weight: of its terms in the loss
         modalities: of whose tokens; null: of all modalities
+        output: of decoders with further outputs (cross: extra), the name of the one that it reads; it is for one
+            modality. null: that of each modality
+        mean: tokens, or samples, as in reconstruct
         layer: own: a prediction layer of its own; shared: the modality's own prediction is compared once more, by the
             loss of this target (frequency)
         decoder: a decoder of its own on the encoder's latents, in place of a layer on the decoder's tokens (MAETok): a
@@ -48,6 +52,8 @@ class Predict(Objective):
         layer: Literal["own", "shared"] = "own",
         decoder: Annotated[str | dict[str, Any] | None, PartOf("decoders")] = None,
         tokens: Literal["predicted", "hidden"] = "predicted",
+        output: str | None = None,
+        mean: Mean = "tokens",
     ):
         super().__init__()
         if decoder is not None and layer == "shared":
@@ -58,6 +64,7 @@ class Predict(Objective):
         self.decoder_spec, self.tokens = decoder, tokens
         self.decoder: Decoder | None = None
         self.name, self.spec, self.weight, self.names, self.layer = name, target, weight, modalities, layer
+        self.output, self.mean = output, mean
         part = find("targets", part_of(target)[0])
         self.side_inputs = {key: tuple(part.side_inputs) for key in (modalities or ("*",))}
         self.whole_samples = part.whole_samples
@@ -65,13 +72,18 @@ class Predict(Objective):
 
     def connect(self, model: Model) -> None:
         """Make the target, and a layer for each modality. Weights without a decoder predict nothing."""
-        names, where = [*(self.names or model.modalities)], f"objectives.{self.name}"
+        predicted = [name for name in model.modalities if model.only.get(name) != "encode"]
+        names, where = [*(self.names or predicted)], f"objectives.{self.name}"
         for name in names:
             if name not in model.modalities:
                 raise MaemmError(
                     f"{name!r} is no modality of this recipe ({where}.modalities); {advice(name, model.modalities)}"
                 )
+            if name not in predicted:
+                raise MaemmError(f"{name!r} is only encoded (modalities.{name}.only, {where}.modalities); leave it out")
         self.names = names
+        if self.output is not None:
+            self._check_output(model, names, where)
         if model.decoder is None:
             return
         kind, options = part_of(self.spec)
@@ -85,6 +97,22 @@ class Predict(Objective):
                 self.decoder = self._decoder(model, target, names)
             elif self.layer == "own":
                 self.layers = self._layers(model, target, names)
+
+    def _check_output(self, model: Model, names: list[str], where: str) -> None:
+        """Raises :class:`MaemmError` unless the decoder has the output, for the one modality of this objective."""
+        places = getattr(model.decoder, "places", {})
+        extra = {name: modality for name, modality in places.items() if name != modality}
+        if model.decoder is not None and self.output not in extra:
+            raise MaemmError(
+                f"the decoder has no further output {self.output!r} ({where}.output); "
+                f"{advice(str(self.output), extra) if extra else 'add it to decoder.extra of a decoder cross'}"
+            )
+        if self.layer == "shared" or (extra and names != [extra[str(self.output)]]):
+            needed = extra.get(str(self.output), "NAME")
+            raise MaemmError(
+                f"the output {self.output!r} needs a layer of its own, for {needed} alone ({where}); set "
+                f"modalities: [{needed}] and layer: own"
+            )
 
     def _layers(self, model: Model, target: Target, names: list[str]) -> nn.ModuleDict:
         width = None if model.decoder is None else model.decoder.decoded_dim
@@ -128,8 +156,7 @@ class Predict(Objective):
             with torch.autocast(pred.device.type, enabled=False):
                 target = self._part()(inputs, inputs.plan.predict).detach()
                 loss = self._part().loss(pred, target)
-            counted = self._counted(inputs.plan)
-            terms[f"{self.name}.{name}"] = Term((loss * counted).sum(), counted.sum(), self.weight)
+            terms[f"{self.name}.{name}"] = mean_term(loss, self._counted(inputs.plan), self.mean, self.weight)
         return terms
 
     def _counted(self, plan: Plan) -> Tensor:
@@ -157,7 +184,7 @@ class Predict(Objective):
     def _prediction(self, out: Output, name: str) -> Tensor:
         """(R, M, O), without a way back to the model where the weight is 0."""
         if self.layer == "own":
-            decoded = out.decoded[name]
+            decoded = out.decoded[self.output or name]
             return self.layers[name](decoded if self.weight else decoded.detach())
         pred, width = out.pred[name], self._part().output_dim()
         if pred.shape[-1] != width:
@@ -182,7 +209,7 @@ class Predict(Objective):
 
     def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
         own = {name: plan for name, plan in plans.items() if name in (self.names or ())}
-        return {f"{self.name}.{name}": self._counted(plan).sum() for name, plan in own.items()}
+        return {f"{self.name}.{name}": mean_count(self._counted(plan), self.mean) for name, plan in own.items()}
 
 
 def _detached(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
