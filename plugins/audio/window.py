@@ -18,6 +18,7 @@ from maemm.contract import Decoder, Latents, Modality, ModalityInput, Plan
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Depth, NonNegative, NonNegativeInt, Positive, PositiveInt
 from maemm.model.blocks import check_width, init_linear
+from maemm.model.products import Linear
 
 LOWEST_TAU = 0.01
 LEAST_NORM = 1e-6  # of the product of two vectors' lengths, as published; fused: of the square of each
@@ -199,7 +200,7 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, window: tuple[int, ...], bias_hidden: int):
         super().__init__()
         self.heads, self.window = heads, window
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.qkv, self.proj = Linear(dim, 3 * dim), Linear(dim, dim)
         self.tau = nn.Parameter(torch.ones(heads))
         self.meta_mlp = Mlp(2, bias_hidden, heads, nn.ReLU(), BIAS_DROPOUT)
 
@@ -250,7 +251,7 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, out: int, activation: nn.Module, dropout: float = 0.0):
         super().__init__()
-        self.fc1, self.activation, self.fc2 = nn.Linear(width, hidden), activation, nn.Linear(hidden, out)
+        self.fc1, self.activation, self.fc2 = Linear(width, hidden), activation, Linear(hidden, out)
         self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
