@@ -37,7 +37,8 @@ from maemm.model.masking.random import Random
 from maemm.model.model import Model
 from maemm.model.targets.ema import EMA
 from maemm.train import loop, setup
-from maemm.train.alarms import Course, Setting, alarms_of
+from maemm.train.alarm_rules import Course, Setting
+from maemm.train.alarms import alarms_of
 from maemm.train.monitor import Monitor
 
 STEPS, EVERY, SAMPLES = 300, 50, 64

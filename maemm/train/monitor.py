@@ -18,7 +18,8 @@ from maemm.data.open import open_source
 from maemm.data.subset import Subset
 from maemm.data.transfer import on_host
 from maemm.model.targets.ema import EMA
-from maemm.train.alarms import Alarm, Course, Setting, alarms_of
+from maemm.train.alarm_rules import Course, Setting
+from maemm.train.alarms import Alarm, alarms_of
 from maemm.train.measuring import measure
 from maemm.train.step import MicroBatches, TrainState
 

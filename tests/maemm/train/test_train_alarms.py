@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from maemm.train.alarms import RULES, Course, Setting, alarms_of
+from maemm.train.alarm_rules import Course, Setting
+from maemm.train.alarms import RULES, alarms_of
 
 DOCS = Path(__file__).parents[3] / "docs" / "monitors.md"
 SETTING = Setting(steps=300, warmup=40, clip=None, masked=True, samples=64, adaptive=True, trained_encoder=1.0)
