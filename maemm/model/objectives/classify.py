@@ -29,7 +29,9 @@ class Classify(Objective):
 
     Options
         weight: of the term in the loss
-        loss: softmax: one label per sample; sigmoid: any number of labels, binary cross-entropy averaged over classes
+        loss: softmax: one label per sample; sigmoid: any number of labels, binary cross-entropy averaged over classes;
+            softmax_shared: any number, which share the probability equally, as hashtags do in weak supervision (Mahajan
+            et al. 2018, section 2.2; SWAG, MAWS); a sample without one has no loss
         smoothing: label smoothing
         mixup: alpha of mixup; 0: none
         cutmix: alpha of CutMix; 0: none
@@ -48,7 +50,7 @@ class Classify(Objective):
         name: str,
         *,
         weight: NonNegative = 1.0,
-        loss: Literal["softmax", "sigmoid"] = "softmax",
+        loss: Literal["softmax", "sigmoid", "softmax_shared"] = "softmax",
         smoothing: Fraction = 0.0,
         mixup: NonNegative = 0.0,
         cutmix: NonNegative = 0.0,
@@ -84,7 +86,11 @@ class Classify(Objective):
         if self.loss == "softmax" and self.mixing is None and not mixed:
             return preprocessed, labels  # the loss smooths them
         soft = multi_hot(labels, model.head.classes)
-        soft = soft * (1 - self.smoothing) + self.smoothing / soft.shape[1]
+        spread: Tensor | float = self.smoothing / soft.shape[1]
+        if self.loss == "softmax_shared":
+            spread = spread * soft.amax(1, keepdim=True)  # a sample without a label has nothing to spread
+            soft = shared(soft)
+        soft = soft * (1 - self.smoothing) + spread
         soft = mixed_before(preprocessed, soft)
         return (preprocessed, soft) if self.mixing is None else self.mixing(preprocessed, soft, rng, self._sizes)
 
@@ -100,9 +106,11 @@ class Classify(Objective):
         out.logits = model.head(model, out.inputs)
         if out.labels is None:
             return {}
-        if self.loss == "sigmoid" and not out.labels.is_floating_point():
-            out.labels = multi_hot(out.labels, model.head.classes)
-        losses = [self._loss(logits.float(), out.labels) for logits in self._streams(out.logits)]
+        labels = out.labels
+        if self.loss != "softmax" and not labels.is_floating_point():
+            labels = out.labels = multi_hot(labels, model.head.classes)
+            labels = shared(labels) if self.loss == "softmax_shared" else labels
+        losses = [self._loss(logits.float(), labels) for logits in self._streams(out.logits)]
         return {
             self.name: Term(sum(losses[1:], losses[0]) / len(losses), self.counts(out.plans)[self.name], self.weight)
         }
@@ -146,9 +154,14 @@ class Classify(Objective):
     def metrics(self, answers: dict[str, Tensor]) -> dict[str, float]:
         """accuracy, or mAP where samples may have several labels."""
         probabilities, labels = answers["said"], answers["labels"]
-        if self.loss == "sigmoid":
+        if self.loss != "softmax":
             return {"mAP": mean_average_precision(probabilities.cpu().numpy(), labels.cpu().numpy())}
         return {"accuracy": float((probabilities.argmax(1) == labels).double().mean())}
+
+
+def shared(labels: Tensor) -> Tensor:
+    """Labels (B, L) of 0 and 1 -> the probability of each: those of a sample share it equally; 0 where it has none."""
+    return labels / labels.sum(1, keepdim=True).clamp(min=1)
 
 
 def _checked(labels: Tensor | None, classes: int, loss: str) -> Tensor:
@@ -159,7 +172,10 @@ def _checked(labels: Tensor | None, classes: int, loss: str) -> Tensor:
             "array with labels, and set data.classes"
         )
     if labels.ndim == 2 and loss == "softmax":
-        raise MaemmError("samples have several labels (data.root); set objectives.classify.loss=sigmoid")
+        raise MaemmError(
+            "samples have several labels (data.root); set objectives.classify.loss=sigmoid, or softmax_shared for weak "
+            "labels"
+        )
     if int(labels.max()) >= classes:
         raise MaemmError(
             f"a label is {int(labels.max())}, the head has {classes} outputs, which count from 0 (head.classes); raise "

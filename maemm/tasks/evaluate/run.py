@@ -56,6 +56,7 @@ class Answers:
     skipped: list[BadSample]  # unreadable, or without a label that the model knows
     tta_views: int = 1  # of each sample, over which answers are averaged
     warnings: tuple[str, ...] = ()  # why the metrics may be inflated
+    shared: bool = False  # multi-label with one softmax over all classes (softmax_shared): logits are log-probabilities
 
     @property
     def multilabel(self) -> bool:
@@ -69,8 +70,11 @@ class Answers:
         return float((order == self.labels[:, None]).any(1).mean())
 
     def loss(self, stream: str) -> float:
-        """Mean cross entropy in float64; multi-label: binary, averaged over classes."""
+        """Mean cross entropy in float64; multi-label: binary, averaged over classes, or of labels that share it."""
         scores = self.logits[stream].astype(np.float64)
+        if self.shared:
+            labels = self.labels / np.maximum(self.labels.sum(1, keepdims=True), 1)
+            return float(-(scores * labels).sum(1).mean())
         if self.multilabel:
             return float((np.logaddexp(0, scores) - scores * self.labels).mean())
         scores = scores - scores.max(1, keepdims=True)
@@ -178,10 +182,10 @@ def evaluate(
         raise MaemmError(NO_LABELS)
     labelled = Labelled(opened, _numbering(model, model.head.classes, opened.classes, classes))
     workers = config["workers"] if workers is None else workers
-    multilabel = labelled.multilabel or any(
-        getattr(objective, "loss", None) == "sigmoid" for objective in model.objectives.values()
-    )
-    passes = Passes(model, labelled, multilabel=multilabel, average=average, on=tta_views)
+    losses = {getattr(objective, "loss", None) for objective in model.objectives.values()}
+    shared = "softmax_shared" in losses
+    multilabel = labelled.multilabel or shared or "sigmoid" in losses
+    passes = Passes(model, labelled, multilabel=multilabel and not shared, average=average, on=tta_views)
     logits = passes.run(
         lambda source, embed: features(
             model,
@@ -193,7 +197,7 @@ def evaluate(
             on_progress=on_progress,
         )
     )
-    answers = _answers(logits, labelled, multilabel, passes.count)
+    answers = _answers(logits, labelled, multilabel, passes.count, shared)
     if data is None and not options:
         answers = replace(answers, warnings=(OWN_DATA,))
     elif compare:
@@ -242,10 +246,20 @@ def _numbering(model: Model, outputs: int, of_data: Any, requested: Any) -> Any:
     return outputs
 
 
-def _answers(logits: dict[str, Features], source: Labelled, multilabel: bool, tta_views: int) -> Answers:
+def _answers(
+    logits: dict[str, Features], source: Labelled, multilabel: bool, tta_views: int, shared: bool = False
+) -> Answers:
     first = next(iter(logits.values()))
     width = max(first.x.shape[1], source.count)
     labels = as_multilabel(first, width).labels if multilabel or first.multilabel else first.labels
     names = tuple(source.classes or ()) or tuple(str(i) for i in range(width))
     names += tuple(str(i) for i in range(len(names), width))
-    return Answers({name: part.x for name, part in logits.items()}, labels, names, first.skipped, tta_views)
+    scores = {name: part.x for name, part in logits.items()}
+    if shared:
+        scores = {name: _log_probabilities(x.astype(np.float64)) for name, x in scores.items()}
+    return Answers(scores, labels, names, first.skipped, tta_views, shared=shared)
+
+
+def _log_probabilities(logits: np.ndarray) -> np.ndarray:
+    """(n, classes) of one softmax over all classes."""
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)

@@ -108,6 +108,26 @@ def test_fine_tuning_and_evaluation(world):
         finetune(run, data, echo=lambda text: None, **plain)
 
 
+def test_labels_that_share_a_softmax(world):
+    """Weak supervision: k tags of a sample have a probability of 1 / k each, and one without has no loss."""
+    labels = torch.tensor([[0, 1], [2, -1], [-1, -1], [3, -1]])
+    soft = changed(labels, loss="softmax_shared")
+    assert soft.tolist() == [[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]]
+    smooth = changed(labels, loss="softmax_shared", smoothing=0.2)
+    torch.testing.assert_close(smooth.sum(1), torch.tensor([1.0, 1, 0, 1]))
+    run, data = world.run(), world.data(multilabel=True, samples=40, noise=0.1)
+    options = {**QUICK, "objectives.classify.loss": "softmax_shared", "out": str(world.folder / "weak")}
+    out = finetune(run, data, echo=lambda text: None, **options)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    metrics = [row["validation"] for row in rows if "validation" in row]
+    assert all(set(one) == {"mAP", "loss"} for one in metrics) and metrics[-1]["loss"] < metrics[0]["loss"]
+    found = evaluate(out, world.data("test", multilabel=True, samples=24, seed=1, noise=0.1))
+    scores, truth = torch.from_numpy(found.logits["logits"]), torch.from_numpy(found.labels).double()
+    torch.testing.assert_close(scores.exp().sum(1), torch.ones(24, dtype=torch.float64))
+    expected = -(scores * truth / truth.sum(1, keepdim=True).clamp(min=1)).sum(1).mean()
+    assert found.loss("logits") == pytest.approx(float(expected), abs=1e-9)
+
+
 def test_embed_keeps_several_labels(world, tmp_path):
     from maemm.tasks.embed.run import embed
 
