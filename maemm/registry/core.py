@@ -56,6 +56,7 @@ CORE = Plugin(
         "uniformity": "model.objectives.uniformity:Uniformity",
         "denoise": "model.objectives.denoise:Denoise",
         "views": "model.objectives.views:Views",
+        "perceptual": "weights.perceptual:Perceptual",
     },
     check_options={
         "maskings.multi_block": {"min_keep": 0},  # of the suite's 16 tokens a block has one or two
@@ -63,6 +64,7 @@ CORE = Plugin(
         "targets.codes": {"vocab": 4},
         "targets.codebook": {"vocab": 16},
         "objectives.views": {"hidden": 16},
+        "objectives.perceptual": {"target": "teacher", "weight": 0.5},
         "objectives.predict": {"target": {"type": "frequency", "gamma": 2.0}, "weight": 0.5},
     },
     deviations={

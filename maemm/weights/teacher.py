@@ -71,7 +71,7 @@ class FrozenTeacher(Target):
     # ------------------------------------------------------------------------------------------------ in a step
     def precompute(self, model: Model, inputs: dict[str, ModalityInput]) -> dict[str, Any]:
         device = next(iter(inputs.values())).preprocessed.x.device
-        network = self.held.network or self._take(device)
+        network = self.network_on(device)
         modalities: dict[str, Modality] = dict(model.modalities)
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
             features = network.features(inputs, modalities, self.size)
@@ -86,6 +86,10 @@ class FrozenTeacher(Target):
 
     def baseline(self, target: Tensor, counted: Tensor) -> Tensor:
         return feature_baseline(target, counted, self.kind)
+
+    def network_on(self, device: torch.device) -> Network:
+        """The network, opened when it is first asked for."""
+        return self.held.network or self._take(device)
 
     # ------------------------------------------------------------------------------------------- which teacher it is
     def _take(self, device: torch.device) -> Network:

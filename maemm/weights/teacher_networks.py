@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maemm.config.paths import expanded
-from maemm.contract import Modality, ModalityInput
+from maemm.contract import Modality, ModalityInput, Preprocessed
 from maemm.contract.errors import MaemmError
 from maemm.contract.grid import GridModality
 from maemm.contract.rng import seeded
@@ -36,6 +36,19 @@ class Network(nn.Module, ABC):
 
         ``size``: side of the pictures that it sees, None: its own.
         """
+
+    def maps(
+        self,
+        inputs: Mapping[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        size: int | None,
+        layers: Sequence[int],
+    ) -> dict[str, list[Tensor]]:
+        """Features of the inner ``layers``, (B, N', D') each, on grids of the network's own; without layers those of
+        :meth:`features`. Raises :class:`MaemmError` for layers that it does not have."""
+        if layers:
+            raise MaemmError(f"{type(self).__name__} has no features of inner layers (layers); leave it out")
+        return {name: [x] for name, x in self.features(inputs, modalities, size).items()}
 
     def digest(self) -> bytes:
         """32 bytes that depend on every weight."""
@@ -80,6 +93,42 @@ class Ours(Network):
         names: Mapping[str, str],
         size: int | None,
     ) -> dict[str, Tensor]:
+        own_inputs, latents = self.model.encode(self._batch(inputs, modalities, names, size))
+        features = {}
+        for name, x in inputs.items():
+            own = own_inputs[names[name]]
+            tokens = _in_order(latents.tokens[names[name]], own)
+            features[name] = on_grid(tokens, own.tokens.grid, x.tokens.grid, x.tokens.count, name)
+        return features
+
+    def maps(
+        self,
+        inputs: Mapping[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        size: int | None,
+        layers: Sequence[int],
+    ) -> dict[str, list[Tensor]]:
+        if not layers:
+            return super().maps(inputs, modalities, size, layers)
+        maps: dict[str, list[Tensor]] = {}
+        for name, x in inputs.items():
+            own = self._own_name(name)
+            own_inputs, latents = self.model.encode(
+                self._batch({name: x}, modalities, {name: own}, size), layers=layers
+            )
+            if missing := [layer for layer in layers if layer not in latents.layers]:
+                raise MaemmError(f"the teacher has no blocks {missing} (layers); they count from 0")
+            maps[name] = [_in_order(latents.layers[layer][own], own_inputs[own]) for layer in layers]
+        return maps
+
+    def _batch(
+        self,
+        inputs: Mapping[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        names: Mapping[str, str],
+        size: int | None,
+    ) -> dict[str, Preprocessed]:
+        """The student's samples as this network takes them."""
         batch = {}
         for name, x in inputs.items():
             theirs = self.model.modalities[names[name]]
@@ -96,13 +145,7 @@ class Ours(Network):
                     "give a teacher of the student's size"
                 )
             batch[names[name]] = replace(x.preprocessed, x=resized)
-        own_inputs, latents = self.model.encode(batch)
-        features = {}
-        for name, x in inputs.items():
-            own = own_inputs[names[name]]
-            tokens = _in_order(latents.tokens[names[name]], own)
-            features[name] = on_grid(tokens, own.tokens.grid, x.tokens.grid, x.tokens.count, name)
-        return features
+        return batch
 
 
 def _sides(modality: Modality, size: int | None) -> tuple[int, ...] | None:

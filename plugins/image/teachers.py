@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,8 @@ class NamedTransformers(NamedPictures):
 class ForPictures(Network):
     """A network of another library: pictures (B, 3, H, W) -> patch features, as ``read`` takes them from ``net``.
 
-    ``mean``, ``std``: of its input, pixels of 0 .. 1. ``sides``: height and width of its pictures.
+    ``mean``, ``std``: of its input, pixels of 0 .. 1. ``sides``: height and width of its pictures. ``inner``: how
+    features of inner layers are taken, (B, N', D') each.
     """
 
     def __init__(
@@ -87,9 +88,11 @@ class ForPictures(Network):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         sides: tuple[int, int],
+        inner: Callable[[Any, Tensor, Sequence[int]], list[Tensor]] | None = None,
     ):
         super().__init__()
         self.net, self.dim, self.read, self.mean, self.std, self.sides = net, dim, read, mean, std, sides
+        self.inner = inner
         self.scales: dict[str, Scale] = {}
 
     def features(
@@ -97,20 +100,36 @@ class ForPictures(Network):
     ) -> dict[str, Tensor]:
         features = {}
         for name, x in inputs.items():
-            signal = x.preprocessed.x.to(next(self.net.parameters()).dtype)
-            if signal.ndim != 4 or signal.shape[1] != len(self.mean):
-                raise MaemmError(
-                    f"this teacher takes pictures of {len(self.mean)} channels, {name!r} has {tuple(signal.shape[1:])} "
-                    "(target: picture_teacher); give a teacher of that modality, by the target teacher"
-                )
-            if name not in self.scales:
-                shift, scale = affine_of(modalities[name], signal)
-                mean, std = (torch.tensor(values, device="cpu").view(-1, 1, 1) for values in (self.mean, self.std))
-                self.scales[name] = Scale(scale / std, (shift - mean) / std, signal)
-            pictures = resized_to(self.scales[name](signal), self.sides if size is None else (size, size), name)
-            tokens, grid = self.read(self.net, pictures)
+            tokens, grid = self.read(self.net, self._pictures(name, x, modalities, size))
             features[name] = on_grid(tokens, grid, x.tokens.grid, x.tokens.count, name)
         return features
+
+    def maps(
+        self,
+        inputs: Mapping[str, ModalityInput],
+        modalities: Mapping[str, Modality],
+        size: int | None,
+        layers: Sequence[int],
+    ) -> dict[str, list[Tensor]]:
+        if not layers or self.inner is None:
+            return super().maps(inputs, modalities, size, layers)
+        return {
+            name: self.inner(self.net, self._pictures(name, x, modalities, size), layers) for name, x in inputs.items()
+        }
+
+    def _pictures(self, name: str, x: ModalityInput, modalities: Mapping[str, Modality], size: int | None) -> Tensor:
+        """The student's pictures as the network takes them (B, 3, H, W)."""
+        signal = x.preprocessed.x.to(next(self.net.parameters()).dtype)
+        if signal.ndim != 4 or signal.shape[1] != len(self.mean):
+            raise MaemmError(
+                f"this teacher takes pictures of {len(self.mean)} channels, {name!r} has {tuple(signal.shape[1:])} "
+                "(target: picture_teacher); give a teacher of that modality, by the target teacher"
+            )
+        if name not in self.scales:
+            shift, scale = affine_of(modalities[name], signal)
+            mean, std = (torch.tensor(values, device="cpu").view(-1, 1, 1) for values in (self.mean, self.std))
+            self.scales[name] = Scale(scale / std, (shift - mean) / std, signal)
+        return resized_to(self.scales[name](signal), self.sides if size is None else (size, size), name)
 
 
 def _timm_tokens(net: Any, pictures: Tensor) -> tuple[Tensor, tuple[int, int]]:
@@ -134,6 +153,15 @@ def _transformers_tokens(net: Any, pictures: Tensor) -> tuple[Tensor, tuple[int,
     height, width = (patch, patch) if isinstance(patch, int) else patch
     grid = pictures.shape[-2] // height, pictures.shape[-1] // width
     return x[:, x.shape[1] - math.prod(grid) :], grid
+
+
+def _timm_layers(net: Any, pictures: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """timm's ``forward_intermediates``: stages of a convolutional network, blocks of a transformer."""
+    count = len(net.feature_info)
+    if missing := [layer for layer in layers if layer >= count]:
+        raise MaemmError(f"the teacher has no layers {missing} (layers); it has 0 .. {count - 1}")
+    maps = net.forward_intermediates(pictures, indices=list(layers), intermediates_only=True, output_fmt="NCHW")
+    return [x.flatten(2).transpose(1, 2) for x in maps]
 
 
 def _grid_of(tokens: Tensor, patch: Any, pictures: Tensor) -> tuple[int, int]:
@@ -160,7 +188,8 @@ def _timm(name: str, weights: str | None) -> Network:
         ) from None
     config = net.pretrained_cfg
     sides = getattr(getattr(net, "patch_embed", None), "img_size", None) or config["input_size"][-2:]
-    return ForPictures(net, net.num_features, _timm_tokens, config["mean"], config["std"], tuple(sides))
+    inner = _timm_layers if hasattr(net, "forward_intermediates") else None
+    return ForPictures(net, net.num_features, _timm_tokens, config["mean"], config["std"], tuple(sides), inner)
 
 
 def _transformers(folder: Path) -> Network:

@@ -54,6 +54,8 @@ OBJECTIVES = {
     "uniformity of means": {"type": "uniformity", "pool": "mean", "norm": "own"},
     "denoise": {"type": "denoise", "noise": 0.5},
     "views": {"type": "views", "hidden": 8, "dim": 4},
+    "perceptual": {"type": "perceptual", "target": "teacher"},
+    "perceptual of a layer": {"type": "perceptual", "target": "teacher", "layers": [0], "loss": "cosine"},
     "regions": {"type": "regions", "count": 3, "dim": 8, "heads": 2, "memory_depth": 1},
     "adversarial": {"type": "adversarial"},
 }
