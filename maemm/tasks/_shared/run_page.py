@@ -134,13 +134,13 @@ _MONITORED: tuple[tuple[str, dict[str, str]], ...] = (
 
 
 def monitor_charts(run: RunContents) -> list[str]:
-    """What a monitor measured on held-out samples, a chart for each kind of figure; [] without a monitor."""
+    """What a monitor measured, a chart for each kind of figure; [] without a monitor."""
     names = [key.split(".", 1)[1].rpartition(".")[0] for key in run.names("monitor.") if key.endswith(".variance")]
     drawn = []
     relative = Line("", *run.column("monitor.relative_loss"))
     if any(map(math.isfinite, relative.y)):
         mean = Line("predicting the mean", [relative.x[0], relative.x[-1]], [1.0, 1.0], "baseline dashed")
-        drawn.append(_monitor_chart([replace(relative, label="held-out samples"), mean], "loss / that of the mean"))
+        drawn.append(_monitor_chart([replace(relative, label="measured samples"), mean], "loss / that of the mean"))
     for label, figures in _MONITORED:
         styles = cycle(("main", *_TERMS))
         lines = [

@@ -214,7 +214,7 @@ def test_an_alarm_in_log_console_page_and_at_the_end(toys):
     assert any("  rank " in line for line in toys.lines)
     page = (toys.out / "report.html").read_text()
     assert "Step 4: predictions do not differ between places" in page
-    assert "Held-out samples" in page and "effective rank" in page
+    assert "Measured on the same samples" in page and "effective rank" in page
 
 
 def test_a_run_that_stops_at_an_alarm(toys):
