@@ -121,6 +121,7 @@ def _path(location: tuple[int | str, ...], values: Any, kind: str) -> list[int |
 def _unknown(path: str, named: str, where: str, types: Mapping[str, Any], origin: Origin, hint: str) -> str:
     full, (parent, _, last) = join(where, path), path.rpartition(".")
     siblings = [key.rpartition(".")[2] for key in types if key.rpartition(".")[0] == named.rpartition(".")[0]]
+    siblings = [key for key in siblings if key != last]  # of another kind of mapping, where it has a meaning
     match = nearest(last, siblings)
     todo = f"did you mean {join(where, parent, match)!r}?" if match else advice(last, siblings, hint)
     return f"unknown key {full!r}{_in(origin(full))}; {todo}"

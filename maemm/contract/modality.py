@@ -26,6 +26,8 @@ class Modality(nn.Module, ABC):
     tta_views: int = 1  # number of samples that ``load_tta_views`` makes of one
     aligned_with: str | None = None  # the modality whose random numbers it uses too: same crop, same flip (``align``)
     aligned_options: Sequence[str] = ()  # options that modalities aligned with each other must have alike: crop, flip
+    # Smallest and largest value that a signal can have after :meth:`denormalize_input`; None: any
+    value_range: tuple[float, float] | None = None
     side_inputs: Sequence[str] = ()  # what objectives and targets want made in the worker, see :meth:`side_input`
     whole_samples: bool = False  # what sources have of these belongs to samples as :meth:`load` reads them with None
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from maemm.contract import Latents, Modality, ModalityInput, Plan, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
+from maemm.data.transfer import to_device
 from maemm.model.precision import float32
 
 
@@ -81,7 +82,8 @@ def _checked(model: Any, latents: Tensor | Mapping[str, Tensor] | Latents) -> Te
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise MaemmError(f"latent tokens are (B, {count}, {width}) in this model, not {shape}; give those of embed")
     weights = next(model.parameters())
-    return value.to(weights.device, weights.dtype, non_blocking=True)
+    moved: Tensor = to_device(value, weights.device)
+    return moved if moved.dtype == weights.dtype else moved.to(weights.dtype)
 
 
 def _empty(name: str, modality: Modality, rows: int, device: torch.device) -> ModalityInput:
@@ -92,7 +94,7 @@ def _empty(name: str, modality: Modality, rows: int, device: torch.device) -> Mo
             f"samples of {name!r} have no usual size, which latents do not tell; give the inputs that model.encode "
             "returned beside them"
         )
-    preprocessed = Preprocessed(modality.example(1, Rng(("decode", name))).x.to(device, non_blocking=True))
+    preprocessed = Preprocessed(to_device(modality.example(1, Rng(("decode", name))).x, device))
     tokens = modality.tokenize(preprocessed)
     if tokens.grid is None:
         raise MaemmError(

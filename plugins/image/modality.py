@@ -70,6 +70,7 @@ class Image(GridModality):
 
     axes = 2
     aligned_options = ("crop", "flip", "center", "frame")
+    value_range = (0.0, 1.0)
 
     def __init__(
         self,

@@ -74,6 +74,7 @@ class Video(GridModality):
     """
 
     axes = 3
+    value_range = (0.0, 1.0)
 
     def __init__(
         self,

@@ -26,11 +26,13 @@ IMAGE, POINTS, CAV = "image/mae_tiny_cpu", "pointcloud/point_mae_tiny_cpu", "cav
 CLASSIFIER = "image/finetune/mae_tiny_cpu"
 UNEVEN = ("audio/audiomae_tiny_cpu", POINTS, "signal/tiny_cpu")
 OF_PAIRS, OF_CLASSIFIERS = ("retrieve", "demo"), ("evaluate",)
-OF_ALL = [verb for verb in VERBS if verb not in (*OF_PAIRS, *OF_CLASSIFIERS)]
+OF_LATENTS = ("embed latents", "round trip")
+OF_ALL = [verb for verb in VERBS if verb not in (*OF_PAIRS, *OF_CLASSIFIERS, *OF_LATENTS)]
 QUICK = [
     *((IMAGE, verb, False) for verb in OF_ALL),
     *((CLASSIFIER, verb, False) for verb in ("validate", "evaluate")),
     *((CAV, verb, False) for verb in ("retrieve", "demo")),
+    *(("image/maetok_tiny_cpu", verb, False) for verb in OF_LATENTS),
     *((POINTS, verb, True) for verb in ("embed tokens", "score", "reconstruct")),
 ]
 REST = [

@@ -36,9 +36,9 @@ from .recipes import Samples, Uneven, shrunk
 Verb = Callable[[Model, Source, Path, int], Any]
 
 
-def _embed(tokens: bool) -> Verb:
+def _embed(**options: bool) -> Verb:
     def run(model: Model, source: Source, folder: Path, batch: int) -> Any:
-        embed(model, source, folder / "features.npz", tokens=tokens, batch=batch)
+        embed(model, source, folder / "features.npz", batch=batch, **options)
         with np.load(folder / "features.npz") as stored:
             return {name: stored[name] for name in stored.files if stored[name].dtype.kind in "fib"}
 
@@ -74,6 +74,13 @@ def _reconstruct(model: Model, source: Source, folder: Path, batch: int) -> Any:
     return picture(reconstruct(model, source, folder / "picture.png", count=2).path)
 
 
+def _round_trip(model: Model, source: Source, folder: Path, batch: int) -> Any:
+    embed(model, source, folder / "latents.npz", batch=batch, latents=True)
+    stored = reconstruct(model, folder / "latents.npz", folder / "stored.png", count=2, latents=True)
+    shown = reconstruct(model, source, folder / "picture.png", count=2, latents=True)
+    return picture(stored.path), picture(shown.path), shown.psnr
+
+
 def _export(model: Model, source: Source, folder: Path, batch: int) -> Any:
     before = {name: (x.device, x.dtype) for name, x in model.state_dict().items()}
     model.train()
@@ -102,8 +109,9 @@ VERBS: dict[str, Verb] = {
     "monitor": lambda model, source, folder, batch: measure(
         model, source, {**model.recipe, "train": {**model.recipe["train"], "micro_batch": batch}}, ranks=DistContext()
     ),
-    "embed": _embed(tokens=False),
+    "embed": _embed(),
     "embed tokens": _embed(tokens=True),
+    "embed latents": _embed(latents=True),
     "raw values": lambda model, source, folder, batch: [
         x.x for x in features(model, source, batch=batch, embed=raw_values).values()
     ],
@@ -112,6 +120,7 @@ VERBS: dict[str, Verb] = {
     "knn": _knn,
     "probe": _probe,
     "reconstruct": _reconstruct,
+    "round trip": _round_trip,
     "export": _export,
     "evaluate": _evaluate,
     "retrieve": lambda model, source, folder, batch: retrieve(model, source, batch=batch, baselines=True).record(),

@@ -20,7 +20,11 @@ _DATA_KEYS = ("list", "source", "workers")
 
 def add_embedding_flags(parser: Parser) -> None:
     """Flags that say how a model is embedded."""
-    parser.add_argument("--pool", help="mean, cls, max or cls+max (default: mean; fine-tuned models: their own)")
+    parser.add_argument(
+        "--pool",
+        help="mean, cls, max, cls+max or latents (default: mean, of latent tokens if there are any; fine-tuned models: "
+        "their own)",
+    )
     parser.add_argument("--norm", help="the encoder's final norm: before (default) or after the pool, or none")
     parser.add_argument("--layers", metavar="I,J", help="features of these blocks, counted from 0, without a norm")
     parser.add_argument(

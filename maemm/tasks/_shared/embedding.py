@@ -64,11 +64,16 @@ def features(
 
 
 def embedder(
-    pool: str | None = None, norm: str | None = None, layers: Iterable[int] | None = None, tokens: bool = False
+    pool: str | None = None,
+    norm: str | None = None,
+    layers: Iterable[int] | None = None,
+    tokens: bool = False,
+    latents: bool = False,
 ) -> Embed:
     """:meth:`Model.embed` with these options, as a function of the model and a preprocessed batch."""
     blocks = None if layers is None else list(layers)
-    return lambda model, batch: model.embed(batch, pool=pool, norm=norm, layers=blocks, tokens=tokens)
+    more = {"latents": True} if latents else {}  # which few models have
+    return lambda model, batch: model.embed(batch, pool=pool, norm=norm, layers=blocks, tokens=tokens, **more)
 
 
 def raw_values(model: Model, batch: dict[str, Preprocessed]) -> Work[dict[str, Tensor]]:
@@ -104,9 +109,13 @@ def embed_batches(
     batch: int = 64,
     workers: int = 0,
     tta_views: int = 1,
+    latents: bool = False,
     on_progress: Progress | None = None,
 ) -> Generator[dict[str, Features]]:
-    """Features of each batch, in the order of the source; :func:`~maemm.tasks._shared.features.join` joins them."""
+    """Features of each batch, in the order of the source; :func:`~maemm.tasks._shared.features.join` joins them.
+
+    ``latents``: ``embed`` gives latent tokens, which are valid where tokens are padding.
+    """
     modalities: Mapping[str, Any] = reading_modalities(model, workers)
     if tta_views > 1:
         modalities = {name: TtaModality(modality, tta_views) for name, modality in modalities.items()}
@@ -115,11 +124,11 @@ def embed_batches(
     )
     classes = None if source.classes is None else tuple(source.classes)
     with closing(loaded), evaluating(model):
-        yield from overlapped(_embed_batch(model, read, embed, classes) for read in loaded)
+        yield from overlapped(_embed_batch(model, read, embed, classes, latents) for read in loaded)
 
 
 def _embed_batch(
-    model: Model, batch: Batch, embed: Embed, classes: tuple[str, ...] | None
+    model: Model, batch: Batch, embed: Embed, classes: tuple[str, ...] | None, latents: bool = False
 ) -> Work[dict[str, Features]]:
     """``batch``: on the host, where its labels and digests stay."""
     if not batch.raw:
@@ -132,7 +141,9 @@ def _embed_batch(
     values = embed(model, preprocessed)
     if isinstance(values, Generator):
         values = yield from values
-    valid = {name: _valid_tokens(model, name, preprocessed) for name, x in values.items() if x.ndim == 3}
+    valid = {
+        name: _valid_tokens(model, name, preprocessed) for name, x in values.items() if x.ndim == 3 and not latents
+    }
     values, valid = yield {name: x.float() for name, x in values.items()}, valid
     labels = _labels(batch, classes)
     by_modality = {

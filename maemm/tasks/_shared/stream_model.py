@@ -48,12 +48,13 @@ class StreamModel(Model):
         layers: Iterable[int] | None = None,
         tokens: bool = False,
         stream: str | None = None,
+        latents: bool = False,
     ) -> dict[str, Tensor]:
         """{stream: (B, D)}. For one modality as :meth:`Model.embed`; several are pooled by their common mean."""
         if isinstance(batch, Mapping):  # anything else is for the only modality
             batch = {name: x for name, x in batch.items() if name in self.modalities}
-        if stream is not None or len(self.modalities) == 1:
-            return super().embed(batch, pool, norm, layers, tokens, stream)
+        if stream is not None or latents or len(self.modalities) == 1:
+            return super().embed(batch, pool, norm, layers, tokens, stream, latents)
         if norm is not None or layers is not None or pool not in (None, "mean") or tokens:
             raise MaemmError(
                 f"stream {self.stream!r} joins modalities, which are pooled by mean after the last norm; leave pool, "

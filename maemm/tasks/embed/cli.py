@@ -17,6 +17,9 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("-o", "--out", metavar="FILE", help="file to write: .npz, .safetensors or .parquet")
     parser.add_argument("--tokens", action="store_true", help="features of every token")
+    parser.add_argument(
+        "--latents", action="store_true", help="latent tokens, of which reconstruct --latents makes the signal again"
+    )
     add_embedding_flags(parser)
     args, (weights, data), overrides = parser.parse(argv, 1, 2)
     if args.out is None:
@@ -24,7 +27,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     from maemm.tasks.embed.run import embed
     from maemm.ui.progress import progress
 
-    options = {**embedding_options(args, overrides), "tokens": args.tokens}
+    options = {**embedding_options(args, overrides), "tokens": args.tokens, "latents": args.latents}
     with progress("embed") as show:
         embedded = embed(str(weights), data, args.out, on_progress=show, **options)
     shapes = {name: list(shape) for name, shape in embedded.shapes.items()}

@@ -58,6 +58,7 @@ def embed(
     norm: str | None = None,
     layers: Iterable[int] | None = None,
     tokens: bool = False,
+    latents: bool = False,
     batch: int = 64,
     workers: int | None = None,
     source: Any = None,
@@ -71,10 +72,10 @@ def embed(
     A program may also give an array or tensor (N, ...) of samples for a model of one modality, a pair of it and N
     labels, a torch Dataset (of arrays, images or {modality: such}, with or without a label), a list of paths, or a
     source; each array is read as a .npy file with it would be.
-    ``pool``, ``norm``, ``layers``, ``tokens``: see :meth:`Model.embed`. ``source``, ``list``, ``workers``: in place of
-    those in the recipe's ``data``. ``settings``: what a checkpoint does not record, see :func:`maemm.load`. The same
-    call after an interrupt resumes. Samples that cannot be read are left out and listed beside ``out``. Raises
-    :class:`MaemmError`.
+    ``pool``, ``norm``, ``layers``, ``tokens``, ``latents``: see :meth:`Model.embed`. ``source``, ``list``, ``workers``:
+    in place of those in the recipe's ``data``. ``settings``: what a checkpoint does not record, see
+    :func:`maemm.load`. The same call after an interrupt resumes. Samples that cannot be read are left out and listed
+    beside ``out``. Raises :class:`MaemmError`.
     """
     out = expanded(out)
     files.check_target(out)
@@ -84,6 +85,8 @@ def embed(
     opened = open_data(model.recipe, data, **options)
     blocks = None if layers is None else [int(block) for block in layers]
     embed_options: dict[str, Any] = {"pool": pool, "norm": norm, "layers": blocks, "tokens": tokens}
+    if latents:
+        embed_options["latents"] = True
     about = {
         "weights": weights_stamp(model),
         "data": data_stamp(opened, config["root"], config["list"]),
@@ -103,6 +106,7 @@ def embed(
             model,
             rest,
             embedder(**embed_options),
+            latents=latents,
             batch=batch,
             workers=config["workers"] if workers is None else workers,
             on_progress=progress_of_rest,

@@ -19,6 +19,11 @@ def run(argv: list[str], flags: Namespace) -> int:
     """Draw how a model reconstructs samples of any data."""
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("-o", "--out", metavar="FILE", help="picture to write (default: reconstruction.png)")
+    parser.add_argument(
+        "--latents",
+        action="store_true",
+        help="what latent tokens give back, of samples or of a file of embed --latents",
+    )
     parser.add_argument("--kind", help="format of published weights, where it cannot be recognised")
     args, (weights, data), overrides = parser.parse(argv, 2, 2)
     from maemm.tasks.reconstruct.run import reconstruct
@@ -27,7 +32,7 @@ def run(argv: list[str], flags: Namespace) -> int:
     out = args.out or "reconstruction.png"
     if args.kind is not None:
         settings["kind"] = args.kind
-    reconstruction = reconstruct(str(weights), str(data), str(out), **options, **settings)
+    reconstruction = reconstruct(str(weights), str(data), str(out), latents=args.latents, **options, **settings)
     if flags.json:
         record = {
             "file": str(reconstruction.path),
@@ -35,6 +40,8 @@ def run(argv: list[str], flags: Namespace) -> int:
             "skipped": len(reconstruction.skipped),
             "bad_samples": [asdict(bad) for bad in reconstruction.skipped],
         }
+        if reconstruction.psnr is not None:
+            record["psnr"] = reconstruction.psnr
         print_json(record)
     else:
         print_result(reconstruction)
