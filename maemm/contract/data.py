@@ -177,7 +177,7 @@ class Plan:
 
     def of_hidden(self) -> Plan:
         """The same plan, in which tokens count that are predicted and not visible, and no others."""
-        return replace(self, counted=None)
+        return replace(self, counted=cast(Tensor, None))
 
     def check(self, name: str, tokens: Tokens) -> Plan:
         """Check a plan made by hand and return it.

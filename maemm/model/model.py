@@ -477,19 +477,19 @@ class Model(nn.Module):
         if norm not in ("before", "after", "none"):
             raise MaemmError(f"unknown norm {norm!r}; choose before, after or none")
         numbers = list(layers or ())
-        inputs, latents = self.encode(batch, layers=numbers, norm=norm == "before" or tokens)
+        inputs, encoded = self.encode(batch, layers=numbers, norm=norm == "before" or tokens)
         if numbers:
-            missing = [number for number in numbers if number not in latents.layers]
+            missing = [number for number in numbers if number not in encoded.layers]
             if missing:
                 raise MaemmError(f"the encoder has no layers {missing}; they count from 0")
-            latents.tokens = {
-                name: torch.cat([latents.layers[number][name] for number in numbers], -1) for name in inputs
+            encoded.tokens = {
+                name: torch.cat([encoded.layers[number][name] for number in numbers], -1) for name in inputs
             }
             norm = "none"
         if tokens:
-            return latents.tokens
+            return encoded.tokens
         return {
-            name: pool_and_norm(latents, name, x.plan, pool, norm, self.encoder.norm_of(name))
+            name: pool_and_norm(encoded, name, x.plan, pool, norm, self.encoder.norm_of(name))
             for name, x in inputs.items()
         }
 

@@ -69,7 +69,9 @@ class Catalog:
         except OSError as error:
             raise MaemmError(f"the index of the shards cannot be read ({where}: {reason_of(error)})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MaemmError(f"no index of shards ({where}: {reason_of(error)}); make it anew: maemm data index") from error
+            raise MaemmError(
+                f"no index of shards ({where}: {reason_of(error)}); make it anew: maemm data index"
+            ) from error
         if version != VERSION:
             raise MaemmError(f"the index has version {version}, this maemm reads {VERSION} ({where}); make it anew")
         self._check_binary()
@@ -178,7 +180,10 @@ def scan_shard(storage: Storage, name: str) -> ShardEntries:
 
 
 def write_catalog(
-    folder: Path, entries: Iterable[ShardEntries], classes: Sequence[str] | None = None, parts: dict[str, Any] | None = None
+    folder: Path,
+    entries: Iterable[ShardEntries],
+    classes: Sequence[str] | None = None,
+    parts: dict[str, Any] | None = None,
 ) -> int:
     """Write the index of shards to ``folder``, whole or not at all; -> samples.
 
@@ -197,7 +202,11 @@ def write_catalog(
                     {"name": entry.name, "samples": len(entry.checks), "bytes": entry.size, "version": entry.version}
                 )
                 numbers = [-1 if text is None else texts.setdefault(text, len(texts)) for text in entry.labels]
-                for file, column in ((starts, entry.starts), (checks, entry.checks), (labels, np.array(numbers, np.int32))):
+                for file, column in (
+                    (starts, entry.starts),
+                    (checks, entry.checks),
+                    (labels, np.array(numbers, np.int32)),
+                ):
                     file.write(column.tobytes())
                 digest.update(entry.name.encode() + entry.checks.tobytes())
         if not shards:
@@ -222,9 +231,7 @@ def write_catalog(
     return sum(shard["samples"] for shard in shards)
 
 
-def _numbering(
-    texts: dict[str, int], classes: Sequence[str] | None
-) -> tuple[np.ndarray, list[str] | None, bool]:
+def _numbering(texts: dict[str, int], classes: Sequence[str] | None) -> tuple[np.ndarray, list[str] | None, bool]:
     """(label of each text in the order in which they came, names of the classes, whether samples have several)."""
     words = {text: text.split() for text in texts}
     numbered = all(word.isdecimal() for parts in words.values() for word in parts)
@@ -250,7 +257,9 @@ def _join(path: Path, columns: Sequence[Path], numbering: np.ndarray) -> None:
         with open(columns[2], "rb") as file:
             while part := file.read(1 << 20):
                 numbers = np.frombuffer(part, np.int32)
-                target.write(np.where(numbers < 0, NO_LABEL, numbering[np.maximum(numbers, 0)]).astype(np.int32).tobytes())
+                target.write(
+                    np.where(numbers < 0, NO_LABEL, numbering[np.maximum(numbers, 0)]).astype(np.int32).tobytes()
+                )
 
 
 def names_of(storage: Storage, root_pattern: str | None) -> list[str]:

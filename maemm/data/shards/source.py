@@ -184,7 +184,9 @@ def open_shards(
     if not root:
         raise MaemmError("no shards are given; set data.root to the folder or URL that holds them")
     holder = Storage(root, options=storage, patience=retry_seconds)
-    index_at = None if index is None else Storage(index, options=storage if is_url(index) else None, patience=retry_seconds)
+    index_at = (
+        None if index is None else Storage(index, options=storage if is_url(index) else None, patience=retry_seconds)
+    )
     catalog = _catalog(holder, index_at)
     kept = None if cache is None else Cache(expanded(cache), int(cache_gb * 1e9), catalog.digest)
     return Shards(catalog, _parts(catalog, name, source, parts), kept)
@@ -211,5 +213,7 @@ def _parts(catalog: Catalog, name: str | None, source: Any, parts: Mapping[str, 
             return [make_part(name, {"type": old, **spec, "endings": spec.get("endings")}, "index of the shards")]
         return [make_part(key, spec, "index of the shards") for key, spec in packed.items()]
     if name is None:
-        raise MaemmError("the recipe has several modalities; set data.source.parts to {MODALITY: {endings: [...]}, ...}")
+        raise MaemmError(
+            "the recipe has several modalities; set data.source.parts to {MODALITY: {endings: [...]}, ...}"
+        )
     return [make_part(name, source or {}, "data.source.source")]

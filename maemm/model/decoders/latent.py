@@ -109,7 +109,8 @@ class LatentDecoder(Decoder):
     ) -> dict[str, Tensor]:
         codes = self.project(next(iter(latents.latent_tokens.values())))
         rows, dtype = len(codes), codes.dtype
-        parts, valid = [], []
+        parts: list[Tensor] = []
+        valid: list[Tensor | None] = []
         if self.prefix is not None:
             parts.append(self.prefix.to(dtype).expand(rows, -1, -1))
             valid.append(None)
@@ -122,23 +123,22 @@ class LatentDecoder(Decoder):
         parts.append(codes + self.latent_positions.to(dtype))
         lengths = [part.shape[1] for part in parts]
         sequence, mask = torch.cat(parts, 1), key_mask([*valid, None], lengths, rows, codes.device)
-        places = self._places(inputs)
-        for number, block in enumerate(self.blocks):
-            options = {} if places is None else {"rotation": self.rotary.of_block(number, places)}
+        for block, options in zip(self.blocks, self._rotations(inputs), strict=True):
             sequence = block(sequence, attn_mask=mask, **options)
         decoded = dict(zip(inputs, sequence.split(lengths, dim=1)[self.prefix is not None : -1], strict=True))
         decoded = {name: select(part, inputs[name].plan.predict) for name, part in decoded.items()}
         latents.decoded = {name: self.norm(part) for name, part in decoded.items()}
         return {name: self.heads[name](part) for name, part in latents.decoded.items()}
 
-    def _places(self, inputs: dict[str, ModalityInput]) -> Tensor | None:
-        """Rotary positions of the sequence, as :class:`~maemm.model.rotary.Rotary` makes them; class and latent tokens
-        have none."""
+    def _rotations(self, inputs: dict[str, ModalityInput]) -> list[dict[str, Tensor]]:
+        """For each block {"rotation": that of the sequence}, in which class and latent tokens stay as they are; {}
+        without rotary positions."""
         if self.rotary is None:
-            return None
+            return [{} for _ in self.blocks]
         parts = [self.rotary(x.tokens, None) for x in inputs.values()]
         rows = max(part.shape[-4] for part in parts)
         parts = [part.expand(*part.shape[:-4], rows, *part.shape[-3:]) for part in parts]
         counts = (0 if self.prefix is None else self.prefix.shape[1], self.latent_positions.shape[1])
         prefix, latents = (self.rotary.none(rows, count, parts[0].device) for count in counts)
-        return torch.cat([prefix, *parts, latents], -2)
+        places = torch.cat([prefix, *parts, latents], -2)
+        return [{"rotation": self.rotary.of_block(number, places)} for number in range(len(self.blocks))]

@@ -170,8 +170,13 @@ class Predict(Objective):
         assert out.latents is not None  # the masked forward pass sets it
         latents = replace(out.latents, decoded={})
         if not self.weight:  # no way back to the model
-            fields = ("tokens", "prefix", "hidden", "latent_tokens", "positions")
-            latents = Latents(**{field: _detached(getattr(latents, field)) for field in fields})
+            latents = Latents(
+                _detached(latents.tokens),
+                _detached(latents.prefix),
+                positions=_detached(latents.positions),
+                hidden=_detached(latents.hidden),
+                latent_tokens=_detached(latents.latent_tokens),
+            )
         inputs = {name: x for name, x in out.inputs.items() if name in (self.names or ())}
         return self.decoder(latents, inputs, model.modalities)
 

@@ -72,8 +72,10 @@ def embedder(
 ) -> Embed:
     """:meth:`Model.embed` with these options, as a function of the model and a preprocessed batch."""
     blocks = None if layers is None else list(layers)
-    more = {"latents": True} if latents else {}  # which few models have
-    return lambda model, batch: model.embed(batch, pool=pool, norm=norm, layers=blocks, tokens=tokens, **more)
+    options: dict[str, Any] = {"pool": pool, "norm": norm, "layers": blocks, "tokens": tokens}
+    if latents:  # which few models have
+        options["latents"] = True
+    return lambda model, batch: model.embed(batch, **options)
 
 
 def raw_values(model: Model, batch: dict[str, Preprocessed]) -> Work[dict[str, Tensor]]:

@@ -121,8 +121,9 @@ def recording(encoder: nn.Module, record: Callable[[str, Tensor, int], None]) ->
             for row in range(len(args[0])):  # sample by sample: the weights of a batch would not fit into memory
                 own_mask = mask if mask is None or mask.shape[0] == 1 else mask[row : row + 1]
                 rotation = kwargs.get("rotation")
-                shared = rotation is None or rotation.shape[1] == 1
-                own_rotation = rotation if shared else rotation[:, row : row + 1]
+                own_rotation = rotation
+                if rotation is not None and rotation.shape[1] > 1:
+                    own_rotation = rotation[:, row : row + 1]
                 record(layer, weights_of(module, args[0][row : row + 1], own_mask, own_rotation)[0], row)
 
         return before_forward

@@ -60,6 +60,7 @@ def rows_of_stored(model: Model, path: str | os.PathLike, count: int) -> tuple[d
     stored = stored_latents(path)
     if stored is None:
         return None
+    check_decodes(model)
     latents, ids = stored
     chosen = evenly_spaced(len(ids), count)
     if not chosen:
@@ -87,6 +88,7 @@ def psnr_of(modality: Modality, decoded: Tensor, true: Tensor) -> list[float]:
 
 
 def _caption(model: Model) -> str:
+    assert model.encoder.latent_shape is not None  # check_decodes() has asked
     count, width = model.encoder.latent_shape
     return f"from {count} x {width} latents"
 
