@@ -16,15 +16,16 @@ class MaemmError(Exception):
     """
 
 
-class NotInstalled(MaemmError):
-    """A package that a part needs is missing. Raised while a sample is read, it ends the run: no sample is at fault."""
+class RunEnds(MaemmError):
+    """No sample is at fault: raised while one is read, it ends the run, where other exceptions make it unreadable."""
 
 
-class DataLost(MaemmError):
-    """The storage that holds the samples is gone, or is not what it was: raised by ``Source.read``, it ends a run.
+class NotInstalled(RunEnds):
+    """A package that a part needs is missing."""
 
-    Any other exception there makes one sample unreadable, which is counted and replaced.
-    """
+
+class DataLost(RunEnds):
+    """The storage that holds the samples is gone, or is not what it was."""
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:

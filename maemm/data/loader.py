@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from maemm.contract import Label, Modality, Sample, Source
-from maemm.contract.errors import DataLost, MaemmError, NotInstalled
+from maemm.contract.errors import MaemmError, RunEnds
 from maemm.contract.rng import Rng, derive
 from maemm.data import labels as labels_
 from maemm.data.bad_samples import BadSample, printable, reason_of
@@ -79,9 +79,9 @@ class Loader:
     evaluation counts no sample twice. ``pin``: page-locked batches; None: if CUDA is available. ``missing``: a sample
     that lacks a modality is bad ("skip"), or is used with the modalities that it has ("allow").
 
-    Any exception in ``read`` or ``load`` except MemoryError, :class:`NotInstalled` and :class:`DataLost` makes a sample
-    bad. The up to ``tries`` replacements of a bad sample depend on its index and the seed alone. :class:`MaemmError` is
-    raised when they all fail, when a worker dies and when a batch takes longer than ``timeout``; it names the sample.
+    Any exception in ``read`` or ``load`` except MemoryError and :class:`RunEnds` makes a sample bad. The up to ``tries``
+    replacements of a bad sample depend on its index and the seed alone. :class:`MaemmError` is raised when they all
+    fail, when a worker dies and when a batch takes longer than ``timeout``; it names the sample.
     """
 
     def __init__(
@@ -241,7 +241,7 @@ class _Reader:
         for attempt in range(1, self.tries + 2):
             try:
                 return self._read(index, repeats)
-            except (MemoryError, NotInstalled, DataLost):
+            except (MemoryError, RunEnds):
                 raise
             except Exception as error:
                 bad.append(BadSample(index, name_of(self.source, index), reason_of(error)))

@@ -13,7 +13,7 @@ from annotated_types import MinLen
 from maemm import registry
 from maemm.config.options import check, options_of
 from maemm.contract import Label, Sample, Source
-from maemm.contract.errors import DataLost, MaemmError
+from maemm.contract.errors import MaemmError, RunEnds
 from maemm.contract.options import PartOf
 from maemm.contract.rng import Rng
 from maemm.data.files import fingerprint
@@ -51,7 +51,7 @@ class Paired(Source):
                 continue
             try:
                 sample = part.read(row, rng.fold_in(modality))
-            except (MemoryError, DataLost):
+            except (MemoryError, RunEnds):
                 raise
             except Exception as error:
                 raise ValueError(f"{modality}: {error}") from error
