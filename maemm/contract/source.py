@@ -46,6 +46,7 @@ class Source(ABC):
 
     def read_ahead(self, indices: Sequence[int]) -> None:
         """These samples are read next, in this process and this order: a source may fetch several at once."""
+        return None
 
     def paths(self, index: int) -> Mapping[str, str | os.PathLike[str]] | None:
         """{modality: the file that holds it}, for copies of the sample; None: it is not in files of its own."""

@@ -1,7 +1,7 @@
 """Orders of an epoch that are computed by position: no table of all samples is ever made.
 
-:class:`IndexPermutation` is exact: every order is a permutation of all samples. :class:`ShardOrder` mixes a few shards at a
-time, so that a shard is read once, as a whole. Both are functions of (samples, seed), the same on every rank and worker.
+:class:`IndexPermutation` is exact: every order is a permutation of all samples. :class:`ShardOrder` mixes a few shards
+at a time, so that a shard is read once, as a whole. Both are functions of (samples, seed), the same on every rank.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from maemm.config.paths import expanded
 from maemm.contract.errors import MaemmError
@@ -22,7 +22,7 @@ from maemm.data.lists import find_files
 from maemm.data.pack_folder import BAD, PackFolder, new_name
 from maemm.data.workers import Failure, WorkerLost, Workers
 
-_WRITE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}  # errors of the target folder, not of one file
+WRITE_ERRNOS = {errno.ENOSPC, errno.EROFS, errno.EDQUOT}  # errors of the target folder, not of one file
 _TIMEOUT_S = 86_400.0  # a day: a file may take long, and readers have timeouts of their own
 
 Task = tuple[int, str, str]  # number, path of the file, path of its packed form in the target folder
@@ -92,7 +92,7 @@ def pack(
         tasks = _tasks(paths, target, packer, done)
         skipped = len(paths) - len(tasks)
         try:
-            for number, bad in enumerate(_results(_Writer(packer, folder, target), tasks, workers)):
+            for number, bad in enumerate(results(_Writer(packer, folder, target), tasks, workers)):
                 if bad is None:
                     done.written += 1
                 else:
@@ -136,8 +136,19 @@ def _tasks(paths: list[str], target: Path, packer: Packer, done: Packed) -> list
     return tasks
 
 
-def _results(writer: _Writer, tasks: list[Task], workers: int) -> Iterator[BadSample | None]:
-    """Do the tasks; yields for each, in order, what was wrong with the file, or None."""
+class TaskWriter(Protocol):
+    """What :func:`results` calls, in this process or in workers."""
+
+    at: Any  # in a worker the tensor that shows the number of the task, see ``workers.Reader``
+    lost: dict[int, str]  # {number of a task that ended a worker: reason}
+
+    def __call__(self, task: Task) -> Any:
+        """Do one task."""
+        ...
+
+
+def results(writer: TaskWriter, tasks: list[Task], workers: int) -> Iterator[Any]:
+    """Do the tasks, in ``workers`` processes (0: this one); yields what ``writer`` returns for each, in order."""
     if not workers:
         yield from map(writer, tasks)
         return
@@ -183,7 +194,7 @@ class _Writer:
         except ImportError as error:
             raise MaemmError(f"files of this kind cannot be read here ({error}); install it") from error
         except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno in _WRITE_ERRNOS:
+            if isinstance(error, OSError) and error.errno in WRITE_ERRNOS:
                 raise MaemmError(f"cannot write to {self.target} ({error.strerror}); make room there") from error
             return BadSample(number, printable(path), reason_of(error))
         finally:

@@ -10,7 +10,12 @@ CORE = Plugin(
     version=str(CONTRACT_VERSION),
     contract=CONTRACT_VERSION,
     summary="parts that fit any modality",
-    sources={"paired": "data.paired:open_paired", "beside": "data.beside:open_beside"},
+    sources={
+        "paired": "data.paired:open_paired",
+        "beside": "data.beside:open_beside",
+        "shards": "data.shards.source:open_shards",
+        "datasets": "data.shards.datasets:open_datasets",
+    },
     maskings={
         "random": "model.masking.random:Random",
         "block": "model.masking.block:Block",

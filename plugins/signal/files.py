@@ -127,6 +127,9 @@ class Recordings(files.Files):
         """A whole recording."""
         return self._read(Path(os.fsdecode(path)), None)
 
+    def paths(self, index: int) -> Mapping[str, Any] | None:
+        return None if self._window_ends is not None else super().paths(index)
+
     def fingerprint(self) -> str:
         """Paths, labels, windows and what is taken."""
         return fingerprint("recordings", super().fingerprint(), self.taken, self._window_ends)

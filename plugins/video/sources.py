@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -118,6 +118,9 @@ class Videos(files.Files):
         first, count = self._parts[index].tolist() if len(self._parts) else (0, -1)
         video = self.open(os.path.join(self.folder, self.path(index)), rng, (first, count))
         return Sample({self.modality: video}, self.name(index), self.label(index))
+
+    def paths(self, index: int) -> Mapping[str, Any] | None:
+        return None if len(self._parts) else super().paths(index)
 
     def files(self) -> Iterator[bytes]:
         return (replacement_of(path) for path in super().files())

@@ -74,7 +74,7 @@ class Cache:
     def _path(self, part: Range) -> Path:
         text = f"{self.version}\x1f{part.name}\x1f{part.start}\x1f{part.stop}"
         name = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        return self.folder / name[:2] / name[2:]
+        return self.folder / f"{int(name[:4], 16) % _FOLDERS:02x}" / name
 
     def _trim(self, folder: Path) -> None:
         """Remove the files that were not used for longest until an eighth of the folder's limit is free."""

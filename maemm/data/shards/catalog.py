@@ -1,8 +1,8 @@
 """What lies in which shard: a small ``index.json``, and one binary file with a few bytes for each sample.
 
 The binary file holds, one behind the other: for every shard the first byte of each sample and the end of the last one
-(uint64, N + S numbers), a CRC-32 of each sample (uint32, N), and its label (int32, N; -1: none, -2: several). Any sample is
-found by three reads of known places, so that nothing grows with N in memory.
+(uint64, N + S numbers), a CRC-32 of each sample (uint32, N), and its label (int32, N; -1: none, -2: several). Any
+sample is found by three reads of known places, so that nothing grows with N in memory.
 """
 
 from __future__ import annotations
@@ -96,14 +96,14 @@ class Catalog:
             size, _ = self.index_at.info(self.binary)
         except OSError as error:
             raise MaemmError(
-                f"a part of the index is missing ({self.index_at.path(self.binary)}: {reason_of(error)}); make the index "
-                "anew: maemm data index"
+                f"a part of the index is missing ({self.index_at.path(self.binary)}: {reason_of(error)}); make "
+                "it anew: maemm data index"
             ) from error
         expected = self._offset("end")
         if size != expected:
             raise MaemmError(
-                f"a part of the index has {size:,} bytes instead of {expected:,} ({self.index_at.path(self.binary)}); make "
-                "the index anew: maemm data index"
+                f"a part of the index has {size:,} bytes instead of {expected:,} ({self.index_at.path(self.binary)}); "
+                "make it anew: maemm data index"
             )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -263,7 +263,7 @@ def _join(path: Path, columns: Sequence[Path], numbering: np.ndarray) -> None:
 
 
 def names_of(storage: Storage, root_pattern: str | None) -> list[str]:
-    """The shards to index: those of a pattern with ``*`` or ``{000..999}``, else all ``.tar`` below the root, sorted."""
+    """The shards to index: those of a pattern with ``*`` or ``{000..999}``, else all ``.tar`` below the root."""
     if root_pattern is None:
         return storage.find("**/*.tar")
     if "*" in root_pattern:

@@ -20,7 +20,8 @@ from maemm.data.files import fingerprint
 from maemm.data.shards import tar
 from maemm.data.shards.as_files import Part, make_part, read_part
 from maemm.data.shards.cache import Cache
-from maemm.data.shards.catalog import INDEX, NO_LABEL, SEVERAL, Catalog, Place
+from maemm.data.shards.catalog import INDEX, NO_LABEL, SEVERAL, Catalog, Place, expand
+from maemm.data.shards.parquet import Parquet
 from maemm.data.shards.storage import Range, Storage, is_url
 
 _AT_ONCE = 32  # samples that are fetched together
@@ -65,6 +66,8 @@ class Shards(Source):
             # As `paired` does for its parts, and a source alone does not.
             part_rng = rng if len(self.parts) == 1 else rng.fold_in(part.name)
             raw |= read_part(part, ending, members[ending], part_rng)
+            if len(self.parts) == 1 and not key.endswith(f".{ending}"):
+                key = f"{key}.{ending}"  # the name of the file that was packed
         if not raw:
             raise ValueError(f"its shard has only {', '.join(members)} of it; set data.source.parts.NAME.endings")
         label = self.catalog.label(index)
@@ -161,12 +164,14 @@ def open_shards(
     cache_gb: Positive = 50.0,
     retry_seconds: NonNegative = 300.0,
     storage: dict[str, Any] | None = None,
+    columns: dict[str, str] | None = None,
+    label: str | None = None,
 ) -> Source:
     """Samples of tar files in the layout of WebDataset, or of Parquet files, on a disk, a web server or object storage.
 
-    ``data.root`` is the folder or URL that holds them (``https://``, ``s3://``, ``gs://``, ``hf://``), with the index that
-    ``maemm data pack --as shards`` writes beside them, or ``maemm data index``. Members are read by the sources of the
-    plugins, as if each were a file in a folder. Raises :class:`MaemmError` where there is no index.
+    ``data.root`` is the folder or URL that holds them (``https://``, ``s3://``, ``gs://``, ``hf://``), with the index
+    that ``maemm data pack --as shards`` writes beside them, or ``maemm data index``. Members are read by the sources of
+    the plugins, as if each were a file in a folder. Raises :class:`MaemmError` where there is no index.
 
     Options
         name: the modality that the samples are for; null: that of the recipe, if it has one
@@ -178,6 +183,8 @@ def open_shards(
         cache_gb: GB that the cache may take
         retry_seconds: how long a storage that does not answer is asked again; then the run ends
         storage: options of the storage, such as {endpoint_url: ..., key: ..., secret: ...} of S3
+        columns: of Parquet, {modality: column}; null: the column with its name, or the only one that is no label
+        label: of Parquet, the column of labels; null: the first of label, labels, class, target, fine_label, category
     """
     if list is not None:
         raise MaemmError("shards have no data.list; give their folder or URL as data.root")
@@ -187,9 +194,13 @@ def open_shards(
     index_at = (
         None if index is None else Storage(index, options=storage if is_url(index) else None, patience=retry_seconds)
     )
+    if files := _parquet_files(holder):
+        return Parquet(holder, files, _parts(name, source, parts, {}), columns or {}, label)
+    if columns is not None or label is not None:
+        raise MaemmError("columns and label are for Parquet files (data.source); labels of tar files are their .cls")
     catalog = _catalog(holder, index_at)
     kept = None if cache is None else Cache(expanded(cache), int(cache_gb * 1e9), catalog.digest)
-    return Shards(catalog, _parts(catalog, name, source, parts), kept)
+    return Shards(catalog, _parts(name, source, parts, catalog.parts), kept)
 
 
 def _catalog(storage: Storage, index_at: Storage | None) -> Catalog:
@@ -201,13 +212,23 @@ def _catalog(storage: Storage, index_at: Storage | None) -> Catalog:
     return Catalog(storage, index_at)
 
 
-def _parts(catalog: Catalog, name: str | None, source: Any, parts: Mapping[str, Any] | None) -> Sequence[Part]:
+def _parquet_files(storage: Storage) -> list[str]:
+    """The Parquet files that ``data.root`` names: one, those of a pattern, or all of a folder without an index."""
+    if storage.root.endswith(".parquet"):
+        storage.root, _, pattern = storage.root.rpartition("/")
+        return storage.find(pattern) if "*" in pattern else [*expand(pattern)]
+    return [] if not storage.is_local or storage.exists(INDEX) else storage.find("**/*.parquet")
+
+
+def _parts(
+    name: str | None, source: Any, parts: Mapping[str, Any] | None, packed: Mapping[str, Mapping[str, Any]]
+) -> Sequence[Part]:
+    """How members are read: as the recipe says, else as the shards were ``packed``."""
     if source is not None and parts is not None:
         raise MaemmError("data.source.source is for one modality, data.source.parts for several; leave one out")
     if parts is not None:
         return [make_part(key, spec or {}, f"data.source.parts.{key}") for key, spec in parts.items()]
-    if source is None and catalog.parts:
-        packed = {key: dict(spec) for key, spec in catalog.parts.items()}
+    if source is None and packed:
         if name is not None and len(packed) == 1:
             ((old, spec),) = packed.items()
             return [make_part(name, {"type": old, **spec, "endings": spec.get("endings")}, "index of the shards")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +30,9 @@ class Range(NamedTuple):
 class Storage:
     """Files below ``root``: a folder, or a URL that fsspec knows (``https://``, ``s3://``, ``gs://``, ``hf://``).
 
-    ``options``: of fsspec's file system, such as ``{key: ..., secret: ..., endpoint_url: ...}``. ``patience``: seconds for
-    which a request that fails is tried again, with growing pauses; then :class:`DataLost` is raised. A file that does not
-    exist, or may not be read, raises OSError at once. It can be sent to other processes.
+    ``options``: of fsspec's file system, such as ``{key: ..., secret: ..., endpoint_url: ...}``. ``patience``: seconds
+    for which a request that fails is tried again, with growing pauses; then :class:`DataLost` is raised. A file that
+    does not exist, or may not be read, raises OSError at once. It can be sent to other processes.
     """
 
     def __init__(self, root: str, *, options: Mapping[str, Any] | None = None, patience: float = 300.0):
@@ -39,20 +40,21 @@ class Storage:
         self.is_local = not is_url(root) or root.startswith("file://")
         if self.is_local:
             self.root = str(expanded(root.removeprefix("file://")))
-        self._system: Any = None
+        self._system: tuple[int, Any] | None = None  # the process that its connections belong to
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_system": None}  # connections belong to a process
+        return {**self.__dict__, "_system": None}
 
     @property
     def system(self) -> Any:
         """fsspec's file system. Raises :class:`MaemmError` where its package is missing."""
-        if self._system is None:
+        if self._system is None or self._system[0] != os.getpid():
             import fsspec
 
             protocol = "file" if self.is_local else self.root.split("://")[0]
             try:
-                self._system = fsspec.filesystem(protocol, **_with_timeouts(protocol, self.options))
+                options = _with_timeouts(protocol, self.options)
+                self._system = os.getpid(), fsspec.filesystem(protocol, skip_instance_cache=True, **options)
             except ImportError as error:
                 raise MaemmError(
                     f"reading {protocol}:// needs a package that is not installed ({self.root}: {error}); "
@@ -60,7 +62,7 @@ class Storage:
                 ) from error
             except ValueError as error:
                 raise MaemmError(f"{protocol}:// is no known storage ({self.root}); use https, s3, gs or hf") from error
-        return self._system
+        return self._system[1]
 
     def path(self, name: str) -> str:
         """What fsspec calls the file ``name``; a name that is a URL itself stays."""
@@ -94,9 +96,11 @@ class Storage:
                     results[number] = answer if isinstance(answer, OSError) else OSError(reason_of(answer))
                 elif isinstance(answer, bytes) and len(answer) > part.stop - part.start:
                     raise DataLost(
-                        f"the server sends whole files where a range was asked for ({self.path(part.name)}); use one that "
-                        "answers range requests, or copy the shards to a disk"
+                        f"the server sends whole files where a range was asked for ({self.path(part.name)}); use one "
+                        "that answers range requests, or copy the shards to a disk"
                     )
+                elif isinstance(answer, bytes) and self._ends_before(part):
+                    results[number] = OSError("the file is shorter than it was")
                 else:
                     failed.append((number, _problem(answer, part)))
             waiting = [number for number, _ in failed]
@@ -107,7 +111,7 @@ class Storage:
 
     def info(self, name: str) -> tuple[int, str]:
         """(bytes, version) of a file. The version changes with its content, where the storage keeps one; else ''."""
-        info = self._patiently(lambda: self.system.info(self.path(name)), name)
+        info = self._patiently(lambda: self._info(name), name)
         version = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "checksum") if info.get(key)), "")
         return int(info.get("size") or 0), version.strip('"')
 
@@ -120,7 +124,7 @@ class Storage:
     def exists(self, name: str) -> bool:
         """Whether the file is there."""
         try:
-            self._patiently(lambda: self.system.info(self.path(name)), name)
+            self.info(name)
         except OSError:
             return False
         return True
@@ -129,7 +133,24 @@ class Storage:
         """A file object for readers that seek, such as those of Parquet."""
         return self._patiently(lambda: self.system.open(self.path(name), "rb"), name)
 
+    def _info(self, name: str) -> dict[str, Any]:
+        try:
+            return self.system.info(self.path(name))
+        except FileNotFoundError:
+            # fsspec says so of a web server that does not answer, too; reading tells the two apart.
+            self.system.cat_file(self.path(name), 0, 1)
+            raise
+
+    def _ends_before(self, part: Range) -> bool:
+        """Whether the file has fewer bytes: another try would give no more of them."""
+        try:
+            return self.info(part.name)[0] < part.stop
+        except OSError:
+            return False
+
     def _answers(self, paths: list[str], starts: list[int], stops: list[int]) -> list[Any]:
+        if self.is_local:  # five times as fast as fsspec for small ranges
+            return [_local(path, start, stop) for path, start, stop in zip(paths, starts, stops, strict=True)]
         try:
             answers = self.system.cat_ranges(paths, starts, stops, on_error="return")
         except Exception as error:  # of all of them
@@ -151,9 +172,21 @@ class Storage:
 
     def _lost(self, name: str, problem: str) -> DataLost:
         return DataLost(
-            f"the storage of the data does not answer since {self.patience:g} s ({self.path(name)}: {problem}); look at "
-            "it, then start the same command again"
+            f"the storage of the data does not answer since {self.patience:g} s ({self.path(name)}: {problem}); look "
+            "at it, then start the same command again"
         )
+
+
+def _local(path: str, start: int, stop: int) -> bytes | OSError:
+    try:
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        try:
+            os.lseek(file, start, os.SEEK_SET)
+            return os.read(file, stop - start)
+        finally:
+            os.close(file)
+    except OSError as error:
+        return error
 
 
 class _Pauses:
@@ -187,7 +220,7 @@ def _problem(answer: Any, part: Range) -> str:
 
 
 def _with_timeouts(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """``options`` with limits of what one request may take, and without tries of the library's own, which are silent."""
+    """``options`` with limits of what a request may take, and without tries of the library's own, which are silent."""
     options = dict(options)
     if protocol in ("http", "https"):
         import aiohttp

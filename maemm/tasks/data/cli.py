@@ -1,4 +1,4 @@
-"""``maemm data check DATA``, ``maemm data stats DATA`` and ``maemm data pack DATA OUT``."""
+"""``maemm data check DATA``, ``data stats DATA``, ``data pack DATA OUT`` and ``data index DATA``."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from maemm.ui.streams import print_json, print_result
 
 VERB = Verb(
     "data",
-    "check | stats DATA [--recipe R] | pack DATA OUT [key=value ...]",
-    "find broken files, sizes, labels, mean and std; rewrite files to a faster form",
+    "check | stats DATA [--recipe R] | pack DATA OUT [key=value ...] | index DATA",
+    "find broken files, sizes, labels, mean and std; rewrite files to a faster form, or to shards",
 )
 
-ACTIONS = ("check", "stats", "pack")
+ACTIONS = ("check", "stats", "pack", "index")
+SHARDS = "shards"
 INCOMPLETE = 3  # exit status where files could not be packed
 _SHOWN = 10  # names of unreadable files on the screen
 EPILOG = f"""check reads everything once and lists every sample in DATA.check.csv, broken and repeated ones first; after
@@ -27,7 +28,11 @@ one that fits the endings of the files is taken. key=value changes the recipe: m
 pack rewrites the files of DATA to the folder OUT in a form that is faster to read: the one that fits their endings, or
 --as NAME. key=value are its options: maemm plugins show NAME. Files appear whole or not at all; after an interruption
 the same command resumes. Unreadable files are named, and listed in OUT/bad_samples.jsonl; the exit status is then
-{INCOMPLETE}. Train with data.root=OUT"""
+{INCOMPLETE}. Train with data.root=OUT
+
+pack --as {SHARDS} copies the samples of any recipe to tar files (--megabytes, --samples of each at most) with an index;
+key=value changes the recipe. index makes that index for tar files that exist, in the layout of WebDataset: a folder, a
+pattern, or a URL with -o FOLDER. Train with data.source={SHARDS} data.root=OUT: a folder, or a URL of any storage"""
 
 
 def run(argv: list[str], flags: Namespace) -> int:
@@ -36,12 +41,24 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser.add_argument("--recipe", metavar="R", help="check, stats: recipe, YAML file or run folder")
     parser.add_argument("--as", metavar="NAME", dest="packer", help="pack: the packed form (default: by endings)")
     parser.add_argument("--workers", type=int, help="processes (default: as the recipe says; pack: one per core)")
-    parser.add_argument("-o", "--out", metavar="FILE", help="list of check (default: DATA.check.csv)")
+    parser.add_argument("-o", "--out", metavar="FILE", help="list of check (DATA.check.csv), folder of pack or index")
+    parser.add_argument("--megabytes", type=int, help="pack --as shards: MB of a shard at most (256)")
+    parser.add_argument("--samples", type=int, help="pack --as shards: samples of a shard at most (10000)")
     args, (action, data, out), overrides = parser.parse(argv, 1, 3)
     if action not in ACTIONS:
         raise MaemmError(f"unknown action {action!r}; {advice(str(action), ACTIONS)}")
     if args.workers is not None and args.workers < 0:
         raise MaemmError(f"--workers is {args.workers}; give 0 or more")
+    for flag in ("megabytes", "samples"):
+        value = getattr(args, flag)
+        if value is not None and (action != "pack" or args.packer != SHARDS):
+            raise MaemmError(f"--{flag} belongs to: maemm data pack DATA OUT --as {SHARDS}")
+        if value is not None and value < 1:
+            raise MaemmError(f"--{flag} is {value}; give 1 or more")
+    if action == "index":
+        return _index(data, out, args, overrides, flags.json)
+    if action == "pack" and args.packer == SHARDS:
+        return _shards(data, out, args, overrides, flags.json)
     if action == "pack":
         return _pack(data, out, args, overrides, flags.json)
     if data is None:
@@ -90,6 +107,37 @@ def _pack(data: str | None, out: str | None, args: Namespace, overrides: list[st
     options = {key: reader.value(text, key) for key, _, text in (word.partition("=") for word in overrides)}
     with progress("data pack", "files") as on_progress:
         packed = data_pack(data, out, args.packer, options, workers=args.workers, on_progress=on_progress)
+    return _print_packed(packed, as_json)
+
+
+def _shards(data: str | None, out: str | None, args: Namespace, overrides: list[str], as_json: bool) -> int:
+    """Returns 0, or ``INCOMPLETE`` where files could not be read."""
+    out = args.out if out is None else out
+    if data is None or out is None:
+        raise MaemmError(
+            f"missing argument; usage: maemm data pack DATA OUT --as {SHARDS} [--recipe R] [key=value ...]"
+        )
+    from maemm.tasks.data.pack import data_shards
+    from maemm.ui.progress import progress
+
+    limits = {key: value for key in ("megabytes", "samples") if (value := getattr(args, key)) is not None}
+    with progress("data pack", "samples") as on_progress:
+        packed = data_shards(data, out, args.recipe, overrides, workers=args.workers, on_progress=on_progress, **limits)
+    return _print_packed(packed, as_json)
+
+
+def _index(data: str | None, out: str | None, args: Namespace, overrides: list[str], as_json: bool) -> int:
+    if data is None or overrides or args.recipe is not None or args.packer is not None:
+        raise MaemmError("the index is of files, whatever reads them; usage: maemm data index DATA [-o FOLDER]")
+    from maemm.tasks.data.pack import data_index
+    from maemm.ui.progress import progress
+
+    with progress("data index", "shards") as on_progress:
+        indexed = data_index(data, out or args.out, workers=args.workers, on_progress=on_progress)
+    return _print_packed(indexed, as_json)
+
+
+def _print_packed(packed: Any, as_json: bool) -> int:
     if as_json:
         print_json(packed.as_dict(), indent=2)
     else:

@@ -1,0 +1,168 @@
+"""Shards on a web server and in a bucket: faults that pass, servers that are gone, a cache with a limit."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from maemm.contract.errors import DataLost, MaemmError
+from maemm.contract.rng import Rng
+from maemm.data.shards import cache as cache_
+from maemm.data.shards.cache import Cache
+from maemm.data.shards.source import open_shards
+from maemm.data.shards.storage import Range, Storage
+from maemm.tasks.data.pack import data_index
+
+from .servers import s3, serving
+from .test_source import batches, same
+
+pytest.importorskip("aiohttp")
+
+
+@pytest.fixture
+def server(shards):
+    with serving(shards) as server:
+        yield server
+
+
+def test_a_web_server_gives_what_the_folder_gives(pictures, server, tmp_path):
+    folder = batches("image/mae_tiny_cpu", {"root": str(pictures), "source": None}, steps=6)
+    source = {"type": "shards", "cache": str(tmp_path / "cache"), "retry_seconds": 5}
+    same(folder, batches("image/mae_tiny_cpu", {"root": server.url, "source": source}, steps=6, workers=1))
+    asked = len(server.requests)
+    same(folder, batches("image/mae_tiny_cpu", {"root": server.url, "source": source}, steps=6))
+    assert len(server.requests) - asked < 5  # the index; the samples are in the cache
+
+
+@pytest.mark.parametrize("fault", ["cut", "slow", "short", "busy"])
+def test_faults_that_pass(pictures, server, fault):
+    folder = batches("image/mae_tiny_cpu", {"root": str(pictures), "source": None}, steps=2)
+    server.faults = [fault] * 5
+    found = batches(
+        "image/mae_tiny_cpu", {"root": server.url, "source": {"type": "shards", "retry_seconds": 20}}, steps=2
+    )
+    same(folder, found)
+    assert not server.faults
+
+
+def test_a_server_without_ranges(server):
+    source = open_shards(server.url, name="image")
+    server.faults = ["whole"]
+    with pytest.raises(DataLost, match="sends whole files where a range was asked for"):
+        source.read(0, Rng((0,)))
+
+
+def test_a_server_that_is_gone_for_a_while(shards):
+    """It comes back on its port: nothing is lost."""
+    with serving(shards) as first:
+        source = open_shards(first.url, name="image", retry_seconds=30)
+        before = source.read(3, Rng((0,)))
+        port = first.server_address[1]
+
+    def again():
+        time.sleep(1)
+        with serving(shards, port):
+            done.wait(30)
+
+    done, thread = threading.Event(), threading.Thread(target=again)
+    thread.start()
+    assert (source.read(3, Rng((0,))).raw["image"] == before.raw["image"]).all()
+    done.set()
+    thread.join()
+
+
+def test_a_server_that_is_gone_for_good(shards):
+    with serving(shards) as server:
+        source = open_shards(server.url, name="image", retry_seconds=0.5)
+    with pytest.raises(DataLost, match="does not answer since 0.5 s .*start the same command again"):
+        source.read(3, Rng((0,)))
+    with pytest.raises(MaemmError, match="does not answer"):
+        open_shards(server.url, name="image", retry_seconds=0.5)
+
+
+def test_a_missing_file_is_no_fault_of_the_server(server):
+    with pytest.raises(FileNotFoundError):
+        Storage(server.url, patience=30).read("nothing.tar")
+
+
+def test_an_index_of_shards_elsewhere(shards, server, tmp_path):
+    with pytest.raises(MaemmError, match="give a folder for it: --out"):
+        data_index(f"{server.url}/shard-{{000000..000004}}.tar", workers=0)
+    indexed = data_index(f"{server.url}/shard-{{000000..000004}}.tar", tmp_path / "index", workers=0)
+    assert (indexed.shards, indexed.samples) == (5, 40)
+    source = open_shards(server.url, name="image", index=str(tmp_path / "index"))
+    local = open_shards(str(shards), name="image")
+    assert (source.read(12, Rng((0,))).raw["image"] == local.read(12, Rng((0,))).raw["image"]).all()
+
+
+def test_a_shard_that_changes_on_the_server(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / "copy")
+    with serving(folder) as server:
+        source = open_shards(server.url, name="image", retry_seconds=1)
+        source.read(9, Rng((0,)))
+        shutil.copy(folder / "shard-000004.tar", folder / "shard-000001.tar")
+        with pytest.raises(DataLost, match="a shard has changed"):
+            source.read(10, Rng((0,)))
+
+
+def test_a_large_index_is_read_where_it_lies(server, shards, monkeypatch):
+    from maemm.data.shards import catalog
+
+    monkeypatch.setattr(catalog, "_IN_MEMORY", 100)
+    far, near = open_shards(server.url, name="image"), open_shards(str(shards), name="image")
+    far.read_ahead([9, 30, 2])
+    for index in (9, 30, 2):
+        assert (far.read(index, Rng((0,))).raw["image"] == near.read(index, Rng((0,))).raw["image"]).all()
+        assert far.label(index) == near.label(index)
+    assert far.catalog._table is None
+
+
+def test_a_bucket(shards, pictures):
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with s3(shards) as options:
+        spec = {"type": "shards", "storage": options, "retry_seconds": 10}
+        folder = batches("image/mae_tiny_cpu", {"root": str(pictures), "source": None}, steps=2)
+        same(folder, batches("image/mae_tiny_cpu", {"root": "s3://data", "source": spec}, steps=2))
+        with pytest.raises(MaemmError, match="there is no index of shards"):
+            open_shards("s3://nothing", name="image", storage=options, retry_seconds=1)
+
+
+# ----------------------------------------------------------------------------------------------------------- cache
+def test_a_cache_stays_below_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache_, "_FOLDERS", 1)
+    cache = Cache(tmp_path, 100_000, "v")
+    data = np.random.default_rng(0).bytes(3000)
+    for number in range(200):
+        cache.put(Range("a", number, number + 3000), data)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+    assert 50_000 < size <= 106_250
+
+
+def test_a_cache_never_gives_wrong_bytes(tmp_path):
+    import zlib
+
+    cache, part = Cache(tmp_path, 10**6, "v"), Range("a", 0, 3)
+    cache.put(part, b"abc")
+    assert cache.get(part, zlib.crc32(b"abc")) == b"abc"
+    assert Cache(tmp_path, 10**6, "other").get(part, zlib.crc32(b"abc")) is None
+    (path,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    path.write_bytes(b"abd")
+    assert cache.get(part, zlib.crc32(b"abc")) is None
+    assert not path.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(tmp_path, server, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache_.os, "replace", full)
+    source = open_shards(server.url, name="image", cache=str(tmp_path / "cache"))
+    source.read(0, Rng((0,)))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MaemmError, match="the cache cannot be made"):
+        open_shards(server.url, name="image", cache=str(tmp_path / "file" / "cache"))
