@@ -134,7 +134,7 @@ class TrainConfig(_Keys):
         description="what to train: all (null), head, half_block (MLP of the last block), last_2_blocks",
     )
     freeze: list[str] | None = Field(
-        None, description="parts that are not trained, by name, such as [encoder, modalities.image]"
+        None, description="parts that are not trained, by name, such as [encoder, decoder]"
     )
     clip_grad: Positive | None = Field(None, description="maximum L2 norm of the gradient")
     ema: Annotated[float, Gt(0), Lt(1)] | None = Field(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         Tokens,
         gather_tokens,
     )
-    from maemm.contract.errors import MaemmError, NotInstalled
+    from maemm.contract.errors import DataLost, MaemmError, NotInstalled
     from maemm.contract.formats import CheckpointFormat, ExportedState
     from maemm.contract.grid import GridModality
     from maemm.contract.learning import Objective, Phase, Target
@@ -49,7 +49,7 @@ _NAMES = {
         "FirstAttention", "Label", "Latents", "ModalityInput", "Output", "Plan", "Preprocessed", "Sample", "Term",
         "Tokens", "gather_tokens",
     ),
-    "errors": ("MaemmError", "NotInstalled"),
+    "errors": ("DataLost", "MaemmError", "NotInstalled"),
     "formats": ("CheckpointFormat", "ExportedState"),
     "grid": ("GridModality",),
     "learning": ("Objective", "Phase", "Target",),
@@ -64,6 +64,7 @@ _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names
 __all__ = [
     "CONTRACT_VERSION",
     "CheckpointFormat",
+    "DataLost",
     "Decoder",
     "Encoder",
     "ExportedState",

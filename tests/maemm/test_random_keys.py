@@ -13,13 +13,13 @@ REPOSITORY = Path(__file__).parents[2]
 # What each kind of call is given in maemm/ and plugins/. Add what is new; a text that is here must not change.
 KEYS = {
     "derive": """
-        order points set substitute turns validation
+        feistel group order points set shards substitute turns validation
     """,
     "fold_in": """
         decoder disturb picture several
     """,
     "key": """
-        absent conformance export item label pictures reconstruct shape show stamp usual validation view vote
+        absent conformance decode export item label pictures reconstruct shape show stamp usual validation view vote
     """,
     "numpy": """
         regions

@@ -31,7 +31,7 @@ def server(shards):
 
 def test_a_web_server_gives_what_the_folder_gives(pictures, server, tmp_path):
     folder = batches("image/mae_tiny_cpu", {"root": str(pictures), "source": None}, steps=6)
-    source = {"type": "shards", "cache": str(tmp_path / "cache"), "retry_seconds": 5}
+    source = {"type": "shards", "cache": str(tmp_path / "cache"), "cache_gb": 1.0, "retry_seconds": 5}
     same(folder, batches("image/mae_tiny_cpu", {"root": server.url, "source": source}, steps=6, workers=1))
     asked = len(server.requests)
     same(folder, batches("image/mae_tiny_cpu", {"root": server.url, "source": source}, steps=6))
