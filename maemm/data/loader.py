@@ -79,9 +79,9 @@ class Loader:
     evaluation counts no sample twice. ``pin``: page-locked batches; None: if CUDA is available. ``missing``: a sample
     that lacks a modality is bad ("skip"), or is used with the modalities that it has ("allow").
 
-    Any exception in ``read`` or ``load`` except MemoryError and :class:`RunEnds` makes a sample bad. The up to ``tries``
-    replacements of a bad sample depend on its index and the seed alone. :class:`MaemmError` is raised when they all
-    fail, when a worker dies and when a batch takes longer than ``timeout``; it names the sample.
+    Any exception in ``read`` or ``load`` except MemoryError and :class:`RunEnds` makes a sample bad. The up to
+    ``tries`` replacements of a bad sample depend on its index and the seed alone. :class:`MaemmError` is raised when
+    they all fail, when a worker dies and when a batch takes longer than ``timeout``; it names the sample.
     """
 
     def __init__(

@@ -32,12 +32,13 @@ def spans(archive: Any) -> Iterator[Span]:
     Members that are no files are passed over. Raises ValueError for what is no tar file, for one that is cut off, and
     where a sample has two members of one ending.
     """
-    key, start, stop, label = None, 0, 0, None
+    key, start, stop, end, label = None, 0, 0, 0, None
     endings: set[str] = set()
     view = memoryview(archive)
     try:
         with closing(tarfile.open(fileobj=io.BytesIO(archive) if isinstance(archive, bytes) else archive)) as file:
             for member in file:
+                end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
                 if not member.isreg():
                     continue
                 if member.offset_data + member.size > len(view):
@@ -50,9 +51,11 @@ def spans(archive: Any) -> Iterator[Span]:
                 if ending in endings:
                     raise ValueError(f"{member.name} comes twice")
                 endings.add(ending)
-                stop = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                stop = end
                 if ending == "cls":
                     label = bytes(view[member.offset_data : member.offset_data + member.size])
+        if view[end : end + _BLOCK] != bytes(_BLOCK):  # the library ends silently at a header that it cannot read
+            raise ValueError(f"the file is cut off or damaged behind {key or 'its beginning'}")
         if key is not None:
             yield Span(key, start, stop, zlib.crc32(view[start:stop]), label)
     except (tarfile.TarError, EOFError) as error:
