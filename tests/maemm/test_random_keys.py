@@ -19,7 +19,8 @@ KEYS = {
         decoder disturb picture several
     """,
     "key": """
-        absent conformance decode export item label pictures reconstruct shape show sizes stamp usual validation view vote
+        absent conformance decode export item label pictures reconstruct shape show sizes stamp usual validation view
+        vote
     """,
     "numpy": """
         regions
