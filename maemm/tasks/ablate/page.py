@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
+
+from maemm.tasks._shared.baselines import RAW
 from maemm.tasks.ablate import summary
 from maemm.tasks.ablate.measures import curve
 from maemm.tasks.ablate.results import PAGE, RESULTS, Ablation
@@ -81,7 +84,7 @@ def _style(row: Row, reference: str) -> str:
 
 def _figures(rows: list[Row], reference: str) -> list[dict[str, Any]]:
     """A drawing for each measure of the features."""
-    figures = []
+    figures: list[dict[str, Any]] = []
     for measure in summary.columns(rows):
         if measure.split(" ")[0] not in summary.COMPARED:
             continue
@@ -95,7 +98,7 @@ def _figures(rows: list[Row], reference: str) -> list[dict[str, Any]]:
                 _style(row, reference),
             )
             for row in rows
-            if (spread := row.spreads.get(measure)) is not None
+            if (spread := row.spreads.get(measure)) is not None and not (row.name == RAW and measure.startswith("rank"))
         ]
         base = next(
             (row.spreads[measure].mean for row in rows if row.name == reference and measure in row.spreads), None
@@ -126,7 +129,7 @@ def _cost(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def _losses(ablation: Ablation, rows: list[Row]) -> list[dict[str, Any]]:
+def _losses(ablation: Ablation, rows: list[Row]) -> list[Markup]:
     """Mean loss over seeds by step: a drawing for all variants that predict the same, and for each other prediction."""
     variants = {variant.name: variant for variant in ablation.study.variants}
     groups: dict[tuple[str, ...], list[str]] = {}
@@ -139,10 +142,8 @@ def _losses(ablation: Ablation, rows: list[Row]) -> list[dict[str, Any]]:
             runs = [curve(x.folder) for x in ablation.outcomes if x.variant == name]
             steps, losses = _mean_curve(runs)
             lines.append(Line(name, steps, losses, style))
-        drawn = charts(lines, x_label="step", y_label="loss", width=1100, height=280 if len(groups) == 1 else 190)
-        drawings.append({"drawn": drawn, "caption": ""})
-    if len(drawings) > 1:
-        drawings[-1]["caption"] = "A drawing for each thing that is predicted: their losses are not comparable."
+        width, height = (1100, 280) if len(groups) == 1 else (540, 190)
+        drawings.append(charts(lines, x_label="step", y_label="loss", width=width, height=height))
     return drawings
 
 

@@ -84,7 +84,7 @@ class Ablation:
         """Everything, for JSON; what is not finite is None."""
         study = self.study
         versions = {"maemm": __version__, "torch": torch.__version__, "python": platform.python_version()}
-        about = {"verb": "ablate", "time": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions}
+        about: dict[str, Any] = {"verb": "ablate", "time": time.strftime("%Y-%m-%d %H:%M:%S"), "versions": versions}
         about |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
         return {
             **about,

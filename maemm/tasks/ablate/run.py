@@ -6,9 +6,9 @@ import os
 import re
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from itertools import islice
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
@@ -191,40 +191,43 @@ def _outcomes(trials: Sequence[Trial], measurer: Measurer, jobs: int, say: Calla
     if jobs == 1:
         yield from (run_trial(trial, measurer, say) for trial in trials)
         return
-    threads = max(1, torch.get_num_threads() // jobs)
+    threads, waiting = max(1, torch.get_num_threads() // jobs), iter(trials)
     with ProcessPoolExecutor(min(jobs, len(trials)), get_context("spawn"), _ignore_interrupts) as pool:
-        futures = [pool.submit(_in_process, trial, measurer, threads) for trial in trials]
+
+        def begin(count: int) -> set[Future[Outcome]]:
+            """No more than there are processes: what stands in their queue would still be begun after a Ctrl-C."""
+            return {pool.submit(_in_process, trial, measurer, threads) for trial in islice(waiting, count)}
+
         try:
-            for future in as_completed(futures):
-                outcome = future.result()
-                if isinstance(outcome, int):
-                    raise Interrupted(outcome)
-                yield outcome
+            running = begin(jobs)
+            while running:
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                running |= begin(len(done))
+                for future in done:
+                    yield future.result()
         except BrokenProcessPool:
             raise MaemmError(
                 f"a process of the runs has died; set --jobs lower than {jobs}: the same command continues"
             ) from None
         except BaseException:
-            # Those that train save and end.
-            for child in active_children():
+            for child in active_children():  # those that train save first
                 if child.pid is not None:
                     os.kill(child.pid, signal.SIGTERM)
-            pool.shutdown(cancel_futures=True)
             raise
 
 
 def _ignore_interrupts() -> None:
-    """A Ctrl-C reaches all processes of a terminal: those that wait for work are ended by this one."""
+    """A Ctrl-C reaches all processes of a terminal: those that wait for work are ended by the first of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _in_process(trial: Trial, measurer: Measurer, threads: int) -> Outcome | int:
-    """:func:`run_trial` in a process of its own; the number of the signal that ended it."""
+def _in_process(trial: Trial, measurer: Measurer, threads: int) -> Outcome:
+    """:func:`run_trial` in a process of its own, which a signal ends."""
     torch.set_num_threads(threads)
     try:
-        return run_trial(trial, measurer, partial(print, flush=True))
-    except Interrupted as stop:  # which does not travel between processes
-        return stop.signum
+        return run_trial(trial, measurer, echo_line)
+    except Interrupted as stop:  # the run is saved, and there must be no other in this process
+        os._exit(stop.status)
 
 
 def _line(outcome: Outcome) -> str:

@@ -9,46 +9,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from maemm import config
 from maemm.config import reader
-from maemm.config.layers import flatten, from_overrides
-from maemm.config.messages import validate
+from maemm.config.layers import from_overrides
 from maemm.config.names import studies
-from maemm.config.paths import expanded
-from maemm.config.schema import key_types
 from maemm.contract.errors import MaemmError, advice
-from maemm.contract.options import PositiveInt
 from maemm.tasks.ablate.grammar import Grammar
+from maemm.tasks.ablate.study_file import MEASURES, StudyFile, base_of, file_of, read, recipe_of
 
-Measure = Literal["linear", "knn", "rank"]
-MEASURES: tuple[Measure, ...] = ("linear", "knn", "rank")
-SEEDS = 3
 BASE = "base"  # the name of the recipe as it is
 LINES = 20  # of metrics.jsonl, at least, where the steps allow it: the curves
 _LONGEST = 60  # characters of a folder's name
 _OTHER_FILES = (".json", ".csv", ".html", ".lock")  # what stands beside the folders
 _UNIMPORTANT = ("out", "name", "train.seed")  # keys in which runs of one variant differ, or which say nothing
-
-
-class StudyFile(BaseModel):
-    """The keys of a study's file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    recipe: str = Field(description="a packaged recipe, a file or a run folder")
-    base: dict[str, Any] = Field({}, description="changes of the recipe for all variants, nested as in a recipe")
-    variants: dict[str, dict[str, Any] | None] = Field({}, description="changes by the name of the variant")
-    sets: list[str] = Field([], description="variants as KEY=V1,V2, as after --set")
-    one_at_a_time: bool = Field(False, description="of sets: change one key at a time, not all combinations")
-    reference: str | None = Field(None, description="the variant that others are compared with; null: the base")
-    seeds: PositiveInt = Field(SEEDS, description="runs of each variant")
-    steps: PositiveInt | None = Field(None, description="steps of each run; null: as the recipe says")
-    measures: list[Measure] = Field(list(MEASURES), description="of the frozen features")
-    samples: PositiveInt | None = Field(None, description="samples of either part that features are measured on")
 
 
 @dataclass(frozen=True)
@@ -96,45 +71,6 @@ class Study:
         return [f"the variants differ in {', '.join(keys)}: they do not see the same batches"] if keys else []
 
 
-def file_of(name: str) -> Path | None:
-    """The file of a study: a packaged one, or a YAML file that is a study; None for a recipe.
-
-    Raises :class:`MaemmError` for a name that is neither a study's nor a recipe's.
-    """
-    known = studies()
-    if name in known:
-        return known[name]
-    path = expanded(name)
-    if path.suffix in (".yaml", ".yml") and path.is_file():
-        values = reader.read(path, config.shown(path))[0]
-        return path if {"recipe", "variants", "sets"} & values.keys() else None
-    try:
-        config.locate(name)
-    except MaemmError:
-        ends = [known_name for known_name in known if known_name.rpartition("/")[2] == name]
-        if ends:
-            raise MaemmError(f"unknown study {name!r}; did you mean {ends[0]!r}?") from None
-        if name not in config.packaged() and "/" in name and not path.exists() and "studies" in name.split("/"):
-            raise MaemmError(f"unknown study {name!r}; {advice(name, known, 'see: maemm ablate --help')}") from None
-        raise
-    return None
-
-
-def read(path: Path, name: str) -> StudyFile:
-    """The file of a study. Raises :class:`MaemmError` with a line for each mistake."""
-    values, lines = reader.read(path, name)
-
-    def origin(key: str) -> str:
-        while key and key not in lines:
-            key = key.rpartition(".")[0]
-        return f"{name}, line {lines[key]}" if key else name
-
-    study, mistakes = validate(StudyFile.model_validate_json, values, "", key_types(StudyFile), origin)
-    if mistakes:
-        raise MaemmError("\n".join(mistakes))
-    return study
-
-
 def make_study(
     what: str | Path | Mapping[str, Any],
     overrides: Mapping[str, Any] | Iterable[str] | None = None,
@@ -158,15 +94,15 @@ def make_study(
             raise MaemmError(f"{value} {words} compare nothing (--{words}); give 1 or more")
     path = file_of(str(what)) if isinstance(what, str | Path) else None
     if path is None:
-        file, recipe = StudyFile(recipe="", one_at_a_time=one_at_a_time), what
+        file, recipe = StudyFile.model_validate({"recipe": "", "one_at_a_time": one_at_a_time}), what
         name = what if isinstance(what, str | Path) else what.get("name")
     else:
         name = str(what) if str(what) in studies() else path.stem
         file = read(path, config.shown(path))
-        recipe = _beside(path, file.recipe)
+        recipe = recipe_of(path, file.recipe)
         if (sets or variants) and (file.sets or file.variants):
             raise MaemmError(f"{what} has variants of its own (--set); leave --set out, or give its recipe {recipe}")
-    common = {**_base_of(file), **_flat(overrides)}
+    common = {**base_of(file), **_flat(overrides)}
     base = _resolved(recipe, common, file.steps if steps is None else steps)
     grammar = Grammar(base)
     changes = _named(file.variants, grammar) | _named(variants or {}, grammar)
@@ -184,16 +120,6 @@ def make_study(
         tuple(file.measures if measures is None else measures),
         file.samples if samples is None else samples,
     )
-
-
-def _beside(path: Path, recipe: str) -> str:
-    """The recipe of a study's file: one beside the file, or what any recipe's name means."""
-    sibling = path.parent / recipe
-    return str(sibling) if sibling.is_file() else recipe
-
-
-def _base_of(file: StudyFile) -> dict[str, Any]:
-    return flatten(file.base)
 
 
 def _flat(overrides: Mapping[str, Any] | Iterable[str] | None) -> dict[str, Any]:
@@ -235,7 +161,7 @@ def _named(variants: Mapping[str, Mapping[str, Any] | None], grammar: Grammar) -
 
 def _combined(sets: Sequence[str], grammar: Grammar, one_at_a_time: bool) -> dict[str, dict[str, Any]]:
     """All combinations of the values of ``--set`` words, or each value alone."""
-    axes = []
+    axes: list[tuple[str, str, list[tuple[str, Any]]]] = []
     for word in sets:
         key, values = grammar.words(word)
         if key in [axis[0] for axis in axes]:

@@ -189,10 +189,10 @@ def notes(rows: Sequence[Row], reference: str) -> list[str]:
     tested = [difference for row in rows for difference in row.differences.values() if difference.p is not None]
     lines = ["±: standard deviation over seeds, which draw weights, order and masks; the samples are the same"]
     if any(row.differences for row in rows):
+        chance = f": of {len(tested)} comparisons about {LEVEL * len(tested):.1g} say yes by chance" if tested else ""
         lines.append(
             f"beyond noise: two-sided paired t-test against {reference!r} over the seeds that both have, p < {LEVEL}; "
-            f"with few seeds it sees large differences only, and it is not corrected: of {len(tested)} comparisons "
-            f"about {LEVEL * len(tested):.1g} say yes by chance"
+            f"with few seeds it sees large differences only, and it is not corrected{chance}"
         )
     if any(row.marked for row in rows):
         lines.append(f"*: something else is predicted, or of other tokens, than in {reference!r}: not comparable")
