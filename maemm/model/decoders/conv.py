@@ -16,7 +16,30 @@ from maemm.contract.options import Depth, NonNegative, PositiveInt
 from maemm.contract.rng import Rng
 from maemm.model.blocks import init_linear
 
-_CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+class _Layer:
+    """A layer with the weights of a convolution, so that it is compiled, or computed again, as a whole."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, D, *grid) -> the same: the convolution, a layer norm over the channels, a GELU, and x."""
+        y = super().forward(x).movedim(1, -1)  # type: ignore[misc]  # of the convolution
+        y = F.gelu(F.layer_norm(y, y.shape[-1:])).movedim(-1, 1)
+        return x + y if x.shape[1] == y.shape[1] else y
+
+
+class _Layer1d(_Layer, nn.Conv1d):
+    """Of a line."""
+
+
+class _Layer2d(_Layer, nn.Conv2d):
+    """Of a plane."""
+
+
+class _Layer3d(_Layer, nn.Conv3d):
+    """Of a volume."""
+
+
+_LAYERS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {1: _Layer1d, 2: _Layer2d, 3: _Layer3d}
 
 
 class Conv(Decoder):
@@ -60,9 +83,7 @@ class Conv(Decoder):
         self.layers = nn.ModuleDict(
             {
                 name: nn.ModuleList(
-                    _CONVOLUTIONS[axes](
-                        encoder_dim if number == 0 else dim, dim, kernel, padding=kernel // 2, groups=groups
-                    )
+                    _LAYERS[axes](encoder_dim if number == 0 else dim, dim, kernel, padding=kernel // 2, groups=groups)
                     for number in range(depth)
                 )
                 for name, size in outputs.items()
@@ -110,11 +131,9 @@ class Conv(Decoder):
             index = torch.where(plan.visible_valid, index, tokens.count)
         x = x.scatter(1, index[..., None].expand_as(visible), visible)[:, :-1].mT
         x = x.reshape(rows, width, *grid)
-        convolutions: nn.ModuleList = self.layers[name]  # type: ignore[assignment]
-        for convolution in convolutions:
-            y = convolution(x).movedim(1, -1)
-            y = F.gelu(F.layer_norm(y, y.shape[-1:])).movedim(-1, 1)
-            x = x + y if x.shape[1] == y.shape[1] else y
+        layers: nn.ModuleList = self.layers[name]  # type: ignore[assignment]
+        for layer in layers:
+            x = layer(x)
         whole = x.flatten(2).mT
         predicted = whole.gather(1, plan.predict[..., None].expand(-1, -1, whole.shape[-1]))
         return self.heads[name](predicted)
