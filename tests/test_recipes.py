@@ -9,6 +9,7 @@ import torch
 import maemm
 from maemm import config
 from maemm.model.build import build_model
+from maemm.train.initialize import initialize_from
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 NAMES = sorted(f"{path.parent.name}/{path.stem}" for path in CONFIGS.glob("*/*.yaml"))
@@ -31,6 +32,26 @@ def test_builds_on_meta(name):
         model = maemm.build(name)
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert count == TRAINED.get(name, count) and count > 10_000
+
+
+STAGED = [name for name in NAMES if config.load(name).get("stages")]
+
+
+@pytest.mark.parametrize("name", STAGED)
+def test_every_stage_builds_and_begins_with_one_before(name):
+    """On shapes alone: each loads all of the encoder, and its data and length are its own."""
+    stages, built = config.stages_of(config.load(name, training=True)), {}
+    for stage, recipe in stages.items():
+        with torch.device("meta"):
+            built[recipe["out"]] = model = build_model(recipe)
+            init = recipe.get("init")
+            if not init:
+                continue
+            init = init if isinstance(init, dict) else {"weights": init}
+            report = initialize_from(model, {**init, "weights": built[init["weights"]]})
+        missing = [key for key in report.initial if key.startswith("encoder.")]
+        assert report.loaded and not missing, stage
+    assert len(stages) > 1
 
 
 def shrunk(name):

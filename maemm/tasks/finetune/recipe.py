@@ -113,7 +113,7 @@ def _recipe_for(weights: str | os.PathLike, overrides: dict[str, Any]) -> dict[s
     if is_new:
         settings, overrides = _split_settings(overrides)
         return _recipe_from(path, load_encoder(path, **settings), overrides, settings)
-    recipe = config.load(str(weights), overrides, training=True)
+    recipe = config.load(str(path if (path / RECIPE).is_file() else weights), overrides, training=True)
     if not is_supervised(recipe):
         raise MaemmError(
             f"{weights} is a recipe of pre-training; give a run or weights to fine-tune, or a recipe with objectives: "

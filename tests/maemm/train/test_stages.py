@@ -14,6 +14,8 @@ import maemm
 from maemm import config
 from maemm.contract import MaemmError
 from maemm.tasks._shared.stages_page import write_stages_page
+from maemm.tasks.finetune.recipe import recipe_for
+from maemm.tasks.show.run import show
 from maemm.train import stages as stages_module
 from maemm.train.loop import Run
 from maemm.weights.checkpoints import run_of
@@ -116,6 +118,23 @@ def test_verbs_take_the_last_stage_that_has_weights(toys, whole, tmp_path):
     with pytest.raises(MaemmError, match="holds no checkpoint yet; train it"):
         maemm.load(copy)
     assert run_of(tmp_path) == tmp_path and run_of(folder / "mae") == folder / "mae"
+
+
+def test_fine_tuning_begins_with_the_last_stage_or_goes_on_with_it(toys, whole):
+    folder, _ = whole
+    again = recipe_for(folder, None)
+    assert again["out"] == str(folder / "classify") and again["init"] == str(folder / "mae")
+    other = recipe_for(folder, None, {"out": "elsewhere", "data.root": "other", "data.classes": 3})
+    assert other["init"] == str(folder / "classify") and other["out"] == "elsewhere"
+
+
+def test_show_lists_the_stages(toys, tmp_path):
+    recipe = staged(toys)
+    shown = show("toys", tmp_path / "show.html", recipe=recipe, count=2)
+    text = shown.path.read_text()
+    assert "<h2>Stages</h2>" in text and "what the model of stage mae gets" in text and ">classify<" in text
+    chosen = show("toys", tmp_path / "one.html", recipe=recipe, count=2, overrides={"stage": "classify"})
+    assert "<h2>Stages</h2>" not in chosen.path.read_text() and chosen.opened.recipe["head"]["classes"] == 3
 
 
 def test_the_page_shows_the_borders(toys, whole):
