@@ -1,4 +1,4 @@
-"""Rules of targets and objectives: state that follows the model, teachers, phases, side inputs."""
+"""Rules of targets and objectives: state that follows the model, teachers, phases, whole batches, side inputs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor
 from maemm.contract import Encoder, Objective, Target, Term
 from maemm.contract.errors import MaemmError
 from maemm.model.model import Model
-from maemm.testing.case import ROWS, Case, check
+from maemm.testing.case import ROWS, Case, check, take_plan, take_rows
 from maemm.testing.outcome import DoesNotApply, NotUsed
 from maemm.testing.samples import loaded_samples
 from maemm.testing.samples import same as equal_samples
 from maemm.testing.toy import SIGNAL
 from maemm.testing.training import step_of, train_state_of
+from maemm.train.step import MicroBatches, StepResult, counts_of_sets, knows_batch, take_step
 
 
 def _learner(case: Case, model: Model) -> Target | Objective:
@@ -95,6 +96,35 @@ def phases_are_apart(case: Case) -> None:
         unused = sum(gradient is None for gradient in gradients)
         change = "use all its parameters in phase_loss(), or leave them out of the phase"
         case.require(not unused, f"{rule} moves its parameters", f"{unused} without gradient", "one each", change)
+
+
+@check("objectives", needs=["counts_are_known_before", "phases_are_apart"])
+def micro_batches_are_one_batch(case: Case) -> None:
+    """An objective that has over_batch() gives a step in two micro-batches the terms and the gradient of one batch."""
+    if not knows_batch(case.model().objectives[case.part]):
+        raise NotUsed("it has no over_batch()")
+    rows = list(range(2 * ROWS))
+    whole, halves = (_step_in(case, parts) for parts in ([rows], [rows[:ROWS], rows[ROWS:]]))
+    change = "compute in over_batch() what the loss needs of other samples, and take it from of_batch in forward()"
+    for name, value in whole.terms.items():
+        case.equal(halves.terms[name], value, f"the term {name!r} of two micro-batches", change, 1e-4)
+    case.equal(halves.grad_norm, whole.grad_norm, "the gradient of two micro-batches", change, 1e-4)
+
+
+def _step_in(case: Case, parts: list[list[int]]) -> StepResult:
+    """A step of a fresh model on the samples of an example, in these micro-batches, with the plans of one batch."""
+    train_state = train_state_of(case.model().train())
+    model, samples = train_state.model, sum(map(len, parts))
+    example, plan = case.example(samples), case.planned(model, samples)[case.signal].plan
+    passes = []
+    for part in parts:
+        batch, plans = {case.signal: take_rows(example, part)}, {case.signal: take_plan(plan, part)}
+        with torch.no_grad():
+            passes.append(model(batch, plans=plans).inputs)
+    counts: dict[str, Tensor] = {}
+    for inputs in passes:
+        counts = {name: counts.get(name, 0) + count for name, count in counts_of_sets(model, [inputs]).items()}
+    return take_step(train_state, MicroBatches(0, passes, counts, [[]] * len(passes)))
 
 
 @check("objectives", "targets", needs=["part_can_be_imported"])

@@ -68,7 +68,7 @@ def test_its_recipe_trains_and_goes_on_with_ordinary_commands(weather, capsys):
     assert "resuming from step 4" in capsys.readouterr().out
     rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert set(rows[0]["terms"]) == {"reconstruct.weather", "uniformity"}
+    assert set(rows[0]["terms"]) == {"reconstruct.weather", "evenness"}
     (bad,) = [json.loads(line) for line in Path("run/bad_samples.jsonl").read_text().splitlines()]
     assert bad["id"] == "calm/gaps.npy" and "mostly gaps" in bad["reason"]
     assert list(Path("run/pictures").glob("*.png")) and Path("run/report.html").is_file()
@@ -106,12 +106,12 @@ def test_encoder_and_decoder_serve_another_modality(weather):
 
 
 def test_the_objective_spreads_samples(weather):
-    objective = registry.find("objectives", "uniformity")("uniformity")
+    objective = registry.find("objectives", "evenness")("evenness")
 
     def value(rows: torch.Tensor) -> float:
         plan = maemm.Plan(torch.zeros(len(rows), 1, dtype=torch.long), torch.zeros(len(rows), 0, dtype=torch.long))
         out = maemm.Output({"m": plan}, {}, {}, {}, {"m": rows[:, None]}, {}, {})
-        return float(objective(out, model=None)["uniformity"].mean)
+        return float(objective(out, model=None)["evenness"].mean)
 
     assert value(torch.eye(4)) == pytest.approx(-4.0)  # all pairs at a squared distance of 2: log exp(-2 * 2)
     assert value(torch.ones(4, 4)) == pytest.approx(0.0, abs=1e-5)

@@ -16,7 +16,7 @@ USED = {  # {check: the toys that it is about}; for the others there is nothing 
     "a_bad_step_moves_nothing": {"average", "levels", "adversary"},
     "teacher_runs_once": {"average", "levels"},
     "phases_are_apart": {"adversary"},
-    "side_inputs_are_made": {"regions"},
+    "side_inputs_are_made": {"columns"},
     "missing_values_change_nothing": {"toy"},
 }
 

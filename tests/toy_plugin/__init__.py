@@ -16,5 +16,5 @@ plugin = Plugin(
         "guided": "contract2:Guided",
     },
     targets={"average": "contract2:Teacher", "bright": "contract2:Codes", "levels": "contract2:Levels"},
-    objectives={"coupled": "parts:Coupled", "adversary": "contract2:Adversary", "regions": "contract2:Regions"},
+    objectives={"coupled": "parts:Coupled", "adversary": "contract2:Adversary", "columns": "contract2:Columns"},
 )

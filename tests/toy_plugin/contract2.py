@@ -233,7 +233,7 @@ class Adversary(Reconstruct):
         return Term((loss * counted).sum(), counted.sum())
 
 
-class Regions(Objective):
+class Columns(Objective):
     """Predicts a side input that the worker makes: how bright each column is (R-MAE's region maps).
 
     Options
@@ -251,11 +251,11 @@ class Regions(Objective):
         truth = out.inputs[self.modality].preprocessed.info["brightness"]
         latents = mean_of_tokens(out.encoded[self.modality], [out.plans[self.modality]])
         errors = (self.head(latents.to(self.head.weight.dtype)).float() - truth).square().mean(-1)
-        return {"regions": Term(errors.sum(), errors.new_tensor(float(len(errors))))}
+        return {"columns": Term(errors.sum(), errors.new_tensor(float(len(errors))))}
 
     def counts(self, plans):
         plan = plans[self.modality]
-        return {"regions": plan.counted.new_tensor(float(len(plan.visible)))}
+        return {"columns": plan.counted.new_tensor(float(len(plan.visible)))}
 
 
 def without_passes(plan: Plan) -> Plan:

@@ -46,6 +46,8 @@ _FAULTS = [
     ("phases_are_apart", "objectives", "learners:Apart"),
     ("phases_are_apart", "objectives", "learners:Shared"),
     ("phases_are_apart", "objectives", "learners:Foreign"),
+    ("micro_batches_are_one_batch", "objectives", "learners:Spread"),
+    ("micro_batches_are_one_batch", "objectives", "learners:HalfGradient"),
     ("side_inputs_are_made", "objectives", "learners:AsksRandom"),
     ("side_inputs_are_made", "objectives", "learners:AsksChanging"),
     ("side_inputs_are_made", "objectives", "learners:AsksRagged"),

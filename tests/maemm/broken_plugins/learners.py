@@ -13,8 +13,10 @@ from torch.nn import functional
 
 from maemm.contract import (
     ModalityInput,
+    Objective,
     Output,
     Phase,
+    Plan,
     Target,
     Term,
 )
@@ -219,3 +221,46 @@ class Sides(Signal):
         if name == "ragged":
             return x[x > x.mean()]
         return super().side_input(name, loaded, rng)
+
+
+# -------------------------------------------------------------------------------------------------- whole batches
+class Spread(Objective):
+    """The variance over the samples of the micro-batch, though it is told of the whole batch."""
+
+    coupled = True
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name = name
+
+    def over_batch(self, model: nn.Module, inputs: Any) -> dict[str, Any]:
+        return {}
+
+    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
+        (latents,) = out.encoded.values()
+        spread = latents.float().mean(1).var(0).sum()
+        return {self.name: Term(spread * len(latents), self.counts(out.plans)[self.name])}
+
+    def counts(self, plans: dict[str, Plan]) -> dict[str, Tensor]:
+        (plan,) = plans.values()
+        return {self.name: torch.tensor(float(len(plan.visible)))}
+
+
+class HalfGradient(Spread):
+    """The mean product with the sum of the batch, whose own gradient is forgotten."""
+
+    def over_batch(self, model: nn.Module, inputs: Any) -> dict[str, Any]:
+        if len(inputs) == 1:
+            return {}
+        (name,) = inputs[0]
+        return {name: sum(self._means(model.encode_rows(x).tokens[name]).sum(0) for x in inputs)}
+
+    def forward(self, out: Output, model: nn.Module) -> dict[str, Term]:
+        ((name, x),) = out.inputs.items()
+        own = self._means(out.encoded[name])
+        total = x.of_batch.get(self.name, own.sum(0))
+        return {self.name: Term((own * total).sum(), self.counts(out.plans)[self.name])}
+
+    @staticmethod
+    def _means(latents: Tensor) -> Tensor:
+        return latents.float().mean(1)

@@ -341,12 +341,12 @@ def test_guides_come_in_the_order_of_tokens(toys):
 
 # --------------------------------------------------------------------------------------------------- side inputs
 def test_workers_make_what_an_objective_asks_for(toys):
-    options = {"objectives": {"reconstruct": {}, "regions": {}}, "train__epochs": 2, "data__workers": 1}
+    options = {"objectives": {"reconstruct": {}, "columns": {}}, "train__epochs": 2, "data__workers": 1}
     folder = toys.train(toys.recipe(**options))
     rows = toys.metrics(folder)
-    assert all("regions" in row["terms"] for row in rows)
+    assert all("columns" in row["terms"] for row in rows)
     with pytest.raises(MaemmError, match="makes no side input"):
-        net = model(objectives={"reconstruct": {}, "regions": {}})
+        net = model(objectives={"reconstruct": {}, "columns": {}})
         super(type(net.modalities["toy"]), net.modalities["toy"]).side_input("colour", {}, None)
 
 

@@ -13,6 +13,6 @@ plugin = Plugin(
     maskings={"places": "parts:Places"},
     encoders={"deepsets": "parts:DeepSets"},
     decoders={"pointwise": "parts:Pointwise"},
-    objectives={"uniformity": "parts:Uniformity"},
+    objectives={"evenness": "parts:Evenness"},
     weights={"weather_old": "parts:Old"},
 )

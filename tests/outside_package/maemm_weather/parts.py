@@ -78,7 +78,7 @@ class Pointwise(Decoder):
         return found
 
 
-class Uniformity(Objective):
+class Evenness(Objective):
     """Spread samples over the sphere (Wang and Isola 2020, equation 2 with t = 2).
 
     Options
