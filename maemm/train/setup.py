@@ -25,6 +25,7 @@ from maemm.model.size import refuse_too_many_rows, weight_bytes
 from maemm.train import compiling
 from maemm.train.distributed import DistContext
 from maemm.train.ema import Average, Ema, EpochMean
+from maemm.train.freed_memory import keep_freed_memory
 from maemm.train.initialize import initialize_from
 from maemm.train.optim import WeightDecay, freeze, freeze_parts, freeze_unused, make_optimizer, make_phase_optimizer
 from maemm.train.step import PhaseState, TrainState, knows_batch
@@ -116,6 +117,8 @@ def make_train_state(
     micro-batches of a step. Raises :class:`MaemmError` for parts that compare samples across micro-batches.
     """
     train = recipe["train"]
+    if dist_context.device.type == "cpu":
+        keep_freed_memory()
     with seeded(train["seed"], "weights"):
         model = build_model(recipe)
     if model.masked and model.decoder is None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from maemm.contract import MaemmError, Rng, Tokens
-from maemm.model.masking.blocks import Blocks
+from maemm.contract.positions import lattice
+from maemm.model.masking.blocks import TRIES, Blocks
 
 
 def tokens_of(grid, batch=6, valid=None):
@@ -79,3 +82,36 @@ def test_a_ratio_may_be_drawn_for_each_batch():
 def test_sets_are_refused():
     with pytest.raises(MaemmError, match="grid of two axes"):
         Blocks().plan("points", Tokens(torch.zeros(1, 9, 1), torch.zeros(1, 9, 3)), rng(1))
+
+
+def rectangles_by_the_definition(masking, uniform, height, width, wanted):
+    """One rectangle after the other, as masks were first drawn here: what is stored of runs must stay theirs."""
+    low, high = (math.log(value) for value in masking.aspect)
+    aspect = torch.exp(low + uniform[..., 1] * (high - low))
+    stretch, limits = torch.stack([aspect, 1 / aspect], -1), torch.tensor([height, width], dtype=torch.float32)
+    free = torch.ones(len(uniform), height * width, dtype=torch.bool)
+    left_over = torch.full((len(uniform), 1), wanted)
+    failures = torch.zeros_like(left_over)
+    for number in range(masking.draws):
+        most = left_over if masking.most is None else left_over.clamp(max=masking.most)
+        area = masking.least + uniform[:, number, :1] * (most - masking.least)
+        sides = (area * stretch[:, number]).sqrt().round()
+        start = (uniform[:, number, 2:] * (limits + 1 - sides)).floor()
+        place = lattice((height, width)) - start[:, None]
+        new = ((place >= 0) & (place < sides[:, None])).all(-1) & free
+        size = new.sum(1, keepdim=True)
+        taken = (sides < limits).all(1, keepdim=True) & (size > 0) & (size <= most) & (failures < TRIES)
+        free = free ^ (new & taken)
+        left_over = left_over - size * taken
+        failures = torch.where(taken, 0, failures + 1)
+    return ~free.unflatten(1, (height, width))
+
+
+@pytest.mark.parametrize("options", [{}, {"least": 1, "most": 9}, {"aspect": (0.2, 0.9), "draws": 200}, {"least": 60}])
+@pytest.mark.parametrize("grid", [(14, 14), (5, 70), (3, 2), (1, 9)])
+def test_the_same_rectangles_as_one_by_one(options, grid):
+    masking, cells = Blocks(**options), grid[0] * grid[1]
+    for step, wanted in enumerate((0, 1, cells // 3, cells - 1)):
+        uniform = rng(40, step).uniform("x", masking.draws, 4)
+        expected = rectangles_by_the_definition(masking, uniform, *grid, wanted)
+        assert torch.equal(masking._rectangles(uniform, *grid, wanted), expected)

@@ -18,7 +18,7 @@ from maemm.model.masking.block_unions import Generator
 from maemm.model.masking.each_modality import EachModality
 from maemm.model.masking.multi_block import MultiBlock
 from maemm.model.masking.multi_mask import MultiMask
-from maemm.model.masking.rectangles import area_size, indices
+from maemm.model.masking.rectangles import area_size, cells, indices, union
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 IJEPA = json.loads((GOLDEN / "ijepa/ijepa_masks.json").read_text())["cases"]
@@ -354,3 +354,16 @@ def test_sizes():
     assert area_size(14, 14, (1.0, 1.0), (1.0, 1.0), (0.0, 0.0), 0) == (14, 14)
     assert area_size(1, 40, (0.5, 0.5), (0.75, 1.5), (0.0, 0.0), 1) == (1, 20)
     assert area_size(40, 1, (1.0, 1.0), (0.75, 1.5), (0.0, 0.0), 1) == (39, 1)
+
+
+@pytest.mark.parametrize("grid", [(7,), (5, 6), (3, 4, 5)])
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_union_is_that_of_its_boxes(grid, count):
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.stack([torch.randint(-1, side + 1, (4, 3, count), generator=generator) for side in grid], -1)
+    size = tuple(max(1, side // 2) for side in grid)
+    boxes = cells(grid, size, corner)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, grid), indexing="ij"), -1).flatten(0, -2)
+    inside = (places >= corner[..., None, :]) & (places < corner[..., None, :] + torch.tensor(size))
+    assert torch.equal(boxes, inside.all(-1)) and boxes.any()
+    assert torch.equal(union(grid, size, corner), boxes.any(-2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,9 +12,8 @@ from torch import Tensor
 from maemm.contract import Plan, Tokens
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import Interval, Positive, PositiveInt, Repeats
-from maemm.contract.positions import lattice
 from maemm.contract.rng import Rng
-from maemm.contract.small import small_tensor
+from maemm.contract.small import to_device
 from maemm.model.masking.counts import Count, check_ratio, plan_from_hidden, visible_count
 from maemm.model.masking.ratio import Ratio, RatioMasking, read_ratio
 
@@ -62,8 +62,9 @@ class Blocks(RatioMasking):
         depth, cells = math.prod(others), height * width
         shown = visible_count(cells, ratio, self.count)
         device = tokens.values.device
-        uniform = rng.uniform(f"mask/{name}/blocks", self.draws, 4, device=device)
-        drawn = self._rectangles(uniform, height, width, cells - shown)
+        # One rectangle after the other, on the host: it knows all numbers, and on a GPU that would be 1,000 launches.
+        uniform = rng.uniform(f"mask/{name}/blocks", self.draws, 4)
+        drawn = to_device(self._rectangles(uniform, height, width, cells - shown), device)
         # Rectangles first, then what has most of them around it, at random among equals; never what is not valid.
         around = F.avg_pool2d(drawn.float()[:, None], 3, 1, 1, count_include_pad=True)[:, 0].flatten(1) * 9
         order = drawn.flatten(1) * 20.0 + around.round()
@@ -78,27 +79,29 @@ class Blocks(RatioMasking):
     def _rectangles(self, uniform: Tensor, height: int, width: int, wanted: int) -> Tensor:
         """(B, height, width) bool, at most ``wanted`` of each; ``uniform`` (B, draws, 4): area, aspect, top, left.
 
-        Heights and widths go through the same operations side by side: on a GPU a launch costs more than its work.
+        Both are on the CPU. All samples go through the same operations side by side, in float32.
         """
-        batch, device = len(uniform), uniform.device
         low, high = (math.log(value) for value in self.aspect)
         aspect = torch.exp(low + uniform[..., 1] * (high - low))
-        stretch = torch.stack([aspect, 1 / aspect], -1)  # (B, draws, 2)
-        limits = small_tensor([height, width], device, torch.float32)
-        cells = lattice((height, width), device)  # (height * width, 2)
-        free = torch.ones(batch, height * width, dtype=torch.bool, device=device)
-        left_over = torch.full((batch, 1), wanted, device=device)
-        failures = torch.zeros_like(left_over)
+        stretch = torch.stack([aspect, 1 / aspect], -1).numpy()  # (B, draws, 2)
+        draws, limits = uniform.numpy(), np.array([height, width], np.float32)
+        rows, columns = (np.arange(side, dtype=np.float32) for side in (height, width))
+        free = np.ones((len(draws), height, width), bool)
+        left_over, failures = np.full(len(draws), wanted), np.zeros(len(draws), np.int64)
         for number in range(self.draws):
-            most = left_over if self.most is None else left_over.clamp(max=self.most)
-            area = self.least + uniform[:, number, :1] * (most - self.least)
-            sides = (area * stretch[:, number]).sqrt().round()
-            start = (uniform[:, number, 2:] * (limits + 1 - sides)).floor()
-            place = cells - start[:, None]
-            new = ((place >= 0) & (place < sides[:, None])).all(-1) & free
-            size = new.sum(1, keepdim=True)
-            taken = (sides < limits).all(1, keepdim=True) & (size > 0) & (size <= most) & (failures < TRIES)
-            free = free ^ (new & taken)
+            most = left_over if self.most is None else np.minimum(left_over, self.most)
+            area = draws[:, number, 0] * (most - self.least).astype(np.float32) + np.float32(self.least)
+            sides = np.rint(np.sqrt(area[:, None] * stretch[:, number]))
+            start = np.floor(draws[:, number, 2:] * (limits + 1 - sides))
+            end = start + sides
+            across = (rows >= start[:, :1]) & (rows < end[:, :1])
+            along = (columns >= start[:, 1:]) & (columns < end[:, 1:])
+            new = across[:, :, None] & along[:, None] & free
+            size = new.sum((1, 2))
+            taken = (sides < limits).all(1) & (size > 0) & (size <= most) & (failures < TRIES)
+            free ^= new & taken[:, None, None]
             left_over = left_over - size * taken
-            failures = torch.where(taken, 0, failures + 1)
-        return ~free.unflatten(1, (height, width))
+            failures = np.where(taken, 0, failures + 1)
+            if not ((left_over > 0) & (failures < TRIES)).any():
+                break  # nothing more would be taken
+        return torch.from_numpy(~free)

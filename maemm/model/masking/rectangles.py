@@ -63,21 +63,34 @@ def corners(uniforms: Tensor, places: Sequence[int]) -> Tensor:
 
 def cells(grid: Sequence[int], size: Sequence[int], corner: Tensor) -> Tensor:
     """corner (..., A) of boxes of ``size`` on a ``grid`` of A axes -> (..., N) bool, the cells that each box covers."""
-    covered = None
-    for axis, (side, length) in enumerate(zip(grid, size, strict=True)):
-        first = corner[..., axis, None]
-        place = torch.arange(side, device=corner.device)
-        inside = (place >= first) & (place < first + length)  # (..., side)
-        covered = inside if covered is None else (covered[..., :, None] & inside[..., None, :]).flatten(-2)
-    assert covered is not None
-    return covered
+    return _product(_spans(grid, size, corner))
 
 
 def union(grid: Sequence[int], size: Sequence[int], corner: Tensor) -> Tensor:
     """corner (..., n, A) of n boxes -> (..., N) bool, the cells that any of them covers."""
-    covered = cells(grid, size, corner[..., 0, :])
-    for number in range(1, corner.shape[-2]):
-        covered |= cells(grid, size, corner[..., number, :])
+    *others, last = _spans(grid, size, corner)
+    if not others:
+        return last.any(-2)
+    # The number of boxes over each cell as one product: a loop over boxes would launch a dozen kernels for each.
+    count = _product(others).float().transpose(-2, -1) @ last.float()
+    return (count > 0).flatten(-2)
+
+
+def _spans(grid: Sequence[int], size: Sequence[int], corner: Tensor) -> list[Tensor]:
+    """For each axis (..., side) bool: the places that a box covers along it."""
+    spans = []
+    for axis, (side, length) in enumerate(zip(grid, size, strict=True)):
+        first = corner[..., axis, None]
+        place = torch.arange(side, device=corner.device)
+        spans.append((place >= first) & (place < first + length))
+    return spans
+
+
+def _product(spans: Sequence[Tensor]) -> Tensor:
+    """Of each axis (..., side) bool -> (..., N) bool, in raster order."""
+    covered = spans[0]
+    for inside in spans[1:]:
+        covered = (covered[..., :, None] & inside[..., None, :]).flatten(-2)
     return covered
 
 
