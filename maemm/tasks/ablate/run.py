@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from maemm.config.paths import expanded
+from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import write_json
 from maemm.data.bad_samples import reason_of
 from maemm.data.line_files import record_in
 from maemm.data.locks import folder_locked
 from maemm.data.open import open_parts
-from maemm.model.build import build_model
 from maemm.tasks._shared.baselines import RAW, UNTRAINED
 from maemm.tasks.ablate.measures import Measurer
 from maemm.tasks.ablate.page import write_page
@@ -31,7 +31,7 @@ from maemm.tasks.ablate.study import Study, make_study
 from maemm.tasks.ablate.trials import Outcome, Trial, refuse_another, run_trial, trial_of
 from maemm.train.distributed import DistContext
 from maemm.train.loop import echo_line
-from maemm.train.setup import make_order
+from maemm.train.setup import make_order, make_train_state
 from maemm.train.signals import Interrupted
 
 
@@ -141,23 +141,24 @@ def _check(study: Study, trials: Sequence[Trial], folder: Path) -> None:
     opened: dict[str, Any] = {}  # sources by what they depend on
     for variant in study.variants:
         try:
-            with torch.device("meta"):  # shapes alone: no memory, no time
-                _refuse_untrainable(build_model(variant.recipe))
             key = repr(
                 (variant.recipe["data"], {name: x.get("type") for name, x in variant.recipe["modalities"].items()})
             )
             if key not in opened:
                 opened[key] = open_parts(variant.recipe)[0]
-            make_order(variant.recipe, opened[key], DistContext())
+            _begin(variant.recipe, opened[key])
         except MaemmError as error:
             mistakes += [f"variant {variant.name!r}: {line}" for line in str(error).splitlines()]
     if mistakes:
         raise MaemmError("\n".join(mistakes))
 
 
-def _refuse_untrainable(model: Any) -> None:
-    if model.masked and model.decoder is None:
-        raise MaemmError("there is no decoder, so there is nothing to pre-train (decoder); add decoder: {type: full}")
+def _begin(recipe: dict[str, Any], source: Source) -> None:
+    """All that a run does before its first step, but for reading samples. Raises :class:`MaemmError`."""
+    dist_context = DistContext()
+    order = make_order(recipe, source, dist_context)
+    steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
+    make_train_state(recipe, steps, order.accumulation, dist_context, steps_per_epoch=order.steps_per_epoch)
 
 
 def _baselines(folder: Path, measurer: Measurer, seeds: int) -> dict[str, dict[int, dict[str, float]]]:

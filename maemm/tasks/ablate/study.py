@@ -141,6 +141,9 @@ def _resolved(recipe: Any, overrides: Mapping[str, Any], steps: int | None) -> d
             raise MaemmError(f"{key} is not the same in all runs (override {key}); leave it out: {sets} sets it")
     length = {} if steps is None else {"train.steps": steps, "train.epochs": None}
     resolved = config.load(recipe, {**overrides, **length, "train.seed": 0, "out": "runs/ablation"}, training=True)
+    if resolved.get("stages"):
+        names = ", ".join(resolved["stages"])
+        raise MaemmError(f"the recipe has several stages ({names}), and one is compared; choose it: stage=NAME")
     train = resolved["train"]
     if steps is not None:
         train["log_every"] = min(train["log_every"], max(1, steps // LINES))

@@ -234,5 +234,7 @@ def test_names_of_studies(place, capsys):
     assert "unknown recipe" in capsys.readouterr().err
     assert main(["ablate", "image/studies/ratios", "--set", "decoder.depth=1,2"]) == 2
     assert "has variants of its own (--set)" in capsys.readouterr().err
+    assert main(["ablate", "image/stages_tiny_cpu", "--set", "decoder.depth=1,2"]) == 2
+    assert "the recipe has several stages (mae, classify), and one is compared" in capsys.readouterr().err
     assert main(["ablate", "--help"]) == 0
     assert "image/studies/ratios" in capsys.readouterr().out

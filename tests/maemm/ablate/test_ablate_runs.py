@@ -264,6 +264,8 @@ def test_whatever_a_run_raises_the_others_go_on(error, place, monkeypatch):
         (["--set", "data.root=few.npz,none.npz"], "variant 'data.root=none.npz': "),
         (["--set", "patch=4,3"], "variant 'patch=3': "),
         (["--set", "decoder=full,null"], "variant 'decoder=null': "),
+        (["--set", "init=null,none"], "variant 'init=none': "),
+        (["--set", "trainable=null,last_9_blocks"], "variant 'trainable=last_9_blocks': "),
         (["--set", "depth=1,2"], "'depth' may mean encoder.depth or decoder.depth"),
         (["--set", "decoder.depth=1,2", "--test", "none.npz"], "none.npz"),
         (["--set", "decoder.depth=1,2", "--probe", "none.npz"], "none.npz"),
