@@ -285,3 +285,11 @@ def test_the_page_says_how_attention_knows_places(tmp_path):
     notes = " ".join(shown.parts["image"].notes)
     assert "a learned bias for each offset between two tokens, of all blocks (shared)" in notes
     assert "turns queries and keys by the places of tokens (rotary: pairs)" in notes
+
+
+def test_it_is_said_whether_steps_are_compiled(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("maemm.tasks.show.run._write", lambda shown: None)
+    shown = show(data, tmp_path / "x.html", count=1)
+    assert "\n  on a GPU steps are compiled, as all batches have one size" in str(shown)
+    ratio = {"modalities.toy.masking": {"type": "random", "ratio": [0.1, 0.9]}, "modalities.toy.size": 256}
+    assert "not compiled, as batches come in up to" in show(data, tmp_path / "x.html", count=1, overrides=ratio).steps
