@@ -116,9 +116,20 @@ def stored_recipe(path: Path) -> dict[str, Any] | None:
 
 
 def stages_begun(path: Path) -> list[str]:
-    """The stages of a run folder that have checkpoints, in order."""
-    stored = None if has_checkpoints(path) else stored_recipe(path)
+    """The stages of a run folder that have checkpoints, in order; none where its recipe cannot be read."""
+    try:
+        stored = None if has_checkpoints(path) else stored_recipe(path)
+    except MaemmError:
+        return []
     return [name for name in (stored or {}).get("stages") or () if has_checkpoints(path / name)]
+
+
+def with_stored_classes(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with the classes of the run in the folder, where it does not say which: data of that run gave them."""
+    stored = stored_recipe(path) if has_checkpoints(path) else None
+    if stored is None or recipe["data"].get("classes") is not None:
+        return recipe
+    return {**recipe, "data": {**recipe["data"], "classes": stored["data"].get("classes")}}
 
 
 def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Callable[[str], Any]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from maemm.train.callback import Callback, side_product
 from maemm.train.console import Console
 from maemm.train.initialize import initialize_from
 from maemm.train.loop import echo_line, train
-from maemm.train.run_folder import LENGTH, compare, has_checkpoints, stored_recipe
+from maemm.train.run_folder import LENGTH, compare, has_checkpoints, stored_recipe, with_stored_classes
 from maemm.train.signals import catch_signals
 
 
@@ -139,12 +139,7 @@ def _refuse_changes(path: Path, stage: Stage, later: str, log: Callable[[str], A
 
 def _with_classes(path: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """The recipe with the names of its data's classes, as its folder has them, or else as its data have them."""
-    if not recipe.get("head") or recipe["data"].get("classes") is not None:
-        return recipe
-    stored = stored_recipe(path)
-    if stored is not None and (classes := stored["data"].get("classes")) is not None:
-        return {**recipe, "data": {**recipe["data"], "classes": classes}}
-    return with_class_names(recipe)
+    return with_stored_classes(path, recipe) if has_checkpoints(path) else with_class_names(recipe)
 
 
 def _check_ahead(stage: Stage, before: Mapping[str, Stage]) -> None:

@@ -20,6 +20,8 @@ from maemm.contract.version import __version__
 from maemm.data.atomic import cause_of, write_text
 from maemm.data.bad_samples import reason_of
 from maemm.tasks._shared.run_page import write_page
+from maemm.tasks._shared.stages_page import write_stages_page
+from maemm.train.run_folder import stages_begun
 from maemm.ui.streams import warn
 from maemm.weights.checkpoints import run_of
 
@@ -74,7 +76,10 @@ def refresh_page(record: Path | None) -> None:
     """Write the report of the run that ``record`` belongs to again, where it has one."""
     if record is None or not (record.parent.parent / "report.html").is_file():
         return
+    run = record.parent.parent
     try:
-        write_page(record.parent.parent)
+        write_page(run)
+        if run.name in stages_begun(run.parent):  # a stage, which the page of the whole shows too
+            write_stages_page(run.parent)
     except Exception as error:  # the metrics are saved, and the next training writes the page again
         warn(f"the report was not written again ({reason_of(error)})")

@@ -37,7 +37,8 @@ def _keys() -> str:
     """The help text on the keys of ``data`` and ``train``."""
     from maemm.config.schema import DataConfig, TrainConfig, keys_of
 
-    lines = ["DATA is short for data.root=DATA. out=FOLDER names the run folder.", ""]
+    lines = ["DATA is short for data.root=DATA. out=FOLDER names the run folder."]
+    lines += ["Of a recipe with stages: stages.NAME.KEY=VALUE sets a key of one, stage=NAME trains one alone.", ""]
     for section, schema in (("data", DataConfig), ("train", TrainConfig)):
         for key in (key for outer in keys_of(schema) for key in (outer, *outer.inner())):
             lines.append(f"  {section + '.' + key.name:<22}{key.doc} [{key.shown_default}]")

@@ -10,6 +10,7 @@ from typing import Any
 from maemm import config
 from maemm.tasks.pretrain.report import Report
 from maemm.train.loop import echo_line, train
+from maemm.train.run_folder import with_stored_classes
 from maemm.train.stages import train_stages
 
 
@@ -28,4 +29,8 @@ def train_recipe(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_li
 
     Where the recipe has ``stages``, all of them, see :func:`maemm.train.stages.train_stages`.
     """
-    return (train_stages if recipe.get("stages") else train)(recipe, echo=echo, callback=Report())
+    if recipe.get("stages"):
+        return train_stages(recipe, echo=echo, callback=Report())
+    if recipe.get("out"):  # one stage of a run may be trained further by itself
+        recipe = with_stored_classes(Path(recipe["out"]), recipe)
+    return train(recipe, echo=echo, callback=Report())

@@ -276,6 +276,17 @@ def test_changes_of_what_is_over_are_refused(toys, whole, tmp_path):
     assert (copy / "classify/checkpoints/step-000009").is_dir()
 
 
+def test_one_stage_may_be_trained_alone(toys, whole, tmp_path):
+    """``stage=NAME``: in the same folder, from the same weights, and longer."""
+    folder, _ = whole
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    longer = {"stage": "classify", "stages.classify.train.epochs": 3}
+    assert toys.train(config.load(staged(toys, copy), longer, training=True)) == copy / "classify"
+    assert (copy / "classify/checkpoints/step-000009").is_dir()
+    assert config.load(copy / "classify")["data"]["classes"] == ["class 0", "class 1", "class 2"]
+
+
 def test_a_run_without_stages_is_not_made_one_with(toys):
     toys.train(train__epochs=1)
     with pytest.raises(MaemmError, match="holds a run without stages"):
