@@ -66,7 +66,8 @@ def ablate(
     trained too. ``seeds``: runs of each variant (3); ``steps`` of each run, by default as the recipe says. ``measures``
     of the frozen features: linear, knn, rank; they are fitted on ``probe`` (by default the training data), in folds or
     tested on ``test``, on at most ``samples`` samples of either. ``baselines``: also raw values, and the reference
-    untrained. ``jobs``: runs at a time, each in a process of its own. ``overrides``: of the recipe, for all variants.
+    untrained. ``jobs``: runs at a time, each in a process of its own (a script
+    calls it below ``if __name__ == "__main__":``). ``overrides``: of the recipe, for all variants.
 
     Everything is checked before the first step. Each run is an ordinary run in ``out``/VARIANT/seed-K (by default
     ``runs/ablate-NAME``); called again, what is finished is not done again and the rest continues. A run that fails is

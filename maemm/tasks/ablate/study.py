@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from maemm.config import reader
 from maemm.config.layers import from_overrides
 from maemm.config.names import studies
 from maemm.contract.errors import MaemmError, advice
+from maemm.contract.options import MOST_REPEATS
 from maemm.tasks.ablate.grammar import Grammar
 from maemm.tasks.ablate.study_file import MEASURES, StudyFile, base_of, file_of, read, recipe_of
 
@@ -92,6 +94,8 @@ def make_study(
     for value, words in ((seeds, "seeds"), (steps, "steps"), (samples, "samples")):
         if value is not None and value < 1:
             raise MaemmError(f"{value} {words} compare nothing (--{words}); give 1 or more")
+    if seeds is not None and seeds > MOST_REPEATS:
+        raise MaemmError(f"{seeds} seeds are too many (--seeds); give {MOST_REPEATS:,} at most")
     path = file_of(str(what)) if isinstance(what, str | Path) else None
     if path is None:
         file, recipe = StudyFile.model_validate({"recipe": "", "one_at_a_time": one_at_a_time}), what
@@ -171,6 +175,9 @@ def _combined(sets: Sequence[str], grammar: Grammar, one_at_a_time: bool) -> dic
             raise MaemmError(f"{key} is given twice (--set {word}); give all its values at once")
         axes.append((key, word.partition("=")[0].strip(), values))
     choices = [[(key, f"{name}={text}", value) for text, value in values] for key, name, values in axes]
+    count = math.prod(map(len, choices)) if choices and not one_at_a_time else 0
+    if count > MOST_REPEATS:
+        raise MaemmError(f"{count:,} variants are too many (--set); give fewer values, or --one-at-a-time")
     rows: Iterable[tuple[Any, ...]] = itertools.product(*choices) if choices else ()
     if one_at_a_time:
         rows = ((choice,) for axis in choices for choice in axis)

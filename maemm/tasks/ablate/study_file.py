@@ -15,7 +15,7 @@ from maemm.config.names import studies
 from maemm.config.paths import expanded
 from maemm.config.schema import key_types
 from maemm.contract.errors import MaemmError, advice
-from maemm.contract.options import PositiveInt
+from maemm.contract.options import PositiveInt, Repeats
 
 Measure = Literal["linear", "knn", "rank"]
 MEASURES: tuple[Measure, ...] = ("linear", "knn", "rank")
@@ -33,7 +33,7 @@ class StudyFile(BaseModel):
     sets: list[str] = Field([], description="variants as KEY=V1,V2, as after --set")
     one_at_a_time: bool = Field(False, description="of sets: change one key at a time, not all combinations")
     reference: str | None = Field(None, description="the variant that others are compared with; null: the base")
-    seeds: PositiveInt = Field(SEEDS, description="runs of each variant")
+    seeds: Repeats = Field(SEEDS, description="runs of each variant")
     steps: PositiveInt | None = Field(None, description="steps of each run; null: as the recipe says")
     measures: list[Measure] = Field(list(MEASURES), description="of the frozen features")
     samples: PositiveInt | None = Field(None, description="samples of either part that features are measured on")

@@ -151,6 +151,11 @@ def test_changes_of_all_variants_are_part_of_the_base(place):
         ({"sets": ["decoder.depth=1,2"], "reference": "decoder.depth=3"}, "no variant is called 'decoder.depth=3'"),
         ({"sets": ["decoder.depth=1,2"], "only": ["x"]}, "no variant is called 'x' (--only)"),
         ({"sets": ["decoder.depth=1,2"], "seeds": 0}, "0 seeds compare nothing (--seeds); give 1 or more"),
+        ({"sets": ["decoder.depth=1,2"], "seeds": 10**12}, "1000000000000 seeds are too many (--seeds)"),
+        (
+            {"sets": [f"{key}={','.join(map(str, range(1, 34)))}" for key in ("decoder.depth", "patch")]},
+            "1,089 variants",
+        ),
         ({"sets": ["decoder.depth=1,2"], "steps": -1}, "-1 steps compare nothing (--steps)"),
         ({"sets": ["decoder.depth=1,2"], "samples": 0}, "0 samples compare nothing (--samples)"),
         ({"sets": ["decoder.depth=1,2"], "measures": ["liner"]}, "unknown measure 'liner' (--measures); did you mean"),
@@ -194,7 +199,7 @@ def test_a_file_and_what_replaces_its_values(place):
     ("old", "new", "message"),
     [
         ("seeds: 2", "seed: 2", "unknown key 'seed' (study.yaml, line 8); did you mean 'seeds'?"),
-        ("seeds: 2", "seeds: two", "seeds must be int >= 1, got 'two' (study.yaml, line 8)"),
+        ("seeds: 2", "seeds: two", "seeds must be 1 <= int <= 1000, got 'two' (study.yaml, line 8)"),
         ("seeds: 2", "seeds: 0", "seeds must be"),
         ("recipe: tiny.yaml", "", "recipe is missing"),
         ("recipe: tiny.yaml", "recipe: tny", "unknown recipe 'tny'"),
