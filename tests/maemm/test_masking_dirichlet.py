@@ -10,6 +10,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.positions import lattice
 from maemm.contract.rng import Rng
 from maemm.model.masking.dirichlet import Dirichlet, draw_subset, largest_remainders, log_gamma_variates
+from maemm.model.masking.predict_all import PredictAll
 
 ROWS = 4000
 PUBLISHED = {"rgb": 196, "depth": 196, "semseg": 196}
@@ -128,7 +129,8 @@ def test_largest_remainders():
 
 
 def test_all_tokens_predicted_and_counted():
-    plans = Dirichlet(budget=6, predict="all")(tokens_of({"a": 8, "b": 8}, 5), rng_of(5))
+    masking = PredictAll(masking={"type": "dirichlet", "budget": 6})
+    plans = masking(tokens_of({"a": 8, "b": 8}, 5), rng_of(5))
     for plan in plans.values():
         assert torch.equal(plan.predict, torch.arange(8).expand(5, -1)) and plan.counted.eq(1).all()
 

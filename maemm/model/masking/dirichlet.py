@@ -37,7 +37,6 @@ class Dirichlet(Masking):
         concentration: of the Dirichlet distribution, a number or {modality: number}
         subsets: first draw a non-empty subset of the modalities, all equally likely, then share the budget over it
         count: exact or official, see above
-        predict: hidden: tokens that are not visible; all: visible ones too, and the loss counts them
     """
 
     def __init__(
@@ -47,10 +46,9 @@ class Dirichlet(Masking):
         concentration: Positive | dict[str, Positive] = 1.0,
         subsets: bool = False,
         count: Literal["exact", "official"] = "exact",
-        predict: Literal["hidden", "all"] = "hidden",
     ):
         self.budget, self.concentration, self.subsets = budget, concentration, subsets
-        self.count, self.predict = count, predict
+        self.count = count
 
     def __call__(self, tokens: dict[str, Tokens], rng: Rng, guides: dict[str, Any] | None = None) -> dict[str, Plan]:
         counts = [x.count for x in tokens.values()]
@@ -76,9 +74,6 @@ class Dirichlet(Masking):
         place = torch.arange(tokens.count, device=visible.device).expand_as(visible)
         shown, shown_valid = packed(place, visible, min(tokens.count, self.budget))
         options: dict[str, Any] = {"visible_valid": shown_valid, "budget": self.budget}
-        if self.predict == "all":
-            counted = torch.ones_like(visible) if tokens.valid is None else tokens.valid
-            return Plan(shown, place.contiguous(), predict_valid=tokens.valid, counted=counted.float(), **options)
         hidden, width = ~visible, tokens.count
         if tokens.valid is None:  # where the others cannot take the whole budget, some are visible in every row
             width -= max(0, self.budget - (total - tokens.count))

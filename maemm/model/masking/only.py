@@ -25,8 +25,11 @@ class Only(Masking):
         self.masking, self.only = masking, dict(only)
 
     @property
-    def static(self) -> bool:
-        return self.masking.static
+    def counts_visible(self) -> bool:  # type: ignore[override]  # of a class it is a constant
+        return self.masking.counts_visible
+
+    def shapes(self, tokens: dict[str, Tokens]) -> int | None:
+        return self.masking.shapes(self._encoded(tokens))
 
     def guide_of(self, name: str, progress: float) -> str | None:
         return None if self.only.get(name) == "decode" else self.masking.guide_of(name, progress)
