@@ -29,6 +29,7 @@ CORE = Plugin(
         "multi_block": "model.masking.multi_block:MultiBlock",
         "dirichlet": "model.masking.dirichlet:Dirichlet",
         "predict_all": "model.masking.predict_all:PredictAll",
+        "predict_some": "model.masking.predict_some:PredictSome",
     },
     encoders={
         "vit": "model.encoders.vit:ViT",
@@ -42,6 +43,7 @@ CORE = Plugin(
         "conv": "model.decoders.conv:Conv",
         "predictor": "model.decoders.predictor:Predictor",
         "cross": "model.decoders.cross:Cross",
+        "crossmae": "model.decoders.crossmae:CrossMAE",
     },
     targets={
         "ema": "model.targets.ema:EMA",
@@ -66,6 +68,7 @@ CORE = Plugin(
     check_options={
         "maskings.multi_block": {"min_keep": 0},  # of the suite's 16 tokens a block has one or two
         "maskings.dirichlet": {"budget": 6},
+        "decoders.crossmae": {"layers": "last"},  # which leaves no final norm of the encoder without a gradient
         "targets.codes": {"vocab": 4},
         "targets.codebook": {"vocab": 16},
         "objectives.views": {"hidden": 16},
