@@ -35,7 +35,8 @@ KEYS = {
         budget/repair budget/share budget/subset
         crop crop/{} cut drop dropout dropped erase/{} erase/{}/noise example flip frame gain gaps input jitter
         mask/{} mask/{}/blocks mask/{}/cell mask/{}/centre mask/{}/channels mask/{}/contexts mask/{}/exact
-        mask/{}/heads mask/{}/places mask/{}/predicted/{} mask/{}/queries mask/{}/ratio mask/{}/repair mask/{}/rest mask/{}/size
+        mask/{}/heads mask/{}/places mask/{}/predicted/{} mask/{}/queries mask/{}/ratio mask/{}/repair
+        mask/{}/rest mask/{}/size
         mask/{}/start mask/{}/targets mask/{}/ties mask/{}/time mask/{}/{} mixup noise noise/level noise/{}
         noise/{}/values picture radii roll rotate scale segments shift spec_augment/{} time
         {}/accept {}/boost {}/normal
