@@ -278,6 +278,26 @@ def test_the_page_names_what_objectives_predict_beside(tmp_path):
     assert "features (frequency)" in notes and "words predicts codebook: vocab 8 beside it, with weight 0.5" in notes
 
 
+def test_the_page_says_what_other_objectives_do(tmp_path):
+    """In the words of their authors, with their weights; those of another modality are not named."""
+    objectives = {
+        "reconstruct": {"weight": 0.5},
+        "apart": {"type": "uniformity", "weight": 0.25},
+        "views": {},
+        "looks": {"type": "perceptual", "target": {"type": "teacher", "seed": 3}, "modalities": ["image"]},
+        "elsewhere": {"type": "perceptual", "target": "teacher", "modalities": ["sound"]},
+    }
+    np.save(tmp_path / "pictures.npy", np.zeros((2, 64, 64, 3), np.uint8))
+    options = {"objectives": objectives, "data.aug_repeats": 2}
+    out = tmp_path / "show.html"
+    shown = show(tmp_path / "pictures.npy", recipe="image/mae_tiny_cpu", overrides=options, out=out, count=1)
+    notes = " ".join(shown.parts["image"].notes)
+    assert "The objective apart, with weight 0.25. The mean of (z_a . z_b)^2 over all pairs" in notes
+    assert "The objective views, with weight 0.03. InfoNCE between the views" in notes
+    assert "The objective looks, with weight 1." in notes and "The network is teacher: seed 3." in notes
+    assert "elsewhere" not in notes and "reconstruct," not in notes
+
+
 def test_the_page_says_how_attention_knows_places(tmp_path):
     np.save(tmp_path / "pictures.npy", np.zeros((1, 64, 64, 3), np.uint8))
     arguments = {"recipe": "image/beit_tiny_cpu", "out": tmp_path / "show.html", "count": 1}

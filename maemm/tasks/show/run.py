@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maemm import registry
+from maemm.config.messages import MISSING
+from maemm.config.options import options_of
 from maemm.config.paths import expanded
 from maemm.contract import Label, Plan, Preprocessed, Tokens
 from maemm.contract.errors import MaemmError
@@ -19,6 +23,7 @@ from maemm.data.loader import name_of
 from maemm.data.locks import writes
 from maemm.model.build import build_masking, build_model
 from maemm.model.masking.counts import as_sets
+from maemm.registry.make import part_of
 from maemm.tasks._shared.opened_data import Opened, Overrides, Recipe, open_data
 from maemm.tasks._shared.sample_facts import shapes
 from maemm.tasks.show.page import page
@@ -218,11 +223,26 @@ def _add_target(part: Part, spec: dict[str, Any], decoder: dict[str, Any] | None
 
 
 def _add_other_targets(part: Part, name: str, objectives: dict[str, Any]) -> None:
-    """Notes on what objectives predict beside the target of the modality."""
+    """Notes on what objectives predict or compare beside the target of the modality."""
     for key, spec in objectives.items():
-        if isinstance(spec, dict) and spec.get("target") and name in (spec.get("modalities") or [name]):
-            target, weight = _described(spec["target"]), spec.get("weight", 1.0)
-            part.notes.append(f"The objective {key} predicts {target} beside it, with weight {weight:g}.")
+        kind, options = part_of(spec, key)
+        objective = registry.find("objectives", kind)
+        defaults = {
+            key: option.default for key, option in options_of(objective).items() if option.default is not MISSING
+        }
+        options = {**defaults, **options}
+        served = options.get("modalities") or [options.get("modality") or name]
+        if not objective.masked or kind == "reconstruct" or name not in served:
+            continue
+        weight = options.get("weight", 1.0)
+        if kind == "predict":
+            part.notes.append(
+                f"The objective {key} predicts {_described(options['target'])} beside it, with weight {weight:g}."
+            )
+        else:
+            summary = " ".join((inspect.getdoc(objective) or "").partition("\n\n")[0].replace("``", "").split())
+            network = f" The network is {_described(options['target'])}." if options.get("target") else ""
+            part.notes.append(f"The objective {key}, with weight {weight:g}. {summary}{network}")
 
 
 def _described(spec: str | dict[str, Any] | None) -> str:
