@@ -1,6 +1,7 @@
 """One training step on a CPU core, of several checkouts in turns: image, video, audio, points at published sizes.
 
-    python benchmarks/step_cpu.py before=CHECKOUT after=. [--rounds 5] [--out benchmarks/results/step_cpu.json]
+    python benchmarks/step_cpu.py before=CHECKOUT after=. [--rounds 5] [--recipe audio/audiomae_base]
+        [--out benchmarks/results/step_cpu.json]
 
 A step is what the loop does with a raw batch: preprocess, plan, forward, backward, update. Every checkout has a process
 of its own and the processes take turns, so that a busy machine slows all; the figures are CPU seconds, the smallest of
@@ -65,16 +66,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs="+", metavar="NAME=CHECKOUT")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--recipe", action="append", choices=RECIPES, help="of these alone; more than once for several")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     checkouts = dict(word.split("=", 1) for word in args.checkouts)
-    processes = {name: _start(Path(path).resolve()) for name, path in checkouts.items()}
+    recipes = {name: RECIPES[name] for name in args.recipe or RECIPES}
+    processes = {name: _start(Path(path).resolve(), recipes) for name, path in checkouts.items()}
     for process in processes.values():
         if process.stdout.readline().strip() != "ready":  # type: ignore[union-attr]  # a pipe
             raise SystemExit("a checkout cannot take a step; its message is above")
-    seconds: dict[str, dict[str, list[float]]] = {recipe: {name: [] for name in checkouts} for recipe in RECIPES}
+    seconds: dict[str, dict[str, list[float]]] = {recipe: {name: [] for name in checkouts} for recipe in recipes}
     for turn in range(args.rounds + 1):
-        for number, recipe in enumerate(RECIPES):
+        for number, recipe in enumerate(recipes):
             names = list(checkouts) if turn % 2 else list(reversed(checkouts))
             for name in names:
                 answer = _step(processes[name], number)
@@ -99,11 +102,11 @@ def main() -> None:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
-def _start(checkout: Path) -> subprocess.Popen[str]:
+def _start(checkout: Path, recipes: dict[str, int]) -> subprocess.Popen[str]:
     paths = [str(checkout / "importable"), str(checkout)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, json.dumps(RECIPES)],
+        [sys.executable, "-c", DRIVER, json.dumps(recipes)],
         cwd=checkout,
         env=environment,
         stdin=subprocess.PIPE,

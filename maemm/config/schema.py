@@ -157,6 +157,11 @@ class TrainConfig(_Keys):
     activation_checkpointing: bool = Field(
         False, description="compute each block again in the backward pass: less memory, about a third more time"
     )
+    cpu_products: Literal["blas", "onednn"] = Field(
+        "blas",
+        description="products of linear layers in float32 on a CPU: those of torch's BLAS, or of oneDNN, which takes "
+        "half the time on processors that are not Intel's and rounds otherwise",
+    )
     seed: NonNegativeInt = Field(0, description="random seed of weights, order, augmentation and masks")
     max_nonfinite: NonNegativeInt = Field(
         10, description="consecutive steps with a non-finite loss before the run stops"

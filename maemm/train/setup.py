@@ -20,6 +20,7 @@ from maemm.data.order import BatchOrder, Request, ShuffledBatches
 from maemm.data.shots import balancing, labels_of
 from maemm.model.build import build_modalities, build_model
 from maemm.model.model import Model
+from maemm.model.products import use_onednn
 from maemm.model.repeated import keep_residual, recompute_activations, repeated_blocks
 from maemm.model.size import refuse_too_many_rows, weight_bytes
 from maemm.train import compiling
@@ -133,6 +134,8 @@ def make_train_state(
     for target in model.all_targets():
         target.before_training(steps)
     set_residual(model, train.get("residual", "auto"))
+    if train.get("cpu_products") == "onednn":
+        use_onednn(model)
     model.to(dist_context.device).train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
     optimizer = make_optimizer(model, train, [parameter for _, phase in phases for parameter in phase.parameters])

@@ -97,3 +97,31 @@ def test_operations_are_counted():
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, FlopCounterMode(display=False) as counter:
         own(mode.from_tensor(torch.randn(64, 96)))
     assert counter.get_total_flops() == 2 * 64 * 96 * 200
+
+
+def test_a_run_may_use_it_everywhere(calls, monkeypatch):
+    """train.cpu_products=onednn: every linear layer, the same losses but for the last bits, the same weights' names."""
+    from maemm import config
+    from maemm.contract.rng import Rng
+    from maemm.train.distributed import DistContext
+    from maemm.train.setup import make_train_state
+
+    monkeypatch.setattr(products, "_FEWEST", 1)
+    losses, states = [], []
+    for how in ("blas", "onednn"):
+        recipe = config.load("image/mae_tiny_cpu", {"train.cpu_products": how, "encoder.depth": 2})
+        state = make_train_state(recipe, 10, 1, DistContext())
+        batch = {"image": torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))}
+        out = state.model(batch, rng=Rng((0,), range(4), 4))
+        out.total.backward()
+        losses.append(out.total.item())
+        states.append(state.model)
+        linear = [module for module in state.model.modules() if isinstance(module, nn.Linear)]
+        assert all(type(module) is (Linear if how == "onednn" else nn.Linear) for module in linear)
+        # Two products backward and one forward, of some layers more than once; pixels need no gradient.
+        assert not calls if how == "blas" else len(calls) >= 3 * len(linear) - 1
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert states[0].state_dict().keys() == states[1].state_dict().keys()
+    for (name, ours), theirs in zip(states[1].named_parameters(), states[0].parameters(), strict=True):
+        if ours.grad is not None and ".qkv.bias" not in name:  # those of keys are rounding errors alone
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-5 * float(theirs.grad.abs().max()))
