@@ -19,6 +19,7 @@ from maemm.data.transfer import Work
 from maemm.model.measures import mean_cosine, spectrum
 from maemm.model.model import Model
 from maemm.model.probes import neighbour_votes, ridge_scores, two_halves
+from maemm.model.targets.codes import Classes
 from maemm.train.distributed import DistContext
 from maemm.train.held_out import forward, pass_over, planned
 from maemm.train.step import baselines_of, total_baseline
@@ -77,7 +78,7 @@ def measure(
             _add(result.terms, {name: torch.stack([x.sum.detach(), x.count]) for name, x in out.parts.items()})
             _add(result.baselines, sums)
         for name in outputs[0].target:
-            statistics[name] |= _of_predictions(outputs[0], name)
+            statistics[name] |= _of_targets(model, outputs[0], name) | {"spread": _spread(outputs[0], name)}
             if exchanged is not None:
                 statistics[name]["leak"] = _change(outputs[0].encoded[name], exchanged.encoded[name])
         present = {name: x.present for name, x in preprocessed.items() if x.present is not None}
@@ -115,17 +116,32 @@ def _of_input(x: Preprocessed, inputs: ModalityInput) -> dict[str, Tensor]:
     return {"count": count, "mean": mean, "squares": squares, "stamp": stamp}
 
 
-def _of_predictions(out: Output, name: str) -> dict[str, Tensor]:
-    """Moments of the targets by dimension, and how predictions deviate inside rows and in all."""
-    target, weight = out.target[name].float().nan_to_num(), out.plans[name].counted[..., None]
+def _of_targets(model: Model, out: Output, name: str) -> dict[str, Tensor]:
+    """Moments of the targets by dimension; classes are vectors of 0 and a 1, whose variances are added."""
+    target, weight = out.target[name].float().nan_to_num(), out.plans[name].counted
+    count, part = weight.sum(), dict(model.targets.items()).get(name)
+    if isinstance(part, Classes):
+        of_classes = weight.new_zeros(part.vocab).scatter_add_(0, target[..., 0].long().flatten(), weight.flatten())
+        mean = of_classes / count.clamp(min=1)
+        squares, width = of_classes * (1 - mean), 1
+    else:
+        mean = (target * weight[..., None]).sum((0, 1)) / count.clamp(min=1)
+        squares, width = ((target - mean).square() * weight[..., None]).sum((0, 1)), target.shape[-1]
+    return {
+        "target_count": count,
+        "target_mean": mean,
+        "target_squares": squares,
+        "target_width": torch.full((), float(width), device=count.device),
+    }
+
+
+def _spread(out: Output, name: str) -> Tensor:
+    """(2,): squared deviations of predictions inside rows, and in all."""
+    weight, pred = out.plans[name].counted[..., None], out.pred[name].float()
     count = weight.sum()
-    mean = (target * weight).sum((0, 1)) / count.clamp(min=1)
-    squares = ((target - mean).square() * weight).sum((0, 1))
-    pred = out.pred[name].float()
     in_all = (pred * weight).sum((0, 1)) / count.clamp(min=1)
     in_row = (pred * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-    spread = torch.stack([((pred - middle).square() * weight).sum() for middle in (in_row, in_all)])
-    return {"target_count": count, "target_mean": mean, "target_squares": squares, "spread": spread}
+    return torch.stack([((pred - middle).square() * weight).sum() for middle in (in_row, in_all)])
 
 
 def _exchanged(model: Model, inputs: dict[str, ModalityInput]) -> Output:
@@ -247,8 +263,9 @@ def _of_statistics(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         if total:
             centre = sum((c * m for c, m in zip(counts, means, strict=True)), torch.zeros(())) / total
             between = [c * (m - centre).square() for c, m in zip(counts, means, strict=True)]
-            figures["target_variance"] = float((sum(sums, torch.zeros(())) + sum(between)).mean() / total)
-            figures["target_mean_square"] = float(centre.square().mean())
+            width = float(batches[0]["target_width"])
+            figures["target_variance"] = float((sum(sums, torch.zeros(())) + sum(between)).sum()) / (total * width)
+            figures["target_mean_square"] = float(centre.square().sum()) / width
         within, whole = sum((b["spread"].double() for b in batches), torch.zeros(2)).tolist()
         if whole > 0:
             figures["prediction_spread"] = within / whole

@@ -126,6 +126,32 @@ def test_samples_that_lack_modalities_and_mixtures_are_measured(toys):
     assert measured and all({"toy.effective_rank", "other.effective_rank"} <= figures.keys() for figures in measured)
 
 
+@pytest.mark.parametrize("classes", [False, True])
+def test_variance_of_targets(classes):
+    """Also of classes, whose numbers are no values; tokens that are not counted are left out, batches add up."""
+    from maemm.contract import Output
+    from maemm.model.targets.codes import Codes
+    from maemm.train import measuring
+
+    rng = np.random.default_rng(0)
+    values = rng.integers(5, size=(6, 4, 1)).astype(np.float32) * (1 if classes else 1000.0)
+    counted = (rng.random((6, 4)) < 0.7).astype(np.float32)
+    index = torch.arange(4).expand(3, -1)
+    parts = []
+    for rows in (slice(0, 3), slice(3, 6)):
+        plan = Plan(index[:, :0], index, counted=torch.from_numpy(counted[rows]))
+        target = torch.from_numpy(values[rows])
+        out = Output({"x": plan}, {}, {"x": torch.zeros(3, 4, 2)}, {"x": target}, {}, {}, {})
+        model = type("", (), {"targets": {"x": Codes(["x"], 8, vocab=5)} if classes else {}})
+        blank = {"count": torch.ones(3, 1), "mean": torch.zeros(3, 1), "squares": torch.ones(3, 1)}
+        stamp = {"stamp": torch.zeros(3, 2), "spread": measuring._spread(out, "x")}
+        parts.append(measuring._of_targets(model, out, "x") | blank | stamp)
+    seen = values[counted > 0][:, 0]
+    shares = np.bincount(seen.astype(int)) / len(seen) if classes else None
+    expected = 1 - (shares**2).sum() if classes else seen.var()
+    assert measuring._of_statistics(parts)["target_variance"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_probes_against_scikit_learn():
     from sklearn.linear_model import Ridge
 
