@@ -106,7 +106,12 @@ def _maemm_call(exported: InferenceModel) -> str:
         further = [f"{kind}={input_name(name, kind)}" for kind in MEANINGS if input_name(name, kind) in exported.names]
         parts.append(f'"{name}": ' + (f"Preprocessed({', '.join([x, *further])})" if further else x))
     batch = ", ".join(parts)
-    method = {"features": "embed({%s})", "tokens": "embed({%s}, tokens=True)", "logits": "logits({%s})"}
+    method = {
+        "features": "embed({%s})",
+        "tokens": "embed({%s}, tokens=True)",
+        "logits": "logits({%s})",
+        "latents": "embed({%s}, latents=True)",
+    }
     return f"maemm.load(FILE).{method[exported.output] % batch}"
 
 

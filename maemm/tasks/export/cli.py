@@ -25,7 +25,9 @@ def run(argv: list[str], flags: Namespace) -> int:
     parser = verb_parser(VERB, EPILOG)
     parser.add_argument("--to", metavar="TARGET", help="safetensors, torch, onnx, timm or hf")
     parser.add_argument("-o", "--out", metavar="PATH", help="file to write (for hf a folder)")
-    parser.add_argument("--output", help="features, tokens or logits (default: logits of a classifier, else features)")
+    parser.add_argument(
+        "--output", help="features, tokens, latents or logits (default: logits of a classifier, else features)"
+    )
     parser.add_argument("--pool", help="of features: mean (default), cls, max or cls+max")
     parser.add_argument("--shape", help="of a preprocessed sample (default: the recipe's): 3,64,64 or NAME=...;...")
     parser.add_argument("--whole", action="store_true", help="no inputs for validity: whole samples alone, not padded")

@@ -22,7 +22,7 @@ from maemm.data.transfer import host_copy
 from maemm.model.model import Model
 from maemm.tasks.export.inputs import Inputs, batch_of, check_names, input_name
 
-OUTPUTS = ("features", "tokens", "logits")
+OUTPUTS = ("features", "tokens", "logits", "latents")
 Outputs = dict[str, Tensor]  # by modality, or by stream
 
 
@@ -138,11 +138,16 @@ def _graph_class(names: Sequence[str]) -> type[InferenceGraph]:
 
 
 def outputs_of(model: Model, inputs: Mapping[str, Tensor], output: str, pool: str | None) -> Outputs:
-    """features (B, D), tokens (B, N, D) or logits (B, classes), by modality or stream. ``inputs``: by their names."""
+    """features (B, D), tokens (B, N, D), logits (B, classes) or latents (B, L, C), by modality or stream.
+
+    ``inputs``: by their names.
+    """
     batch: dict[str, Any] = batch_of(inputs, model.modalities)
     if output == "logits":
         logits = model.logits(batch)
         return logits if isinstance(logits, dict) else {next(iter(batch)): logits}
+    if output == "latents":
+        return model.embed(batch, latents=True)
     return model.embed(batch, pool=pool, tokens=output == "tokens")
 
 
@@ -178,6 +183,8 @@ def inference_model(
     output = output or ("features" if model.head is None else "logits")
     if output not in OUTPUTS:
         raise MaemmError(f"unknown output {output!r}; choose {', '.join(OUTPUTS)}")
+    if output == "latents" and model.encoder.latent_shape is None:
+        raise MaemmError(f"{origin} has no latent tokens; export features or tokens")
     if output == "logits" and model.head is None:
         raise MaemmError(f"{origin} has no classifier, so it has no logits; export features or tokens")
     if pool is not None and output != "features":

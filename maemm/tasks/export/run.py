@@ -81,7 +81,7 @@ def export(
     """Write a model for another tool, and compare the outputs of what was written with the model's own.
 
     ``to``: safetensors (with a card), torch (``torch.export``), onnx, or a library that a checkpoint format writes
-    for (timm, hf). ``output``: features, tokens or logits (default: logits where there is a classifier, else
+    for (timm, hf). ``output``: features, tokens, latents or logits (default: logits where there is a classifier, else
     features); the layouts of libraries have an output of their own. ``pool`` as in :meth:`Model.embed`. ``shape``: of
     one preprocessed sample, where it is not that of the recipe. ``force``: replace ``out``. ``settings`` go to
     :func:`maemm.load`. A model that is given stays as it is, where it is.

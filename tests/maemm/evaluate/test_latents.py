@@ -135,3 +135,17 @@ def test_what_is_no_file_of_latents_is_refused(tmp_path, pictures, capsys):
         cli.main(["embed", weights, str(pictures), "--latents", "--pool", "mean", "-o", str(tmp_path / "x.npz")]) != 0
     )
     assert "have no pool" in capsys.readouterr().err
+
+
+def test_latents_of_a_graph_are_those_of_the_model(tmp_path):
+    weights = weights_of(tmp_path, "image", rotary="mixed")
+    exported = maemm.export(weights, tmp_path / "latents.pt2", to="torch", output="latents")
+    assert max(exported.differences.values()) < 1e-5
+    graph = torch.export.load(tmp_path / "latents.pt2").module()
+    x = torch.randn(3, 3, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(graph(x)[0], maemm.load(weights).embed(x, latents=True)["image"], rtol=0, atol=1e-5)
+    plain = {"type": "vit", **SIZES}
+    model = build_model({"modalities": {"image": MODALITIES["image"]}, "encoder": plain, "decoder": None})
+    with pytest.raises(MaemmError, match="has no latent tokens; export features or tokens"):
+        maemm.export(model, tmp_path / "x.pt2", to="torch", output="latents")
