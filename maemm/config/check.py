@@ -264,9 +264,10 @@ class _Checker:
         stages = self.values.get("stages")
         if stages is None:
             return None
+        stages = _without_nulls(stages) if isinstance(stages, dict) else stages
         for problem in stage_problems(stages):
             self.add(*problem)
-        return {name: overrides or {} for name, overrides in stages.items()} if isinstance(stages, dict) else None
+        return stages if isinstance(stages, dict) else None
 
     def out(self) -> str | None:
         out = self.values.get("out")

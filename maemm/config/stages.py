@@ -83,12 +83,12 @@ def problems(stages: Any) -> list[tuple[str, str, str]]:
         key = f"stages.{name}"
         if not NAME.fullmatch(name) or name in RESERVED:
             found.append((f"{name!r} cannot be the name of a stage", key, "use letters, digits, _ and -"))
-        if overrides is not None and not isinstance(overrides, dict):
+        if not isinstance(overrides, dict):
             todo = f"write {key}: {{train: ..., objectives: ...}}"
             found.append((f"{key} must be a mapping of overrides, got {value_text(overrides)}", key, todo))
             continue
         for inner in NOT_IN_STAGES:
-            if inner in (overrides or {}):
+            if inner in overrides:
                 found.append((f"{key}.{inner} cannot be set", f"{key}.{inner}", "set it for the whole recipe"))
     return found
 

@@ -42,17 +42,20 @@ class Stage:
 
 
 def train_stages(
-    recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_line, callback: Callback | None = None
+    recipe: dict[str, Any],
+    *,
+    echo: Callable[[str], Any] = echo_line,
+    make_callback: Callable[[], Callback] = Callback,
 ) -> Path:
     """Train the stages of a resolved recipe in order, in folders inside ``recipe["out"]``, and return that folder.
 
     Called again, it goes on where it stopped, as :func:`~maemm.train.loop.train` does, bit for bit, also at a border.
     Before the first step the data of all stages that are to come are opened, and the weights of each are compared with
-    what the next one loads. Raises what ``train`` raises.
+    what the next one loads. Each has a callback of its own, as one may hold the model. Raises what ``train`` raises.
     """
     if not recipe.get("out"):
         raise MaemmError("the recipe has no out; add out=runs/NAME, the folder of the run")
-    folder, callback = Path(recipe["out"]), callback or Callback()
+    folder = Path(recipe["out"])
     with ExitStack() as stack:
         dist_context = stack.enter_context(distributed.joined())
         console = Console(echo, dist_context.is_rank0)
@@ -69,10 +72,11 @@ def train_stages(
                 console.log(f"{title} is finished")
                 continue
             console.log(title)
+            callback = make_callback()
             train(stage.recipe, echo=echo, callback=callback, goes_on=number < len(stages))
-            page = dist_context.on_rank0(
-                lambda: side_product(console.log, "report of all stages", partial(callback.finish_stage, folder), None)
-            )
+            write = partial(callback.finish_stage, folder)
+            page = dist_context.on_rank0(partial(side_product, console.log, "report of all stages", write, None))
+            del callback, write  # and with them the model, before the next one is built
             dist_context.on_all_ranks(lambda: None, stop=interrupts)
         names = ", ".join(stage.name for stage in stages)
         console.log(f"Finished the stages {names} in {folder}{f'; open {page}' if page else ''}")

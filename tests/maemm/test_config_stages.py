@@ -70,6 +70,15 @@ def test_overrides_reach_the_whole_or_one_stage(tmp_path):
     assert "two.yaml, line" in resolved.stages["classify"].origin("train.lr")
 
 
+def test_null_takes_out_a_stage():
+    values = config.load(recipe(), {"stages.mae": None}, training=True)
+    assert list(config.stages_of(values)) == ["classify"]
+    assert config.stages_of(values)["classify"]["init"] == "old.safetensors"  # it is the first now
+    with pytest.raises(MaemmError, match="stages must map names to overrides"):
+        config.load(recipe(), {"stages.mae": None, "stages.classify": None}, training=True)
+    assert "stages" not in config.load(recipe(), {"stages": None, "train.epochs": 1}, training=True)
+
+
 def test_one_stage_is_chosen_by_an_override():
     chosen = config.load(recipe(), {"stage": "classify"}, training=True)
     assert chosen == config.stages_of(config.load(recipe(), training=True))["classify"]

@@ -30,7 +30,7 @@ def train_recipe(recipe: dict[str, Any], *, echo: Callable[[str], Any] = echo_li
     Where the recipe has ``stages``, all of them, see :func:`maemm.train.stages.train_stages`.
     """
     if recipe.get("stages"):
-        return train_stages(recipe, echo=echo, callback=Report())
+        return train_stages(recipe, echo=echo, make_callback=Report)
     if recipe.get("out"):  # one stage of a run may be trained further by itself
         recipe = with_stored_classes(Path(recipe["out"]), recipe)
     return train(recipe, echo=echo, callback=Report())
