@@ -65,6 +65,11 @@ class Denoise(Objective):
             grids: dict[str, GridModality] = dict(model.modalities.items())  # type: ignore[arg-type]  # checked above
             self.layers = nn.ModuleDict({name: nn.Linear(width, grid.values_dim()) for name, grid in grids.items()})
             self.layers.apply(init_linear)
+            with (
+                torch.no_grad()
+            ):  # first predictions as small as the noise, or their gradients would fill Adam's moments
+                for weight in self.layers.parameters():
+                    weight.mul_(min(self.noise or 1.0, 1.0))
             if self.level:
                 self.embedding = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
                 self.embedding.apply(init_linear)

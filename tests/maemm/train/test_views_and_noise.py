@@ -197,6 +197,14 @@ def test_noise_is_learned(toys):
     assert sum(ratios[-10:]) / 10 < 0.9 < sum(ratios[:3]) / 3
 
 
+def test_first_predictions_are_as_small_as_the_noise(toys):
+    for noise in (0.5, 0.01):
+        state, micro = planned(toys, {"denoise": {"noise": noise}})
+        result = take_step(state, micro, baseline=True)
+        ratio = result.terms["denoise.toy"].item() / result.baselines["denoise.toy"].item()
+        assert 1.0 < ratio < 20.0, noise
+
+
 def test_decoders_that_do_not_give_visible_tokens_are_refused(toys):
     with pytest.raises(MaemmError, match=r"objectives\.denoise needs a decoder.*decoder\.type=full"):
         make_train_state(recipe_of(toys, NOISE, decoder={"type": "conv", "dim": 8, "groups": 2}), 8, 1, DistContext())
