@@ -141,7 +141,7 @@ def make_blocks(
     )
     if qkv_bias == "no_key":
         for block in blocks:
-            block.attn.qkv = NoKeyBias(dim)
+            block.attn.qkv = NoKeyBias(dim)  # type: ignore[union-attr]
     blocks.apply(init_linear if init in ("xavier", "xavier_qkv") else init_normal)
     if init == "xavier_qkv":
         for block in blocks:

@@ -103,7 +103,8 @@ class RelativeBias(nn.Module):
         0."""
 
         def pairs(kind: Tensor) -> tuple[Tensor, Tensor]:
-            entries = small_tensor(self._entries(sides), device)
+            table = self._entries(sides)
+            entries = small_tensor([entry for row in table for entry in row], device).view(len(table), -1)
             query, key = kind[..., :, None], kind[..., None, :]
             return entries[query, key], (query == key).long()
 
