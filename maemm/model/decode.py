@@ -91,15 +91,15 @@ def _empty(name: str, modality: Modality, rows: int, device: torch.device) -> Mo
     shape = modality.sample_shape()
     if shape is None or modality.token_shapes() != 1:
         raise MaemmError(
-            f"samples of {name!r} have no usual size, which latents do not tell; give the inputs that model.encode "
-            "returned beside them"
+            f"samples of {name!r} have no usual size, which latents do not tell; give the samples, or the inputs that "
+            "model.encode returned beside them"
         )
     preprocessed = Preprocessed(to_device(modality.example(1, Rng(("decode", name))).x, device))
     tokens = modality.tokenize(preprocessed)
     if tokens.grid is None:
         raise MaemmError(
-            f"where the tokens of {name!r} are is part of each sample, which latents do not tell; give the inputs that "
-            "model.encode returned beside them"
+            f"where the tokens of {name!r} are is part of each sample, which latents do not tell; give the samples, or "
+            "the inputs that model.encode returned beside them"
         )
     values = tokens.values.new_zeros(1, *tokens.values.shape[1:]).expand(rows, *tokens.values.shape[1:])
     tokens = replace(tokens, values=values, valid=None, known=None)

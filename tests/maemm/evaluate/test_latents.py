@@ -149,3 +149,40 @@ def test_latents_of_a_graph_are_those_of_the_model(tmp_path):
     model = build_model({"modalities": {"image": MODALITIES["image"]}, "encoder": plain, "decoder": None})
     with pytest.raises(MaemmError, match="has no latent tokens; export features or tokens"):
         maemm.export(model, tmp_path / "x.pt2", to="torch", output="latents")
+
+
+class Pairs(torch.utils.data.Dataset):
+    """Pictures with signals."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        drawn = np.random.default_rng(index)
+        return {
+            "image": drawn.integers(0, 256, (16, 16, 3), np.uint8),
+            "signal": drawn.standard_normal((2, 32)).astype("float32"),
+        }
+
+
+def test_modalities_with_one_file_of_latents(tmp_path):
+    weights = weights_of(tmp_path, "image", "signal")
+    made = maemm.embed(weights, Pairs(), tmp_path / "joint.npz", latents=True)
+    assert made.shapes == {"joint": (3, 5)}
+    done = maemm.reconstruct(weights, tmp_path / "joint.npz", tmp_path / "joint.png", latents=True, count=2)
+    assert len(done.shown) == 2
+    done = maemm.reconstruct(weights, Pairs(), tmp_path / "round.png", latents=True)
+    assert {name: len(values) for name, values in done.psnr.items()} == {"image": 4, "signal": 4}
+
+
+def test_sounds_of_any_length_need_themselves(tmp_path):
+    audio = {"type": "audio", "normalize": "none", "size": [64, 64], "patch": [16, 16]}
+    torch.manual_seed(0)
+    sides = {"type": "latent", **SIZES}
+    model = build_model({"modalities": {"audio": audio}, "encoder": {**sides, "latents": 3}, "decoder": sides}).eval()
+    model.modalities["audio"].token_shapes = lambda: None
+    x = {"audio": model.modalities["audio"].example(2, maemm.Rng((0, "x"), range(2), 2))}
+    inputs, latents = model.encode(x)
+    with pytest.raises(MaemmError, match="have no usual size, .*; give the samples, or the inputs"):
+        model.decode(latents)
+    assert model.decode(latents, inputs)["audio"].shape == x["audio"].x.shape
