@@ -137,6 +137,15 @@ def test_targets_without_a_weight(name, order, tmp_path):
     same(plain(1), ours)
 
 
+def test_a_second_pass_of_the_encoder_draws_no_random_number():
+    """Where something is dropped, the second micro-batch would get other numbers."""
+    objectives = {"reconstruct": {}, "more": {"type": "adversarial", "weight": 0.0}}
+    expected = steps(2, encoder__drop_path=0.3)
+    same(expected, steps(2, encoder__drop_path=0.3, objectives=objectives))
+    with pytest.raises(AssertionError):
+        same(expected, steps(2, encoder__drop_path=0.3, objectives={**objectives, "more": {"type": "adversarial"}}))
+
+
 def test_everything_at_once_without_a_share():
     """As a user tries it: a recipe with all of them, switched off."""
     objectives = {"reconstruct": {}}
