@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -341,13 +340,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The results in Markdown, for the README."""
-    rows = ["| fault | recipe | named after steps | the line says |", "|---|---|---|---|"]
+    rows = ["| fault | recipe | cause that was named | after steps | evidence |", "|---|---|---|---|---|"]
     for result in (result for result in results if result["causes"]):
-        said = next(
-            (alarm["text"] for alarm in result["alarms"] if alarm["cause"] in result["causes"]), "nothing of it"
-        )
+        first = next((alarm for alarm in result["alarms"] if alarm["cause"] in result["causes"]), None)
+        cause, evidence = "none", "-"
+        if first is not None:
+            cause, evidence = f"`{first['cause']}`", first["text"].partition("(")[2].partition("); likely")[0]
         others = f" (also {', '.join(result['others'])})" if result["others"] else ""
-        rows.append(f"| {result['case']} | `{result['recipe']}` | {result['step'] or '-'} | {said}{others} |")
+        rows.append(
+            f"| {result['case']} | `{result['recipe']}` | {cause}{others} | {result['step'] or '-'} | {evidence} |"
+        )
     rows += ["", "| healthy | runs | false alarms | relative loss, rank and kNN at the end |", "|---|---|---|---|"]
     healthy: dict[str, list[dict[str, Any]]] = {}
     for result in results:
@@ -365,10 +367,10 @@ def last(recorded: dict[str, Any]) -> str:
         return "-"
     row = recorded["rows"][-1]
     names = [name.removesuffix(".effective_rank") for name in row if name.endswith(".effective_rank")]
-    relative = row.get("relative_loss", math.nan)
+    relative = f"{row['relative_loss']:.2f}" if "relative_loss" in row else "-"
     ranks = "/".join(f"{row[f'{name}.effective_rank']:.1f}" for name in names)
     knn = "/".join(f"{row[f'{name}.knn']:.2f}" for name in names if f"{name}.knn" in row)
-    return f"{relative:.2f}, {ranks}, {knn or '-'}"
+    return f"{relative}, {ranks}, {knn or '-'}"
 
 
 def line(result: dict[str, Any]) -> str:

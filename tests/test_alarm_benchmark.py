@@ -29,6 +29,16 @@ def test_every_cause_has_a_fault(alarm):
     assert sum(not case.causes for case in alarm.cases(False)) == 20
 
 
+def test_results_that_are_committed_are_those_of_the_rules():
+    record = json.loads((Path(__file__).parents[1] / "benchmarks" / "results" / "alarm.json").read_text())
+    from maemm.train.alarms import RULES
+
+    causes = {rule.cause for rule in RULES} | {"ended"}
+    assert {alarm["cause"] for run in record["runs"] for alarm in run["alarms"]} <= causes
+    healthy = [run for run in record["runs"] if not run["causes"]]
+    assert record["summary"]["silent"] == sum(not run["alarms"] for run in healthy) and len(healthy) == 20
+
+
 @pytest.mark.slow
 def test_faults_are_named_and_a_table_continues(alarm, tmp_path, monkeypatch, capsys):
     words = ["--out", str(tmp_path / "alarm.json")]
@@ -38,4 +48,4 @@ def test_faults_are_named_and_a_table_continues(alarm, tmp_path, monkeypatch, ca
         assert run["named"] and run["step"] == alarm.EVERY, run
     monkeypatch.setattr(alarm, "run", None)  # what is recorded is not repeated
     alarm.main([*words, "--only", "no positions"])
-    assert "| no positions | `image/mae_tiny_cpu` | 50 |" in capsys.readouterr().out
+    assert "| no positions | `image/mae_tiny_cpu` | `no_positions` | 50 |" in capsys.readouterr().out
