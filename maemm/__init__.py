@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from maemm.tasks.export.run import export
     from maemm.tasks.finetune.run import finetune
     from maemm.tasks.knn.run import knn
+    from maemm.tasks.modalities.run import modalities
     from maemm.tasks.parity.run import parity
     from maemm.tasks.pretrain.run import pretrain
     from maemm.tasks.probe.run import probe
@@ -40,6 +41,7 @@ _MODULE_OF = {
     "ablate": "maemm.tasks.ablate.run",
     "build": "maemm.model.build",
     "pretrain": "maemm.tasks.pretrain.run",
+    "modalities": "maemm.tasks.modalities.run",
     "parity": "maemm.tasks.parity.run",
     "reconstruct": "maemm.tasks.reconstruct.run",
     "retrieve": "maemm.tasks.retrieve.run",
@@ -91,6 +93,7 @@ __all__ = [
     "finetune",
     "knn",
     "load",
+    "modalities",
     "parity",
     "pretrain",
     "probe",

@@ -19,6 +19,7 @@ VERBS = (  # in the order in which a project uses them
     "retrieve",
     "score",
     "diagnose",
+    "modalities",
     "parity",
     "ablate",
     "convert",

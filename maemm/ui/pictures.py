@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from maemm.contract import Modality, Plan, Preprocessed, Tokens
+from maemm.contract import Modality, ModalityInput, Plan, Preprocessed, Tokens
 from maemm.contract.rng import Rng
 from maemm.data.atomic import write_whole
 from maemm.data.encodable import encodable
@@ -52,8 +52,15 @@ def make_rows(
         pred = model.predict(inputs_by_name).pred
     finally:
         model.train(was_training)
+    return rows_of_inputs(model, inputs_by_name, pred, count)
+
+
+def rows_of_inputs(
+    model: Model, inputs_by_name: Mapping[str, ModalityInput], pred: Mapping[str, Tensor], count: int
+) -> dict[str, Rows]:
+    """{modality: Rows} of the first ``count`` rows of planned inputs and what the model predicts of them."""
     # What follows asks for one number after the other, and is drawn on the host in the end.
-    planned, pred = on_host(({name: (x.tokens, x.plan) for name, x in inputs_by_name.items()}, pred))
+    planned, pred = on_host(({name: (x.tokens, x.plan) for name, x in inputs_by_name.items()}, dict(pred)))
     rows = {}
     modalities = cast("dict[str, Modality]", dict(model.modalities))
     for name, (tokens, plan) in planned.items():
