@@ -68,7 +68,7 @@ def test_alone_prints_one_screen(capsys):
     assert main([]) == 0
     screen = capsys.readouterr().out
     assert main(["--help"]) == 0 and capsys.readouterr().out == screen
-    assert len(screen.splitlines()) <= 30 and all(len(line) <= 100 for line in screen.splitlines())
+    assert len(screen.splitlines()) <= 32 and all(len(line) <= 100 for line in screen.splitlines())
     assert [line.split()[0] for line in screen.splitlines()[4 : 4 + len(VERBS)]] == list(VERBS)
     assert "Start with:  maemm demo" in screen
 
@@ -139,9 +139,9 @@ def test_reconstruct_checks_numbers_and_passes_the_rest(capsys):
 
     asked = []
 
-    def reconstruct(weights, data, out, *, count: int = 8, seed: int = 0, **settings):
+    def reconstruct(weights, data, out, *, count: int = 8, seed: int = 0, latents: bool = False, **settings):
         asked.append((weights, data, out, count, seed, settings))
-        return types.SimpleNamespace(path=Path(out), shown=["a"], skipped=[])
+        return types.SimpleNamespace(path=Path(out), shown=["a"], skipped=[], psnr=None)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "reconstruct", reconstruct, raising=False)

@@ -22,6 +22,7 @@ TASKS = {
     ("demo", "pretrain"),
     ("demo", "retrieve"),
     ("knn", "probe"),
+    ("modalities", "probe"),
 }
 # What a plugin imports of maemm. Plugins do not import each other, but for helpers without a manifest (_NAME), and
 # where one puts others together.

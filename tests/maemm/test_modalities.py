@@ -16,7 +16,8 @@ from maemm.contract.rng import Rng
 from maemm.data.subset import Subset
 from maemm.model.build import build_model
 from maemm.tasks._shared.inputs import open_data
-from maemm.tasks.modalities.run import Modalities, modalities
+from maemm.tasks.modalities.results import Modalities
+from maemm.tasks.modalities.run import modalities
 from maemm.tasks.modalities.subsets import Losses, losses_of, planned, subsets_of
 
 RECIPE = "multimae/tiny_cpu"

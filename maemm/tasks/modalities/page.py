@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from maemm.model.model import Model
 from maemm.tasks._shared.baselines import TRAINED
 from maemm.tasks._shared.embedding import evaluating
 from maemm.tasks._shared.inputs import evenly_spaced
-from maemm.tasks.modalities.run import PAGE, Modalities
+from maemm.tasks.modalities.results import PAGE, Modalities
 from maemm.tasks.modalities.subsets import Subset, planned, title
 from maemm.ui.page import embedded, render, write_html
 from maemm.ui.picture_rows import Rows
@@ -131,6 +132,4 @@ def animation(frames: Sequence[Image.Image]) -> bytes:
 
 
 def _data_uri(data: bytes) -> str:
-    import base64
-
     return f"data:image/webp;base64,{base64.b64encode(data).decode()}"
