@@ -14,7 +14,7 @@ from maemm.ui.streams import print_json, print_result
 VERB = Verb(
     "data",
     "check | stats DATA [--recipe R] | pack DATA OUT [key=value ...] | index DATA",
-    "find broken files, sizes, labels, mean and std; rewrite files to a faster form, or to shards",
+    "find broken files, sizes, labels, mean and std; rewrite files faster, or as shards",
 )
 
 ACTIONS = ("check", "stats", "pack", "index")
