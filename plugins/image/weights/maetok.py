@@ -28,6 +28,7 @@ _NEEDED = (
     "encoder.freqs", "quant_conv.weight", "post_quant_conv.weight", "decoder.mask_token", "decoder.freqs",
     "decoder.to_pixel.model.weight", "decoder.latent_pos_embed", "decoder.model.cls_token",
 )  # fmt: skip
+_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 #: what the published decoder has and, with rotary positions, never uses
 UNUSED = ("decoder.model.patch_embed.proj.weight", "decoder.model.patch_embed.proj.bias", "decoder.model.pos_embed")
 
@@ -56,7 +57,8 @@ NAMES = {
 class MAETok(CheckpointFormat):
     """Tokenizers of MAETok with learned rotary positions: pictures in -1 .. 1, latents before any quantisation.
 
-    The auxiliary decoders of the training are in no published file: they are not read, and not written.
+    Parts beside the encoder, the decoder and their projections, such as auxiliary decoders, whose code is not public, are
+    kept for files that are written again; those of a training of ours are left out.
     """
 
     name = "maetok"
@@ -75,10 +77,10 @@ class MAETok(CheckpointFormat):
         require(state, _NEEDED, self.name)
         recipe = self._recipe(state, heads, decoder_heads, size)
         ours_of = {theirs: ours for ours, theirs in NAMES.items()}
-        extras = {key: state[key] for key in UNUSED if key in state}
+        extras = {key: x for key, x in state.items() if key in UNUSED or not key.startswith(_PARTS)}
         ours = {}
         for key, x in state.items():
-            if key in UNUSED or ".freqs_t_" in key:  # coordinates of the patches, computed here
+            if key in extras or ".freqs_t_" in key:  # coordinates of the patches, computed here
                 continue
             if key == _TABLE:
                 ours["encoder.prefix_position"] = x[:, :1].contiguous()

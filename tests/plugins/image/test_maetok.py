@@ -80,6 +80,18 @@ def test_there_and_back(data, tmp_path):
     assert written.keys() == state.keys() and all(torch.equal(written[key], state[key]) for key in state)
 
 
+def test_auxiliary_decoders_of_a_file_are_kept(data):
+    state = state_of(data)
+    more = {**state, "dino_decoder.blocks.0.weight": torch.randn(3, 3)}
+    model = maemm.load(more, **HEADS)
+    back = MAETok().write(model, model.extras)
+    assert back.keys() == more.keys() and torch.equal(
+        back["dino_decoder.blocks.0.weight"], more["dino_decoder.blocks.0.weight"]
+    )
+    with pytest.raises(MaemmError, match=r"1 unexpected \(encoder.adapter.weight\)"):
+        maemm.load({**state, "encoder.adapter.weight": torch.randn(3)}, **HEADS)
+
+
 def test_a_model_of_ours_becomes_a_whole_file(data):
     """With the parts that the published decoder has and never uses; the auxiliary decoders are left out."""
     state = state_of(data)
