@@ -16,6 +16,7 @@ from maemm.contract.errors import MaemmError
 from maemm.data.labels import labelled, multi_hot
 from maemm.data.loader import Batch
 from maemm.data.transfer import Work
+from maemm.model.masking.each_modality import EachModality
 from maemm.model.measures import mean_cosine, spectrum
 from maemm.model.model import Model
 from maemm.model.probes import neighbour_votes, ridge_scores, two_halves
@@ -145,9 +146,9 @@ def _spread(out: Output, name: str) -> Tensor:
 
 
 def _exchanged(model: Model, inputs: dict[str, ModalityInput]) -> Output:
-    """The pass with all hidden tokens exchanged for those of the sample before."""
+    """The pass with all tokens that are predicted, but not seen by right, exchanged for those of the sample before."""
 
-    def exchange(x: ModalityInput) -> ModalityInput:
+    def exchange(name: str, x: ModalityInput) -> ModalityInput:
         plan, values = x.plan, x.tokens.values
         rows = torch.arange(len(plan.visible), device=values.device) if plan.rows is None else plan.rows
         shape = len(rows), x.tokens.count
@@ -156,8 +157,9 @@ def _exchanged(model: Model, inputs: dict[str, ModalityInput]) -> Output:
             1, plan.visible, ones if plan.visible_valid is None else plan.visible_valid.float(), "amax"
         )
         predicted = plan.counted.new_zeros(shape).scatter_reduce_(1, plan.predict, plan.counted, "amax")
-        # A token that another row of the sample sees by right stays.
-        by_right = seen * (predicted == 0)
+        # What stays: a token that another row of the sample sees, and all that are seen where the masking says so.
+        masking = model.masking.maskings[name] if isinstance(model.masking, EachModality) else model.masking
+        by_right = seen if masking.counts_visible else seen * (predicted == 0)
         of_samples = [
             part.new_zeros(x.tokens.batch, shape[1]).index_add_(0, rows, part) for part in (predicted, by_right)
         ]
@@ -165,7 +167,7 @@ def _exchanged(model: Model, inputs: dict[str, ModalityInput]) -> Output:
         hidden = hidden.view(*hidden.shape, *(1,) * (values.ndim - 2))
         return replace(x, tokens=replace(x.tokens, values=torch.where(hidden, values.roll(1, 0), values)))
 
-    return model.predict({name: exchange(x) for name, x in inputs.items()})
+    return model.predict({name: exchange(name, x) for name, x in inputs.items()})
 
 
 def _change(before: Tensor, after: Tensor) -> Tensor:

@@ -46,11 +46,11 @@ def same_weights(toys, first, second):
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
-def mean_of_ids(model, sample_source, recipe):
+def figures_of(model, source, recipe):
     from maemm.train.distributed import DistContext
     from maemm.train.measuring import measure
 
-    return measure(model, sample_source, recipe, ranks=DistContext())
+    return measure(model, source, recipe, ranks=DistContext())
 
 
 def built(recipe):
@@ -68,7 +68,7 @@ def test_figures_are_those_of_the_features(toys):
     source.label = lambda index: index % 2
     read = source.read
     source.read = lambda index, rng: replace(read(index, rng), label=index % 2)
-    figures = mean_of_ids(model, source, recipe)
+    figures = figures_of(model, source, recipe)
     assert model.training
     model.eval()
     loaded = [model.modalities["toy"].load(source.read(index, None).raw["toy"], None)["x"] for index in range(20)]
@@ -85,13 +85,13 @@ def test_figures_are_those_of_the_features(toys):
     assert figures["toy.input_mean"] == pytest.approx(float(pixels.mean()), abs=1e-5)
     assert figures["toy.input_std"] == pytest.approx(float(pixels.std(correction=0)), rel=1e-4)
     assert figures["toy.leak"] == 0.0 and figures["toy.different"] == 1.0 and figures["toy.constant_channels"] == 0.0
-    again = mean_of_ids(model, source, recipe)
+    again = figures_of(model, source, recipe)
     assert again == figures  # not even rounding differs
 
 
 def test_figures_without_labels_or_without_a_mask(toys):
     recipe = toys.recipe()
-    figures = mean_of_ids(*built(recipe), recipe)
+    figures = figures_of(*built(recipe), recipe)
     assert not any(name.endswith(("knn", "ridge")) for name in figures)
     classifier = toys.recipe(
         decoder=None, objectives={"classify": {}}, head={"type": "linear", "classes": 3}, modalities={"toy": {}}
@@ -99,7 +99,7 @@ def test_figures_without_labels_or_without_a_mask(toys):
     model, source = built(classifier)
     read = source.read
     source.read = lambda index, rng: replace(read(index, rng), label=index % 3)
-    figures = mean_of_ids(model, source, classifier)
+    figures = figures_of(model, source, classifier)
     assert {"loss", "toy.effective_rank", "toy.knn"} <= figures.keys() and "toy.leak" not in figures
 
 
@@ -110,7 +110,7 @@ def test_samples_that_lack_modalities_and_mixtures_are_measured(toys):
         data__missing="allow",
         data__source={"type": "toy", "samples": 24, "lacks": {"other": [*range(0, 24, 3)], "toy": [1]}},
     )
-    figures = mean_of_ids(*built(lacks), lacks)
+    figures = figures_of(*built(lacks), lacks)
     assert all(np.isfinite(value) for value in figures.values())
     toys.train(
         modalities=names,
@@ -291,6 +291,20 @@ def test_a_mask_that_leaks_is_named(toys, monkeypatch):
     monkeypatch.setattr(Random, "__call__", leaking)
     toys.train(train__epochs=1, **WATCHED)
     assert any("the encoder sees what it has to predict" in line for line in toys.lines)
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_tokens_that_are_shown_and_predicted_on_purpose_are_no_leak(toys, everywhere):
+    masking = {"type": "predict_all", "masking": {"type": "random", "ratio": 0.5}}
+    of_all = {"masking": masking, "modalities": {"toy": {}}}
+    recipe = toys.recipe(**(of_all if everywhere else {"modalities__toy__masking": masking}))
+    model, source = built(recipe)
+    assert figures_of(model, source, recipe)["toy.leak"] == 0.0
+    monkey, embed = model.modalities["toy"], type(model.modalities["toy"]).embed
+    monkey.embed = lambda tokens, index: embed(  # hidden tokens still may not be seen
+        monkey, replace(tokens, values=tokens.values + tokens.values.mean(1, keepdim=True)), index
+    )
+    assert figures_of(model, source, recipe)["toy.leak"] > 1e-3
 
 
 def test_copies_are_named(toys, monkeypatch):
