@@ -66,10 +66,16 @@ def rows_of_inputs(
     for name, (tokens, plan) in planned.items():
         if name in model.targets:
             rows[name] = Rows(note="no pictures: the model predicts features, not the signal")
-        elif pred[name].numel() and not pred[name].isfinite().any():
+            continue
+        modality = module_on_host(modalities[name])
+        # Of a modality that is only encoded nothing is predicted.
+        of_modality = (
+            pred[name] if name in pred else tokens.values.new_zeros(*plan.predict.shape, modality.output_dim())
+        )
+        if of_modality.numel() and not of_modality.isfinite().any():
             rows[name] = Rows(note=DIVERGED)
         else:
-            rows[name] = _rows_of(module_on_host(modalities[name]), tokens, plan, pred[name].float(), count)
+            rows[name] = _rows_of(modality, tokens, plan, of_modality.float(), count)
     return rows
 
 

@@ -1,13 +1,15 @@
 """Modalities that are only encoded or only decoded: plans, losses, features, and what recipes refuse."""
 
+import numpy as np
 import pytest
 import torch
 
 import maemm
-from maemm import config
+from maemm import config, registry
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.model.build import build_model
+from maemm.ui.pictures import make_rows
 
 IMAGE = {"type": "image", "size": 16, "patch": 4, "normalize": "none"}
 BASE = {
@@ -85,3 +87,17 @@ def test_missing_samples_of_a_decoded_modality_are_not_counted():
 def test_recipes_that_are_refused(first, second, words):
     with pytest.raises(MaemmError, match=words):
         config.load({**BASE, "modalities": {"a": {**IMAGE, **first}, "b": {**IMAGE, **second}}}, {})
+
+
+@pytest.mark.parametrize("only", ["encode", "decode"])
+def test_pictures_and_scores(only, tmp_path):
+    model = model_of({"only": only}, True, "cross").eval()
+    rows = make_rows(model, batch_of(model), count=2)
+    titles = {name: list(of.columns) for name, of in rows.items()}
+    assert titles["a"][0] == "input" and titles["a"][-1] == "reconstruction"
+    assert (titles["b"][-1] == "reconstruction") == (only == "decode") and "visible" in titles["b"][1]
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((4, 16, 16, 3)).astype(np.float32))
+    parts = {name: {"type": "image", "root": str(tmp_path / "a.npy")} for name in ("a", "b")}
+    source = registry.find("sources", "paired")(None, parts=parts)
+    scores = maemm.score(model, source, plans=1, workers=0)
+    assert set(scores.spans) == ({"a"} if only == "encode" else {"a", "b"}) and np.isfinite(scores.samples).all()

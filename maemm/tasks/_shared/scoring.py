@@ -121,7 +121,7 @@ def _score_batch(model: Model, read: Batch, plans: int, seed: int) -> Work[_Scor
         return model.plan(preprocessed, PerSampleRng(keys, (seed, "score", number)))
 
     first = drawn(0)
-    errors = {name: _TokenErrors(x) for name, x in first.items()}
+    errors = {name: _TokenErrors(x) for name, x in first.items() if model.only.get(name) != "encode"}
     for number in range(plans):
         _add_errors(errors, model, drawn(number) if number else first)
     for start in range(plans, plans * (1 + MORE), plans):
@@ -146,8 +146,8 @@ def _score_batch(model: Model, read: Batch, plans: int, seed: int) -> Work[_Scor
 
 def _add_errors(errors: dict[str, _TokenErrors], model: Model, inputs: dict[str, ModalityInput]) -> None:
     loss = model.predict(inputs).loss
-    for name, x in inputs.items():
-        errors[name].add(x.plan, loss[name])
+    for name, own in errors.items():
+        own.add(inputs[name].plan, loss[name])
 
 
 def _incomplete(errors: dict[str, _TokenErrors], further: list[dict[str, Plan]]) -> Tensor:
@@ -156,8 +156,8 @@ def _incomplete(errors: dict[str, _TokenErrors], further: list[dict[str, Plan]])
     rounds = []
     for plans in further:
         rounds.append(torch.stack([own.incomplete(weights[name]) for name, own in errors.items()]).any(0))
-        for name, plan in plans.items():
-            weights[name].index_put_(_position(plan), plan.counted.double(), accumulate=True)
+        for name, weight in weights.items():
+            weight.index_put_(_position(plans[name]), plans[name].counted.double(), accumulate=True)
     return torch.stack(rounds)
 
 
