@@ -11,7 +11,7 @@ from annotated_types import MinLen
 
 from maemm.config.paths import expanded
 from maemm.contract import Label, Sample, Source
-from maemm.contract.errors import MaemmError
+from maemm.contract.errors import MaemmError, NotInstalled
 from maemm.contract.options import NonNegative, PartOf
 from maemm.contract.rng import Rng
 from maemm.data.bad_samples import reason_of
@@ -107,6 +107,9 @@ def open_datasets(
         raise MaemmError("datasets have no data.list; choose a part with data.source.split")
     if not root:
         raise MaemmError("no data set is given; set data.root to its name on the hub, or to a folder")
+    library = _library(root)
+    if _is_missing(root):
+        raise MaemmError(f"there is no such folder ({root}); give a name on the hub, or a folder that exists")
     if parts is None and name is None:
         raise MaemmError("the recipe has several modalities; set data.source.parts to {MODALITY: {}, ...}")
     readers = (
@@ -115,22 +118,29 @@ def open_datasets(
         else [make_part(key, spec or {}, f"data.source.parts.{key}", besides=()) for key, spec in (parts or {}).items()]
     )
     if streaming:
-        storage, files = _parquet_files(root, split, config, retry_seconds)
+        storage, files = _parquet_files(library, root, split, config, retry_seconds)
         return Parquet(storage, files, readers, columns or {}, label)
-    return Table(_load(root, split, config), readers, columns or {}, label)
+    return Table(_load(library, root, split, config), readers, columns or {}, label)
 
 
-def _library() -> Any:
+def _is_missing(root: str) -> bool:
+    """Whether ``root`` is a path, not a name such as ``owner/data``, and nothing is there."""
+    return (root.startswith(("/", ".", "~")) or root.count("/") > 1) and not Path(expanded(root)).exists()
+
+
+def _library(root: str) -> Any:
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         import datasets
     except ImportError as error:
-        raise MaemmError("this source needs a package that is not installed; pip install 'maemm[datasets]'") from error
+        raise NotInstalled(
+            f"reading {root} with the source datasets needs a package that is not installed; "
+            "pip install 'maemm[datasets]'"
+        ) from error
     return datasets
 
 
-def _load(root: str, split: str, config: str | None) -> Any:
-    library = _library()
+def _load(library: Any, root: str, split: str, config: str | None) -> Any:
     folder = Path(expanded(root))
     try:
         if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
@@ -149,9 +159,10 @@ def _load(root: str, split: str, config: str | None) -> Any:
         ) from error
 
 
-def _parquet_files(root: str, split: str, config: str | None, patience: float) -> tuple[Storage, Sequence[str]]:
+def _parquet_files(
+    library: Any, root: str, split: str, config: str | None, patience: float
+) -> tuple[Storage, Sequence[str]]:
     """The Parquet files of a split, and the storage that holds them."""
-    library = _library()
     folder = Path(expanded(root))
     try:
         builder = library.load_dataset_builder(str(folder) if folder.exists() else root, config)

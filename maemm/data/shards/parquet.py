@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maemm.contract import Label, Sample, Source
-from maemm.contract.errors import DataLost, MaemmError
+from maemm.contract.errors import DataLost, MaemmError, NotInstalled
 from maemm.contract.rng import Rng
 from maemm.data.bad_samples import reason_of
 from maemm.data.files import fingerprint
@@ -110,7 +110,7 @@ class Parquet(Source):
             import pyarrow
             from pyarrow.parquet import ParquetFile
         except ImportError as error:
-            raise MaemmError("Parquet needs a package that is not installed; pip install 'maemm[parquet]'") from error
+            raise NotInstalled("Parquet needs a package that is not installed; pip install 'maemm[parquet]'") from error
         try:
             return ParquetFile(self.storage.open(name))
         except (OSError, pyarrow.ArrowException) as error:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from maemm.config.paths import expanded
-from maemm.contract.errors import DataLost, MaemmError
+from maemm.contract.errors import DataLost, MaemmError, NotInstalled
 from maemm.data.bad_samples import reason_of
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0  # between tries; each is twice the one before, and a random part of it
@@ -56,7 +56,7 @@ class Storage:
                 options = _with_timeouts(protocol, self.options)
                 self._system = os.getpid(), fsspec.filesystem(protocol, skip_instance_cache=True, **options)
             except ImportError as error:
-                raise MaemmError(
+                raise NotInstalled(
                     f"reading {protocol}:// needs a package that is not installed ({self.root}: {error}); "
                     "pip install 'maemm[cloud]'"
                 ) from error
