@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maemm.contract import ModalityInput, Output, Preprocessed, Source
+from maemm.contract import Modality, ModalityInput, Output, Preprocessed, Source
 from maemm.contract.errors import MaemmError
 from maemm.data.labels import labelled, multi_hot
 from maemm.data.loader import Batch
@@ -71,7 +71,7 @@ def measure(
             features = model.embed(preprocessed)
             outputs, _ = forward(model, moved, sets)
             exchanged = _exchanged(model, sets[0]) if batch.step == 0 and model.masked else None
-        statistics = {name: _of_input(x, sets[0][name]) for name, x in preprocessed.items()}
+        statistics = {name: _of_input(model.modalities[name], x, sets[0][name]) for name, x in preprocessed.items()}
         for out in outputs:
             result.weights |= {name: term.weight for name, term in out.parts.items()}
             sums, without = baselines_of(out, model)
@@ -97,17 +97,17 @@ def _add(sums: dict[str, Tensor], more: Mapping[str, Tensor]) -> None:
 
 
 # -------------------------------------------------------------------------------------- on the device, of a batch
-def _of_input(x: Preprocessed, inputs: ModalityInput) -> dict[str, Tensor]:
+def _of_input(modality: Modality, x: Preprocessed, inputs: ModalityInput) -> dict[str, Tensor]:
     """Moments of the channels of each sample, and two numbers that tell samples apart."""
-    values = x.x.float()
-    if inputs.tokens.grid is None and values.ndim == 3:  # a set (B, N, F); on a grid channels come first
-        values = values.transpose(1, 2)
-    elif values.ndim < 3:
-        values = values.flatten(1)[:, None]
-    values = values.flatten(2)  # (B, C, n)
-    known = torch.isfinite(values)
-    if x.valid is not None and x.valid[0].numel() == values.shape[2]:
-        known = known & x.valid.flatten(1)[:, None]
+    values, known = x.x.float(), torch.isfinite(x.x)
+    if x.valid is not None:
+        known = known & _like(x.valid, values)
+    by_channel = modality.by_channel(x)
+    if values.ndim < 3 or (by_channel is not None and len(by_channel) == 1):
+        values, known = (part.flatten(1)[:, None] for part in (values, known))
+    elif inputs.tokens.grid is None:  # a set (B, N, F); on a grid channels come first
+        values, known = (part.movedim(-1, 1) for part in (values, known))
+    values, known = (part.reshape(len(part), part.shape[1], -1) for part in (values, known))  # (B, C, n)
     values = torch.where(known, values, 0.0)
     count = known.sum(2)
     mean = values.sum(2) / count.clamp(min=1)
@@ -115,6 +115,16 @@ def _of_input(x: Preprocessed, inputs: ModalityInput) -> dict[str, Tensor]:
     ramp = torch.arange(values.shape[2], device=values.device).mul(0.7).cos_()
     stamp = torch.stack([values.sum((1, 2)), (values * ramp).sum((1, 2))], 1)
     return {"count": count, "mean": mean, "squares": squares, "stamp": stamp}
+
+
+def _like(valid: Tensor, values: Tensor) -> Tensor:
+    """Validity (B, *size) for values with channels in front or behind, of each value, or of whatever else: all True."""
+    shape = values.shape
+    if valid.shape == shape[: valid.ndim]:
+        return valid.view(*valid.shape, *(1,) * (values.ndim - valid.ndim))
+    if valid.shape == (*shape[:1], *shape[2:]):
+        return valid.unsqueeze(1)
+    return torch.ones_like(values, dtype=torch.bool)
 
 
 def _of_targets(model: Model, out: Output, name: str) -> dict[str, Tensor]:
@@ -242,23 +252,9 @@ def _labels(batches: Sequence[_Measured]) -> tuple[np.ndarray, np.ndarray]:
 
 def _of_statistics(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
     """The figures of inputs, targets and predictions, from what :func:`_of_input` and so on give."""
-    count, mean, squares = (
-        torch.cat([batch[key].double() for batch in batches]).numpy() for key in ("count", "mean", "squares")
-    )
-    values = count.sum(0)
-    in_all = (mean * count).sum(0) / np.maximum(values, 1)
-    variance = (squares + count * np.square(mean - in_all)).sum(0) / np.maximum(values, 1)
-    middle = float((in_all * values).sum() / max(values.sum(), 1))
-    std = float(np.sqrt(((variance + np.square(in_all - middle)) * values).sum() / max(values.sum(), 1)))
-    constant = (values > 0) & (np.sqrt(variance) <= CONSTANT * np.maximum(np.abs(in_all), std))
+    figures = _of_channels(batches)
     stamps = torch.cat([batch["stamp"].double() for batch in batches]).tolist()
-    figures = {
-        "input_mean": middle,
-        "input_std": std,
-        "constant_channels": float(constant.sum()),
-        "channels": float(len(values)),
-        "different": len({tuple(f"{number:.5g}" for number in stamp) for stamp in stamps}) / len(stamps),
-    }
+    figures["different"] = len({tuple(f"{number:.5g}" for number in stamp) for stamp in stamps}) / len(stamps)
     if all("target_count" in batch for batch in batches):
         counts, means, sums = ([b[key].double() for b in batches] for key in _TARGET)
         total = sum(float(count) for count in counts)
@@ -276,6 +272,27 @@ def _of_statistics(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
         difference, size = sum(changes, torch.zeros(2)).tolist()
         figures["leak"] = math.sqrt(difference / size) if size > 0 else math.nan
     return figures
+
+
+def _of_channels(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """How inputs are normalised, and channels without content; nothing where batches differ in their channels."""
+    if len({batch["mean"].shape[1] for batch in batches}) > 1:
+        return {}
+    count, mean, squares = (
+        torch.cat([batch[key].double() for batch in batches]).numpy() for key in ("count", "mean", "squares")
+    )
+    values = count.sum(0)
+    in_all = (mean * count).sum(0) / np.maximum(values, 1)
+    variance = (squares + count * np.square(mean - in_all)).sum(0) / np.maximum(values, 1)
+    middle = float((in_all * values).sum() / max(values.sum(), 1))
+    std = float(np.sqrt(((variance + np.square(in_all - middle)) * values).sum() / max(values.sum(), 1)))
+    constant = (values > 0) & (np.sqrt(variance) <= CONSTANT * np.maximum(np.abs(in_all), std))
+    return {
+        "input_mean": middle,
+        "input_std": std,
+        "constant_channels": float(constant.sum()),
+        "channels": float(len(values)),
+    }
 
 
 _TARGET = ("target_count", "target_mean", "target_squares")

@@ -152,6 +152,41 @@ def test_variance_of_targets(classes):
     assert measuring._of_statistics(parts)["target_variance"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_inputs_of_any_layout():
+    """Channels in front, behind, or none; what is padded or missing is in no figure; batches may differ in length."""
+    from maemm.contract import Preprocessed
+    from maemm.train import measuring
+
+    def figures(batches, channels, grid):
+        modality = type(
+            "", (), {"by_channel": lambda self, x: None if channels is None else torch.zeros(channels, 1)}
+        )()
+        tokens = type("", (), {"grid": grid})()
+        inputs = type("", (), {"tokens": tokens})()
+        return measuring._of_channels([measuring._of_input(modality, x, inputs) for x in batches])
+
+    rng = torch.Generator().manual_seed(0)
+    picture = torch.randn(4, 3, 5, 5, generator=rng)
+    picture[:, 1] = 0.3
+    assert figures([Preprocessed(picture)], 3, (1, 1))["constant_channels"] == 1
+    valid = torch.ones(4, 5, 5, dtype=torch.bool)
+    valid[:, 3:] = False
+    padded = figures([Preprocessed(picture.masked_fill(~valid[:, None], 99.0), valid)], 3, (1, 1))
+    assert padded["input_mean"] == pytest.approx(float(picture[:, :, :3].mean()), abs=1e-5)
+    points = torch.randn(4, 7, 3, generator=rng)
+    points[..., 2] = 0.0
+    all_there = Preprocessed(points, torch.ones(4, 7, dtype=torch.bool))
+    assert figures([Preprocessed(points)], None, None) == figures([all_there], None, None)
+    assert figures([Preprocessed(points)], None, None)["constant_channels"] == 1
+    sounds = [
+        Preprocessed(torch.randn(2, length, 6, generator=rng), torch.ones(2, length, dtype=torch.bool))
+        for length in (8, 4)
+    ]
+    assert figures(sounds, 1, (2, 2))["channels"] == 1
+    assert figures([Preprocessed(x.x) for x in sounds], 2, (2, 2)) == {}  # no layout that can be told
+    assert figures([Preprocessed(torch.randn(4, 9, generator=rng))], None, None)["channels"] == 1
+
+
 def test_probes_against_scikit_learn():
     from sklearn.linear_model import Ridge
 
