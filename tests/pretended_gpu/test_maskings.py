@@ -26,6 +26,10 @@ MASKINGS: dict[str, dict[str, Any]] = {
     "axes": {"type": "random", "axis_ratios": [0.5, 0.2, 0.0]},
     "clones": {"type": "multi_mask", "masking": {"type": "multi_block", "min_keep": 4}},
     "unions": {"type": "multi_block", "generators": [{"blocks": 8}, {"blocks": 2, "scale": [0.7, 0.7]}]},
+    "budget": {"type": "dirichlet", "budget": 40},
+    "budget of subsets, as published": {"type": "dirichlet", "budget": 40, "subsets": True, "count": "official"},
+    "uneven budget": {"type": "dirichlet", "budget": 40, "concentration": {"x": 0.3}},
+    "a part of the hidden tokens": {"type": "predict_some", "masking": {"type": "random", "ratio": 0.75}},
 }
 
 
