@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from maemm.contract import (
     Decoder,
     Encoder,
-    FirstAttention,
     Head,
     Latents,
     Masking,
@@ -30,6 +29,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.exact import full_float32
 from maemm.contract.rng import Rng
 from maemm.model import checks as contract_checks
+from maemm.model import planning
 from maemm.model.decode import decode
 from maemm.model.pooling import mean_of_tokens, pool_and_norm
 from maemm.model.precision import float32
@@ -162,86 +162,11 @@ class Model(nn.Module):
         device = next(iter(preprocessed.values())).x.device.type
         bf16 = bf16 or torch.is_autocast_enabled(device)
         with full_float32(device):
-            return self._plan_sets(preprocessed, rng, bf16)
-
-    def _plan_sets(self, preprocessed: dict[str, Preprocessed], rng: Rng, bf16: bool) -> list[dict[str, ModalityInput]]:
-        tokens = self._tokenize(preprocessed)
-        hides = self.training and any(objective.hide for objective in self.objectives.values())
-        if not self.masked and not hides:
-            return [self._without_decoded(_all_visible(preprocessed, tokens))]
-        plans = self.masking(tokens, rng, self._guides(preprocessed, tokens, rng.progress, bf16))
-        computed = self._precompute(preprocessed, tokens, bf16)
-        computed_by = self._precompute_of_objectives(preprocessed, tokens, bf16)
-        sets = plans if isinstance(plans, list) else [plans]
-        planned = [
-            self._drawn(_planned(preprocessed, tokens, plan, computed, computed_by), rng.fold_in("decoder", number))
-            for number, plan in enumerate(sets)
-        ]
-        return [self._disturbed(inputs, rng, number) for number, inputs in enumerate(planned)]
-
-    def _disturbed(self, inputs: dict[str, ModalityInput], rng: Rng, number: int) -> dict[str, ModalityInput]:
-        """The inputs of a set of plans as objectives change them, which they do in training alone."""
-        if self.training:
-            for name, objective in self.objectives.items():
-                inputs = objective.disturb(self, inputs, rng.fold_in("disturb", name, number))
-        return inputs
-
-    def _guides(
-        self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], progress: float, bf16: bool
-    ) -> dict[str, Any] | None:
-        """{modality: what the encoder computes for the masking, in the order of tokens}; None where it asks nothing."""
-        wanted = {name: self.masking.guide_of(name, progress) for name in preprocessed}
-        kinds = {kind for kind in wanted.values() if kind is not None}
-        if not kinds:
-            return None
-        inputs = self._without_decoded(_all_visible(preprocessed, tokens))
-        device = next(iter(preprocessed.values())).x.device.type
-        guides: dict[str, Any] = {}
-        with evaluating(self.encoder, self.modalities), torch.autocast(device, torch.bfloat16, enabled=bf16):
-            for kind in sorted(kinds):
-                computed = self.encoder.guide(inputs, self.modalities, kind)
-                of_kind = [name for name, asked in wanted.items() if asked == kind]
-                guides |= {name: in_order_of_tokens(computed[name], tokens[name]) for name in of_kind}
-        return guides
-
-    @torch.no_grad()
-    def _precompute(
-        self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], bf16: bool = False
-    ) -> dict[str, Any]:
-        """What targets compute once for all plans; a target that serves several modalities is called once."""
-        computed: dict[str, Any] = {}
-        for target in dict.fromkeys(self.targets.values()):
-            names = [name for name, other in self.targets.items() if other is target]
-            served = {name: preprocessed[name] for name in names if name in preprocessed}
-            if served:
-                device = next(iter(served.values())).x.device.type
-                enabled = target.autocast and (bf16 or torch.is_autocast_enabled(device))
-                with torch.autocast(device, torch.bfloat16, enabled=enabled):
-                    computed |= target.precompute(self, _all_visible(served, tokens))
-        return computed
-
-    def _drawn(self, inputs: dict[str, ModalityInput], rng: Rng | None) -> dict[str, ModalityInput]:
-        """The inputs with the random numbers of the decoder, which it draws in training alone."""
-        if rng is None or self.decoder is None or not self.training:
-            return inputs
-        drawn = self.decoder.draw(inputs, rng)
-        return {name: replace(x, drawn=drawn[name]) if name in drawn else x for name, x in inputs.items()}
-
-    @torch.no_grad()
-    def _precompute_of_objectives(
-        self, preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens], bf16: bool = False
-    ) -> dict[str, dict[str, Any]]:
-        """{modality: {objective: what it computed once for all plans}}."""
-        computed: dict[str, dict[str, Any]] = {}
-        for objective_name, objective in self.objectives.items():
-            if type(objective).precompute is not Objective.precompute:
-                device = next(iter(preprocessed.values())).x.device.type
-                enabled = objective.autocast and (bf16 or torch.is_autocast_enabled(device))
-                with torch.autocast(device, torch.bfloat16, enabled=enabled):
-                    values = objective.precompute(self, _all_visible(preprocessed, tokens))
-                for name, value in values.items():
-                    computed.setdefault(name, {})[objective_name] = value
-        return computed
+            tokens = self._tokenize(preprocessed)
+            hides = self.training and any(objective.hide for objective in self.objectives.values())
+            if not self.masked and not hides:
+                return [self.without_decoded(planning.all_visible(preprocessed, tokens))]
+            return planning.plan_sets(self, preprocessed, tokens, rng, bf16=bf16)
 
     def _tokenize(self, preprocessed: dict[str, Preprocessed]) -> dict[str, Tokens]:
         tokens = {name: contract_checks.tokenized(self._modality(name), x) for name, x in preprocessed.items()}
@@ -394,9 +319,8 @@ class Model(nn.Module):
                 f"plans are for {sorted(plans)}, the batch holds {sorted(preprocessed)}; pass one for each"
             )
         checked = {name: plans[name].check(name, tokens[name]) for name in preprocessed}
-        computed = self._precompute(preprocessed, tokens), self._precompute_of_objectives(preprocessed, tokens)
-        planned = _planned(preprocessed, tokens, checked, *computed)
-        return self._drawn(planned, None if rng is None else rng.fold_in("decoder", 0))
+        planned = planning.precompute(self, preprocessed, tokens)(checked)
+        return planning.drawn(self, planned, None if rng is None else rng.fold_in("decoder", 0))
 
     # -------------------------------------------------------------------------------------- features
     def with_all_visible(self, batch: dict[str, Any]) -> dict[str, ModalityInput]:
@@ -411,9 +335,9 @@ class Model(nn.Module):
         preprocessed = {name: as_preprocessed(x) for name, x in batch.items()}
         tokens = {name: x.tokens for name, x in batch.items() if isinstance(x, ModalityInput)}
         tokens |= self._tokenize({name: x for name, x in preprocessed.items() if name not in tokens})
-        return self._without_decoded(_all_visible(preprocessed, tokens))
+        return self.without_decoded(planning.all_visible(preprocessed, tokens))
 
-    def _without_decoded(self, inputs: dict[str, ModalityInput]) -> dict[str, ModalityInput]:
+    def without_decoded(self, inputs: dict[str, ModalityInput]) -> dict[str, ModalityInput]:
         """Without the modalities that are only decoded, whose embeddings have learned nothing."""
         encoded = {name: x for name, x in inputs.items() if self.only.get(name) != "decode"}
         if not encoded:
@@ -533,49 +457,6 @@ class Model(nn.Module):
         with self.autocast():
             logits: Tensor | dict[str, Tensor] = self.head(self, self._named(batch))
         return float32(logits) if self.bf16 else logits
-
-
-@contextmanager
-def evaluating(*parts: Any) -> Iterator[None]:
-    """Parts in evaluation mode within the block; modules that were in training mode return to it."""
-    modules = [module for part in parts for module in part.modules() if module.training]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in modules:
-            module.training = True
-
-
-def in_order_of_tokens(guide: Any, tokens: Tokens) -> Any:
-    """What an encoder computed of all visible tokens, valid ones first -> in the order of tokens; what stands where
-    they are not valid is of no use."""
-    if tokens.valid is None:
-        return guide
-    index = (tokens.valid.cumsum(1) - 1).clamp(min=0)
-    if isinstance(guide, FirstAttention):
-        return guide.at(index)
-    return guide.gather(1, index.view(*index.shape, *(1,) * (guide.ndim - 2)).expand(-1, -1, *guide.shape[2:]))
-
-
-def _all_visible(preprocessed: dict[str, Preprocessed], tokens: dict[str, Tokens]) -> dict[str, ModalityInput]:
-    return {
-        name: ModalityInput(tokens[name], Plan.all_visible(tokens[name]), preprocessed[name]) for name in preprocessed
-    }
-
-
-def _planned(
-    preprocessed: dict[str, Preprocessed],
-    tokens: dict[str, Tokens],
-    plans: dict[str, Plan],
-    computed: dict[str, Any],
-    computed_by: dict[str, dict[str, Any]],
-) -> dict[str, ModalityInput]:
-    return {
-        name: ModalityInput(tokens[name], plans[name], x, computed.get(name), computed_by=computed_by.get(name, {}))
-        for name, x in preprocessed.items()
-    }
 
 
 def as_preprocessed(x: Any) -> Preprocessed:

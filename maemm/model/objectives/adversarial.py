@@ -15,7 +15,8 @@ from maemm.contract import Modality, ModalityInput, Objective, Output, Phase, Pl
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import NonNegative, PartOf, Positive
 from maemm.model.blocks import init_linear
-from maemm.model.model import Model, evaluating
+from maemm.model.model import Model
+from maemm.model.planning import evaluating
 
 PHASE = "discriminator"
 EPS = 1e-6  # beside the norm of a gradient
