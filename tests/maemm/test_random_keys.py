@@ -20,7 +20,7 @@ KEYS = {
     """,
     "key": """
         absent conformance decode export item label pictures reconstruct shape show sizes stamp usual validation view
-        vote
+        vote modalities
     """,
     "numpy": """
         regions
