@@ -57,8 +57,8 @@ NAMES = {
 class MAETok(CheckpointFormat):
     """Tokenizers of MAETok with learned rotary positions: pictures in -1 .. 1, latents before any quantisation.
 
-    Parts beside the encoder, the decoder and their projections, such as auxiliary decoders, whose code is not public, are
-    kept for files that are written again; those of a training of ours are left out.
+    Parts beside the encoder, the decoder and their projections, such as auxiliary decoders, whose code is not public,
+    are kept for files that are written again. Those of a training of ours are left out.
     """
 
     name = "maetok"
