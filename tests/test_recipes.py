@@ -69,7 +69,9 @@ def example(modality):
     """Two samples, with ids of tokens where a target reads them from files, and regions that fill the picture."""
     x = modality.example(2, maemm.Rng((0, "example")))
     count = modality.tokenize(x).count if modality.side_inputs else 0
-    made = {"regions": torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(2, 4, *x.x.shape[2:])}
+    made = {}
+    if "regions" in modality.side_inputs:
+        made["regions"] = torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(2, 4, *x.x.shape[2:])
     sides = {name: made.get(name, torch.arange(2 * count).view(2, -1)) for name in modality.side_inputs}
     return replace(x, info={**x.info, **sides})
 

@@ -176,7 +176,7 @@ class Plan:
         return replace(self, **moved)
 
     def of_hidden(self) -> Plan:
-        """The same plan, in which tokens count that are predicted and not visible, and no others."""
+        """The same plan, whose :attr:`counted` (R, M) are the tokens that are predicted and not visible alone."""
         return replace(self, counted=cast(Tensor, None))
 
     def check(self, name: str, tokens: Tokens) -> Plan:

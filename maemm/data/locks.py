@@ -79,8 +79,9 @@ def folder_locked(folder: Path, *, user: str, log: Callable[[str], Any]) -> Iter
     """Make ``folder`` and keep other writers out of it within the block, see :func:`locked`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MaemmError(f"cannot make the {user} folder ({folder}: {error.strerror}); choose another out=") from None
+    except (OSError, ValueError) as error:  # the latter: a NUL in its name
+        reason = getattr(error, "strerror", None) or error
+        raise MaemmError(f"cannot make the {user} folder ({folder}: {reason}); choose another out=") from None
     with locked(folder / LOCK, str(folder), advice="choose another out=", log=log, user=user):
         yield
 

@@ -44,8 +44,9 @@ class PackFolder:
             if not (self.folder / RECORD).exists() and any(self.folder.iterdir()):
                 raise MaemmError(f"{self.folder} holds other files; choose an empty or a new folder")
             self._file = (self.folder / RECORD).open("a+", encoding="utf-8")
-        except OSError as error:
-            raise MaemmError(f"cannot write to {self.folder} ({error.strerror}); choose another folder") from error
+        except (OSError, ValueError) as error:  # the latter: a NUL in its name
+            reason = getattr(error, "strerror", None) or error
+            raise MaemmError(f"cannot write to {self.folder} ({reason}); choose another folder") from error
         try:
             self._lock()
             self._compare()

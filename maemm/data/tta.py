@@ -13,7 +13,8 @@ from maemm.contract.rng import Rng
 class TtaModality:
     """Wraps a modality in the worker so that batches hold ``count`` views of each sample, one after the other."""
 
-    side_inputs: Sequence[str] = ()  # classifiers need none
+    side_inputs: Sequence[str] = ()  # classifiers need none ...
+    whole_samples = False  # ... so that nothing is asked of how samples are read
 
     def __init__(self, inner: Modality, count: int):
         self.inner, self.count = inner, count

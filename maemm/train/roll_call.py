@@ -28,7 +28,7 @@ def missing_ranks(group: str, rank: int, ranks: int, gave_up: bool) -> list[int]
         with contextlib.suppress(RuntimeError, ValueError):  # the store is gone with its process
             store = dist.distributed_c10d._get_default_store()
             store.set_timeout(timedelta(seconds=PATIENCE_S))
-            missing.extend(_missing(store, f"maemm/{group}", rank, ranks, gave_up))
+            missing[:] = _missing(store, f"maemm/{group}", rank, ranks, gave_up, missing)
 
     thread = threading.Thread(target=ask, daemon=True)  # a store in a process that is stopped never answers
     thread.start()
@@ -36,9 +36,12 @@ def missing_ranks(group: str, rank: int, ranks: int, gave_up: bool) -> list[int]
     return list(missing)
 
 
-def _missing(store: Any, name: str, rank: int, ranks: int, gave_up: bool) -> list[int]:
+def _missing(store: Any, name: str, rank: int, ranks: int, gave_up: bool, latest: list[int]) -> list[int]:
+    """``latest``: who was missing so far, for one that gave up: the process that holds the store may end meanwhile."""
+
     def missing() -> list[int]:
-        return [other for other in range(ranks) if not store.check([f"{name}/{other}"])]
+        latest[:] = [other for other in range(ranks) if not store.check([f"{name}/{other}"])]
+        return latest
 
     if gave_up:
         store.set(f"{name}/over", "yes")

@@ -168,7 +168,7 @@ def test_missing_methods(broken):
     error = broken(parts("def tokenize(self, prepared):\n    return None", base="Modality", init=""))
     assert "plugin 'toy' (Toy) lacks connect(): Create the parameters; called once by ``maemm.build``" in error
     assert "embed(): Embed the tokens ``index`` (R, V), and only those -> (R, V, D)." in error
-    assert "target(): What predictions of the tokens ``index`` (R, M) are compared with: (R, M, O) float32." in error
+    assert "target(): What predictions of the tokens ``index`` (R, M) are compared with: (R, M, T) float32." in error
     assert "tokenize()" not in error and "(modalities.toy: toy); add it to the class" in error
 
 

@@ -109,13 +109,13 @@ BROKEN = {
     ),
     "part option type": (
         ("ratio: 0.5", "ratio: high"),
-        "{mean, std, low, high}, got 'high' (r.yaml, line 2)",
+        "{mean, std, low, high} | {start, end, over, shape}, got 'high' (r.yaml, line 2)",
     ),
     "part name": (
         ("type: vit", "type: vitt"),
         "unknown encoder 'vitt' at encoder (r.yaml, line 3); did you mean 'vit'?",
     ),
-    "no type": (("type: full, ", ""), "decoder has no type (r.yaml, line 4); known decoders: conv, full"),
+    "no type": (("type: full, ", ""), "decoder has no type (r.yaml, line 4); known decoders: conv, cross,"),
     "type of type": (("type: vit", "type: 3"), "encoder.type must be a name, got 3"),
     "part as number": (("{type: full, dim: 16}", "7"), "decoder must be a name or a mapping, got 7 (r.yaml, line 4)"),
     "modality": (

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from maemm.contract.errors import MaemmError
+from maemm.model import probes
 from maemm.model.decoders.full import Full
 from maemm.model.encoders.streams import Streams
 from maemm.model.encoders.vit import ViT
 from maemm.model.model import Model
 from maemm.tasks._shared.inputs import open_encoder
 from maemm.tasks.embed.run import embed
-from maemm.tasks.probe import neighbours
 
 from .device import gpu
 from .verbs import VERBS, model_of, numbers, source_of
@@ -46,7 +46,7 @@ def autocast(monkeypatch) -> dict[str, set[bool]]:
         watch(encoder, "forward", "encoder", "cuda")
     watch(Full, "forward", "decoder", "cuda")
     watch(Model, "preprocess", "preprocess", "cuda")
-    watch(neighbours, "_unit", "similarity", "cuda")
+    watch(probes, "_unit", "similarity", "cuda")
     return noted
 
 

@@ -175,5 +175,4 @@ def _parquet_files(
         raise MaemmError(
             f"the split {split!r} is not in Parquet files ({root}); leave out streaming, or convert the data set"
         )
-    protocol = f"{files[0].split('://')[0]}://" if "://" in files[0] else "/"
-    return Storage(protocol, patience=patience), files
+    return Storage(files[0].rpartition("/")[0], patience=patience), files

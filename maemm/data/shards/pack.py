@@ -21,6 +21,7 @@ from maemm.data.shards.storage import Storage, is_url
 from maemm.registry.make import part_of
 
 MEGABYTES, SAMPLES = 256, 10_000  # of a shard, at most
+_PATIENCE_S = 30.0  # for which a storage is asked again
 _HEADERS = 1536  # bytes that a member takes in a tar file besides its content, at most
 
 OnProgress = Callable[[int, int], object]  # samples or shards done, all
@@ -93,7 +94,7 @@ def index_shards(
         pattern = pattern.split("/")[-1]
     if out is None and is_url(root):
         raise MaemmError(f"an index cannot be written to {folder}; give a folder for it: --out FOLDER")
-    storage = Storage(folder)
+    storage = Storage(folder, patience=_PATIENCE_S)
     try:
         names = names_of(storage, pattern)
     except OSError as error:

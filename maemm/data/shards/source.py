@@ -24,6 +24,8 @@ from maemm.data.shards.catalog import INDEX, NO_LABEL, SEVERAL, Catalog, Place, 
 from maemm.data.shards.parquet import Parquet
 from maemm.data.shards.storage import Range, Storage, is_url
 
+_FIRST_S = 15.0  # for which a storage is asked again before anything of it was read
+_FIRST_S = 15.0  # for which a storage is asked again before anything of it was read
 _AT_ONCE = 32  # samples that are fetched together
 _BESIDE = ("cls", "json", "txt")  # endings that are no signal, unless a part asks for them
 
@@ -190,15 +192,17 @@ def open_shards(
         raise MaemmError("shards have no data.list; give their folder or URL as data.root")
     if not root:
         raise MaemmError("no shards are given; set data.root to the folder or URL that holds them")
-    holder = Storage(root, options=storage, patience=retry_seconds)
-    index_at = (
-        None if index is None else Storage(index, options=storage if is_url(index) else None, patience=retry_seconds)
-    )
+    first = min(retry_seconds, _FIRST_S)  # a wrong name should not be asked for as long as a server that was there
+    holder = Storage(root, options=storage, patience=first)
+    index_at = None if index is None else Storage(index, options=storage if is_url(index) else None, patience=first)
     if files := _parquet_files(holder):
-        return Parquet(holder, files, _parts(name, source, parts, {}), columns or {}, label)
+        rows = Parquet(holder, files, _parts(name, source, parts, {}), columns or {}, label)
+        holder.patience = retry_seconds
+        return rows
     if columns is not None or label is not None:
         raise MaemmError("columns and label are for Parquet files (data.source); labels of tar files are their .cls")
     catalog = _catalog(holder, index_at)
+    holder.patience = (index_at or holder).patience = retry_seconds
     kept = None if cache is None else Cache(expanded(cache), int(cache_gb * 1e9), catalog.digest)
     return Shards(catalog, _parts(name, source, parts, catalog.parts), kept)
 

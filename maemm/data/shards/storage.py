@@ -15,7 +15,7 @@ from maemm.data.bad_samples import reason_of
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0  # between tries; each is twice the one before, and a random part of it
 _REQUEST_S = 60.0  # that one request may take
 #: Errors that another try does not mend.
-_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ValueError, TypeError)
 _TRANSIENT_STATUS = (408, 425, 429)  # of those in 400 .. 499, where the request itself is at fault
 
 
@@ -36,7 +36,9 @@ class Storage:
     """
 
     def __init__(self, root: str, *, options: Mapping[str, Any] | None = None, patience: float = 300.0):
-        self.root, self.patience, self.options = root.rstrip("/"), patience, dict(options or {})
+        self.root, self.patience, self.options = root.rstrip("/") or "/", patience, dict(options or {})
+        if self.root.endswith(":"):
+            raise MaemmError(f"{root} names no bucket or server (data.root); write {root}NAME")
         self.is_local = not is_url(root) or root.startswith("file://")
         if self.is_local:
             self.root = str(expanded(root.removeprefix("file://")))

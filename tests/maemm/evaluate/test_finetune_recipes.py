@@ -61,6 +61,8 @@ BEFORE = {
     "pointcloud/finetune/point_mae_tiny_modelnet10": "pointcloud/point_mae_tiny_modelnet10",
     "cav/finetune/cav_mae_as20k": "cav/cav_mae_base",
     "cav/finetune/cav_mae_tiny_cpu": "cav/cav_mae_tiny_cpu",
+    "multimae/finetune/base": "multimae/base",
+    "multimae/finetune/tiny_cpu": "multimae/tiny_cpu",
 }
 
 

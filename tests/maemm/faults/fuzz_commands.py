@@ -46,6 +46,8 @@ RIGHT: dict[str, list[list[str]]] = {  # command lines that work
         ["check", "few.npz", "--recipe", "tiny.yaml", "-o", "x.csv"],
         ["stats", "few.npz", "--recipe", "run", "--workers", "0"],
         ["pack", "clips", "packed", "--as", "video", "--workers", "0"],
+        ["pack", "pictures", "shards", "--as", "shards", "--recipe", "tiny.yaml", "--workers", "0", "--samples", "2"],
+        ["index", "shards", "--workers", "0"],
     ],
     "pretrain": [["tiny.yaml", "few.npz", "out=new"], ["run"], ["tiny.yaml", "data.root=few.npz", "out=run"]],
     "reconstruct": [["run", "few.npz", "-o", "x.png", "count=1"]],
@@ -57,6 +59,7 @@ RIGHT: dict[str, list[list[str]]] = {  # command lines that work
     "retrieve": [["run", "few.npz", "--pair", "image,image"]],
     "score": [["run", "few.npz", "-o", "x.csv", "--plans", "1"], ["run", "few.npz", "-o", "x.npz"]],
     "diagnose": [["run", "few.npz", "--samples", "16", "--alone", "--ratios", "0.5", "-o", "x.html"]],
+    "modalities": [["run", "few.npz", "-o", "x", "samples=8"], ["run", "--inputs", "image", "visible=0.5"]],
     "parity": [["tiny.yaml", "few.npz", "--steps", "10", "--seeds", "2", "--change", "train.clip_grad=1"]],
     "ablate": [
         ["tiny.yaml", "few.npz", "--set", "decoder.depth=1,2", "--steps", "2", "--seeds", "1", "--measures", "knn"],

@@ -27,7 +27,8 @@ def shrunk(name, overrides):
         for key, value in SMALL.items()
         if key in (recipe.get(part) or {})
     }
-    return config.load(name, {**changes, "train.batch": 2, "train.micro_batch": None, **overrides})
+    batch = 2 * (recipe["data"].get("aug_repeats") or 1)
+    return config.load(name, {**changes, "train.batch": batch, "train.micro_batch": None, **overrides})
 
 
 def two_steps(name, dist_context, overrides=None):
@@ -46,8 +47,11 @@ def two_steps(name, dist_context, overrides=None):
     for key, parameter in trainable.items():
         parameter.register_hook(lambda gradient, key=key: sizes.__setitem__(key, float(gradient.abs().max())))
 
+    # Two samples, as often as the recipe repeats them: views are told from those of other samples.
+    rows = 2 * (recipe["data"].get("aug_repeats") or 1)
+
     def batch(step):
-        rng = Rng((0, step, dist_context.rank), range(2), 2)
+        rng = Rng((0, step, dist_context.rank), range(rows), rows)
         examples = {key: _example(modality, rng) for key, modality in state.model.modalities.items()}
         sets = state.model.plan_sets(examples, rng)
         counts = {key: value.float() for key, value in state.model.counts(sets[0]).items()}
@@ -55,7 +59,9 @@ def two_steps(name, dist_context, overrides=None):
         if state.model.head is not None:
             many = recipe["objectives"]["classify"].get("loss") == "sigmoid"
             labels = torch.eye(2, state.model.head.classes) if many else torch.arange(2)
-        return MicroBatches(step, [sets[0]], counts, [["a", "b"]], [labels])
+            labels = labels.repeat_interleave(rows // 2, 0)
+        ids = [str(row * 2 // rows) for row in range(rows)]
+        return MicroBatches(step, [sets[0]], counts, [ids], [labels])
 
     unused = leave_out_unused(state, batch(0))
     sizes.clear()
@@ -72,11 +78,15 @@ def _example(modality, rng):
     """With the side inputs that the recipe's target reads beside samples: a number for every token."""
     from dataclasses import replace
 
-    x = modality.example(2, rng)
+    rows = len(rng.rows)
+    x = modality.example(rows, rng)
     if not modality.side_inputs:
         return x
-    numbers = torch.arange(2 * modality.tokenize(x).count).view(2, -1)
-    return replace(x, info={**x.info, **dict.fromkeys(modality.side_inputs, numbers)})
+    numbers = torch.arange(rows * modality.tokenize(x).count).view(rows, -1)
+    sides = dict.fromkeys(modality.side_inputs, numbers)
+    if "regions" in sides:
+        sides["regions"] = torch.arange(4, dtype=torch.uint8).view(4, 1, 1).expand(rows, 4, *x.x.shape[2:])
+    return replace(x, info={**x.info, **sides})
 
 
 def main(cases, out):
