@@ -33,7 +33,7 @@ def model():
 @pytest.fixture(scope="module")
 def result(model, tmp_path_factory) -> tuple[Modalities, dict]:
     folder = tmp_path_factory.mktemp("modalities")
-    result = modalities(model, samples=30, batch=16, workers=0, pictures=2, out=folder, echo=lambda line: None)
+    result = modalities(model, samples=30, batch=16, workers=0, pictures=3, out=folder, echo=lambda line: None)
     return result, json.loads((folder / "results.json").read_text())
 
 

@@ -77,7 +77,8 @@ def _some(model: Model, source: Source, count: int) -> Mapping[str, Preprocessed
 def _rows(
     model: Model, batch: Mapping[str, Preprocessed], subset: Subset, visible: float, count: int
 ) -> dict[str, Rows]:
-    rng = Rng((0, "modalities"), range(count), count)
+    samples = _count(batch)
+    rng = Rng((0, "modalities"), range(samples), samples)
     with evaluating(model):
         inputs = planned(model, batch, subset, visible, rng)
         return rows_of_inputs(model, inputs, on_host(model.predict(inputs).pred), count)
