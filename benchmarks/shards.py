@@ -18,6 +18,7 @@ import json
 import resource
 import tempfile
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,6 @@ class Simulated(AbstractFileSystem):
 
     protocol = "simulated"
     sample = _sample()
-    bytes_read = 0
-
-    def _open(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         if path.endswith(".bin"):
@@ -67,13 +64,9 @@ class Simulated(AbstractFileSystem):
         return {"size": len(self.cat_file(path)), "type": "file"}
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
-        data = self._content(path, start or 0, end)
-        Simulated.bytes_read += len(data)
-        return data
+        return self._content(path, start or 0, end)
 
     def _content(self, path: str, start: int, end: int | None) -> bytes:
-        import zlib
-
         if path.endswith("index.json"):
             names = [
                 {"name": f"s-{number:06d}.tar", "samples": EACH, "bytes": EACH * len(self.sample), "version": ""}

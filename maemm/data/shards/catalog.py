@@ -12,14 +12,14 @@ import json
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from maemm.contract.errors import MaemmError
+from maemm.contract.errors import DataLost, MaemmError
 from maemm.data.atomic import write_json, write_whole
 from maemm.data.bad_samples import reason_of
 from maemm.data.shards import tar
@@ -151,7 +151,9 @@ class Catalog:
         parts = self.index_at.read_ranges(ranges)
         for part in parts:
             if isinstance(part, OSError):
-                raise MaemmError(f"the index of the shards cannot be read ({part})")
+                raise DataLost(
+                    f"the index of the shards cannot be read any more ({part}); start the same command again"
+                )
         return parts  # type: ignore[return-value]
 
     def _opened(self) -> np.ndarray:
@@ -286,6 +288,3 @@ def expand(pattern: str) -> Iterator[str]:
     for choice in choices:
         for end in expand(after):
             yield f"{before}{choice}{end}"
-
-
-OnShard = Callable[[int, int], object]  # shards done, all

@@ -25,7 +25,6 @@ from maemm.data.shards.parquet import Parquet
 from maemm.data.shards.storage import Range, Storage, is_url
 
 _FIRST_S = 15.0  # for which a storage is asked again before anything of it was read
-_FIRST_S = 15.0  # for which a storage is asked again before anything of it was read
 _AT_ONCE = 32  # samples that are fetched together
 _BESIDE = ("cls", "json", "txt")  # endings that are no signal, unless a part asks for them
 
@@ -56,7 +55,7 @@ class Shards(Source):
     def label(self, index: int) -> Label | None:
         label = self.catalog.label(index)
         if label == SEVERAL:
-            return _label_of(tar.members(self._bytes(index))[1], multilabel=True)
+            return _labels_of(tar.members(self._bytes(index))[1])
         return None if label == NO_LABEL else label
 
     def read(self, index: int, rng: Rng) -> Sample:
@@ -74,7 +73,7 @@ class Shards(Source):
             raise ValueError(f"its shard has only {', '.join(members)} of it; set data.source.parts.NAME.endings")
         label = self.catalog.label(index)
         if label == SEVERAL:
-            return Sample(raw, key, _label_of(members, multilabel=True))
+            return Sample(raw, key, _labels_of(members))
         return Sample(raw, key, None if label == NO_LABEL else label)
 
     def read_ahead(self, indices: Sequence[int]) -> None:
@@ -113,9 +112,9 @@ class Shards(Source):
         for number, data in zip(
             absent, self.catalog.storage.read_ranges([ranges[number] for number in absent]), strict=True
         ):
-            results[number] = self._checked(data, places[number])
-            if self.cache is not None and isinstance(data, bytes):
-                self.cache.put(ranges[number], data)
+            checked = results[number] = self._checked(data, places[number])
+            if self.cache is not None and isinstance(checked, bytes):
+                self.cache.put(ranges[number], checked)
         return results  # type: ignore[return-value]
 
     def _checked(self, data: bytes | OSError, place: Place) -> bytes | Exception:
@@ -146,7 +145,8 @@ def _ending_for(part: Part, members: Mapping[str, bytes], *, alone: bool) -> str
     return next((ending for ending in members if ending not in _BESIDE), None)
 
 
-def _label_of(members: Mapping[str, bytes], *, multilabel: bool) -> Label | None:
+def _labels_of(members: Mapping[str, bytes]) -> Label | None:
+    """Labels of a sample that has several; None: it has no .cls."""
     text = members.get("cls")
     return None if text is None else tuple(int(word) for word in text.decode().split())
 

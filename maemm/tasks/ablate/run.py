@@ -89,27 +89,41 @@ def ablate(
     measurer = Measurer(base, study.measures, data=probe, test=test, samples=study.samples)
     ablation = Ablation(study, folder, measurer.protocol(), measurer.words(), notes=[*measurer.notes])
     with folder_locked(folder, user="ablation", log=say):
-        try:
-            if baselines:
-                ablation.baselines = _baselines(folder, measurer, study.seeds)
-                ablation.notes = [*measurer.notes]
-            say(f"{folder}   {len(study.variants)} variants, {study.seeds} seeds: {len(trials)} runs")
-            for outcome in _outcomes(trials, measurer, jobs, say):
-                ablation.outcomes.append(outcome)
-                ablation.notes += [note for note in outcome.notes if note not in ablation.notes]
-                say(f"{len(ablation.outcomes)}/{len(trials)}  {_line(outcome)}")
-                ablation.write()
-        except (Interrupted, KeyboardInterrupt):
-            done = sum(1 for outcome in ablation.outcomes if not outcome.error)
-            say(f"Stopped: {done} of {len(trials)} runs are finished. The same command continues.")
-            raise
-        finally:
-            ablation.outcomes.sort(key=lambda x: ([v.name for v in study.variants].index(x.variant), x.seed))
-            _write_page(ablation, say)
-        ablation.write()
+        _run_all(ablation, trials, measurer, jobs=jobs, baselines=baselines, say=say)
     if len(ablation.failed) == len(trials):
         raise MaemmError(f"all {len(trials)} runs failed (the first: {ablation.failed[0].error}); see {folder / PAGE}")
     return ablation
+
+
+def _run_all(
+    ablation: Ablation,
+    trials: list[Trial],
+    measurer: Measurer,
+    *,
+    jobs: int,
+    baselines: bool,
+    say: Callable[[str], Any],
+) -> None:
+    """Train and measure what is not done yet; results and the page are written in any case."""
+    study = ablation.study
+    try:
+        if baselines:
+            ablation.baselines = _baselines(ablation.folder, measurer, study.seeds)
+            ablation.notes = [*measurer.notes]
+        say(f"{ablation.folder}   {len(study.variants)} variants, {study.seeds} seeds: {len(trials)} runs")
+        for outcome in _outcomes(trials, measurer, jobs, say):
+            ablation.outcomes.append(outcome)
+            ablation.notes += [note for note in outcome.notes if note not in ablation.notes]
+            say(f"{len(ablation.outcomes)}/{len(trials)}  {_line(outcome)}")
+            ablation.write()
+    except (Interrupted, KeyboardInterrupt):
+        done = sum(1 for outcome in ablation.outcomes if not outcome.error)
+        say(f"Stopped: {done} of {len(trials)} runs are finished. The same command continues.")
+        raise
+    finally:
+        ablation.outcomes.sort(key=lambda x: ([v.name for v in study.variants].index(x.variant), x.seed))
+        _write_page(ablation, say)
+    ablation.write()
 
 
 def _with_data(overrides: Mapping[str, Any] | Iterable[str] | None, data: str | os.PathLike) -> Any:
