@@ -1,7 +1,7 @@
 """The ranks of a distributed run: who we are, agreement before each step, sums over ranks.
 
-``torchrun`` (or anything that sets its environment variables, or a process group that exists already) makes several
-ranks. Without it there is one, and every method here works locally.
+``torchrun``, ``srun``, ``mpirun`` (:mod:`maemm.ui.launchers`) or a process group that exists already make several
+ranks. Without them there is one, and every method here works locally.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gc
 import inspect
 import os
 import pickle
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,12 +26,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maemm.contract.errors import MaemmError
 from maemm.train.roll_call import PATIENCE_S, missing_ranks
-from maemm.train.signals import Interrupted
+from maemm.train.signals import HANGUP, Interrupted
+from maemm.ui.launchers import Place, launcher_ended, meeting_point, place
 
 T = TypeVar("T")
 RANK_TIMEOUT_S = 4 * 3600.0
 # What a rank says in an agreement: whether it has failed, the first ranks first, a signal, how many bytes follow.
 _SIGNAL_AT, _FAILED_AT = 40, 48  # bits
+_GPU_OF_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_PER_TASK")  # srun: each task has GPUs of its own
 
 
 class PeerFailed(MaemmError):
@@ -225,31 +228,33 @@ class DistContext:
 
 
 def start(rank_timeout_s: float = RANK_TIMEOUT_S, *, timeout_s: float = 1800.0) -> DistContext:
-    """Join the process group that the environment describes, or one that exists already.
+    """Join the process group that the environment describes (torchrun, srun, mpirun), or one that exists already.
 
     gloo on CPUs, NCCL between GPUs. ``rank_timeout_s``: that ranks wait for one which works alone. ``timeout_s``: that
     collectives of a step may take, in which all ranks take part at once. Raises :class:`MaemmError` where there are
-    more ranks than GPUs.
+    more ranks than GPUs, and where the environment contradicts itself.
     """
     cuda = torch.cuda.is_available()
     if dist.is_available() and dist.is_initialized():
         return _of_process_group(cuda, False, rank_timeout_s)
-    world_size = _from_environment("WORLD_SIZE", 1)
-    if world_size == 1:
+    where = place()
+    if where.world_size == 1:
         return DistContext(device=_device(cuda))
-    local_rank = _from_environment("LOCAL_RANK", 0)
-    if cuda and local_rank >= torch.cuda.device_count():
-        raise MaemmError(
-            f"local rank {local_rank} has no GPU, this machine has {torch.cuda.device_count()}; "
-            "start at most one process per GPU (torchrun --nproc-per-node)"
-        )
     if cuda:
-        torch.cuda.set_device(local_rank)
+        torch.cuda.set_device(_gpu_of(where))
+    address, port = meeting_point(where)
+    # A process whose launcher has set torchrun's variables meets as torch does: torchrun itself may hold the store.
+    options: dict[str, Any] = {}
+    if where.launcher:
+        host = f"[{address}]" if ":" in address else address
+        options = {"init_method": f"tcp://{host}:{port}", "rank": where.rank, "world_size": where.world_size}
     try:
-        dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s))
+        with _left_without_launcher():
+            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), **options)
     except (RuntimeError, ValueError) as error:
         raise MaemmError(
-            f"the {world_size} ranks cannot connect to each other ({one_line(error)}); start them with torchrun"
+            f"the {where.world_size} ranks cannot connect to each other ({one_line(error)}); start them with torchrun "
+            "or srun, all with the same MASTER_ADDR and MASTER_PORT"
         ) from error
     return _of_process_group(cuda, True, rank_timeout_s)
 
@@ -268,12 +273,37 @@ def _device(cuda: bool) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
 
 
-def _from_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, "")
+def _gpu_of(where: Place) -> int:
+    """The GPU of this rank. Raises :class:`MaemmError` where there is none for it."""
+    gpus = torch.cuda.device_count()
+    if gpus == 1 and where.launcher == "srun" and any(os.environ.get(name) for name in _GPU_OF_TASK):
+        return 0  # a task sees no GPU but its own
+    if where.local_rank >= gpus:
+        raise MaemmError(
+            f"local rank {where.local_rank} has no GPU, this machine has {gpus}; start at most one process per GPU "
+            "(torchrun --nproc-per-node, srun --ntasks-per-node)"
+        )
+    return where.local_rank
+
+
+@contextmanager
+def _left_without_launcher() -> Iterator[None]:
+    """End this process if torchrun ends within the block: others would be waited for that nobody starts.
+
+    Nothing has been done until then. Later the ranks themselves see it between two steps, and save.
+    """
+    met = threading.Event()
+
+    def watch() -> None:
+        while not met.wait(0.5):
+            if launcher_ended():
+                os._exit(128 + HANGUP)
+
+    threading.Thread(target=watch, daemon=True).start()
     try:
-        return int(text) if text else default
-    except ValueError:
-        raise MaemmError(f"the environment variable {name} is {text!r}, not a number; start with torchrun") from None
+        yield
+    finally:
+        met.set()
 
 
 def _named(missing: list[int]) -> str:

@@ -1,4 +1,8 @@
-"""Signals: remember the first one, and let the running step finish."""
+"""Signals: remember the first one, and let the running step finish.
+
+Exit statuses of a run: 0 where it is finished, 2 after what its user can mend, 1 after a fault of the program, and
+128 + the signal's number once it has saved because of SIGINT (130), SIGTERM (143), SIGUSR1 (138) or SIGHUP (129).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from maemm.ui.launchers import launcher_ended
+
 REPEAT_S = 1.0  # torchrun forwards one Ctrl-C twice within milliseconds; a person takes longer
+HANGUP = 1  # SIGHUP, which Windows does not have
 # SIGUSR1: what batch systems send ahead of a time limit; SIGHUP: the terminal has been closed
 _NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
@@ -23,13 +30,19 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """Calling it returns the number of the first signal received, or 0. A second Ctrl-C raises KeyboardInterrupt."""
+    """Calling it returns the number of the first signal received, or 0. A second Ctrl-C raises KeyboardInterrupt.
+
+    A launcher (torchrun) that is gone is as a terminal that is: SIGHUP. Its ranks would train on unseen, and keep the
+    folder of the run from the next start.
+    """
 
     def __init__(self) -> None:
         self.signum = 0
         self._received_at = 0.0
 
     def __call__(self) -> int:
+        if not self.signum and launcher_ended():
+            self.signum = HANGUP
         return self.signum
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
