@@ -124,14 +124,17 @@ class Toys:
         self.lines = []
         return train_recipe(recipe or self.recipe(**overrides), echo=self.lines.append)
 
-    def start(self, recipe, processes=1):
-        """Train in other processes -> a list of them, or the only one."""
+    def start(self, recipe, processes=1, environment=None):
+        """Train in other processes -> a list of them, or the only one.
+
+        ``environment(rank)``: what their launcher tells each, instead of torchrun's variables.
+        """
         if processes == 1:
             started = [Other(self._folder, recipe)]
         else:
             shared = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-            ranks = range(processes)
-            started = [Other(self._folder, recipe, RANK=str(r), LOCAL_RANK=str(r), **shared) for r in ranks]
+            tell = environment or (lambda rank: {"RANK": str(rank), "LOCAL_RANK": str(rank), **shared})
+            started = [Other(self._folder, recipe, **tell(rank)) for rank in range(processes)]
         self._started += started
         return started if processes > 1 else started[0]
 
