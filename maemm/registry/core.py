@@ -85,6 +85,7 @@ CORE = Plugin(
         "adam": "train.optim:adam",
         "sgd": "train.optim:sgd",
         "lars": "train.optim:lars",
+        "muon": "train.muon:muon",
     },
     schedules={
         "cosine": "train.schedules:cosine",

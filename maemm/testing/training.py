@@ -18,7 +18,9 @@ def train_state_of(model: Model) -> TrainState:
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
     optimizer = make_optimizer(model, {}, [parameter for _, phase in phases for parameter in phase.parameters])
     set_lr(optimizer, LR)
-    states = [PhaseState(name, phase, make_phase_optimizer(phase, f"objectives.{name}")) for name, phase in phases]
+    states = [
+        PhaseState(name, phase, make_phase_optimizer(phase, f"objectives.{name}", model)) for name, phase in phases
+    ]
     return TrainState(model, model, optimizer, DistContext(), seed=0, batch=BATCH, steps=STEPS, phases=states)
 
 

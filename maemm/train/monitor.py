@@ -188,7 +188,7 @@ def _setting(recipe: Mapping[str, Any], state: TrainState, samples: int, warmup:
         clip=state.clip,
         masked=state.model.masked,
         samples=samples,
-        adaptive="adam" in type(state.optimizer).__name__.lower(),
+        adaptive=any("adam" in base.__name__.lower() for base in type(state.optimizer).__mro__),
         trained_encoder=trained / max(sum(p.numel() for p in encoder), 1),
         freezes=bool(train.get("freeze")) or (train.get("trainable") or "all") != "all",
     )

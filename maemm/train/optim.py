@@ -2,13 +2,20 @@
 
 An optimiser of the registry is a function of the groups of :func:`parameter_groups` and of options, which are keywords
 with defaults; one of them is ``weight_decay``. The groups hold the weight decay already, and the learning rate is set
-before every step, so that the function uses neither: ``return Lion(groups, lr=0.0, betas=betas)``.
+before every step, so that the function uses neither: ``return Lion(groups, lr=0.0, betas=betas)``. One that treats
+hidden matrices in their own way has a second parameter, ``matrices``: {name of a parameter: number of matrices that
+stand one below the other in it} (:func:`maemm.model.matrices.hidden_matrices`), with names as in the groups.
+
+A step that must not be done (a loss that is not finite, a spike) is left out. Where the optimiser has
+``_step_supports_amp_scaling = True``, as torch's fused ones have, that is decided on the device: its ``step`` changes
+nothing where ``self.found_inf``, a scalar that is there during the step alone, is above 0. Otherwise the host waits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from inspect import signature
 from typing import Any
 
 import torch
@@ -20,6 +27,7 @@ from maemm.config.options import check, options_of
 from maemm.contract import Phase
 from maemm.contract.errors import MaemmError, advice
 from maemm.contract.options import NonNegative, Positive, Rate
+from maemm.model.matrices import hidden_matrices
 from maemm.model.model import Model
 from maemm.train.schedules import decay_curve
 
@@ -152,7 +160,7 @@ def adamw(
         eps: added to the root of the second moment
         weight_decay: decoupled weight decay
     """
-    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=_fused(groups))
+    return torch.optim.AdamW(groups, betas=betas, eps=eps, fused=has_fused_kernels(groups))
 
 
 def adam(
@@ -169,7 +177,7 @@ def adam(
         eps: added to the root of the second moment
         weight_decay: L2 penalty
     """
-    return torch.optim.Adam(groups, betas=betas, eps=eps, fused=_fused(groups))
+    return torch.optim.Adam(groups, betas=betas, eps=eps, fused=has_fused_kernels(groups))
 
 
 def sgd(groups: list[dict[str, Any]], *, momentum: Rate = 0.9, weight_decay: NonNegative = 0.0) -> Optimizer:
@@ -179,7 +187,7 @@ def sgd(groups: list[dict[str, Any]], *, momentum: Rate = 0.9, weight_decay: Non
         momentum: momentum of the gradient
         weight_decay: L2 penalty
     """
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=_fused(groups))
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=has_fused_kernels(groups))
 
 
 def lars(
@@ -207,7 +215,7 @@ def _matrices_and_vectors(group: dict[str, Any]) -> Iterable[dict[str, Any]]:
             yield group | chosen | {"always_adapt": adapt}
 
 
-def _fused(groups: list[dict[str, Any]]) -> bool:
+def has_fused_kernels(groups: list[dict[str, Any]]) -> bool:
     """Whether torch has one kernel for all parameters, which can also skip a step without synchronising the host."""
     parameters = [p for group in groups for p in group["params"]]
     return all(p.device.type in ("cuda", "cpu") and p.is_floating_point() for p in parameters)
@@ -216,35 +224,47 @@ def _fused(groups: list[dict[str, Any]]) -> bool:
 def make_optimizer(model: nn.Module, train: Mapping[str, Any], without: Collection[nn.Parameter] = ()) -> Optimizer:
     """The optimiser for a recipe's ``train``: ``optimizer`` (default ``adamw``), ``no_decay``, ``layer_decay``,
     ``head_lr_scale``; for all parameters but those of ``without``."""
-    name, options = registry.part_of(train.get("optimizer"), default="adamw")
-    make = registry.find("optimizers", name)
-    options = check(make, options, "train.optimizer")
-    if "weight_decay" not in options_of(make):
-        raise MaemmError(f"{registry.describe_owner(make)} has no option weight_decay (train.optimizer); add it")
-    decay = options.get("weight_decay", options_of(make)["weight_decay"].default)
+    make, options, decay = _part(train.get("optimizer"), "train.optimizer")
     no_decay = train.get("no_decay")
     layers, head = train.get("layer_decay") or 1.0, train.get("head_lr_scale") or 1.0
     lr_scale = layer_scales(model, layers, head) if layers != 1 or head != 1 else None
     patterns = NO_DECAY if no_decay is None else no_decay
     groups = parameter_groups(model, decay, patterns, lr_scale, without, bool(train.get("decay_all")))
-    return make(groups, **options)
+    return make(groups, **_matrices(make, groups, model), **options)
 
 
-def make_phase_optimizer(phase: Phase, where: str) -> Optimizer:
-    """The optimiser for the parameters of a phase; ``where`` names it in messages."""
-    name, options = registry.part_of(phase.optimizer)
-    make = registry.find("optimizers", name)
-    options = check(make, options, where)
-    if "weight_decay" not in options_of(make):
-        raise MaemmError(f"{registry.describe_owner(make)} has no option weight_decay (train.optimizer); add it")
-    decay = options.get("weight_decay", options_of(make)["weight_decay"].default)
+def make_phase_optimizer(phase: Phase, where: str, model: nn.Module | None = None) -> Optimizer:
+    """The optimiser for the parameters of a phase; ``where`` names it in messages, ``model`` is what they belong to."""
+    make, options, decay = _part(phase.optimizer, where)
     groups: dict[float, dict[str, Any]] = {}
     for number, parameter in enumerate([*phase.parameters, *phase.shared]):
         key = 0.0 if parameter.ndim <= 1 else decay
         group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": key, "lr_scale": phase.lr_scale})
         group["params"].append(parameter)
         group["names"].append(str(number))
-    return make(list(groups.values()), **options)
+    listed = list(groups.values())
+    return make(listed, **_matrices(make, listed, model), **options)
+
+
+def _part(spec: Any, where: str) -> tuple[Any, dict[str, Any], float]:
+    """(function, checked options, weight decay) of an optimiser of a recipe."""
+    name, options = registry.part_of(spec, default="adamw")
+    make = registry.find("optimizers", name)
+    options = check(make, options, where)
+    if "weight_decay" not in options_of(make):
+        raise MaemmError(f"{registry.describe_owner(make)} has no option weight_decay (train.optimizer); add it")
+    return make, options, options.get("weight_decay", options_of(make)["weight_decay"].default)
+
+
+def _matrices(make: Any, groups: Sequence[Mapping[str, Any]], model: nn.Module | None) -> dict[str, dict[str, int]]:
+    """The argument ``matrices``, for an optimiser that asks for it."""
+    if "matrices" not in signature(make).parameters:
+        return {}
+    counts: dict[int, int] = {}
+    if model is not None:
+        counts = {id(model.get_parameter(name)): count for name, count in hidden_matrices(model).items()}
+    named = [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
+    return {"matrices": {name: counts[id(parameter)] for name, parameter in named if id(parameter) in counts}}
 
 
 # ------------------------------------------------------------------------------------------------- stepping

@@ -30,6 +30,8 @@ from maemm.weights.building import check_values
 from maemm.weights.checkpoints import Checkpoint
 from maemm.weights.describe import some_of
 
+_TINY = 6  # side of a parameter on which an optimiser is tried; a multiple of the matrices that a parameter may hold
+
 
 class Unusable(MaemmError):
     """What is in the way of resuming from a checkpoint; an older one may do."""
@@ -207,7 +209,7 @@ def _named(group: dict[str, Any], where: str) -> Iterator[tuple[str, int]]:
 
 
 def _options(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, Any], where: str) -> dict[str, Any]:
-    """Options of a group. Those of torch and timm are set by the recipe; others may keep numbers there that change."""
+    """Options of a group. The recipe sets those of torch, timm and maemm; others may keep numbers there that change."""
     result = dict(group)
     for key in (group.keys() & saved.keys()) - {"params", "names"}:
         kinds = _kind(group[key]), _kind(saved[key])
@@ -215,7 +217,7 @@ def _options(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, Any],
             continue
         if kinds[0] != kinds[1]:
             raise Unusable(f"{where}: {key} is {saved[key]!r:.40}, not like {group[key]!r:.40}")
-        if not type(optimizer).__module__.startswith(("torch.", "timm.")):
+        if not type(optimizer).__module__.startswith(("torch.", "timm.", "maemm.")):
             result[key] = saved[key]
     return result
 
@@ -233,7 +235,7 @@ def _kind(value: Any) -> Any:
 
 def _template(optimizer: Optimizer, group: dict[str, Any], parameter: Tensor) -> dict[str, Any] | None:
     """The state that the optimiser makes for a tiny parameter of as many axes; None where that cannot be told."""
-    tiny = torch.zeros((2,) * parameter.ndim, dtype=parameter.dtype, device=parameter.device)
+    tiny = torch.zeros((_TINY,) * parameter.ndim, dtype=parameter.dtype, device=parameter.device)
     tiny.grad = torch.zeros_like(tiny)
     probe = object.__new__(type(optimizer))
     probe.__dict__.update(optimizer.__dict__)
@@ -259,7 +261,7 @@ def _check_state(where: str, state: dict[str, Any], parameter: Tensor, template:
         if _is_number(expected, None):
             if not _is_number(value, expected) or (key == "step" and value < 0):
                 raise Unusable(f"{where}: {key} is not a number of the kind that the optimiser counts with")
-        elif isinstance(expected, Tensor) and expected.shape == (2,) * parameter.ndim:
+        elif isinstance(expected, Tensor) and expected.shape == (_TINY,) * parameter.ndim:
             _compare(where, key, value, parameter.shape, expected.dtype)
         elif type(value) is not type(expected):
             raise Unusable(f"{where}: {key} is a {type(value).__name__}, not a {type(expected).__name__}")

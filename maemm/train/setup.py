@@ -157,7 +157,7 @@ def make_train_state(
         ema=ema,
         mixed=bool(recipe["data"].get("mix")),
         phases=[
-            PhaseState(name, phase, make_phase_optimizer(phase, f"objectives.{name}, phase {phase.name}"))
+            PhaseState(name, phase, make_phase_optimizer(phase, f"objectives.{name}, phase {phase.name}", model))
             for name, phase in phases
         ],
         init=init,
