@@ -22,21 +22,24 @@ from .decoding.watchdog import Decoder
 from .lists import EXTENSIONS
 
 _BLOCK = 64  # frames decoded at a time
-_TICKS = 90_000  # of the packed file's clock, per second
-_QUALITY = {"video": 21, "frames": 90}
-_RANGE = {"video": (0, 51), "frames": (1, 100)}  # of CRF and of JPEG's quality
+_TICKS = {"mpeg4": 60_000, "h264": 90_000}  # of the packed file's clock, per second; MPEG-4 counts to 65,535
+_ENCODERS = {"mpeg4": "mpeg4", "h264": "libx264"}
+_QUALITY = {"mpeg4": 4, "h264": 21, "frames": 90}
+_RANGE = {"mpeg4": (1, 31), "h264": (0, 51), "frames": (1, 100)}  # of the quantiser, of CRF, of JPEG's quality
 
 
 class Videos(Packer):
     """Rewrite videos to be small and fast to decode. Lists of the original names work on the packed folder.
 
     Options
-        kind: video: H.264 in mp4 without B-frames; frames: a folder of JPEG files for each video, the fastest to read;
+        kind: video: an mp4 file without B-frames; frames: a folder of JPEG files for each video, the fastest to read;
             both keep the time stamps
+        codec: for kind video: mpeg4, or h264, which takes half as long again to decode and has smaller files
         side: pixels of the short side; smaller videos are not enlarged; null: unchanged
         group: for kind video: frames from one key frame to the next; 1: only key frames, the fastest
         every: keep every so many-th frame; divide a recipe's stride by it
-        quality: H.264's CRF for kind video (0 .. 51, lower is better), JPEG's for frames (1 .. 100); null: 21 and 90
+        quality: MPEG-4's quantiser (1 .. 31, lower is better), H.264's CRF (0 .. 51, lower is better), or JPEG's
+            quality (1 .. 100); null: 4, 21 or 90
         backend: decoder: av, decord or torchcodec
         seconds: time limit for decoding 64 frames, beyond which the video is unreadable; null: no limit
     """
@@ -47,6 +50,7 @@ class Videos(Packer):
         self,
         *,
         kind: Literal["frames", "video"] = "video",
+        codec: Literal["mpeg4", "h264"] = "mpeg4",
         side: Annotated[int, Ge(2)] | None = 256,
         group: PositiveInt = 4,
         every: PositiveInt = 1,
@@ -55,17 +59,20 @@ class Videos(Packer):
         seconds: Positive | None = 60.0,
     ):
         check_backend(backend)
-        low, high = _RANGE[kind]
-        self.quality = _QUALITY[kind] if quality is None else quality
+        form = codec if kind == "video" else kind
+        low, high = _RANGE[form]
+        self.quality = _QUALITY[form] if quality is None else quality
         if not low <= self.quality <= high:
-            raise MaemmError(f"quality is {quality} (quality=); give {low} to {high} for kind={kind}")
-        self.kind, self.side, self.group, self.every = kind, side, group, every
+            raise MaemmError(f"quality is {quality} (quality=); give {low} to {high} for {form}")
+        self.kind, self.codec, self.side, self.group, self.every = kind, codec, side, group, every
         self.decoder = Decoder(backend, seconds)
 
     def about(self) -> dict[str, Any]:
         """The options that determine the content of the files."""
         group = {"group": self.group} if self.kind == "video" else {}
-        return {"kind": self.kind, "side": self.side, **group, "every": self.every, "quality": self.quality}
+        # Packs were of H.264 before there was a choice: theirs continue with codec=h264.
+        codec = {"codec": self.codec} if self.kind == "video" and self.codec != "h264" else {}
+        return {"kind": self.kind, **codec, "side": self.side, **group, "every": self.every, "quality": self.quality}
 
     def place(self, path: str) -> str:
         """``a/b.avi`` -> ``a/b.mp4``, or the folder ``a/b`` of frames."""
@@ -78,7 +85,7 @@ class Videos(Packer):
         if self.kind == "frames":
             _write_frames(new, frames, times, self.quality)
         else:
-            _write_video(new, frames, times, self.group, self.quality)
+            _write_video(new, frames, times, self.codec, self.group, self.quality)
 
     def _frames(self, video: VideoFile) -> Iterator[np.ndarray]:
         """The frames (H, W, 3) uint8 to pack, resized."""
@@ -102,25 +109,33 @@ class Videos(Packer):
         return np.asarray(picture)
 
 
-def _write_video(path: Path, frames: Iterator[np.ndarray], times: np.ndarray, group: int, quality: int) -> None:
+def _write_video(
+    path: Path, frames: Iterator[np.ndarray], times: np.ndarray, codec: str, group: int, quality: int
+) -> None:
     """``times``: the seconds at which frames appear, stored as time stamps."""
     import av
 
-    stamps = np.maximum.accumulate(np.round((times - times[0]) * _TICKS).astype(np.int64) - np.arange(len(times)))
+    ticks = _TICKS[codec]
+    stamps = np.maximum.accumulate(np.round((times - times[0]) * ticks).astype(np.int64) - np.arange(len(times)))
     stamps += np.arange(len(times))  # strictly ascending despite rounding
     rate = (len(times) - 1) / max(times[-1] - times[0], 1e-3) if len(times) > 1 else 25
 
-    options = {"crf": str(quality), "g": str(group), "bf": "0", "threads": "1", "preset": "veryfast",
-               "tune": "fastdecode"}  # fmt: skip
+    options = {"g": str(group), "bf": "0", "threads": "1"}
+    if codec == "h264":
+        options |= {"crf": str(quality), "preset": "veryfast", "tune": "fastdecode"}
+    else:
+        options |= {"qmin": str(quality), "qmax": str(quality)}
     with av.open(str(path), "w", format="mp4") as container:
         stream = None
         for pixels, stamp in zip(frames, stamps.tolist(), strict=True):
             if stream is None:
-                stream = container.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001), options=options)
+                stream = container.add_stream(
+                    _ENCODERS[codec], rate=Fraction(rate).limit_denominator(1001), options=options
+                )
                 stream.height, stream.width, stream.pix_fmt = *pixels.shape[:2], "yuv420p"
-                stream.codec_context.time_base = Fraction(1, _TICKS)
+                stream.codec_context.time_base = Fraction(1, ticks)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = stamp, Fraction(1, _TICKS)
+            frame.pts, frame.time_base = stamp, Fraction(1, ticks)
             container.mux(stream.encode(frame))
         assert stream is not None  # a video has a frame
         container.mux(stream.encode())

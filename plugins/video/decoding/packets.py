@@ -35,7 +35,8 @@ class Timeline:
         self._offsets = [Fraction(0)]  # seconds, of each of the files
         self._part: dict[int, int] = {}  # which file each stream is in
         self._last: dict[int, int] = {}  # decoding time stamp of each stream, as stored
-        self._end = Fraction(0)  # seconds, moved
+        self._reached: dict[int, tuple[int, Any]] = {}  # where each stream ends in its file: (stamp, its time base)
+        self._end = Fraction(0)  # seconds, moved: where the files before end
 
     def moved(self, packets: Iterable[Any]) -> Iterator[Any]:
         """``packets`` in the order of the file, with their time stamps moved."""
@@ -46,21 +47,27 @@ class Timeline:
             yield packet
 
     def _move(self, packet: Any, stamp: int) -> None:
-        stream, base = packet.stream.index, Fraction(packet.time_base)
-        length = packet.duration or 0
+        # Whole numbers alone for every packet: fractions took a tenth of the time of a clip.
+        stream, length = packet.stream.index, packet.duration or 0
         part = self._part.setdefault(stream, 0)
         # Stamps are rounded: only a step of more than a frame is one.
         if stream in self._last and stamp < self._last[stream] - length:
             self.broken = True
+            self._end = max(self._end, *(self._moved_end(other) for other in self._reached))
+            del self._reached[stream]
             part = self._part[stream] = part + 1
             if part == len(self._offsets):
-                self._offsets.append(self._end - stamp * base)
+                self._offsets.append(self._end - stamp * Fraction(packet.time_base))
         self._last[stream] = stamp
-        offset = self._offsets[part]
-        self._end = max(self._end, (stamp + length) * base + offset)
-        if offset:
-            ticks = round(offset / base)
+        end, base = self._reached.get(stream) or (stamp + length, packet.time_base)
+        self._reached[stream] = max(end, stamp + length), base
+        if offset := self._offsets[part]:
+            ticks = round(offset / Fraction(base))
             if packet.pts is not None:
                 packet.pts += ticks
             if packet.dts is not None:
                 packet.dts += ticks
+
+    def _moved_end(self, stream: int) -> Fraction:
+        end, base = self._reached[stream]
+        return end * Fraction(base) + self._offsets[self._part[stream]]

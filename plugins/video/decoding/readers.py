@@ -13,6 +13,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from .limits import check_bytes
 from .packets import OPTIONS, Timeline, stored_packets
@@ -27,6 +28,7 @@ _INDEXED = {
 }  # containers in which seeking finds key frames; others are read from the start
 _LOST = 0.25  # fraction of the requested frames that may be missing (frames that are never shown, as in VP8)
 _SHORT = 0.1  # fraction of frames by which other containers' headers may be wrong, or that may repeat a time stamp
+_ONE_THREAD = {"threads": 1} if "threads" in (VideoReformatter.reformat.__doc__ or "") else {}  # not in old releases
 
 av.logging.set_level(None)  # FFmpeg writes thousands of warnings to stderr
 
@@ -41,9 +43,11 @@ class AvReader:
 
     def __init__(self, path: str, partial: bool = False):
         self.path = path
-        with _Opened(path) as (container, stream):
+        self._file = _Opened(path)
+        with self._file as (container, stream):
             scan = _Scan(container, stream)
             formats = set(container.format.name.split(","))
+            self._file.stays_open = scan.whole and bool(formats & _INDEXED)  # for the first seek: opening costs 1 ms
             declared, base, self._size = stream.frames, float(stream.time_base), (stream.height, stream.width)
         self._stamps, self._joined = scan.stamps, scan.joined
         self._keys = scan.keys if formats & _INDEXED else scan.keys[:0]
@@ -67,18 +71,19 @@ class AvReader:
         stamps = self._stamps[index]
         key = self._keys[self._keys <= stamps[0]][-1:]
         if len(key) and key[0] > self._stamps[0]:
-            with _Opened(self.path) as (container, stream):
+            with self._file as (container, stream):
                 container.seek(int(key[0]), stream=stream)
                 first = next(container.demux(stream), None)
                 if first is not None and first.is_keyframe and first.pts == key[0]:
                     return self._decode(stamps, container, stream, first)
-        with _Opened(self.path) as (container, stream):  # from the start: slower, but never wrong
+        self._file.close()
+        with self._file as (container, stream):  # from the start: slower, but never wrong
             return self._decode(stamps, container, stream)
 
     def _decode(self, stamps: np.ndarray, container: Any, stream: Any, first: Any = None) -> np.ndarray:
         """The frames with these time stamps; ``first``: a packet that was already read."""
         images: dict[int, np.ndarray] = {}  # by time stamp
-        last = None
+        last, colours = None, _Colours()
         check_bytes(len(stamps), stream.height, stream.width)
         packets = container.demux(stream) if first is None else chain([first], container.demux(stream))
         packets = Timeline().moved(packets) if self._joined else packets
@@ -87,7 +92,7 @@ class AvReader:
                 continue
             for stamp in stamps[len(images) :].tolist():
                 if stamp <= frame.pts:
-                    images[stamp] = _pixels(frame if stamp == frame.pts or last is None else last, images)
+                    images[stamp] = colours.of(frame if stamp == frame.pts or last is None else last)
             last = frame
             if len(images) == len(stamps):
                 break
@@ -101,29 +106,43 @@ class AvReader:
 
 
 class _Opened:
-    """Context manager of a container and its first video stream."""
+    """Context manager of a container and its first video stream. With ``stays_open`` the next ``with`` has the same."""
 
     def __init__(self, path: str):
-        self.path = path
+        self.path, self.stays_open = path, False
+        self._opened: tuple[Any, Any] | None = None
 
     def __enter__(self) -> tuple[Any, Any]:
+        if self._opened is None:
+            self._opened = self._open()
+        self.stays_open = False
+        return self._opened
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is not None or not self.stays_open:
+            self.close()
+
+    def close(self) -> None:
+        """Close it, where it is open."""
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened[0].close()
+
+    def _open(self) -> tuple[Any, Any]:
         try:
-            self.container = av.open(self.path, options=OPTIONS)
+            container = av.open(self.path, options=OPTIONS)
         except EOFError:  # FFmpeg's, which is neither OSError nor ValueError
             raise ValueError("has no frame that can be read") from None
         try:
-            streams = [stream for stream in self.container.streams.video if stream.codec_context is not None]
+            streams = [stream for stream in container.streams.video if stream.codec_context is not None]
             if not streams:
-                raise ValueError(f"has no picture{', only sound' if self.container.streams.audio else ''}")
+                raise ValueError(f"has no picture{', only sound' if container.streams.audio else ''}")
             streams[0].codec_context.thread_count = 1
             streams[0].codec_context.thread_type = "NONE"
-            return self.container, streams[0]
+            return container, streams[0]
         except BaseException:
-            self.container.close()
+            container.close()
             raise
-
-    def __exit__(self, *_: Any) -> None:
-        self.container.close()
 
 
 class _Scan:
@@ -131,12 +150,12 @@ class _Scan:
 
     Both are (n,) int64, ascending; there are no ``keys`` if one comes after a frame that is shown later, or if time
     stamps step back (``joined``): such files are read from the start. ``stored`` packets are there, of which ``shown``
-    are not left out by an edit list.
+    are not left out by an edit list. ``whole``: the file was read to its end without an error.
     """
 
     def __init__(self, container: Any, stream: Any):
         stamps, keys, ordered, last = [], [], True, -np.inf
-        self.stored = 0
+        self.stored, self.whole = 0, False
         timeline = Timeline()
         try:
             for packet in timeline.moved(container.demux(stream)):
@@ -151,6 +170,7 @@ class _Scan:
                     keys.append(stamp)
                 last = max(last, stamp)
                 stamps.append(stamp)
+            self.whole = True
         except (av.error.FFmpegError, EOFError):
             pass  # the frames so far count; the reader compares their number with the header's
         self.joined, self.shown = timeline.broken, len(stamps)
@@ -199,16 +219,28 @@ def _frames(packets: Iterable[Any], context: Any, stamps: set[int]) -> Iterator[
                 return
 
 
-def _pixels(frame: Any, images: dict[int, np.ndarray]) -> np.ndarray:
-    """RGB of a frame, in the size of the earlier ``images`` (some files change it), rotated as the file says."""
-    width, height = frame.width, frame.height
-    turns = frame.rotation // 90 % 4
-    if images:
-        height, width = next(iter(images.values())).shape[:2]
-        if turns % 2:
-            height, width = width, height
-    pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-    return np.rot90(pixels, turns) if turns else pixels
+class _Colours:
+    """RGB of the frames of one request, by one converter.
+
+    PyAV's ``VideoFrame.to_ndarray`` makes a converter for each frame, with a thread for each core: six times the work
+    for the same pixels.
+    """
+
+    def __init__(self) -> None:
+        self.converter = VideoReformatter()
+        self.size: tuple[int, int] | None = None  # of the first frame; some files change it
+
+    def of(self, frame: Any) -> np.ndarray:
+        """(H, W, 3) uint8, rotated as the file says."""
+        width, height = frame.width, frame.height
+        turns = frame.rotation // 90 % 4
+        if self.size is not None:
+            height, width = self.size[::-1] if turns % 2 else self.size
+        converted = self.converter.reformat(frame, width, height, "rgb24", **_ONE_THREAD)
+        pixels = converted.to_ndarray()
+        pixels = np.rot90(pixels, turns) if turns else pixels
+        self.size = self.size or pixels.shape[:2]
+        return pixels
 
 
 class DecordReader(AvReader):

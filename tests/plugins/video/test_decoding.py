@@ -48,6 +48,29 @@ def test_any_frames_are_the_right_ones(videos, name):
         assert (reader.frames_at(index) == whole[index]).all()
 
 
+@pytest.mark.parametrize("name", ["yuv420p", "yuv422p", "yuv444p10le", "nv12", "gray", "rgb24", "yuva420p"])
+@pytest.mark.parametrize("size", [(37, 53), (240, 320)])
+def test_colours_are_those_of_the_library(name, size):
+    """One converter for all frames of a request, also where a file changes its size, gives what one for each does."""
+    numbers, colours = np.random.default_rng(0), readers._Colours()
+    for height, width in (size, (size[0] + 3, size[1] - 5)):
+        pixels = numbers.integers(0, 255, (height, width, 3), np.uint8)
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=name)
+        assert (colours.of(frame) == frame.to_ndarray(format="rgb24", width=size[1], height=size[0])).all()
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_reader_gives_the_same_frames_however_often_it_is_asked(videos, name):
+    """The first request goes on in the container that was opened to count the frames, later ones open another."""
+    reader, asked = AvReader(str(videos[name])), [[12, 17], [12, 17], [0, 3], [16, 18]]
+    answers = [reader.frames_at(index) for index in asked]
+    for index, answer in zip(asked, answers, strict=True):
+        assert (AvReader(str(videos[name])).frames_at(index) == answer).all()
+        other = AvReader(str(videos[name]))
+        other._file.close()
+        assert (other.frames_at(index) == answer).all()
+
+
 @pytest.mark.parametrize("name", HEALTHY)
 def test_decord_and_av_are_bit_identical(videos, name):
     pytest.importorskip("decord")

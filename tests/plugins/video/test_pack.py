@@ -1,6 +1,7 @@
 """Packed videos: small, quick to decode, with the same frames at the same times."""
 
 import csv
+import json
 import shutil
 
 import numpy as np
@@ -31,24 +32,39 @@ def packed(home, name, **options):
     return pack(home / "raw", home / name, Videos(seconds=None, **options))
 
 
-@pytest.mark.parametrize("group", [1, 4])
-def test_videos_are_packed_small_and_with_short_groups(home, group):
-    done = packed(home, "packed", side=32, group=group)
+@pytest.mark.parametrize(("codec", "group"), [("mpeg4", 1), ("mpeg4", 4), ("h264", 4)])
+def test_videos_are_packed_small_and_with_short_groups(home, codec, group):
+    done = packed(home, "packed", side=32, codec=codec, group=group)
     assert (done.written, done.there, [one.id for one in done.bad]) == (2, 0, ["b/bad.mp4"])
     before, after = (VideoFile(str(home / p), HERE) for p in ("raw/a/one.mp4", "packed/a/one.mp4"))
     assert len(after) == len(before) == 40 and np.allclose(after.times, before.times, atol=1e-3)
     assert after.frames_at([0]).shape == (1, 32, 44, 3)  # 42.7 wide, and even
     with av.open(str(home / "packed/a/one.mp4")) as container:
+        assert container.streams.video[0].codec_context.name == codec
         packets = [p for p in container.demux(video=0) if p.size]
     assert [p.pts for p in packets] == sorted(p.pts for p in packets)  # no B-frames
     assert sum(p.is_keyframe for p in packets) == 40 // group
 
 
-def test_the_same_pictures_at_the_same_times(home, videos, picture):
+def test_a_pack_of_h264_from_before_there_was_a_choice_continues(home):
+    """Its settings were these, without a codec; those of today's default are told from them."""
+    packed(home, "packed", codec="h264")
+    (home / "packed/a/one.mp4").unlink()
+    record = json.loads((home / "packed/.pack.json").read_text())
+    assert {key: record[key] for key in record if key != "source"} == {
+        "kind": "video", "side": 256, "group": 4, "every": 1, "quality": 21,
+    }  # fmt: skip
+    assert packed(home, "packed", codec="h264").written == 1
+    with pytest.raises(MaemmError, match="a pack with other settings .codec: None -> mpeg4"):
+        packed(home, "packed")
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "h264"])
+def test_the_same_pictures_at_the_same_times(home, videos, picture, codec):
     shutil.copy(videos["variable"], home / "raw" / "variable.mp4")
-    packed(home, "packed", side=None)
+    packed(home, "packed", side=None, codec=codec)
     before, after = (VideoFile(str(home / p / "variable.mp4"), HERE) for p in ("raw", "packed"))
-    assert np.allclose(after.times - after.times[0], before.times - before.times[0], atol=1e-3)
+    assert np.allclose(after.times - after.times[0], before.times - before.times[0], atol=1e-4)
     assert np.abs(after.frames_at([7])[0].astype(int) - picture(7)).mean() < 12
 
 
@@ -118,8 +134,9 @@ def _draw():
         ({"side": 0}, "side must be int >= 2"),
         ({"group": -1}, "group must be int >= 1"),
         ({"every": 0}, "every must be int >= 1"),
-        ({"quality": 60}, "quality is 60 .* 0 to 51"),
-        ({"kind": "frames", "quality": 0}, "1 to 100 for kind=frames"),
+        ({"quality": 60}, "quality is 60 .* 1 to 31 for mpeg4"),
+        ({"codec": "h264", "quality": 60}, "quality is 60 .* 0 to 51 for h264"),
+        ({"kind": "frames", "quality": 0}, "1 to 100 for frames"),
     ],
 )
 def test_wrong_options_are_one_line(options, text):
