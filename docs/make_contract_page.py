@@ -31,10 +31,21 @@ Tutorials that use it are [plugins.md](plugins.md) and, for sets, [sets.md](sets
 a plugin against it.
 """
 COMMAND = "python docs/make_contract_page.py > docs/contract.md"
-DATA = ("Sample", "Preprocessed", "Tokens", "Plan", "ModalityInput", "Latents", "Term", "Output", "ExportedState")
+DATA = (
+    "Sample",
+    "Preprocessed",
+    "Tokens",
+    "Plan",
+    "ModalityInput",
+    "Latents",
+    "Term",
+    "Output",
+    "ExportedState",
+    "TrackedRun",
+)
 PARTS = (
     "Source", "Modality", "Masking", "PerModalityMasking", "Encoder", "Decoder", "Target", "Objective", "Phase",
-    "Head", "CheckpointFormat",
+    "Head", "CheckpointFormat", "Tracker",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ from maemm.config.messages import join, validate, value_text
 from maemm.config.options import part_problems
 from maemm.config.paths import with_expanded_paths
 from maemm.config.schema import BASE_LR, TRAIN_PARTS, DataConfig, SetConfig, TrainConfig, key_types
+from maemm.config.stages import NAME as STAGE_NAME
 from maemm.config.stages import problems as stage_problems
 from maemm.contract.errors import MaemmError, advice
 
@@ -231,7 +232,26 @@ class _Checker:
             default = TrainConfig.model_fields[key].default
             spec = value if isinstance(value, (str, dict)) else train[key]
             train[key] = self.part(role, spec, f"train.{key}", default)
+        train["trackers"] = self.trackers(self.layer.get("train.trackers"))
         return train
+
+    def trackers(self, value: Any) -> dict[str, Any] | None:
+        """``NAME``, ``{type: NAME, **options}``, a list of these, or ``{NAME: options}`` -> the last."""
+        specs = value if isinstance(value, list) else [value]
+        if isinstance(value, dict) and not isinstance(value.get("type"), str):
+            named = list(_without_nulls(value).items())
+        else:
+            named = [(x.get("type") if isinstance(x, dict) else x, x) for x in specs if isinstance(x, (str, dict))]
+        trackers: dict[str, Any] = {}
+        for name, spec in named:
+            where = f"train.trackers.{name}"
+            if not isinstance(name, str) or not STAGE_NAME.fullmatch(name):
+                self.add(f"{value_text(name)} cannot be the name of a tracker", "train.trackers", "write {type: NAME}")
+            elif name in trackers:
+                self.add(f"{where} is given twice", "train.trackers", "leave one out")
+            else:
+                trackers[name] = self.part("trackers", spec, where, default=name)
+        return trackers or None
 
     def init(self) -> str | dict[str, Any] | None:
         """A path, or ``{weights: PATH, parts: [...], strict: ..., **settings}`` with what the weights do not record."""

@@ -183,7 +183,10 @@ class TrainConfig(_Keys):
         14400.0, description="seconds that ranks wait for one which works alone, such as on a checkpoint"
     )
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
-    tensorboard: bool = Field(False, description="also write TensorBoard files")
+    tensorboard: bool = Field(False, description="also write TensorBoard files; short for train.trackers=tensorboard")
+    trackers: str | list[str | dict[str, Any]] | dict[str, Any] | None = Field(
+        None, description="where to report the run: NAME, [NAME, ...] or {NAME: {OPTION: VALUE}}, such as wandb"
+    )
     peak_tflops: Positive | None = Field(
         None,
         description="TFLOP/s that a device can do, for the MFU in the log; null: by its name, or measured; on a CPU no "

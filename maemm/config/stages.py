@@ -17,7 +17,7 @@ from maemm.contract.errors import MaemmError, advice
 
 NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)  # a stage: part of a dotted key, and the name of a folder
 # What a run folder holds beside its stages.
-RESERVED = ("best", "checkpoints", "evaluate", "pictures", "tensorboard")
+RESERVED = ("best", "checkpoints", "evaluate", "pictures", "tensorboard", "trackers")
 NOT_IN_STAGES = ("stages", "stage", "out", "name")
 
 Check = Callable[[Layer, str | None, bool], dict[str, Any]]

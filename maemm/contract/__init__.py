@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from maemm.contract.networks import Decoder, Encoder, Head
     from maemm.contract.rng import Rng
     from maemm.contract.source import Source
+    from maemm.contract.tracking import TrackedRun, Tracker
     from maemm.contract.version import CONTRACT_VERSION
 
 _NAMES = {
@@ -57,6 +58,7 @@ _NAMES = {
     "modality": ("Modality",),
     "networks": ("Decoder", "Encoder", "Head",),
     "source": ("Source",),
+    "tracking": ("TrackedRun", "Tracker"),
     "rng": ("Rng",),
     "version": ("CONTRACT_VERSION",),
 }  # fmt: skip
@@ -90,6 +92,8 @@ __all__ = [
     "Target",
     "Term",
     "Tokens",
+    "TrackedRun",
+    "Tracker",
     "gather_tokens",
 ]
 

@@ -92,4 +92,8 @@ CORE = Plugin(
         "constant": "train.schedules:constant",
         "step": "train.schedules:step",
     },
+    trackers={
+        "tensorboard": "train.trackers.tensorboard:TensorBoard",
+        "wandb": "train.trackers.wandb:WandB",
+    },
 )

@@ -25,6 +25,7 @@ ROLES = (
     "heads",
     "optimizers",
     "schedules",
+    "trackers",
     "weights",
     "packs",
     "samples",
@@ -61,6 +62,7 @@ class Plugin:
     heads: Mapping[str, str] = field(default_factory=dict)
     optimizers: Mapping[str, str] = field(default_factory=dict)
     schedules: Mapping[str, str] = field(default_factory=dict)
+    trackers: Mapping[str, str] = field(default_factory=dict)
     weights: Mapping[str, str] = field(default_factory=dict)
     packs: Mapping[str, str] = field(default_factory=dict)
     samples: Mapping[str, str] = field(default_factory=dict)

@@ -30,6 +30,7 @@ BASES = {
     "targets": contract.Target,
     "objectives": contract.Objective,
     "heads": contract.Head,
+    "trackers": contract.Tracker,
     "weights": contract.CheckpointFormat,
     "packs": Packer,
 }

@@ -1,4 +1,4 @@
-"""The metrics of a run: means over steps, times and memory, written to metrics.jsonl and TensorBoard."""
+"""The metrics of a run: means over steps, times and memory, written to metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -160,24 +160,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _finite(inner) for key, inner in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def tensorboard(folder: Path, step: int) -> Any:
-    """A SummaryWriter that drops events after ``step``. Raises :class:`MaemmError` where tensorboard is missing."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MaemmError(
-            "train.tensorboard needs the package 'tensorboard'; run: pip install 'maemm[tensorboard]'"
-        ) from error
-    return SummaryWriter(str(folder), purge_step=step + 1)
-
-
-def to_tensorboard(writer: Any, row: Mapping[str, Any]) -> None:
-    """The numbers of a log line as scalars; nested ones as ``terms/NAME``."""
-    for name, value in row.items():
-        pairs = value.items() if isinstance(value, Mapping) else [("", value)]
-        for inner, number in pairs:
-            if isinstance(number, int | float) and name != "step":
-                writer.add_scalar(f"{name}/{inner}" if inner else name, number, row["step"])
-    writer.flush()

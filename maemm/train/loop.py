@@ -19,7 +19,7 @@ from maemm.data.order import ShuffledBatches
 from maemm.train import compiling, distributed
 from maemm.train.callback import Callback, side_product
 from maemm.train.console import Console, first_line, left_out_line
-from maemm.train.distributed import DistContext
+from maemm.train.distributed import DistContext, one_line
 from maemm.train.fetch import Fetch
 from maemm.train.monitor import Monitor
 from maemm.train.nonfinite import NonFiniteWatch
@@ -31,6 +31,7 @@ from maemm.train.schedules import learning_rate, shortened_warmup, warmup_epochs
 from maemm.train.setup import make_loader, make_order, make_train_state, refuse_too_large_steps
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
 from maemm.train.step import MicroBatches, leave_out_unused, take_step
+from maemm.train.tracking import Trackers, send_rest
 from maemm.train.validation import Validator
 from maemm.weights import BEST
 from maemm.weights.checkpoints import Checkpoint
@@ -75,6 +76,7 @@ def train(
         if resume_from is not None and resume_from.step >= steps:
             advice = "" if goes_on else "; raise train.epochs to continue, or set another out= for a new run"
             console.log(f"{folder.path} is finished ({resume_from.step} steps){advice}")
+            dist_context.on_rank0(lambda: send_rest(recipe, folder, console.log))
             return folder.path
         stack.callback(console.end)
         stack.enter_context(compiling.compiler_settings())
@@ -92,6 +94,7 @@ def train(
                 callback or Callback(),
             )
         )
+        stack.push(run.leave)
         run.resume(resume_from)
         run.train(interrupts)
         run.train_state.net = run.train_state.model  # drops DDP, which holds the process group that ends here
@@ -150,7 +153,9 @@ class Run:
         # What it leaves behind.
         self.log = RunLog(recipe, folder, self.train_state, console, order.steps_per_epoch)
         self.saves = Saves(recipe, folder, self.train_state, source, held_out, self._progress, console.log)
+        self.trackers = Trackers(recipe, folder, console.log, works=dist_context.is_rank0)
         self.callback = side_product(console.log, "pictures and report", self._begin_callback, Callback())
+        self.ended = False
 
     def resume(self, newest: Checkpoint | None) -> None:
         """Continue from a checkpoint, or from one before it where that holds what this run cannot have written.
@@ -170,6 +175,8 @@ class Run:
         """Drop what an earlier start has written beyond the step from which this one continues."""
         self.log.rewind(self.step)
         self.saves.prune(self.step)
+        self.folder.begin()
+        self._tell("work of a callback at the start", lambda callback: callback.resume(self.step))
 
     # ------------------------------------------------------------------------------------------ the loop
     def train(self, interrupts: Interrupts) -> None:
@@ -241,6 +248,7 @@ class Run:
             if measures:
                 row["alarms"] = [vars(alarm) for alarm in self.monitor.judge(row)]
             self.log.write(row)
+            self._tell("work of a callback on a log line", lambda callback: callback.logged(row))
         if done % self.save_every == 0 and not is_last:
             self._save()
         if done % self.picture_every == 0 and not is_last:
@@ -282,6 +290,12 @@ class Run:
         self.callback.begin(self.train_state, self.loader, self.folder, self.console.log)
         return self.callback
 
+    def _tell(self, title: str, hook: Callable[[Callback], None]) -> None:
+        """Call a hook of the callbacks on rank 0, while the others go on."""
+        if self.dist_context.is_rank0:
+            for callback in (self.callback, self.trackers):
+                side_product(self.console.log, title, partial(hook, callback), None)
+
     def _draw_pictures(self) -> None:
         draw = partial(self.callback.draw_pictures, self.step)
         title = f"pictures of step {self.step}"
@@ -292,11 +306,23 @@ class Run:
         self._draw_pictures()
         self.console.end()
         page = self.dist_context.on_rank0(lambda: side_product(self.console.log, "report", self.callback.finish, None))
-        self.log.close()
+        self._end("finished")
         advice = f"; open {page}" if page else ""
         self.console.log(f"Finished {self.step} steps in {self.folder.path}{self.validator.best_text}{advice}")
         if unreadable := self.bad_samples.summary():
             self.console.log(unreadable)
+
+    def leave(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """At the end of the run's context, however it ends."""
+        if error is not None and not self.ended:
+            failed = not isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
+            self._end("failed" if failed else "stopped", one_line(error) if failed else None)
+
+    def _end(self, state: str, reason: str | None = None) -> None:
+        self.ended = True
+        if self.dist_context.is_rank0:
+            self.folder.note_end(state, self.step, reason)
+        self._tell("work of a callback at the end", lambda callback: callback.end(state))
 
     def _stop(self) -> str:
         """After a signal: save, and return the message for it."""

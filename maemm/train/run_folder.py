@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,12 @@ from maemm.config import RECIPE, diff, dump, load
 from maemm.config.layers import flatten
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import RNG_VERSION
-from maemm.data.atomic import write_text
+from maemm.data.atomic import write_json, write_text
 from maemm.data.locks import folder_locked
 from maemm.train.initialize import InitReport
 from maemm.weights.checkpoints import CHECKPOINTS
 
-METRICS, BAD, INIT = "metrics.jsonl", "bad_samples.jsonl", "init.json"
+METRICS, BAD, INIT, END = "metrics.jsonl", "bad_samples.jsonl", "init.json", "end.json"
 
 # Keys that may change in an existing run: the numbers of a step do not depend on them.
 FREE = {
@@ -28,6 +28,7 @@ FREE = {
     "train.max_nonfinite", "train.rank_timeout", "train.peak_tflops", "train.monitor", "train.monitor.every",
     "train.monitor.samples", "train.monitor.data", "train.monitor.stop_on_alarm",
 }  # fmt: skip
+FREE_BELOW = "train.trackers"  # whatever stands below it is free too
 # Keys that may change too, though the learning rate of the remaining steps changes with them.
 LENGTH = {"train.epochs", "train.steps"}
 # Keys that say where the data lie: they may change where the fingerprint of the data does not.
@@ -46,6 +47,7 @@ class RunFolder:
         self.recipe, self.metrics, self.bad = self.path / RECIPE, self.path / METRICS, self.path / BAD
         self.init = self.path / INIT  # what became of every tensor where the run began with weights
         self.checkpoints, self.pictures = self.path / CHECKPOINTS, self.path / "pictures"
+        self.end = self.path / END  # how the last start ended, unless it runs or was killed
         self.moved: dict[str, str] = {}  # keys that say where the data lie, of those that changed, and how
 
     @contextmanager
@@ -76,6 +78,16 @@ class RunFolder:
         if init is not None:
             text = json.dumps(init.as_dict(), indent=1) + "\n"
             write_text(self.init, text, "what became of the weights of init", advice=advice)
+
+    def begin(self) -> None:
+        """A start begins: nothing is known of how it ends."""
+        self.end.unlink(missing_ok=True)
+
+    def note_end(self, state: str, step: int, reason: str | None) -> None:
+        """``state``: finished, stopped by a signal, or failed for a ``reason``. A full disk is no error here."""
+        about = {"state": state, "step": step, "reason": reason}
+        with suppress(MaemmError):
+            write_json(self.end, about, "how the run has ended")
 
     def check_random_numbers(self, meta: Mapping[str, Any]) -> None:
         """Raises :class:`MaemmError` where the steps before a checkpoint drew their random numbers in another way."""
@@ -142,7 +154,8 @@ def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Cal
     before, after = flatten(old), flatten(new)
     moved = {key: line for key, line in changed.items() if _is_place(key, before.get(key), after.get(key))}
     same = [key for key in ("init", "init.weights") if key in changed and _same_weights(key, before, after)]
-    refused = [line for key, line in changed.items() if key not in FREE | LENGTH | {*moved, *same}]
+    kept = LENGTH | {*moved, *same}
+    refused = [line for key, line in changed.items() if not is_free(key) and key not in kept]
     if refused:
         more = f", and {len(refused) - _LISTED} more keys" if len(refused) > _LISTED else ""
         listed = ", ".join(refused[:_LISTED]) + more
@@ -154,6 +167,11 @@ def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Cal
             "the new length, as the learning rate has followed the old schedule until here"
         )
     return moved
+
+
+def is_free(key: str) -> bool:
+    """Whether a key of an existing run may change, as nothing that it learns depends on it."""
+    return key in FREE or f"{key}.".startswith(f"{FREE_BELOW}.")
 
 
 def _is_place(key: str, old: Any, new: Any) -> bool:

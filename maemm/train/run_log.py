@@ -1,14 +1,13 @@
-"""What a run notes down: means of the steps since the last line, for metrics.jsonl, TensorBoard and the console."""
+"""What a run notes down: means of the steps since the last line, for metrics.jsonl and the console."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from maemm.train.callback import side_product
 from maemm.train.console import Console
 from maemm.train.flops import Utilisation
-from maemm.train.logging import Clock, Means, MetricsFile, peak_memory, tensorboard, to_tensorboard
+from maemm.train.logging import Clock, Means, MetricsFile, peak_memory
 from maemm.train.run_folder import RunFolder
 from maemm.train.step import MicroBatches, StepResult, TrainState, total_baseline
 
@@ -24,7 +23,7 @@ class RunLog:
         console: Console,
         steps_per_epoch: int,
     ):
-        self.recipe, self.folder, self.console = recipe, folder, console
+        self.recipe, self.console = recipe, console
         self.dist_context, self.steps, self.steps_per_epoch = (
             train_state.dist_context,
             train_state.steps,
@@ -35,7 +34,6 @@ class RunLog:
         self.utilisation = Utilisation(train_state, recipe["train"].get("peak_tflops"), console.log)
         self.clock = Clock(recipe["train"]["batch"])
         self.metrics = MetricsFile(folder.metrics)
-        self.tensorboard: Any = None
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from the ``state`` of a checkpoint, or of an empty one; then start the clock."""
@@ -46,8 +44,6 @@ class RunLog:
     def rewind(self, step: int) -> None:
         """On rank 0: drop what an earlier start has written beyond ``step``."""
         self.metrics.rewind(step)
-        if self.recipe["train"].get("tensorboard"):
-            self.tensorboard = tensorboard(self.folder.path / "tensorboard", step)
 
     def add(self, micro_batches: MicroBatches, result: StepResult) -> None:
         """Count a step that has been done; nothing is read from the device."""
@@ -94,22 +90,9 @@ class RunLog:
 
     def _write(self, row: Mapping[str, Any]) -> None:
         self.metrics.write(row)
-        if self.tensorboard is not None:
-            self.tensorboard = side_product(
-                self.console.log, "more TensorBoard files", lambda: self._to_tensorboard(row), None
-            )
         self.console.metrics(row, -(-self.steps // self.steps_per_epoch))
         if hint := self.clock.hint(self.recipe["data"]["workers"]):
             self.console.log(hint)
-
-    def _to_tensorboard(self, row: Mapping[str, Any]) -> Any:
-        to_tensorboard(self.tensorboard, row)
-        return self.tensorboard
-
-    def close(self) -> None:
-        """After the last line."""
-        if self.tensorboard is not None:
-            side_product(self.console.log, "last TensorBoard lines", self.tensorboard.close, None)
 
 
 def _baselines(result: StepResult, baselines: Mapping[str, float]) -> dict[str, Any]:

@@ -17,4 +17,5 @@ plugin = Plugin(
     },
     targets={"average": "contract2:Teacher", "bright": "contract2:Codes", "levels": "contract2:Levels"},
     objectives={"coupled": "parts:Coupled", "adversary": "contract2:Adversary", "columns": "contract2:Columns"},
+    trackers={"notes": "tracking:Notes", "not_here": "tracking:NotHere"},
 )

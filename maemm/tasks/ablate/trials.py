@@ -22,7 +22,7 @@ from maemm.tasks.ablate.measures import Measurer, of_log
 from maemm.tasks.pretrain.report import Report
 from maemm.train.distributed import one_line
 from maemm.train.loop import train
-from maemm.train.run_folder import FREE, RunFolder
+from maemm.train.run_folder import RunFolder, is_free
 from maemm.train.signals import Interrupted
 from maemm.train.step import TrainState
 
@@ -71,7 +71,7 @@ def refuse_another(trial: Trial) -> None:
     if not path.is_file() or not any((trial.folder / "checkpoints").glob("step-*")):
         return
     old = config.load(path, training=True)
-    changed = [line for line in config.diff(old, trial.recipe) if line.partition(": ")[0] not in FREE]
+    changed = [line for line in config.diff(old, trial.recipe) if not is_free(line.partition(": ")[0])]
     if changed:
         more = f", and {len(changed) - 4} more keys" if len(changed) > 4 else ""
         raise MaemmError(

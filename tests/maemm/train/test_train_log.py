@@ -8,7 +8,7 @@ import torch
 
 from maemm.contract.errors import MaemmError
 from maemm.train.console import Console, duration
-from maemm.train.logging import Clock, Means, MetricsFile, tensorboard, to_tensorboard
+from maemm.train.logging import Clock, Means, MetricsFile
 
 FALSE, TRUE = torch.tensor(False), torch.tensor(True)
 
@@ -95,22 +95,3 @@ def test_a_bar_on_a_terminal(monkeypatch, capsys):
 
 def test_durations():
     assert [duration(value) for value in (9.4, 125, 42000)] == ["9 s", "2 min 5 s", "11 h 40 min"]
-
-
-def test_tensorboard_gets_the_figures(tmp_path, monkeypatch):
-    class Writer:
-        def __init__(self, folder, purge_step):
-            self.folder, self.purge_step, self.scalars = folder, purge_step, {}
-
-        def add_scalar(self, name, value, step):
-            self.scalars[name] = value, step
-
-        def flush(self):
-            pass
-
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
-    writer = tensorboard(tmp_path, 278)
-    assert writer.purge_step == 279
-    to_tensorboard(writer, ROW)
-    assert writer.scalars["loss"] == (0.8712, 279) and writer.scalars["terms/reconstruct.toy"] == (0.8712, 279)
-    assert "step" not in writer.scalars
