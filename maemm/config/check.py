@@ -238,6 +238,7 @@ class _Checker:
     def trackers(self, value: Any) -> dict[str, Any] | None:
         """``NAME``, ``{type: NAME, **options}``, a list of these, or ``{NAME: options}`` -> the last."""
         specs = value if isinstance(value, list) else [value]
+        named: list[tuple[Any, Any]]
         if isinstance(value, dict) and not isinstance(value.get("type"), str):
             named = list(_without_nulls(value).items())
         else:
