@@ -100,11 +100,12 @@ def test_a_tracker_that_fails_is_told_of_once_and_gets_the_rest_later(toys, trac
 
 
 def test_a_tracker_that_hangs_is_left_behind(toys, tracked, noted, monkeypatch):
-    monkeypatch.setattr(tracking, "GRACE_S", 0.5)
-    monkeypatch.setattr(tracking, "SAID_AFTER_S", 1.0)
     noted.with_name("HANG").touch()
     tracked["train__trackers"]["notes"]["hang"] = "begin"
-    toys.train(**tracked)
+    with monkeypatch.context() as impatient:
+        impatient.setattr(tracking, "GRACE_S", 0.5)
+        impatient.setattr(tracking, "SAID_AFTER_S", 1.0)
+        toys.train(**tracked)
     assert sum("tracker notes may lack what came after step 0" in line for line in toys.lines) == 1
     assert any("Finished 8 steps" in line for line in toys.lines)
     noted.with_name("HANG").unlink()
