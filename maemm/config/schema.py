@@ -180,7 +180,7 @@ class TrainConfig(_Keys):
     )
     picture_every: PositiveInt | None = Field(None, description="steps between pictures; null: about 10 times")
     rank_timeout: Positive = Field(
-        14400.0, description="seconds that ranks wait for one which works alone, such as on a checkpoint"
+        14400.0, description="seconds that ranks wait for one which works alone, such as on a checkpoint, or hangs"
     )
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
     tensorboard: bool = Field(False, description="also write TensorBoard files; short for train.trackers=tensorboard")

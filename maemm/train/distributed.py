@@ -22,15 +22,17 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from maemm.contract.errors import MaemmError
+from maemm.train.meeting import fresh
 from maemm.train.roll_call import PATIENCE_S, missing_ranks
 from maemm.train.signals import HANGUP, Interrupted
 from maemm.ui.launchers import Place, launcher_ended, meeting_point, place
 
 T = TypeVar("T")
-RANK_TIMEOUT_S = 4 * 3600.0
+RANK_TIMEOUT_S, STEP_TIMEOUT_S = 4 * 3600.0, 1800.0
 # What a rank says in an agreement: whether it has failed, the first ranks first, a signal, how many bytes follow.
 _SIGNAL_AT, _FAILED_AT = 40, 48  # bits
 _GPU_OF_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_PER_TASK")  # srun: each task has GPUs of its own
@@ -54,6 +56,7 @@ class DistContext:
     control_group: Any = None
     owns_group: bool = False  # whether start() made the process group, so that leaving the context ends it
     timeout_s: float = RANK_TIMEOUT_S  # that ranks wait in the control group for one of them
+    step_timeout_s: float = STEP_TIMEOUT_S  # that they wait in a collective of a step
     _late: Exception | None = field(default=None, init=False)  # of rank 0 alone, for the next agreement
 
     @property
@@ -157,16 +160,20 @@ class DistContext:
         except RuntimeError as broken:  # gloo notices at once when a process is gone
             if error is not None:
                 raise error from broken
-            gave_up = "timed out" in str(broken).lower()
-            missing = []
-            if gave_up or time.monotonic() - began > min(PATIENCE_S, self.timeout_s / 2):
-                missing = missing_ranks(self.control_group.group_name, self.rank, self.world_size, gave_up)
-            if gave_up or missing:
-                raise PeerFailed(
-                    f"{_named(missing)} did not answer for {self.timeout_s:g} s: it works on something alone, or hangs "
-                    "(train.rank_timeout); look at its log, or raise it"
-                ) from broken
-            raise PeerFailed("another rank exited; see its log") from broken
+            raise self._peer_failed(broken, time.monotonic() - began, self.timeout_s) from broken
+
+    def _peer_failed(self, broken: RuntimeError, waited_s: float, timeout_s: float) -> PeerFailed:
+        """What to say where a collective failed after at most ``waited_s``, of at most ``timeout_s``."""
+        gave_up = "timed out" in str(broken).lower()
+        missing = []
+        if gave_up or waited_s > min(PATIENCE_S, timeout_s / 2):
+            missing = missing_ranks(self.control_group.group_name, self.rank, self.world_size, gave_up)
+        if gave_up or missing:
+            return PeerFailed(
+                f"{_named(missing)} did not answer for {timeout_s:g} s: it works on something alone, or hangs "
+                "(train.rank_timeout); look at its log, or raise it"
+            )
+        return PeerFailed("another rank exited; see its log")
 
     def _broadcast(self, payload: bytes, size: int, source: int, error: Exception | None) -> bytes:
         """The payload, of ``size`` bytes, of the rank ``source``."""
@@ -216,47 +223,73 @@ class DistContext:
 
     @contextmanager
     def explain_errors(self) -> Iterator[None]:
-        """Around work with collectives: a rank that is gone, or a failed compilation, as a one-line error."""
+        """Around work with collectives: a rank that is gone or hangs, or a failed compilation, as a one-line error."""
+        began = time.monotonic()
         try:
             yield
         except RuntimeError as error:
             if self.world_size > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error)):
-                raise PeerFailed("another rank exited; see its log") from error
+                raise self._peer_failed(error, time.monotonic() - began, self.step_timeout_s) from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise MaemmError(f"torch.compile failed ({one_line(error)[:200]}); set train.compile=false") from error
             raise
 
 
-def start(rank_timeout_s: float = RANK_TIMEOUT_S, *, timeout_s: float = 1800.0) -> DistContext:
+def start(rank_timeout_s: float = RANK_TIMEOUT_S, *, timeout_s: float = STEP_TIMEOUT_S) -> DistContext:
     """Join the process group that the environment describes (torchrun, srun, mpirun), or one that exists already.
 
     gloo on CPUs, NCCL between GPUs. ``rank_timeout_s``: that ranks wait for one which works alone. ``timeout_s``: that
-    collectives of a step may take, in which all ranks take part at once. Raises :class:`MaemmError` where there are
-    more ranks than GPUs, and where the environment contradicts itself.
+    they wait for each other at the start, and in collectives of a step if that is shorter: all take part in those at
+    once. Raises :class:`MaemmError` where there are more ranks than GPUs, and where the environment contradicts itself.
     """
     cuda = torch.cuda.is_available()
     if dist.is_available() and dist.is_initialized():
-        return _of_process_group(cuda, False, rank_timeout_s)
+        return _of_process_group(cuda, False, rank_timeout_s, STEP_TIMEOUT_S)
     where = place()
     if where.world_size == 1:
         return DistContext(device=_device(cuda))
     if cuda:
         torch.cuda.set_device(_gpu_of(where))
     address, port = meeting_point(where)
-    # A process whose launcher has set torchrun's variables meets as torch does: torchrun itself may hold the store.
-    options: dict[str, Any] = {}
-    if where.launcher:
-        host = f"[{address}]" if ":" in address else address
-        options = {"init_method": f"tcp://{host}:{port}", "rank": where.rank, "world_size": where.world_size}
+    step_timeout_s = min(timeout_s, rank_timeout_s)
     try:
         with _left_without_launcher():
-            dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout_s), **options)
+            store = _store(where, address, port, timeout_s)
+            dist.init_process_group(
+                "nccl" if cuda else "gloo",
+                store=store,
+                rank=where.rank,
+                world_size=where.world_size,
+                timeout=timedelta(seconds=timeout_s),
+            )
+            dist_context = _of_process_group(cuda, True, rank_timeout_s, step_timeout_s)
+            _set_timeout(timedelta(seconds=step_timeout_s))  # not before: ranks do not start at the same moment
     except (RuntimeError, ValueError) as error:
         raise MaemmError(
             f"the {where.world_size} ranks cannot connect to each other ({one_line(error)}); start them with torchrun "
             "or srun, all with the same MASTER_ADDR and MASTER_PORT"
         ) from error
-    return _of_process_group(cuda, True, rank_timeout_s)
+    return dist_context
+
+
+def _store(where: Place, address: str, port: int, timeout_s: float) -> dist.Store:
+    """Where the ranks meet: in the store of torchrun, or of rank 0, and there by themselves."""
+    timeout = timedelta(seconds=timeout_s)
+    if where.launcher:
+        host = f"[{address}]" if ":" in address else address
+        meeting = rendezvous(f"tcp://{host}:{port}", where.rank, where.world_size, timeout=timeout)
+    else:  # from torchrun's variables, which say too whether it holds the store
+        meeting = rendezvous("env://", timeout=timeout)
+    store, rank, world_size = next(meeting)
+    return fresh(store, rank, world_size, timeout_s)
+
+
+def _set_timeout(timeout: timedelta) -> None:
+    """Of collectives in the default group from now on."""
+    set_timeout = (
+        getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
+    )  # public from torch 2.14 on
+    set_timeout(timeout)
 
 
 def joined() -> DistContext:
@@ -264,9 +297,10 @@ def joined() -> DistContext:
     return start()
 
 
-def _of_process_group(cuda: bool, owns_group: bool, timeout_s: float) -> DistContext:
+def _of_process_group(cuda: bool, owns_group: bool, timeout_s: float, step_timeout_s: float) -> DistContext:
     control_group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
-    return DistContext(dist.get_rank(), dist.get_world_size(), _device(cuda), control_group, owns_group, timeout_s)
+    rank, world_size, device = dist.get_rank(), dist.get_world_size(), _device(cuda)
+    return DistContext(rank, world_size, device, control_group, owns_group, timeout_s, step_timeout_s)
 
 
 def _device(cuda: bool) -> torch.device:
