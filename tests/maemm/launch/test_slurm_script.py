@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import re
 import signal
-from pathlib import Path
 
 import pytest
+
+from tests.maemm.launch.controller import SLURM_SCRIPT, Slurm
 
 # A rank: says that it runs, and ends as its first word tells; after SIGUSR1 it has saved.
 RANK = """#!/bin/bash
@@ -26,14 +27,15 @@ esac
 
 
 @pytest.fixture
-def job(slurm):
+def job(tmp_path):
     """A controller whose tasks are such ranks."""
-    controller = slurm()
+    controller = Slurm(tmp_path / "slurm")
     rank = controller.folder / "rank"
     rank.write_text(RANK)
     rank.chmod(0o755)
     controller.environment["PYTHON"] = str(rank)
-    return controller
+    yield controller
+    controller.end()
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 143])
@@ -99,7 +101,7 @@ def test_a_launcher_that_there_is_not_is_named(job):
 
 
 def test_what_it_asks_slurm_for():
-    text = (Path(__file__).parents[3] / "docs/launch/slurm.sh").read_text()
+    text = SLURM_SCRIPT.read_text()
     options = dict(re.findall(r"(?m)^#SBATCH --([a-z-]+)(?:=(\S+))?$", text))
     assert options["signal"] == "B:USR1@300" and "requeue" in options and options["open-mode"] == "append"
     first_command = re.search(r"(?m)^[^#\n]", text)

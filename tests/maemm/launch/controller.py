@@ -8,8 +8,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import pytest
-
 REPOSITORY = Path(__file__).parents[3]
 SLURM_SCRIPT = REPOSITORY / "docs/launch/slurm.sh"
 
@@ -48,7 +46,8 @@ exit 0
 class Slurm:
     """A controller of one job: starts its script, announces time limits, and starts it again once it is queued."""
 
-    def __init__(self, folder: Path, tasks: int):
+    def __init__(self, folder: Path, tasks: int = 2):
+        folder.mkdir()
         self.folder, self.log, self.restarts = folder, folder / "job.log", 0
         for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
             (folder / name).write_text(text)
@@ -96,19 +95,3 @@ class Slurm:
         if job is not None and job.poll() is None:
             os.killpg(job.pid, signal.SIGKILL)
             job.wait()
-
-
-@pytest.fixture
-def slurm(tmp_path):
-    """``slurm(tasks=2)``: a controller."""
-    made = []
-
-    def make(tasks: int = 2) -> Slurm:
-        folder = tmp_path / "slurm"
-        folder.mkdir()
-        made.append(Slurm(folder, tasks))
-        return made[-1]
-
-    yield make
-    for controller in made:
-        controller.end()
