@@ -94,6 +94,23 @@ class MonitorConfig(_Keys):
     stop_on_alarm: bool = Field(False, description="end the run at the first alarm, after a checkpoint")
 
 
+class SpikesConfig(_Keys):
+    """What becomes of a step whose loss jumps. All keys have defaults: ``spikes: {}`` skips such steps."""
+
+    action: Literal["skip", "rewind"] = Field(
+        "skip",
+        description="skip: such a step changes nothing; rewind: back to the checkpoint before it, and past its samples",
+    )
+    factor: Positive = Field(
+        6.0, description="deviations above the median of the last losses, in standard deviations of a normal one"
+    )
+    window: Annotated[int, Ge(8), Le(10**5)] = Field(
+        100, description="accepted losses that are compared with; half of them have to be there first"
+    )
+    most_in_a_row: PositiveInt = Field(5, description="such steps in a row, after which the loss is a new level")
+    most_rewinds: PositiveInt = Field(5, description="rewinds of a run, after which it ends")
+
+
 class TrainConfig(_Keys):
     """How to train. The defaults are those of MAE's pre-training recipe, as far as it has them."""
 
@@ -165,6 +182,9 @@ class TrainConfig(_Keys):
     seed: NonNegativeInt = Field(0, description="random seed of weights, order, augmentation and masks")
     max_nonfinite: NonNegativeInt = Field(
         10, description="consecutive steps with a non-finite loss before the run stops"
+    )
+    spikes: SpikesConfig | None = Field(
+        None, description="skip steps whose loss jumps, or go back behind their samples; null: take every step"
     )
     save_every: PositiveInt | None = Field(
         None, description="steps between checkpoints; null: at epoch ends, at most 200 times"

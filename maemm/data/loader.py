@@ -134,11 +134,14 @@ class Loader:
         finally:
             workers.close()
 
-    def steps(self, start_step: int, stop_step: int) -> Generator[tuple[int, list[Batch]], None, None]:
-        """(step, its micro-batches), for a loop that needs all batches of a step before its first backward pass."""
-        with closing(self.batches(start_step, stop_step)) as batches:
+    def steps(self, start_step: int, stop_step: int, offset: int = 0) -> Generator[tuple[int, list[Batch]], None, None]:
+        """(step, its micro-batches), for a loop that needs all batches of a step before its first backward pass.
+
+        ``offset``: steps of the order that have been passed over: a step has the samples of the ``offset``-th after it.
+        """
+        with closing(self.batches(start_step + offset, stop_step + offset)) as batches:
             for step in range(start_step, stop_step):
-                yield step, list(islice(batches, len(self.order.micro_batches(step))))
+                yield step, list(islice(batches, len(self.order.micro_batches(step + offset))))
 
     def _pinned(self, batch: Batch) -> Batch:
         return batch.pin_memory() if self.pin else batch

@@ -30,11 +30,12 @@ from maemm.train.saves import Saves, latest_checkpoint
 from maemm.train.schedules import learning_rate, shortened_warmup, warmup_epochs
 from maemm.train.setup import make_loader, make_order, make_train_state, refuse_too_large_steps
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
+from maemm.train.spikes import Spikes, describe
 from maemm.train.step import MicroBatches, leave_out_unused, take_step
 from maemm.train.tracking import Trackers, send_rest
 from maemm.train.validation import Validator
 from maemm.weights import BEST
-from maemm.weights.checkpoints import Checkpoint
+from maemm.weights.checkpoints import Checkpoint, latest
 from maemm.weights.describe import some_of
 
 SAVES, PICTURES = 200, 10  # about how many of each a run makes by default
@@ -146,6 +147,7 @@ class Run:
         rows = self.settings["batch"] // dist_context.world_size // order.accumulation
         refuse_too_large_steps(model, rows, dist_context.device)
         self.watch = NonFiniteWatch(dist_context, self.settings["max_nonfinite"], console.log)
+        self.spikes = Spikes(self.settings.get("spikes"), self.train_state.guard, console.log)
         self.validator = Validator(recipe, held_out, order.steps_per_epoch, folder.path / BEST, console.log)
         warmup = warmup_epochs(self.settings, order.steps_per_epoch, steps) * order.steps_per_epoch
         self.monitor = Monitor(recipe, self.train_state, source, held_out, warmup, console.log)
@@ -167,6 +169,8 @@ class Run:
             self.watch.steps = state["nonfinite_steps"]
             self.validator.load_state_dict(state["validation"])
             self.monitor.load_state_dict(state.get("monitor") or {})
+            self.spikes.load_state_dict(state.get("spikes") or {})
+            self.spikes.can_go_back = True
         self.dist_context.on_rank0(self._rewind)
         self.log.resume(state)
         self.fetch = Fetch(self.train_state, self.bad_samples, self.log.clock, self.console.log)
@@ -185,19 +189,30 @@ class Run:
         self.console.log(first_line(self.folder.path, self.train_state, len(self.source), self.order, self.steps))
         init = self.train_state.init
         begins = [] if init is None else init.lines()
-        for line in (left_out_line(self.order), shortened_warmup(self.settings, *length), *begins):
+        guarded = describe(self.settings.get("spikes"))
+        for line in (left_out_line(self.order), shortened_warmup(self.settings, *length), guarded, *begins):
             if line is not None:
                 self.console.log(line)
         if self.dist_context.device.type == "cuda":
             self.console.log(f"steps are {compiling.on_gpu(self.settings['compile'], self.train_state.model.recipe)}")
         if self.step:
             self.console.log(f"resuming from step {self.step}")
+        self._steps(interrupts)
+        while self.spikes.spike_at is not None:
+            self._go_back()
+            self._steps(interrupts)
+        if self.monitor.should_stop:
+            raise self.monitor.stopped(self.step, self._save())
+        self._finish()
+
+    def _steps(self, interrupts: Interrupts) -> None:
+        """Step until the end, or until the run is to go back."""
         self.console.begin(self.step, self.steps)
-        loaded = self.loader.steps(self.step, self.steps)
+        loaded = self.loader.steps(self.step, self.steps, self.spikes.offset)
         batches = StepsOnDevice(loaded, self.dist_context.device, in_thread=self.loader.workers > 0)
         try:
             self.monitor.begin(self.step)
-            while self.step < self.steps and not self.validator.should_stop and not self.monitor.should_stop:
+            while self.step < self.steps and not self._should_end():
                 micro_batches = self._next_micro_batches(batches, interrupts)
                 if not self.stepped:  # a batch has been read and checked: the start has succeeded
                     self.dist_context.on_rank0(lambda: self.folder.store(self.recipe, self.train_state.init))
@@ -206,9 +221,21 @@ class Run:
             raise Interrupted(interrupt.signum, self._stop()) from None
         finally:
             batches.close()
-        if self.monitor.should_stop:
-            raise self.monitor.stopped(self.step, self._save())
-        self._finish()
+        self.spikes.check()
+
+    def _should_end(self) -> bool:
+        return self.validator.should_stop or self.monitor.should_stop or self.spikes.spike_at is not None
+
+    def _go_back(self) -> None:
+        """To the newest checkpoint, past the samples of the steps since: the loss of the last of them jumped."""
+        self.console.end()
+        self.watch.check()
+        folder, log = self.folder.checkpoints, self.console.log
+        newest = self.dist_context.on_rank0(lambda: latest(folder, log))
+        self.spikes.check_limit(newest)
+        rewinds, offset = self.spikes.rewinds, self.spikes.offset
+        self.resume(newest)
+        self.spikes.go_back(self.step, rewinds, offset)
 
     def _next_micro_batches(self, batches: StepsOnDevice, interrupts: Interrupts) -> MicroBatches:
         """The micro-batches of the next step, planned. All that can fail on one rank alone happens here."""
@@ -228,6 +255,8 @@ class Run:
         logs = done % self.settings["log_every"] == 0 or is_last or validates or measures
         lr = self.lr(micro_batches.step)
         set_lr(self.train_state.optimizer, lr)
+        if isinstance(self.order, MixtureBatches):
+            micro_batches.data_set = self.order.set_of(micro_batches.step + self.spikes.offset)[0]
         with self.dist_context.explain_errors():
             unused = [] if self.stepped else self._begin_steps(micro_batches)
             result = take_step(self.train_state, micro_batches, baseline=logs, first=not self.stepped)
@@ -237,6 +266,9 @@ class Run:
         self.step = done
         self.log.add(micro_batches, result)
         self.watch.add(micro_batches.step, result, micro_batches.ids)
+        self.spikes.add(micro_batches.step, result.total, result.verdict)
+        if self.spikes.spike_at is not None:  # what is due after this step is undone with it
+            return
         self.monitor.add(micro_batches)
         self.console.step()
         validation = None
@@ -244,7 +276,7 @@ class Run:
             validation = self.validator.validate(self.train_state, done)
         figures = self.monitor.measure(done) if measures else None
         if logs:
-            row = self.log.row(done, result, lr, self.watch.steps, validation, figures)
+            row = self.log.row(done, result, lr, self.watch.steps, validation, figures, self.spikes.counts)
             if measures:
                 row["alarms"] = [vars(alarm) for alarm in self.monitor.judge(row)]
             self.log.write(row)
@@ -279,11 +311,16 @@ class Run:
             "validation": self.validator.state_dict(),
             "monitor": self.monitor.state_dict(),
             "untrained": self.untrained,
+            **self.spikes.state_dict(),
         }
 
     def _save(self) -> Path:
-        """Write a checkpoint on rank 0, while the others wait."""
+        """Write a checkpoint on rank 0, while the others wait; none of steps that are to be undone."""
         self.watch.check()
+        self.spikes.check()
+        if self.spikes.spike_at is not None:
+            return self.folder.checkpoints
+        self.spikes.can_go_back = True
         return self.dist_context.on_rank0(lambda: self.saves.write(self.step))
 
     def _begin_callback(self) -> Callback:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from maemm.contract.errors import MaemmError
 from maemm.train.distributed import DistContext
+from maemm.train.on_host import OnHost
 from maemm.train.step import StepResult
 
 LISTED_IDS = 8
@@ -19,8 +19,7 @@ class _Pending(NamedTuple):
     """A step whose flags have not been read yet."""
 
     step: int
-    flags: Tensor  # (1 + micro-batches,) bool on the host, valid once ``event`` has passed: bad, bad_micro
-    event: torch.cuda.Event | None
+    flags: OnHost  # (1 + micro-batches,) bool: not finite, bad_micro
     ids: list[list[str]]
 
 
@@ -38,23 +37,15 @@ class NonFiniteWatch:
 
     def add(self, step: int, result: StepResult, ids: list[list[str]]) -> None:
         """Register a step, and check those that are certain to be done."""
-        flags = torch.cat([result.bad.reshape(1), result.bad_micro])
-        event = None
-        if flags.device.type == "cuda":
-            on_host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-            on_host.copy_(flags, non_blocking=True)
-            flags, event = on_host, torch.cuda.Event()
-            event.record()
-        self._pending.append(_Pending(step, flags, event, ids))
-        self.check(all_but=0 if event is None else 1)
+        flags = OnHost(torch.cat([result.nonfinite.reshape(1), result.bad_micro]))
+        self._pending.append(_Pending(step, flags, ids))
+        self.check(all_but=flags.steps_late)
 
     def check(self, all_but: int = 0) -> None:
         """Check all steps ``all_but`` the newest ones. All ranks check the same step at the same time."""
         while len(self._pending) > all_but:
             pending = self._pending.pop(0)
-            if pending.event is not None:
-                pending.event.synchronize()
-            bad, *bad_micro = pending.flags.tolist()
+            bad, *bad_micro = pending.flags.read()
             if bad:
                 self._report(pending, bad_micro)
             else:

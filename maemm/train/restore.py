@@ -24,6 +24,7 @@ from maemm.contract.errors import MaemmError
 from maemm.data.atomic import cause_of
 from maemm.model.model import Model
 from maemm.train.checkpoint import OPTIMIZER
+from maemm.train.spikes import is_state
 from maemm.train.step import TrainState
 from maemm.weights import EMA, MODEL, fill
 from maemm.weights.building import check_values
@@ -118,6 +119,8 @@ def _read(checkpoint: Checkpoint) -> dict[str, Any]:
         good = good and isinstance(validation.get("best_text"), str)
     if not good or not _is_monitor(_entry(state, "monitor", Mapping, {})):
         raise Unusable(f"{OPTIMIZER} holds other metrics than a run writes (means, validation, monitor, seconds)")
+    if not is_state(_entry(state, "spikes", Mapping, {})):
+        raise Unusable(f"{OPTIMIZER} holds other counts than a run writes (spikes)")
     untrained = state.get("untrained")
     if untrained is not None and not (isinstance(untrained, list) and all(isinstance(name, str) for name in untrained)):
         raise Unusable(f"{OPTIMIZER}: untrained is not a list of names")

@@ -31,6 +31,8 @@ FREE = {
 FREE_BELOW = "train.trackers"  # whatever stands below it is free too
 # Keys that may change too, though the learning rate of the remaining steps changes with them.
 LENGTH = {"train.epochs", "train.steps"}
+# Keys that may be set where a run needs them: steps before it stay as they are.
+GUARD = "train.spikes"
 # Keys that say where the data lie: they may change where the fingerprint of the data does not.
 VALIDATION = "data.validation"
 _LISTED = 8  # keys that differ, in a message
@@ -154,12 +156,15 @@ def compare(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], log: Cal
     before, after = flatten(old), flatten(new)
     moved = {key: line for key, line in changed.items() if _is_place(key, before.get(key), after.get(key))}
     same = [key for key in ("init", "init.weights") if key in changed and _same_weights(key, before, after)]
-    kept = LENGTH | {*moved, *same}
+    guard = [key for key in changed if key == GUARD or key.startswith(f"{GUARD}.")]
+    kept = LENGTH | {*moved, *same, *guard}
     refused = [line for key, line in changed.items() if not is_free(key) and key not in kept]
     if refused:
         more = f", and {len(refused) - _LISTED} more keys" if len(refused) > _LISTED else ""
         listed = ", ".join(refused[:_LISTED]) + more
         raise MaemmError(f"{path} holds a run with another recipe ({listed}); choose another out=, or delete it")
+    if guard:
+        log(f"{path} goes on with another guard against loss spikes ({', '.join(changed[key] for key in guard)})")
     length = [line for key, line in changed.items() if key in LENGTH]
     if length:
         log(

@@ -59,6 +59,7 @@ class RunLog:
         nonfinite_steps: int,
         validation: Mapping[str, float] | None,
         monitor: Mapping[str, float] | None,
+        spikes: Mapping[str, int] | None = None,
     ) -> dict[str, Any]:
         """What a line says after ``step`` steps, the last of which had this ``result``. All ranks call this."""
         means, baselines = self.means.flush(beside=result.baselines)
@@ -82,6 +83,8 @@ class RunLog:
             row["validation"] = validation
         if monitor is not None:
             row["monitor"] = monitor
+        if spikes is not None:
+            row["spikes"] = spikes
         return row
 
     def write(self, row: Mapping[str, Any]) -> None:

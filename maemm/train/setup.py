@@ -29,6 +29,7 @@ from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.freed_memory import keep_freed_memory
 from maemm.train.initialize import initialize_from
 from maemm.train.optim import WeightDecay, freeze, freeze_parts, freeze_unused, make_optimizer, make_phase_optimizer
+from maemm.train.spikes import Guard
 from maemm.train.step import PhaseState, TrainState, knows_batch
 
 
@@ -155,6 +156,7 @@ def make_train_state(
         clip=train.get("clip_grad"),
         weight_decay=WeightDecay(optimizer, train, steps),
         ema=ema,
+        guard=_guard(recipe, dist_context),
         mixed=bool(recipe["data"].get("mix")),
         phases=[
             PhaseState(name, phase, make_phase_optimizer(phase, f"objectives.{name}, phase {phase.name}", model))
@@ -192,6 +194,12 @@ def _average(model: Model, train: Mapping[str, Any], steps_per_epoch: int) -> Av
     if train.get("average") is not None:
         return EpochMean(model, train["average"], steps_per_epoch)
     return None if train.get("ema") is None else Ema(model, train["ema"])
+
+
+def _guard(recipe: Mapping[str, Any], dist_context: DistContext) -> Guard | None:
+    options = recipe["train"].get("spikes")
+    sets = len(recipe["data"].get("mix") or ()) or 1
+    return None if options is None else Guard(options, dist_context.device, sets)
 
 
 def _refuse_micro_batches(model: nn.Module, accumulation: int) -> None:

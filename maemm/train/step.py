@@ -25,6 +25,7 @@ from maemm.train.distributed import DistContext
 from maemm.train.ema import Average
 from maemm.train.initialize import InitReport
 from maemm.train.optim import WeightDecay, grad_norm, set_lr, step_unless
+from maemm.train.spikes import Guard, Verdict
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of BatchNorm
 
@@ -96,6 +97,7 @@ class TrainState:
     clip: float | None = None  # norm to which the gradient is clipped
     weight_decay: WeightDecay | None = None  # where it changes with the step
     ema: Average | None = None
+    guard: Guard | None = None  # against loss spikes
     mixed: bool = False  # steps differ in their modalities (data.mix)
     phases: list[PhaseState] = field(default_factory=list)  # optimisations besides the main one
     init: InitReport | None = None  # of the weights of ``init``, where it has begun with them
@@ -120,6 +122,7 @@ class MicroBatches:
     ids: list[list[str]]  # of the samples of each forward pass
     labels: list[Tensor | None] = field(default_factory=list)  # of each forward pass
     sets: int = 1  # plans of different sizes for each sample, see :class:`maemm.contract.Masking`
+    data_set: int = 0  # of a mixture: the number of the set that all samples are from
 
 
 @dataclass
@@ -129,7 +132,7 @@ class StepResult:
     terms: dict[str, Tensor]  # mean of each term, before its weight
     total: Tensor  # the loss
     grad_norm: Tensor
-    bad: Tensor  # bool: loss or gradient was not finite, and nothing has been updated
+    bad: Tensor  # bool: loss or gradient was not finite, or the loss a spike, and nothing has been updated
     bad_micro: Tensor  # (forward passes,) bool: whose loss was not finite, on this rank
     baselines: dict[str, Tensor] = field(
         default_factory=dict
@@ -137,6 +140,12 @@ class StepResult:
     without_baseline: list[str] = field(default_factory=list)  # modalities, and terms, whose loss has none
     weights: dict[str, float] = field(default_factory=dict)  # of each term
     without_gradient: list[str] = field(default_factory=list)  # parameters to train that the loss did not reach
+    verdict: Verdict | None = None  # of the guard against loss spikes, where there is one
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """bool: loss or gradient was not finite."""
+        return self.bad if self.verdict is None else self.bad & ~self.verdict.spike
 
 
 def plan_micro_batches(
@@ -192,8 +201,9 @@ def take_step(
     """Forward, backward, update. ``baseline=True`` also computes the loss of the best constant prediction, and
     ``first=True`` finds parameters without a gradient.
 
-    Where the loss or the gradient is not finite, parameters, moments, averages and BatchNorm statistics stay as they
-    are; the host does not wait to find out. ``after_step`` of objectives and targets is called all the same.
+    Where the loss or the gradient is not finite, or the guard finds a spike, parameters, moments, averages and
+    BatchNorm statistics stay as they are; the host does not wait to find out. ``after_step`` of objectives and targets
+    is called all the same.
     """
     model, optimizer, dist_context = train_state.model, train_state.optimizer, train_state.dist_context
     running_statistics = _running_statistics(model)
@@ -220,6 +230,10 @@ def take_step(
 
     # Update, unless the step is bad; a decision that is made on the device.
     bad = ~(torch.isfinite(norm) & torch.isfinite(total))
+    verdict = None
+    if train_state.guard is not None:
+        verdict = train_state.guard.judge(total, bad, micro_batches.data_set)
+        bad = bad | verdict.spike
     for buffer, before in running_statistics:
         buffer.copy_(torch.where(bad, before, buffer))
     if train_state.weight_decay is not None:
@@ -244,6 +258,7 @@ def take_step(
         without_baseline=sorted(local.without_baseline),
         weights=local.weights,
         without_gradient=without_gradient,
+        verdict=verdict,
     )
 
 

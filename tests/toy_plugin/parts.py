@@ -65,9 +65,10 @@ class Toys(Source):
         salt: int,
         lacks: dict | None = None,
         labels: int | None = None,
+        loud: Sequence[int] = (),
     ):
         self.samples, self.bad, self.nan, self.delay, self.salt = samples, set(bad), set(nan), delay, salt
-        self.lacks, self.labels = lacks or {}, labels
+        self.lacks, self.labels, self.loud = lacks or {}, labels, set(loud)
         self.classes = None if labels is None else [f"class {number}" for number in range(labels)]
 
     def __len__(self) -> int:
@@ -86,7 +87,7 @@ class Toys(Source):
         angle = index * 0.37
         y, x = np.mgrid[0:8, 0:8].astype(np.float32)
         wave = np.sin(0.8 * (np.cos(angle) * x + np.sin(angle) * y) + index)[None].astype(np.float32)
-        toy = np.full_like(wave, np.nan) if index in self.nan else wave
+        toy = np.full_like(wave, np.nan) if index in self.nan else wave * (30 if index in self.loud else 1)
         raw = {"toy": toy, "other": np.rot90(wave, axes=(1, 2)).copy()}
         kept = {k: v for k, v in raw.items() if index not in self.lacks.get(k, ())}
         return Sample(kept, self.name(index), None if self.labels is None else index % self.labels)
@@ -103,6 +104,7 @@ def open_toys(
     salt: int = 0,
     lacks: dict[str, Sequence[int]] | None = None,
     labels: int | None = None,
+    loud: Sequence[int] = (),
 ) -> Source:
     """Options
     samples: how many
@@ -112,8 +114,9 @@ def open_toys(
     salt: changes the fingerprint
     lacks: {modality: indices of the samples that lack it}
     labels: number of classes
+    loud: indices of samples that are 30 times as large
     """
-    return Toys(samples, bad, nan, delay, salt, lacks, labels)
+    return Toys(samples, bad, nan, delay, salt, lacks, labels, loud)
 
 
 class Coupled(Reconstruct):

@@ -96,8 +96,14 @@ def _tiles(run: RunContents) -> list[tuple[str, str]]:
         ("-" if data_wait is None else f"{100 * data_wait:.0f} %", "of the time waiting for data"),
         ("-" if mfu is None else f"{100 * mfu:.3g} %", "MFU: of the operations that the device could do"),
         (f"{run.bad:,}", "unreadable samples"),
+        (_count(run.last("spikes.skipped")), "steps skipped, as their loss jumped"),
+        (_count(run.last("spikes.rewinds")), "times back to a checkpoint, as the loss jumped"),
     ]
     return [(value, label) for value, label in tiles if value != "-" or label in ("loss", "steps")]
+
+
+def _count(value: float | None) -> str:
+    return "-" if value is None else f"{int(value):,}"
 
 
 def _details(run: RunContents) -> list[tuple[str, str]]:

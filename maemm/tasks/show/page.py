@@ -21,7 +21,8 @@ def page(shown: Shown) -> None:
         "show.html",
         title=opened.title,
         lead=f"{len(shown.ids):,} of {len(opened.source):,} samples as a model of this recipe gets them, without "
-        f"augmentation. On a GPU steps of its training are {shown.steps}.",
+        f"augmentation. On a GPU steps of its training are {shown.steps}."
+        + (f" In training, {shown.spikes}." if shown.spikes else ""),
         parts=[_part(shown, name, part) for name, part in shown.parts.items()],
         refused=[[sample.id, sample.reason] for sample in shown.refused],
         data=opened.data,

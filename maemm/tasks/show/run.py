@@ -30,6 +30,7 @@ from maemm.tasks.show.page import page
 from maemm.tasks.show.plan_pictures import add_plans
 from maemm.tasks.show.shown import Part, Shown
 from maemm.train.compiling import on_gpu
+from maemm.train.spikes import describe
 from maemm.ui.picture_rows import Rows
 from maemm.ui.pictures import draw_rows, put_together
 
@@ -67,6 +68,7 @@ def show(
         others = f", and {len(refused) - 1:,} others" if len(refused) > 1 else ""
         raise MaemmError(f"{refused[0].id} cannot be read ({refused[0].reason}){others}; give other data")
     shown = Shown(opened, path, [sample.id for sample in read], [sample.label for sample in read], refused)
+    shown.spikes = describe(opened.recipe["train"].get("spikes"))
     shown.steps = on_gpu(opened.recipe["train"]["compile"], opened.recipe)
     with torch.no_grad():
         shown.parts = _parts(opened, read, seed)

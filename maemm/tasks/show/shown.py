@@ -27,11 +27,13 @@ class Shown:
     refused: list[BadSample]
     parts: dict[str, Part] = field(default_factory=dict)
     steps: str = ""  # whether steps of its training are compiled on a GPU
+    spikes: str | None = None  # what becomes of steps whose loss jumps
 
     def __str__(self) -> str:
         refused = f", {len(self.refused):,} refused" if self.refused else ""
         first = f"{self.opened.title}: {len(self.ids):,} of {len(self.opened.source):,} samples{refused} -> {self.path}"
         steps = [f"  on a GPU steps are {self.steps}"] if self.steps else []
+        steps += [f"  {self.spikes}"] if self.spikes else []
         return "\n".join([first, *steps, *(f"  refused {sample.id}: {sample.reason}" for sample in self.refused)])
 
 
