@@ -112,19 +112,17 @@ def step(rounds: int, device: torch.device) -> dict:
 
 def published_order(model: maemm.Model, inputs: dict) -> torch.Tensor:
     """The loss of the same modules in the published order of operations."""
-    (one,) = model._masked(inputs).values()
-    audio, encoder, decoder, plan = one.modality, model.encoder, model.decoder, one.plan
-    every = one.tokens.all_indices()
-    whole = audio.embed(one.tokens, every) + one.position(every, "encoder")
+    (audio,), (x,), encoder, decoder = model.modalities.values(), inputs.values(), model.encoder, model.decoder
+    tokens, plan, every = x.tokens, x.plan, x.tokens.all_indices()
+    whole = audio.embed(tokens, every) + audio.position(tokens, every, "encoder")
     kept = whole.gather(1, plan.visible[..., None].expand(-1, -1, whole.shape[-1]))
-    x = torch.cat([encoder.prefix.expand(len(kept), -1, -1), kept], 1)
+    kept = torch.cat([encoder.prefix.expand(len(kept), -1, -1), kept], 1)
     for block in encoder.blocks:
-        x = block(x)
-    seen = decoder.project(encoder.norm(x)[:, 1:])
-    x = decoder._filled(seen, one, one.tokens.count) + one.position(every, "decoder")
-    x = _windows(decoder, x, one.tokens.grid)
-    pred = decoder.heads["audio"](decoder.norm(x))
-    loss = audio.loss(pred, audio.target(one.tokens, every))
+        kept = block(kept)
+    filled = decoder._filled(decoder.project(encoder.norm(kept)[:, 1:]), plan, tokens.count)
+    filled = filled + audio.position(tokens, every, "decoder")
+    pred = decoder.heads["audio"](decoder.norm(_windows(decoder, filled, tokens.grid)))
+    loss = audio.loss(pred, audio.target(tokens, every))
     hidden = torch.zeros_like(loss).scatter(1, plan.predict, 1.0)
     return (loss * hidden).sum() / hidden.sum()
 
@@ -134,9 +132,10 @@ def _windows(decoder: torch.nn.Module, x: torch.Tensor, grid: tuple[int, int]) -
 
     x = x.unflatten(1, grid)
     lattice = Lattice(grid, decoder.window, None, x)
+    x = lattice.pad(x)
     for block in decoder.blocks:
         x = block(x, lattice)
-    return x.flatten(1, 2)
+    return x[:, : grid[0], : grid[1]].flatten(1, 2)
 
 
 def told(rows: list[dict], row: dict) -> None:

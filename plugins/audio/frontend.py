@@ -14,6 +14,8 @@ from torch import Tensor
 
 from maemm.contract.errors import MaemmError
 
+from .bands import Product, fewest_products, multiply, whole
+
 PREEMPHASIS = 0.97
 FLOOR = torch.finfo(torch.float32).eps  # log(FLOOR) = -15.942385 is what silence gives
 LOW_HZ = 20.0
@@ -38,6 +40,7 @@ class FilterBank:
             )
         self.padded = 1 << (self.window - 1).bit_length()  # the FFT's length
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._products: dict[torch.device, list[Product]] = {}
 
     def frames(self, samples: int) -> int:
         """Frames that lie wholly inside ``samples``."""
@@ -65,7 +68,7 @@ class FilterBank:
 
     def _block(self, part: Tensor, out: Tensor, buffers: _Buffers) -> None:
         """Frames (clips, rows, window) -> log-mel into ``out`` (clips, rows, mels), which is contiguous."""
-        window, bank = self.tables(part.device)
+        window, _ = self.tables(part.device)
         rows = part.shape[0] * part.shape[1]
         x, y, power = buffers.x[:rows], buffers.y[:rows], buffers.power[:rows]
         x.view(part.shape).copy_(part)
@@ -77,9 +80,13 @@ class FilterBank:
         inside.add_(x).mul_(window)
         spectrum = torch.fft.rfft(y, out=buffers.spectrum[:rows])
         real, imaginary = torch.view_as_real(spectrum).unbind(-1)
-        torch.mul(real, real, out=power).addcmul_(imaginary, imaginary)
+        if part.device.type == "cpu":  # squares where they lie side by side: 0.7 of the time, the same roundings
+            squares = torch.view_as_real(spectrum).square()[..., 0]
+        else:
+            squares = torch.mul(real, real, out=power)
+        torch.addcmul(squares, imaginary, imaginary, out=power)
         out = out.view(rows, self.mels)
-        torch.mm(power[:, :-1], bank, out=out)  # no triangle reaches the last frequency
+        multiply(power, self.products(part.device), out)
         out.clamp_(min=FLOOR).log_()
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -93,8 +100,15 @@ class FilterBank:
             self._tables[device] = tables[0].to(device, non_blocking=True), tables[1].to(device, non_blocking=True)
         return self._tables[device]
 
+    def products(self, device: torch.device) -> list[Product]:
+        """How powers become bands on a device."""
+        if device not in self._products:
+            bank = self.tables(device)[1]
+            self._products[device] = fewest_products(bank) if device.type == "cpu" else [whole(bank)]
+        return self._products[device]
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tables": {}}
+        return {**self.__dict__, "_tables": {}, "_products": {}}
 
 
 class _Buffers:
