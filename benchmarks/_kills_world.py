@@ -55,6 +55,10 @@ class World:
         """How often the ranks have been started, over all launchers."""
         return len(_lines(self._pids)) // RANKS
 
+    def steps_said(self) -> int:
+        """How many lines of the log tell of a step, or of the end."""
+        return sum("  loss " in line or line.startswith("Finished ") for line in _lines(self.log))
+
     def until(self, ready: Callable[[], Any], title: str, *, every: float = 0.02, alive: bool = True) -> Any:
         """The first answer of ``ready()`` that is true. Raises where it does not come, or the launcher ends before."""
         end = time.monotonic() + PATIENCE_S

@@ -23,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from _kills_left import checkpoints, equal, rows, text_of, unfinished
 from _kills_world import World
 from _machine import about
-from safetensors.torch import load_file
 
 from maemm import config
 
@@ -42,7 +41,6 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "stages": ("image/stages_tiny_cpu", SMALL),
 }
 KILL, TERM, STOP = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP
-FIGURES = ("step", "epoch", "loss", "grad_norm", "terms", "baseline", "lr", "nonfinite_steps", "validation")
 
 
 @dataclass(frozen=True)
@@ -94,48 +92,6 @@ def recipe_of(name: str, out: Path, changes: dict[str, Any]) -> dict[str, Any]:
     return config.load(packaged, {**often, **length, **waits, **values, **changes}, training=True)
 
 
-# ---------------------------------------------------------------------------------------------- what a run has left
-def folders(run: Path) -> list[Path]:
-    """The folders of a run's stages, or its own."""
-    return (
-        [run / stage for stage in STEPS_OF_STAGES]
-        if any((run / stage).exists() for stage in STEPS_OF_STAGES)
-        else [run]
-    )
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    """The whole log lines of a run, without what time changes."""
-    lines = [line for part in folders(run) for line in _text(part / "metrics.jsonl").splitlines(keepends=True)]
-    return [{key: row.get(key) for key in FIGURES} for row in map(json.loads, (x for x in lines if x.endswith("\n")))]
-
-
-def checkpoints(part: Path) -> list[Path]:
-    return sorted(part.glob("checkpoints/step-*"))
-
-
-def unfinished(run: Path) -> list[str]:
-    """What writers of checkpoints have left half written."""
-    return [path.name for part in folders(run) for path in part.glob("checkpoints/.*")]
-
-
-def equal(run: Path, other: Path) -> bool:
-    """Whether two runs have the same log and the same last weights, bit for bit."""
-    if json.dumps(rows(run)) != json.dumps(rows(other)):
-        return False
-    for part, beside in zip(folders(run), folders(other), strict=True):
-        ours, theirs = checkpoints(part)[-1], checkpoints(beside)[-1]
-        for name in sorted(path.name for path in theirs.glob("*.safetensors")):
-            one, two = load_file(ours / name), load_file(theirs / name)
-            if one.keys() != two.keys() or not all(torch.equal(one[key], two[key]) for key in one):
-                return False
-    return True
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
-
-
 # --------------------------------------------------------------------------------------------------------- one case
 def kill(case: Case, world: World, run: Path) -> dict[str, Any]:
     """Wait for the moment, send the signal, and see the run to its end."""
@@ -148,25 +104,40 @@ def kill(case: Case, world: World, run: Path) -> dict[str, Any]:
     elif case.when == "border":
         last = run / f"mae/checkpoints/step-{STEPS_OF_STAGES['mae']:06d}"
         world.until(last.exists, "last checkpoint of a stage", every=0.001)
-    targets = {"all ranks": [row["pid"] for row in ranks], "launcher": [world.launcher.pid]}
+    targets = {ALL: [row["pid"] for row in ranks], LAUNCHER: [world.launcher.pid]}
     targets |= {f"rank {row['rank']}": [row["pid"]] for row in ranks}
+    starts, at = world.starts(), len(rows(run))
     for pid in targets[case.whom]:
         os.kill(pid, case.signal)
-    began, at = time.monotonic(), len(rows(run))
-    starts = world.starts()
-    left = unfinished(run)
-    border = case.when == "border" and not checkpoints(run / "classify")
-    answer = {"at_step": at, "half_written": left, "before_the_next_stage": border}
-    with suppress(RuntimeError):  # by the agent itself, where it lives on
-        world.until(lambda: world.starts() > starts and len(rows(run)) > 0, "restart")
-        answer["seconds_to_restart"] = round(time.monotonic() - began, 1)
-    status, by_hand = world.wait(), 0
-    while status and by_hand < 3:
-        began, by_hand = time.monotonic(), by_hand + 1
-        world.start()
-        status = world.wait()
-    answer |= {"launcher_started_again": by_hand, "starts": world.starts(), "status": status}
-    return answer
+    answer = {
+        "at_step": at,
+        "half_written": unfinished(run),
+        "before_the_next_stage": case.when == "border" and not checkpoints(run / "classify"),
+    }
+    began, by_hand = time.monotonic(), 0
+    if not seen_to_go_on(world, starts):  # the launcher has ended; somebody starts the same command again
+        while world.wait() and by_hand < 3:
+            began, by_hand, starts = time.monotonic(), by_hand + 1, world.starts()
+            world.start()
+            if seen_to_go_on(world, starts):
+                break
+    return answer | {
+        "seconds_to_step": round(time.monotonic() - began, 1),  # from the signal, or the new start
+        "status": world.wait(),
+        "started_by_hand": by_hand,
+        "starts": world.starts(),
+    }
+
+
+def seen_to_go_on(world: World, starts: int) -> bool:
+    """Wait until ranks have been started anew, and have said something of a step; False where the launcher ended."""
+    try:
+        world.until(lambda: world.starts() > starts, "start")
+        said = world.steps_said()
+        world.until(lambda: world.steps_said() > said, "step")
+    except RuntimeError:
+        return False
+    return True
 
 
 def measure(number: int, folder: Path, whole: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -178,12 +149,12 @@ def measure(number: int, folder: Path, whole: Path, changes: dict[str, Any]) -> 
         try:
             world.start()
             answer = kill(case, world, place / "run")
-            said = world.log.read_text()
+            said = world.log.readtext_of()
             answer |= {
                 "resumed": answer["status"] == 0 and ("resuming from step" in said or case.when in ("start", "border")),
                 "equal": equal(place / "run", whole),
                 "named": "did not answer for" in said,
-                "left_over": len(world.left()) + len(unfinished(place / "run")),
+                "left_over": len(world.left()) + len(unfinished(place / "run")),  # processes, half-written files
                 "attempts": attempt + 1,
             }
         except RuntimeError as error:
@@ -192,7 +163,7 @@ def measure(number: int, folder: Path, whole: Path, changes: dict[str, Any]) -> 
                 "resumed": False,
                 "equal": False,
                 "half_written": [],
-                "log": _text(world.log)[-3000:],
+                "log": text_of(world.log)[-3000:],
             }
         finally:
             world.end()
@@ -243,7 +214,9 @@ def disturbed(name: str, folder: Path, whole: Path, changes: dict[str, Any]) -> 
             undo = PLACES[name](disk)
             kept, status = [path.name for path in checkpoints(disk / "run")], world.wait()
             said = [
-                line.partition("maemm: error: ")[2] for line in _text(world.log).splitlines() if "maemm: error:" in line
+                line.partition("maemm: error: ")[2]
+                for line in text_of(world.log).splitlines()
+                if "maemm: error:" in line
             ]
             still = [path.name for path in checkpoints(disk / "run")]
             undo()
@@ -268,7 +241,7 @@ def main(words: list[str] | None = None) -> None:
     settings = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in args.set)}
     if args.parallel:
         settings["train.parallel"] = args.parallel
-    result = json.loads(args.out.read_text()) if args.out.exists() else {}
+    result = json.loads(args.out.readtext_of()) if args.out.exists() else {}
     if result.get("settings") != settings:
         result = {"settings": settings, "cases": {}, "places": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -280,7 +253,7 @@ def main(words: list[str] | None = None) -> None:
                 world = World(recipe_of(name, place, settings), place)
                 world.start()
                 if world.wait():
-                    raise SystemExit(world.log.read_text())
+                    raise SystemExit(world.log.readtext_of())
                 wholes[name] = place / "run"
             return wholes[name]
 
@@ -288,7 +261,7 @@ def main(words: list[str] | None = None) -> None:
             cases = result["cases"].values()
             passed = sum(case["resumed"] and case["equal"] for case in cases)
             text = json.dumps({"about": about(), "passed": f"{passed} of {len(cases)}", **result}, indent=1)
-            args.out.write_text(text + "\n")
+            args.out.writetext_of(text + "\n")
 
         for number in args.cases:
             case = CASES[number - 1]
