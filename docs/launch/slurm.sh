@@ -31,6 +31,7 @@ case $LAUNCHER in
     torchrun)
         # torchrun hands SIGUSR1 on where it is told to, and waits that long for a checkpoint before it kills its ranks.
         export PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 TORCH_ELASTIC_SHUTDOWN_TIMEOUT=240
+        export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1    # else a torchrun that is new cannot join those that are there
         first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
         command=("$PYTHON" -m torch.distributed.run --nnodes "$SLURM_NNODES" --nproc-per-node "$GPUS"
             --max-restarts "$RESTARTS" --rdzv-backend c10d --rdzv-id "$SLURM_JOB_ID"

@@ -72,6 +72,7 @@ def test_a_pod_has_what_a_run_needs(parts, pod):
 def test_a_pod_that_is_sent_away_has_time_to_save_and_does_not_count(parts, pod):
     saving = int(variables(pod, 0)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
     assert 30 < saving < pod["terminationGracePeriodSeconds"]
+    assert variables(pod, 0)["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"  # a new agent can join in a later round
     assert pod["restartPolicy"] == "Never"  # a failure policy asks for it
     rule = {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget"}]}
     assert parts["Job"]["spec"]["podFailurePolicy"]["rules"] == [rule] and parts["Job"]["spec"]["backoffLimit"] > 0

@@ -125,17 +125,14 @@ def test_pods_of_which_a_rank_is_killed_and_one_is_sent_away(toys, node):
     """The command of the job file, on this machine: two torchruns that restart together, and one that comes back."""
     file, run = written(toys, "pods", train__tensorboard=True)
     *_, job = yaml.safe_load_all((REPOSITORY / "docs/launch/kubernetes.yaml").read_text())
-    (command,) = job["spec"]["template"]["spec"]["containers"][0]["args"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    (command,) = container["args"]
     command, number = re.subn(
         r"-m maemm pretrain .*", f"-m maemm pretrain {file}", command.replace("torchrun", TORCHRUN)
     )
     assert number == 1
-    pod = {
-        "NODES": "2",
-        "GPUS": "1",
-        "MEETING_POINT": f"localhost:{free_port()}",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60",
-    }
+    pod = {row["name"]: row["value"] for row in container["env"]}
+    pod |= {"GPUS": "1", "MEETING_POINT": f"localhost:{free_port()}", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
 
     def start(index):
         return node(f"pod{index}", command, JOB_COMPLETION_INDEX=str(index), **pod)
