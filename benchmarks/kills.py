@@ -149,7 +149,7 @@ def measure(number: int, folder: Path, whole: Path, changes: dict[str, Any]) -> 
         try:
             world.start()
             answer = kill(case, world, place / "run")
-            said = world.log.readtext_of()
+            said = world.log.read_text()
             answer |= {
                 "resumed": answer["status"] == 0 and ("resuming from step" in said or case.when in ("start", "border")),
                 "equal": equal(place / "run", whole),
@@ -241,7 +241,7 @@ def main(words: list[str] | None = None) -> None:
     settings = {key: yaml.safe_load(value) for key, _, value in (text.partition("=") for text in args.set)}
     if args.parallel:
         settings["train.parallel"] = args.parallel
-    result = json.loads(args.out.readtext_of()) if args.out.exists() else {}
+    result = json.loads(args.out.read_text()) if args.out.exists() else {}
     if result.get("settings") != settings:
         result = {"settings": settings, "cases": {}, "places": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -253,7 +253,7 @@ def main(words: list[str] | None = None) -> None:
                 world = World(recipe_of(name, place, settings), place)
                 world.start()
                 if world.wait():
-                    raise SystemExit(world.log.readtext_of())
+                    raise SystemExit(world.log.read_text())
                 wholes[name] = place / "run"
             return wholes[name]
 
