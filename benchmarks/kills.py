@@ -261,7 +261,7 @@ def main(words: list[str] | None = None) -> None:
             cases = result["cases"].values()
             passed = sum(case["resumed"] and case["equal"] for case in cases)
             text = json.dumps({"about": about(), "passed": f"{passed} of {len(cases)}", **result}, indent=1)
-            args.out.writetext_of(text + "\n")
+            args.out.write_text(text + "\n")
 
         for number in args.cases:
             case = CASES[number - 1]

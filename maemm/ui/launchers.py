@@ -128,9 +128,9 @@ def _of_mpi(environment: Mapping[str, str]) -> Place | None:
         ("PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID"),
         ("PMI_SIZE", "PMI_RANK", "PMI_LOCAL_RANK"),
     ):
-        numbers = [_number(environment, name) for name in (rank, size, local)]
-        if None not in numbers:
-            return _checked(size, rank, Place(*[number or 0 for number in numbers], launcher="mpirun"))
+        here, of, on_machine = (_number(environment, name) for name in (rank, size, local))
+        if here is not None and of is not None and on_machine is not None:
+            return _checked(size, rank, Place(here, of, on_machine, "mpirun"))
     return None
 
 
