@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from maemm.tasks.probe.run import probe
     from maemm.tasks.reconstruct.run import reconstruct
     from maemm.tasks.retrieve.run import retrieve
+    from maemm.tasks.runs.run import runs, runs_best, runs_compare
     from maemm.tasks.score.run import score
     from maemm.tasks.show.run import show
     from maemm.weights import load, save
@@ -45,6 +46,9 @@ _MODULE_OF = {
     "parity": "maemm.tasks.parity.run",
     "reconstruct": "maemm.tasks.reconstruct.run",
     "retrieve": "maemm.tasks.retrieve.run",
+    "runs": "maemm.tasks.runs.run",
+    "runs_best": "maemm.tasks.runs.run",
+    "runs_compare": "maemm.tasks.runs.run",
     "convert": "maemm.tasks.convert.run",
     "export": "maemm.tasks.export.run",
     "diagnose": "maemm.tasks.diagnose.run",
@@ -99,6 +103,9 @@ __all__ = [
     "probe",
     "reconstruct",
     "retrieve",
+    "runs",
+    "runs_best",
+    "runs_compare",
     "save",
     "score",
     "show",

@@ -10,6 +10,8 @@ import inspect
 import os
 import socket
 import stat
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +29,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LOCK = ".lock"  # in a folder that one process at a time writes to
+# How C's struct flock lies in memory, on systems of 64 bits.
+_FLOCK = {
+    "linux": ("hhqqi4x", ("type", "whence", "start", "length", "pid")),
+    "darwin": ("qqihh", ("start", "length", "pid", "type", "whence")),
+}
 _WAIT_S = 0.5  # within which the holder of a lock has written who it is
 _held: set[str] = set()  # lock files of this process: record locks keep other processes out, not other threads
 _held_lock = threading.Lock()
@@ -84,6 +91,22 @@ def folder_locked(folder: Path, *, user: str, log: Callable[[str], Any]) -> Iter
         raise MaemmError(f"cannot make the {user} folder ({folder}: {reason}); choose another out=") from None
     with locked(folder / LOCK, str(folder), advice="choose another out=", log=log, user=user):
         yield
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the lock file ``path``, which is not touched; False where that cannot be told."""
+    try:
+        if os.path.realpath(path) in _held:  # opening and closing it here would free the lock
+            return True
+        import fcntl
+
+        layout, kind = _FLOCK[sys.platform]
+        with path.open("rb") as file:
+            asked = struct.pack(layout, *[{"type": fcntl.F_WRLCK}.get(name, 0) for name in kind])
+            answer = struct.unpack(layout, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+        return bool(answer[kind.index("type")] != fcntl.F_UNLCK)
+    except (ImportError, KeyError, OSError, ValueError):
+        return False
 
 
 def _opened(path: Path, title: str, advice: str, log: Callable[[str], Any], user: str) -> IO[str]:

@@ -22,6 +22,7 @@ VERBS = (  # in the order in which a project uses them
     "modalities",
     "parity",
     "ablate",
+    "runs",
     "convert",
     "export",
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 from maemm.data.mixture import MixtureBatches
 from maemm.data.order import ShuffledBatches
+from maemm.train.figures import monitor_text
 from maemm.train.step import TrainState
 from maemm.ui.streams import is_terminal
 
@@ -97,20 +98,6 @@ def metrics_text(row: Mapping[str, Any]) -> str:
         f"loss {row['loss']:.4g}{mean_predictor}{validation}{monitor}  {row['samples_per_second']:,.0f} samples/s  "
         f"data-wait {100 * row['data_wait']:.0f} %{mfu}{memory}"
     )
-
-
-# Figures of a monitor on the console, with the words for them; metrics.jsonl has all.
-_MONITORED = {"knn": "kNN", "ridge": "ridge", "effective_rank": "rank"}
-
-
-def monitor_text(figures: Mapping[str, Any]) -> str:
-    """The figures of a monitor that a line shows, those of several modalities with their names."""
-    names = dict.fromkeys(key.rpartition(".")[0] for key in figures if key.endswith(".effective_rank"))
-    text = ""
-    for name in names:
-        pairs = [(words, figures.get(f"{name}.{figure}")) for figure, words in _MONITORED.items()]
-        text += f"  {name}" * (len(names) > 1) + "".join(f"  {words} {x:.3g}" for words, x in pairs if x is not None)
-    return text
 
 
 def short_count(number: int) -> str:

@@ -18,11 +18,10 @@ from maemm.data.transfer import Work
 from maemm.data.tta import tta_views_of
 from maemm.model.model import Model
 from maemm.train.distributed import DistContext
+from maemm.train.figures import HIGHER_IS_BETTER
 from maemm.train.held_out import forward, pass_over, planned
 from maemm.train.step import TrainState
 from maemm.weights.checkpoints import write_best
-
-HIGHER_IS_BETTER = ("accuracy", "mAP")  # the first of these that there is decides; without any, the loss does
 
 
 class Validator:

@@ -39,6 +39,7 @@ COLLISIONS = {
     "pretrain": (["image/mae_tiny_cpu", "data"], ["data=x", "train=3", "recipe=1", "echo=x"]),
     "parity": (["image/mae_tiny_cpu", "data"], ["steps=3", "recipe=x", "change=x", "on_progress=1", "overrides=1"]),
     "ablate": (["image/mae_tiny_cpu", "--set", "patch=4,8"], ["sets=1", "jobs=2", "recipe=x", "say=1", "study=3"]),
+    "runs": (["best"], ["by=x", "folder=3", "highest=1"]),
     "show": (["data"], ["out=x.html", "count=3", "recipe=x"]),
     "demo": ([], ["overrides=1", "say=x"]),
     "config": (["ls"], ["recipe=x"]),

@@ -1,0 +1,1 @@
+"""``maemm runs``: a table of runs, the best of them, and what differs between some."""
