@@ -249,7 +249,7 @@ def test_the_best_checkpoint(three):
     assert maemm.runs_best(three, "accuracy").path == best.path
     loss = maemm.runs_best(three, "loss")
     assert (loss.path, loss.value, loss.runs) == (three / "a/checkpoints/step-000100", 0.1, 2)
-    assert maemm.runs_best(three, "loss", highest=True).path == three / "b/checkpoints/step-000100"
+    assert maemm.runs_best(three, "loss", highest=True).path == three / "b/best"
     assert maemm.runs_best(three, "lr", highest=False).path == three / "b/checkpoints/step-000100"
     assert value_at(three / "a", "loss", 70) == (0.3, 50)
     with pytest.raises(MaemmError, match=r"add --max or --min"):

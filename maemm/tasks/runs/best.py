@@ -67,13 +67,13 @@ def _column(runs: Sequence[RunSummary], by: str | None) -> str:
         return by
     if by == VALIDATION:
         wanted = [f"{VALIDATION}.{name}" for name in (*HIGHER_IS_BETTER, "loss")]
-        found = [name for name in wanted if name in names][:1]
+        matches = [name for name in wanted if name in names][:1]
     else:
-        found = [name for name in names if name.endswith(f".{by}")]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise MaemmError(f"{by} may be {', '.join(found[:_LISTED])} (--by); write one of them")
+        matches = [name for name in names if name.endswith(f".{by}")]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        raise MaemmError(f"{by} may be {', '.join(matches[:_LISTED])} (--by); write one of them")
     if not names:
         raise MaemmError("no run has a line of metrics yet; give the folder of others")
     shown = [name for name in names if name.partition(".")[0] in ("loss", VALIDATION, "terms")]

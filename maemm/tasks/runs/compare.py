@@ -81,17 +81,18 @@ class Comparison:
 
     def best(self, column: str) -> list[tuple[float, int] | None]:
         """(best value, step) of each run; the last one where it is not known which is better."""
-        higher, found = higher_is_better(column), []
+        higher = higher_is_better(column)
+        best: list[tuple[float, int] | None] = []
         for run in self.runs:
             values = run.values(column)
             if not values:
-                found.append(None)
+                best.append(None)
             elif higher is None:
-                found.append((values[max(values)], max(values)))
+                best.append((values[max(values)], max(values)))
             else:
                 step = (max if higher else min)(values, key=lambda step: values[step])
-                found.append((values[step], step))
-        return found
+                best.append((values[step], step))
+        return best
 
     def record(self) -> dict[str, Any]:
         """For JSON."""

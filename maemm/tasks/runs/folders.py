@@ -107,7 +107,9 @@ def _places(root: Path) -> Iterator[_Place]:
 
 def _entries(path: Path) -> tuple[_Place, list[str], list[str]]:
     """(what is in a folder, names of folders, names of links to folders)."""
-    place, folders, links = _Place(path, set(), set()), [], []
+    place = _Place(path, set(), set())
+    folders: list[str] = []
+    links: list[str] = []
     with os.scandir(path) as entries:
         for entry in entries:
             try:
