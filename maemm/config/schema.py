@@ -111,6 +111,15 @@ class SpikesConfig(_Keys):
     most_rewinds: PositiveInt = Field(5, description="rewinds of a run, after which it ends")
 
 
+class MirrorConfig(_Keys):
+    """Where checkpoints are copied to, and from where a new machine goes on."""
+
+    url: str = Field(description="folder or URL: s3://BUCKET/NAME, gs://..., /another/disk/NAME")
+    options: dict[str, Any] = Field({}, description="of the storage, such as {endpoint_url: ...}; see fsspec")
+    keep: PositiveInt = Field(2, description="number of latest checkpoints to keep there")
+    patience: Positive = Field(60.0, description="seconds for which a storage that does not answer is asked again")
+
+
 class TrainConfig(_Keys):
     """How to train. The defaults are those of MAE's pre-training recipe, as far as it has them."""
 
@@ -174,6 +183,12 @@ class TrainConfig(_Keys):
     activation_checkpointing: bool = Field(
         False, description="compute each block again in the backward pass: less memory, about a third more time"
     )
+    parallel: Literal["ddp", "fsdp", "hsdp"] = Field(
+        "ddp",
+        description="of several ranks: ddp: each has all weights; fsdp: each has a shard of weights, gradients, "
+        "moments and averages; hsdp: the ranks of a machine share a copy",
+    )
+    shard: PositiveInt | None = Field(None, description="ranks that share a copy under hsdp; null: those of a machine")
     cpu_products: Literal["blas", "onednn"] = Field(
         "blas",
         description="products of linear layers in float32 on a CPU: those of torch's BLAS, or of oneDNN, which takes "
@@ -189,7 +204,13 @@ class TrainConfig(_Keys):
     save_every: PositiveInt | None = Field(
         None, description="steps between checkpoints; null: at epoch ends, at most 200 times"
     )
+    async_save: bool = Field(
+        False, description="write checkpoints in a thread, from copies in memory, while training goes on"
+    )
     keep: PositiveInt = Field(2, description="number of latest checkpoints to keep")
+    mirror: MirrorConfig | None = Field(
+        None, description="also copy each checkpoint to another place, such as a bucket, and go on from there"
+    )
     validate_every: PositiveInt | None = Field(None, description="steps between validations; null: one epoch")
     validate_tta: bool = Field(False, description="validate with test-time augmentation, as evaluate does")
     patience: PositiveInt | None = Field(None, description="validations without improvement before the run ends")

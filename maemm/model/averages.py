@@ -1,4 +1,4 @@
-"""Moving averages of weights, with few launches."""
+"""Moving averages of weights, with few launches. Of sharded weights each rank moves its own part."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from maemm.model.sharded import local
 
 _CHUNK = 1 << 26  # elements that one update of many tensors holds a second time
 
@@ -35,7 +37,8 @@ def _chunks(pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[list[Tenso
     """([own], [other]) of as many tensors as one update takes together, of one type and device."""
     groups: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
     for own, other in pairs:
-        groups.setdefault((own.dtype, own.device), []).append((own, other.detach()))
+        own, other = local(own), local(other.detach())
+        groups.setdefault((own.dtype, own.device), []).append((own, other))
     for group in groups.values():
         held: list[tuple[Tensor, Tensor]] = []
         for pair in group:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from maemm.model.precision import under_autocast
+from maemm.model.sharded import calls_for_others
 
 Forward = Callable[..., Any]
 _recompute = True  # where recompute_activations() asks for it
@@ -60,6 +61,13 @@ def activations_kept() -> Iterator[None]:
         yield
     finally:
         _recompute = before
+
+
+def call_for_others(blocks: Iterable[nn.Module]) -> None:
+    """Let the blocks serve :func:`maemm.model.sharded.through`; before anything else is done to them."""
+    _replace_forward(blocks, "Sharded", calls_for_others)
+    for block in blocks:
+        block.calls_for_others = True  # type: ignore[assignment]
 
 
 def compile_blocks(blocks: Iterable[nn.Module], compiler: Callable[[Forward], Forward]) -> None:

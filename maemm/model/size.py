@@ -20,6 +20,7 @@ from maemm.contract import Modality
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import seeded
 from maemm.data.memory import bytes_text, machine_memory
+from maemm.model.sharded import local
 from maemm.registry.make import part_of
 
 FLOAT = 4  # bytes of a number
@@ -113,13 +114,13 @@ def refuse_too_many_rows(model: Any, rows: int, available: float, weights: int =
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters and buffers of a model."""
+    """Bytes of all parameters and buffers of a model on this rank."""
     return _bytes(model)
 
 
 def _bytes(module: nn.Module) -> int:
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    return sum(local(tensor).numel() * tensor.element_size() for tensor in tensors.values())
 
 
 def _parts(model: Any) -> Iterator[tuple[str, nn.Module]]:

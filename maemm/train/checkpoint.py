@@ -30,6 +30,23 @@ OPTIMIZER = "optimizer.pt"
 
 
 # --------------------------------------------------------------------------------------------------- writing
+def path_of(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint after ``step`` steps."""
+    return folder / f"step-{step:06d}"
+
+
+def begin(folder: Path, step: int) -> Path:
+    """Make and return the temporary folder of a checkpoint, for files that are written before :func:`write`."""
+    final = path_of(folder, step)
+    temporary = folder / f".{final.name}.tmp"
+    try:
+        _remove(temporary)
+        temporary.mkdir(parents=True)
+    except WRITE_ERRORS as error:
+        raise _cannot_write(final, step, error) from error
+    return temporary
+
+
 def write(
     folder: Path,
     step: int,
@@ -37,24 +54,24 @@ def write(
     state: Mapping[str, Any],
     meta: Mapping[str, Any],
     ema_model: Model | None = None,
+    written: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``folder/step-NNNNNN`` and return it.
 
     ``state`` goes into optimizer.pt: tensors, numbers, strings, lists and dicts only, as it is read back with
-    ``weights_only=True``. Raises :class:`MaemmError` where the disk is full or cannot be written; then nothing
-    half-written stays behind, and older checkpoints are untouched.
+    ``weights_only=True``. ``written``: stamps of files that lie in the folder of :func:`begin` already. Raises
+    :class:`MaemmError` where the disk is full or cannot be written; then nothing half-written stays behind, and older
+    checkpoints are untouched.
     """
-    final = folder / f"step-{step:06d}"
-    temporary = folder / f".{final.name}.tmp"
+    final = path_of(folder, step)
+    temporary = folder / f".{final.name}.tmp" if written else begin(folder, step)
     try:
-        _remove(temporary)
-        temporary.mkdir(parents=True)
         save(model, temporary / MODEL)
         if ema_model is not None:
             save(ema_model, temporary / EMA)
         with open(temporary / OPTIMIZER, "wb") as file:
             torch.save(dict(state), file)
-        files = {path.name: stamp(path) for path in sorted(temporary.iterdir())}
+        files = {path.name: stamp(path) for path in sorted(temporary.iterdir()) if path.is_file()} | dict(written or {})
         text = json.dumps({**meta, "format": FORMAT, "step": step, "files": files}, indent=1)
         (temporary / META).write_text(text + "\n", encoding="utf-8")
         for path in [*temporary.iterdir(), temporary]:
@@ -64,11 +81,15 @@ def write(
         fsync(folder)
     except WRITE_ERRORS as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise MaemmError(
-            f"the checkpoint of step {step} cannot be written ({final}: {cause_of(error)}); "
-            "free space and start again: the last complete checkpoint is kept"
-        ) from error
+        raise _cannot_write(final, step, error) from error
     return final
+
+
+def _cannot_write(final: Path, step: int, error: BaseException) -> MaemmError:
+    return MaemmError(
+        f"the checkpoint of step {step} cannot be written ({final}: {cause_of(error)}); "
+        "free space and start again: the last complete checkpoint is kept"
+    )
 
 
 def prune(folder: Path, keep: int, step: int, *, later: bool = False) -> None:

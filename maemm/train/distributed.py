@@ -39,7 +39,14 @@ _GPU_OF_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_TRES_PER_TASK") 
 
 
 class PeerFailed(MaemmError):
-    """Another rank failed and has reported its error; this rank ends because of it."""
+    """Another rank failed and has reported its error; this rank ends because of it.
+
+    ``gone``: it has not reported anything, and takes part in nothing any more.
+    """
+
+    def __init__(self, text: str, *, gone: bool = True):
+        super().__init__(text)
+        self.gone = gone
 
 
 @dataclass
@@ -57,6 +64,7 @@ class DistContext:
     owns_group: bool = False  # whether start() made the process group, so that leaving the context ends it
     timeout_s: float = RANK_TIMEOUT_S  # that ranks wait in the control group for one of them
     step_timeout_s: float = STEP_TIMEOUT_S  # that they wait in a collective of a step
+    mesh: Any = None  # a DeviceMesh of the ranks among which weights are sharded (maemm.train.sharding)
     _late: Exception | None = field(default=None, init=False)  # of rank 0 alone, for the next agreement
 
     @property
@@ -137,7 +145,7 @@ class DistContext:
             if size:
                 payload = self._broadcast(payload, size, speaker, error)
             if failed and error is None:
-                raise PeerFailed(f"rank {speaker} failed: {payload.decode()}")
+                raise PeerFailed(f"rank {speaker} failed: {payload.decode()}", gone=False)
         if error is not None:
             raise error
         if signum:
@@ -195,6 +203,13 @@ class DistContext:
             self._communicate(lambda: dist.all_gather_object(values, value, group=self.control_group), None)
         return values
 
+    def with_group_of_its_own(self) -> DistContext:
+        """The same ranks, with agreements that do not meet those of this one: for a thread. All ranks call this."""
+        if self.world_size == 1:
+            return DistContext(device=self.device)
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
+        return DistContext(self.rank, self.world_size, self.device, group, False, self.timeout_s)
+
     # ---- collectives on the device
     def all_reduce_sum(self, values: Tensor) -> Tensor:
         """``values`` summed over ranks, in place."""
@@ -219,6 +234,10 @@ class DistContext:
 
     def no_sync(self, net: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """For all micro-batches of a step but the ``last``: accumulate gradients without averaging over ranks."""
+        if self.mesh is not None:
+            sharded: Any = net
+            sharded.set_is_last_backward(last)
+            sharded.set_requires_gradient_sync(last)
         return net.no_sync() if isinstance(net, DistributedDataParallel) and not last else nullcontext()
 
     @contextmanager

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from maemm.model.averages import copy_all, move_averages
 from maemm.model.model import Model
+from maemm.model.sharded import local
 
 
 class Average(ABC):
@@ -20,9 +22,17 @@ class Average(ABC):
 
     def __init__(self, model: Model):
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        # (average, source) pairs. parameters() and buffers() list a shared tensor once, in both models alike.
-        self._parameters = list(zip(self.model.parameters(), model.parameters(), strict=True))
-        self._buffers = list(zip(self.model.buffers(), model.buffers(), strict=True))
+        self._source = model
+
+    @cached_property
+    def _parameters(self) -> list[tuple[Tensor, Tensor]]:
+        """(average, source) pairs. parameters() and buffers() list a shared tensor once, in both models alike."""
+        pairs = zip(self.model.parameters(), self._source.parameters(), strict=True)
+        return [(local(average), local(source.detach())) for average, source in pairs]
+
+    @cached_property
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self.model.buffers(), self._source.buffers(), strict=True))
 
     @abstractmethod
     def fraction(self, step: int) -> float | None:
@@ -37,7 +47,7 @@ class Average(ABC):
         fraction = weight * (~bad).float()
         if bad.device.type == "cpu":  # saves no launches, and rounds once
             for average, parameter in self._parameters:
-                average.lerp_(parameter.detach(), fraction.to(average.dtype))
+                average.lerp_(parameter, fraction.to(average.dtype))
         else:
             move_averages(self._parameters, fraction)
         copy_all(self._buffers)

@@ -15,7 +15,8 @@ from maemm.train.step import MicroBatches, TrainState, plan_micro_batches
 
 
 class Fetch:
-    """Makes the micro-batches of a step from what the loader has read. It waits for no other rank.
+    """Makes the micro-batches of a step from what the loader has read. Unless weights are sharded it waits for no other
+    rank.
 
     ``clock`` counts how long a step waited; ``log`` prints a line.
     """
@@ -26,6 +27,10 @@ class Fetch:
 
     def __call__(self, steps: Iterator[StepOnDevice]) -> MicroBatches:
         """The next one of ``steps``, planned. Raises :class:`~maemm.contract.errors.MaemmError`."""
+        return self.plan(self.read(steps))
+
+    def read(self, steps: Iterator[StepOnDevice]) -> StepOnDevice:
+        """The next one of ``steps``, its bad samples counted."""
         start = time.monotonic()
         loaded = next(steps)
         self.clock.step(waited=time.monotonic() - start)
@@ -34,6 +39,10 @@ class Fetch:
                 first = batch.bad[0]
                 self.log(f"unreadable: {first.id}: {first.reason}; more are listed in {self.bad_samples.path}")
             self.bad_samples.add(batch.bad)
+        return loaded
+
+    def plan(self, loaded: StepOnDevice) -> MicroBatches:
+        """Its micro-batches. With sharded weights all ranks call this together: what plans ask of networks gathers."""
         micro_batches = plan_micro_batches(self.train_state, loaded.step, loaded.host, loaded.device)
         self._check(micro_batches)
         return micro_batches

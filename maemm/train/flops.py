@@ -99,10 +99,11 @@ def count_flops(train_state: TrainState, micro_batches: MicroBatches) -> int:
     The first micro-batch is passed through the model with fake tensors, which have shapes and no values: nothing is
     computed, and the model stays as it is. The others are taken to be as large.
     """
-    model, sets, device = train_state.model, micro_batches.sets, train_state.dist_context.device
+    sharding, sets, device = train_state.sharding, micro_batches.sets, train_state.dist_context.device
+    model = train_state.model if sharding is None else sharding.replica.structure
     labels = micro_batches.labels or [None] * sets
     counter, fake = FlopCounterMode(display=False), FakeTensorMode(allow_non_fake_inputs=True)
-    state = _fake_state(model, fake)
+    state = _fake_state(model, fake, device)
     # Attention as plain products: fused kernels are counted with what they compute twice, and not at all on a CPU.
     with (
         seeded("flops"),
@@ -121,8 +122,8 @@ def count_flops(train_state: TrainState, micro_batches: MicroBatches) -> int:
     return counter.get_total_flops() * (len(micro_batches.inputs) // sets)
 
 
-def _fake_state(model: nn.Module, fake: FakeTensorMode) -> dict[str, Tensor]:
-    """A fake tensor for each parameter and buffer, under one name for each module that holds it.
+def _fake_state(model: nn.Module, fake: FakeTensorMode, device: torch.device) -> dict[str, Tensor]:
+    """A fake tensor on the device for each parameter and buffer, under one name for each module that holds it.
 
     Torch's own tying of names would leave the fakes in modules that a model has under two names.
     """
@@ -132,7 +133,11 @@ def _fake_state(model: nn.Module, fake: FakeTensorMode) -> dict[str, Tensor]:
         tensors = *module.named_parameters(prefix, recurse=False), *module.named_buffers(prefix, recurse=False)
         for name, tensor in tensors:
             if id(tensor) not in fakes:
-                fakes[id(tensor)] = fake.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad)
+                with fake:
+                    new = (
+                        torch.empty_like(tensor, device=device) if tensor.is_meta else fake.from_tensor(tensor.detach())
+                    )
+                fakes[id(tensor)] = new.requires_grad_(tensor.requires_grad)
             state[name] = fakes[id(tensor)]
     return state
 

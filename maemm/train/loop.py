@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from maemm.train.callback import Callback, side_product
 from maemm.train.console import Console, first_line, left_out_line
 from maemm.train.distributed import DistContext, one_line
 from maemm.train.fetch import Fetch
+from maemm.train.mirror import Mirror, open_mirror
 from maemm.train.monitor import Monitor
 from maemm.train.nonfinite import NonFiniteWatch
 from maemm.train.optim import set_lr
@@ -29,6 +30,7 @@ from maemm.train.run_log import RunLog
 from maemm.train.saves import Saves, latest_checkpoint
 from maemm.train.schedules import learning_rate, shortened_warmup, warmup_epochs
 from maemm.train.setup import make_loader, make_order, make_train_state, refuse_too_large_steps
+from maemm.train.sharding import mesh_of
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
 from maemm.train.spikes import Spikes, describe
 from maemm.train.step import MicroBatches, leave_out_unused, take_step
@@ -73,6 +75,9 @@ def train(
         source, held_out = dist_context.on_all_ranks(lambda: open_parts(recipe))
         order = dist_context.on_all_ranks(lambda: make_order(recipe, source, dist_context))
         steps = recipe["train"].get("steps") or recipe["train"]["epochs"] * order.steps_per_epoch
+        dist_context.mesh = mesh_of(recipe["train"]["parallel"], recipe["train"]["shard"], dist_context)
+        mirrors: list[Mirror] = []  # of rank 0, where the recipe has one
+        dist_context.on_rank0(lambda: mirrors.extend(open_mirror(recipe, folder, console.log)))
         resume_from = dist_context.on_rank0(lambda: latest_checkpoint(folder, source, held_out, console.log))
         if resume_from is not None and resume_from.step >= steps:
             advice = "" if goes_on else "; raise train.epochs to continue, or set another out= for a new run"
@@ -93,6 +98,7 @@ def train(
                 steps,
                 resume_from is None,
                 callback or Callback(),
+                mirrors,
             )
         )
         stack.push(run.leave)
@@ -117,6 +123,7 @@ class Run:
         steps: int,
         fresh: bool,
         callback: Callback,
+        mirrors: Sequence[Mirror] = (),
     ):
         """``fresh``: there is no checkpoint to :meth:`resume` from."""
         self.recipe, self.folder, self.dist_context, self.console = recipe, folder, dist_context, console
@@ -154,7 +161,7 @@ class Run:
 
         # What it leaves behind.
         self.log = RunLog(recipe, folder, self.train_state, console, order.steps_per_epoch)
-        self.saves = Saves(recipe, folder, self.train_state, source, held_out, self._progress, console.log)
+        self.saves = Saves(recipe, folder, self.train_state, source, held_out, self._progress, console.log, mirrors)
         self.trackers = Trackers(recipe, folder, console.log, works=dist_context.is_rank0)
         self.callback = side_product(console.log, "pictures and report", self._begin_callback, Callback())
         self.ended = False
@@ -240,11 +247,14 @@ class Run:
     def _next_micro_batches(self, batches: StepsOnDevice, interrupts: Interrupts) -> MicroBatches:
         """The micro-batches of the next step, planned. All that can fail on one rank alone happens here."""
         try:
-            return self.dist_context.on_all_ranks(lambda: self.fetch(batches), stop=interrupts)
+            if self.train_state.sharding is None:
+                return self.dist_context.on_all_ranks(lambda: self.fetch(batches), stop=interrupts)
+            loaded = self.dist_context.on_all_ranks(lambda: self.fetch.read(batches), stop=interrupts)
+            return self.dist_context.on_all_ranks(lambda: self.fetch.plan(loaded))
         except Interrupted:
             raise
-        except Exception:
-            self.saves.write_after_error(self.step)
+        except Exception as error:
+            self.saves.write_after_error(self.step, error)
             raise
 
     def _train_step(self, micro_batches: MicroBatches) -> None:
@@ -282,7 +292,7 @@ class Run:
             self.log.write(row)
             self._tell("work of a callback on a log line", lambda callback: callback.logged(row))
         if done % self.save_every == 0 and not is_last:
-            self._save()
+            self._save(wait=False)
         if done % self.picture_every == 0 and not is_last:
             self._draw_pictures()
 
@@ -314,14 +324,15 @@ class Run:
             **self.spikes.state_dict(),
         }
 
-    def _save(self) -> Path:
-        """Write a checkpoint on rank 0, while the others wait; none of steps that are to be undone."""
+    def _save(self, *, wait: bool = True) -> Path:
+        """Write a checkpoint, none of steps that are to be undone; ``wait``: it is whole afterwards, also with
+        ``train.async_save``."""
         self.watch.check()
         self.spikes.check()
         if self.spikes.spike_at is not None:
             return self.folder.checkpoints
         self.spikes.can_go_back = True
-        return self.dist_context.on_rank0(lambda: self.saves.write(self.step))
+        return self.saves.write(self.step, wait=wait)
 
     def _begin_callback(self) -> Callback:
         self.callback.begin(self.train_state, self.loader, self.folder, self.console.log)
@@ -336,7 +347,8 @@ class Run:
     def _draw_pictures(self) -> None:
         draw = partial(self.callback.draw_pictures, self.step)
         title = f"pictures of step {self.step}"
-        self.dist_context.on_rank0(lambda: side_product(self.console.log, title, draw, None))
+        with self.train_state.gathered():
+            self.dist_context.on_rank0(lambda: side_product(self.console.log, title, draw, None))
 
     def _finish(self) -> None:
         self._save()

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive
@@ -21,6 +19,7 @@ from maemm.model.targets.ema import EMA
 from maemm.train.alarm_rules import Course, Setting
 from maemm.train.alarms import Alarm, alarms_of
 from maemm.train.measuring import measure
+from maemm.train.sharding import total_norm
 from maemm.train.step import MicroBatches, TrainState
 
 KEPT = 40  # measurements that rules look at, beside the first
@@ -119,8 +118,7 @@ class Monitor:
     def _figures(self, step: int) -> dict[str, float]:
         assert self.samples is not None
         state = self.train_state
-        model = state.ema_model or state.model
-        with state.eager():
+        with state.gathered(averaged=True) as model, state.eager():
             figures = measure(model, self.samples, self.recipe, bf16=state.bf16, ranks=state.dist_context)
         return figures | _of_weights(state, step)
 
@@ -201,7 +199,7 @@ def _of_weights(state: TrainState, step: int) -> dict[str, float]:
     matrices = [p for group in groups for p in group["params"] if p.ndim > 1]
     figures = {"weight_decay": max((float(group.get("weight_decay", 0.0)) for group in groups), default=0.0)}
     if matrices:
-        total = torch.linalg.vector_norm(torch.stack(torch._foreach_norm([p.detach() for p in matrices])))
+        total = total_norm(p.detach() for p in matrices)
         size = float(on_host(total)) / math.sqrt(sum(p.numel() for p in matrices))
         figures["weights"] = size
     averages = [target for target in state.model.all_targets() if isinstance(target, EMA)]

@@ -30,6 +30,7 @@ from maemm.contract.options import NonNegative, Positive, Rate
 from maemm.model.matrices import hidden_matrices
 from maemm.model.model import Model
 from maemm.train.schedules import decay_curve
+from maemm.train.sharding import total_norm
 
 NO_DECAY = ("*.bias",)
 
@@ -298,7 +299,7 @@ class WeightDecay:
 def grad_norm(optimizer: Optimizer, clip: float | None) -> Tensor:
     """The L2 norm of the whole gradient, a scalar on the device. The gradient is then clipped to the norm ``clip``."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    norm = total_norm(p.grad for p in parameters)
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     return norm

@@ -11,6 +11,7 @@ import pickle
 import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ from maemm.config.paths import check_regular
 from maemm.contract.errors import MaemmError
 from maemm.data.atomic import cause_of
 from maemm.model.model import Model
+from maemm.model.sharded import is_sharded
 from maemm.train.checkpoint import OPTIMIZER
+from maemm.train.sharding import shard_like
+from maemm.train.shards import SHARDS, put_back
 from maemm.train.spikes import is_state
 from maemm.train.step import TrainState
 from maemm.weights import EMA, MODEL, fill
@@ -47,7 +51,7 @@ def restore(checkpoint: Checkpoint, train_state: TrainState) -> dict[str, Any]:
     ema_weights = None if train_state.ema_model is None else _weights(train_state.ema_model, checkpoint, EMA)
     state = _read(checkpoint)
     untrained = state.get("untrained")
-    main = _optimizer_state(train_state.optimizer, state["optimizer"], "optimizer", untrained)
+    main = _optimizer_state(train_state.optimizer, state["optimizer"], "optimizer", untrained, checkpoint.path)
     names = {phase.name for phase in train_state.phases}
     if names != set(state["phases"]):
         raise Unusable(f"{OPTIMIZER} has phases {sorted(state['phases'])}, the objectives have {sorted(names)}")
@@ -56,10 +60,10 @@ def restore(checkpoint: Checkpoint, train_state: TrainState) -> dict[str, Any]:
         for phase in train_state.phases
     }
 
-    fill(train_state.model, weights, MODEL)
+    _fill(train_state.model, weights, MODEL)
     if train_state.ema_model is not None and ema_weights is not None:
-        fill(train_state.ema_model, ema_weights, EMA)
-    train_state.optimizer.load_state_dict(main)
+        _fill(train_state.ema_model, ema_weights, EMA)
+    train_state.optimizer.load_state_dict(_sharded(main, train_state.optimizer))
     for phase in train_state.phases:
         phase.optimizer.load_state_dict(phases[phase.name])
     return state
@@ -84,6 +88,15 @@ def _weights(model: Model, checkpoint: Checkpoint, name: str) -> dict[str, Tenso
     except MaemmError as error:
         raise Unusable(str(error).partition("; ")[0]) from None
     return state
+
+
+def _fill(model: Model, weights: dict[str, Tensor], name: str) -> None:
+    """Set weights that have been checked; of a sharded model this rank's shards."""
+    own = model.state_dict()
+    if any(map(is_sharded, own.values())):
+        model.load_state_dict({key: shard_like(value, own[key]) for key, value in weights.items()})
+    else:
+        fill(model, weights, name)
 
 
 def _compare(file: str, key: str, value: Any, shape: Collection[int], dtype: torch.dtype) -> None:
@@ -161,15 +174,23 @@ def _is_monitor(state: Mapping[str, Any]) -> bool:
 
 
 # -------------------------------------------------------------------------------------------------- optimisers
-def _optimizer_state(optimizer: Optimizer, saved: Any, title: str, untrained: Collection[str] | None) -> dict[str, Any]:
+def _optimizer_state(
+    optimizer: Optimizer, saved: Any, title: str, untrained: Collection[str] | None, folder: Path | None = None
+) -> dict[str, Any]:
     """``saved``, a state dict of the same optimiser, checked and in the order of today's parameters, found by name.
 
     Parameters of ``saved`` that have no state and are not trained any more are left out. ``untrained``: names of those
-    that may lack a state; None: any may, as files of older versions do not tell.
+    that may lack a state; None: any may, as files of older versions do not tell. ``folder``: of the checkpoint, in
+    which shards may lie.
     """
     where = f"{OPTIMIZER}, {title}"
     groups, states = _groups(saved, where)
     places = {name: (group, index) for group in groups for name, index in _named(group, where)}
+    if folder is not None:
+        try:
+            put_back(folder, {name: states.get(index, {}) for name, (_, index) in places.items()}, optimizer)
+        except Exception as error:  # of files that a run did not write, almost any
+            raise Unusable(f"{SHARDS} cannot be read ({cause_of(error)})") from error
     current = optimizer.state_dict()
     own = {name for group in current["param_groups"] for name in group["names"]}
     unexpected = sorted(name for name, (_, index) in places.items() if name not in own and states.get(index))
@@ -191,6 +212,18 @@ def _optimizer_state(optimizer: Optimizer, saved: Any, title: str, untrained: Co
             elif states and templates[key] and untrained is not None and name not in untrained:
                 raise Unusable(f"{where}: no state of {name}")
     return result
+
+
+def _sharded(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """The state with this rank's shards of whole tensors, where the optimiser's parameters are sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    for index, parameter in zip(indices, parameters, strict=True):
+        values = state["state"].get(index, {})
+        for key, value in values.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                values[key] = shard_like(value, parameter)
+    return state
 
 
 def _groups(saved: Any, where: str) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:

@@ -24,9 +24,11 @@ METRICS, BAD, INIT, END = "metrics.jsonl", "bad_samples.jsonl", "init.json", "en
 # Keys that may change in an existing run: the numbers of a step do not depend on them.
 FREE = {
     "out", "name", "data.workers", "data.timeout", "data.prefetch", "data.max_bad_fraction", "train.micro_batch",
-    "train.log_every", "train.save_every", "train.keep", "train.picture_every", "train.tensorboard",
-    "train.max_nonfinite", "train.rank_timeout", "train.peak_tflops", "train.monitor", "train.monitor.every",
+    "train.log_every", "train.save_every", "train.async_save", "train.keep", "train.picture_every", "train.tensorboard",
+    "train.max_nonfinite", "train.rank_timeout", "train.parallel", "train.shard",
+    "train.peak_tflops", "train.monitor", "train.monitor.every",
     "train.monitor.samples", "train.monitor.data", "train.monitor.stop_on_alarm",
+    "train.mirror", "train.mirror.url", "train.mirror.options", "train.mirror.keep", "train.mirror.patience",
 }  # fmt: skip
 FREE_BELOW = "train.trackers"  # whatever stands below it is free too
 # Keys that may change too, though the learning rate of the remaining steps changes with them.

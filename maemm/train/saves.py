@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
+from maemm.model.model import Model
 from maemm.train import checkpoint
+from maemm.train.distributed import DistContext, PeerFailed
+from maemm.train.mirror import Mirror
+from maemm.train.replica import Replica, on_host
 from maemm.train.restore import Unusable, restore
 from maemm.train.run_folder import RunFolder
+from maemm.train.shards import on_host as shards_on_host
+from maemm.train.shards import taken_out
+from maemm.train.shards import write as write_shards
 from maemm.train.step import TrainState
-from maemm.weights.checkpoints import Checkpoint, latest
+from maemm.weights.checkpoints import Checkpoint, latest, stamp
 
 
 def latest_checkpoint(
@@ -32,10 +45,22 @@ def latest_checkpoint(
     return newest
 
 
+@dataclass
+class Snapshot:
+    """What a checkpoint is made of; models and state are those of rank 0."""
+
+    step: int
+    model: Model | None
+    ema_model: Model | None
+    state: dict[str, Any]  # of optimizer.pt
+    shards: dict[str, Tensor]  # of this rank
+
+
 class Saves:
     """Reads and writes the checkpoints of one start of a run.
 
-    ``progress()``: what a checkpoint holds beside weights and optimisers, called on rank 0.
+    ``progress()``: what a checkpoint holds beside weights and optimisers, called on rank 0. ``mirrors``: on rank 0,
+    where checkpoints are copied to.
     """
 
     def __init__(
@@ -47,10 +72,24 @@ class Saves:
         held_out: Source | None,
         progress: Callable[[], Mapping[str, Any]],
         log: Callable[[str], Any],
+        mirrors: Sequence[Mirror] = (),
     ):
+        self.mirrors = mirrors
         self.recipe, self.folder, self.train_state = recipe, folder, train_state
         self.source, self.held_out, self.progress, self.log = source, held_out, progress, log
         self.step = -1  # of the newest checkpoint
+        self.dist_context = train_state.dist_context
+        self.writer: DistContext | None = None  # the ranks, for agreements in the thread
+        self.running: Future[None] | None = None  # what is written in the thread
+        if recipe["train"]["async_save"]:
+            self.writer = self.dist_context.with_group_of_its_own()
+            self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    @cached_property
+    def replica(self) -> Replica:
+        """Of which copies of the model are made."""
+        sharding = self.train_state.sharding
+        return Replica(self.train_state.model) if sharding is None else sharding.replica
 
     def resume(self, newest: Checkpoint | None) -> tuple[int, Mapping[str, Any]]:
         """(step, progress) of a checkpoint, or of one before it where that holds what this run cannot have written.
@@ -95,25 +134,86 @@ class Saves:
         """Remove old checkpoints as ``train.keep`` says; ``later``: those after ``step`` too."""
         checkpoint.prune(self.folder.checkpoints, self.recipe["train"]["keep"], step, later=later)
 
-    def write(self, step: int) -> Path:
-        """Write the checkpoint after ``step`` steps, unless there is one, and return it."""
+    # ------------------------------------------------------------------------------------------------------- writing
+    def write(self, step: int, *, wait: bool = True) -> Path:
+        """Write the checkpoint after ``step`` steps, unless there is one, and return it. All ranks call this.
+
+        With ``train.async_save`` and without ``wait`` it is written in a thread, from copies, while training goes on;
+        what goes wrong there is raised on all ranks at the next call of this, or of :meth:`finish`.
+        """
+        path = checkpoint.path_of(self.folder.checkpoints, step)
+        self.finish()
         if self.step == step:
-            return self.folder.checkpoints / f"step-{step:06d}"
-        train_state = self.train_state
-        state = {
-            "optimizer": train_state.optimizer.state_dict(),
-            "phases": {phase.name: phase.optimizer.state_dict() for phase in train_state.phases},
-            **self.progress(),
-        }
-        validation = {} if self.held_out is None else {"validation": self.held_out.fingerprint()}
-        meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **validation, **checkpoint.versions()}
-        path = checkpoint.write(self.folder.checkpoints, step, train_state.model, state, meta, train_state.ema_model)
+            return path
+        in_thread = self.writer is not None and not wait
+        with self.dist_context.explain_errors():
+            snapshot = self._snapshot(step, copies=in_thread)
         self.step = step
-        self.prune(step, later=True)
+        if in_thread:
+            self.running = self.thread.submit(self._write, snapshot, self.writer)
+        else:
+            self._write(snapshot, self.dist_context)
         return path
 
-    def write_after_error(self, step: int) -> None:
-        """Save on rank 0 after an error between two steps. That error will be raised; one of saving is suppressed."""
-        if self.train_state.dist_context.is_rank0 and step > max(self.step, 0):
-            with suppress(MaemmError):
+    def finish(self) -> None:
+        """Wait until what is written in the thread has been written. All ranks call this."""
+        if self.running is not None:
+            running, self.running = self.running, None
+            self.dist_context.on_all_ranks(running.result)
+
+    def _snapshot(self, step: int, *, copies: bool) -> Snapshot:
+        """What belongs to a checkpoint; ``copies``: that training does not change."""
+        train_state, rank0 = self.train_state, self.dist_context.is_rank0
+        if train_state.sharding is not None or copies:
+            host = torch.device("cpu")
+            models = [
+                None if model is None else self.replica.filled(model, host, wanted=rank0)
+                for model in (train_state.model, train_state.ema_model)
+            ]
+        else:
+            models = [train_state.model, train_state.ema_model]
+        optimizer, shards = taken_out(train_state.optimizer.state_dict())
+        state: dict[str, Any] = {}
+        if rank0:
+            phases = {phase.name: phase.optimizer.state_dict() for phase in train_state.phases}
+            state = {"optimizer": optimizer, "phases": phases, **self.progress()}
+        if copies:
+            state, shards = on_host(state), shards_on_host(shards)
+        return Snapshot(step, *models, state, shards)
+
+    def _write(self, snapshot: Snapshot, ranks: DistContext) -> None:
+        """Write a snapshot; ``ranks`` agree on each part of it."""
+        folder, step = self.folder.checkpoints, snapshot.step
+        written: dict[str, Any] = {}
+        if any(ranks.all_gather_object(bool(snapshot.shards))) if self.train_state.sharding is not None else False:
+            temporary = ranks.on_rank0(lambda: checkpoint.begin(folder, step))
+            own = ranks.on_all_ranks(lambda: write_shards(temporary, snapshot.shards, ranks))
+            stamps = ranks.on_all_ranks(lambda: {name: stamp(temporary / name) for name in own})
+            written = {name: value for part in ranks.gather_object(stamps) for name, value in part.items()}
+
+        def whole() -> None:
+            assert snapshot.model is not None
+            validation = {} if self.held_out is None else {"validation": self.held_out.fingerprint()}
+            meta = {"recipe": self.recipe, "data": self.source.fingerprint(), **validation, **checkpoint.versions()}
+            path = checkpoint.write(folder, step, snapshot.model, snapshot.state, meta, snapshot.ema_model, written)
+            self.prune(step, later=True)
+            for mirror in self.mirrors:
+                mirror.put(path)
+
+        ranks.on_rank0(whole)
+
+    def write_after_error(self, step: int, error: Exception) -> None:
+        """Save after an ``error`` between two steps, which will be raised; one of saving is suppressed.
+
+        Without shards rank 0 does it alone; with them all ranks do, unless one is gone.
+        """
+        if step <= max(self.step, 0):
+            return
+        with suppress(MaemmError, RuntimeError):
+            if self.train_state.sharding is None:
+                if self.dist_context.is_rank0:
+                    if self.running is not None:
+                        self.running.result()
+                    self._write(self._snapshot(step, copies=False), DistContext())
+            elif not (isinstance(error, PeerFailed) and error.gone):
                 self.write(step)

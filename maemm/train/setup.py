@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from maemm.contract import Source
+from maemm.contract import Phase, Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive, seeded
 from maemm.data.loader import Loader
@@ -22,6 +22,7 @@ from maemm.model.build import build_modalities, build_model
 from maemm.model.model import Model
 from maemm.model.products import use_onednn
 from maemm.model.repeated import keep_residual, recompute_activations, repeated_blocks
+from maemm.model.sharded import local
 from maemm.model.size import refuse_too_many_rows, weight_bytes
 from maemm.train import compiling
 from maemm.train.distributed import DistContext
@@ -29,6 +30,7 @@ from maemm.train.ema import Average, Ema, EpochMean
 from maemm.train.freed_memory import keep_freed_memory
 from maemm.train.initialize import initialize_from
 from maemm.train.optim import WeightDecay, freeze, freeze_parts, freeze_unused, make_optimizer, make_phase_optimizer
+from maemm.train.sharding import Sharding
 from maemm.train.spikes import Guard
 from maemm.train.step import PhaseState, TrainState, knows_batch
 
@@ -139,8 +141,16 @@ def make_train_state(
         use_onednn(model)
     model.to(dist_context.device).train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
-    optimizer = make_optimizer(model, train, [parameter for _, phase in phases for parameter in phase.parameters])
+    of_phases = [parameter for _, phase in phases for parameter in phase.parameters]
+    bf16 = use_bf16(train.get("precision", "auto"), dist_context.device)
     ema = _average(model, train, steps_per_epoch or steps)
+    sharding = None
+    if dist_context.mesh is not None:
+        _refuse_sharding(model, train, phases)
+        sharding = Sharding(model, dist_context.mesh, bf16=bf16, without=of_phases)
+        if ema is not None:
+            sharding.apply(ema.model, bf16=False, without=[p for p in ema.model.parameters() if p.ndim == 0])
+    optimizer = make_optimizer(model, train, of_phases)
     if train.get("activation_checkpointing"):
         recompute_activations(repeated_blocks(model))
     return TrainState(
@@ -151,7 +161,7 @@ def make_train_state(
         seed=train["seed"],
         batch=train["batch"],
         steps=steps,
-        bf16=use_bf16(train.get("precision", "auto"), dist_context.device),
+        bf16=bf16,
         compiled=compiling.wanted(train.get("compile", "auto"), model, dist_context.device),
         clip=train.get("clip_grad"),
         weight_decay=WeightDecay(optimizer, train, steps),
@@ -163,7 +173,18 @@ def make_train_state(
             for name, phase in phases
         ],
         init=init,
+        sharding=sharding,
     )
+
+
+def _refuse_sharding(model: Model, train: Mapping[str, Any], phases: Iterable[tuple[str, Phase]]) -> None:
+    """Raise :class:`MaemmError` for what cannot be done with weights in shards."""
+    advice = f"set train.parallel=ddp instead of {train['parallel']}"
+    if train.get("compile") is True:
+        raise MaemmError(f"train.compile=true is one graph of the whole model, blocks alone are sharded; {advice}")
+    for name, phase in phases:
+        if phase.shared:
+            raise MaemmError(f"objectives.{name} trains weights in two phases, which shards cannot; {advice}")
 
 
 def set_residual(model: Model, residual: str) -> None:
@@ -180,7 +201,7 @@ def set_residual(model: Model, residual: str) -> None:
 
 def refuse_too_large_steps(model: Model, rows: int, device: torch.device) -> None:
     """Raise :class:`MaemmError` where a forward and backward pass of ``rows`` samples cannot fit the device."""
-    gradients = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    gradients = sum(local(p).numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     if device.type == "cuda":
         available: float = torch.cuda.get_device_properties(device).total_memory
     else:

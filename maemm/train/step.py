@@ -6,8 +6,8 @@ before the first backward pass, so micro-batches and ranks of unequal counts add
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ from maemm.train.distributed import DistContext
 from maemm.train.ema import Average
 from maemm.train.initialize import InitReport
 from maemm.train.optim import WeightDecay, grad_norm, set_lr, step_unless
+from maemm.train.sharding import Sharding, gather_rest
 from maemm.train.spikes import Guard, Verdict
 
 _RUNNING_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # buffers of BatchNorm
@@ -101,11 +102,36 @@ class TrainState:
     mixed: bool = False  # steps differ in their modalities (data.mix)
     phases: list[PhaseState] = field(default_factory=list)  # optimisations besides the main one
     init: InitReport | None = None  # of the weights of ``init``, where it has begun with them
+    sharding: Sharding | None = None  # where weights lie in shards on several ranks
+    _whole: Model | None = None  # within gathered()
 
     @property
     def ema_model(self) -> Model | None:
         """The averaged model, if there is one."""
         return None if self.ema is None else self.ema.model
+
+    @property
+    def whole(self) -> Model:
+        """The model with all its weights on this rank: for shards within :meth:`gathered` alone."""
+        return self.model if self._whole is None else self._whole
+
+    @contextmanager
+    def gathered(self, *, averaged: bool = False) -> Iterator[Model]:
+        """The model, or with ``averaged`` its average if there is one, with all its weights on every rank.
+
+        All ranks enter the block; in it any of them may use the model alone, but for training.
+        """
+        model = (self.ema_model if averaged else None) or self.model
+        if self.sharding is None:
+            yield model
+            return
+        whole = self.sharding.replica.filled(model)
+        assert whole is not None
+        self._whole = whole
+        try:
+            yield whole
+        finally:
+            self._whole = None
 
     def eager(self) -> AbstractContextManager[Any]:
         """Within the block nothing is compiled: for another batch size. Setting a stance is slow, so only if needed."""
@@ -212,6 +238,8 @@ def take_step(
     counts = _sum_over_ranks(dist_context, micro_batches.counts)
     with seeded(train_state.seed, micro_batches.step, "forward", dist_context.rank):
         local = _accumulate_gradients(train_state, micro_batches, counts, baseline)
+    if train_state.sharding is not None:
+        train_state.sharding.complete(model, dist_context, zeros=train_state.mixed)
     without_gradient = []
     if first:
         with_gradient = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
@@ -269,7 +297,7 @@ def leave_out_unused(train_state: TrainState, micro_batches: MicroBatches) -> li
     :class:`MaemmError` where ranks do not agree on them.
     """
     model, dist_context = train_state.model, train_state.dist_context
-    if dist_context.world_size == 1:
+    if dist_context.world_size == 1 or train_state.sharding is not None:
         train_state.net = model
         return []
     unused, of_phases = _without_gradient(train_state, rehearse(train_state, micro_batches))
@@ -363,6 +391,7 @@ def _with_batch(train_state: TrainState, micro_batches: MicroBatches) -> list[di
         for number in range(sets):
             # Without the cache of autocast, where weights would stay that were cast without gradient.
             bf16 = torch.autocast(device, torch.bfloat16, enabled=train_state.bf16, cache_enabled=False)
+            gather_rest(model)
             with torch.no_grad(), bf16:
                 values = objective.over_batch(model, passes[number::sets])
             for place in range(number, len(passes) if values else 0, sets):
@@ -394,7 +423,7 @@ def _minimised(train_state: TrainState, out: Output, counts: Mapping[str, Tensor
     if not train_state.mixed and out.parts and not any(term.weight for term in out.parts.values()):
         raise MaemmError("every term of the loss has the weight 0 (objectives); give one a weight above 0")
     loss = _loss(out, counts, number, sets)
-    if not train_state.mixed:
+    if not train_state.mixed or train_state.sharding is not None:
         return loss
     # Parameters that this step does not use get a gradient of 0, as DDP waits for all.
     firsts = (p.flatten()[0].float() for p in train_state.model.parameters() if p.requires_grad)

@@ -66,11 +66,12 @@ class Validator:
         All ranks call this, and all get the metrics. A validation that is not finite is not an improvement.
         """
         assert self.source is not None
-        model, dist_context = train_state.ema_model or train_state.model, train_state.dist_context
-        with train_state.eager():  # graphs of its own, for few batches, would take longer than they save
-            metrics = validate(model, self.source, self.recipe, bf16=train_state.bf16, dist_context=dist_context)
-        if improves := self._improves(metrics):
-            dist_context.on_rank0(lambda: write_best(self.folder, model, {"step": step, "validation": metrics}))
+        dist_context = train_state.dist_context
+        with train_state.gathered(averaged=True) as model:
+            with train_state.eager():  # graphs of its own, for few batches, would take longer than they save
+                metrics = validate(model, self.source, self.recipe, bf16=train_state.bf16, dist_context=dist_context)
+            if improves := self._improves(metrics):
+                dist_context.on_rank0(lambda: write_best(self.folder, model, {"step": step, "validation": metrics}))
         if not _is_finite(metrics):
             text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not math.isfinite(value))
             self.log(f"warning: the validation after step {step} is not finite ({text}), so it is never the best one")

@@ -16,6 +16,7 @@ from maemm.contract.errors import MaemmError
 from maemm.contract.options import MOST_BLOCKS, Depth, NonNegative, Positive, PositiveInt, Rate
 from maemm.model.blocks import check_width, key_mask, make_blocks, queries_and_keys
 from maemm.model.precision import under_autocast
+from maemm.model.sharded import through
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,11 @@ class Streams(Encoder):
         x, mask = torch.cat([tower.x for tower in towers], 1), _mask(towers)
         for number in range(0 if chain else len(self.joint) - 1, len(self.joint)):
             block = self.joint[number]
-            x = block(x, attn_mask=mask) if stream is None else _with_norms(block, self.own[stream][number], x, mask)
+            x = (
+                block(x, attn_mask=mask)
+                if stream is None
+                else through(block, _with_norms, x, self.own[stream][number], mask)
+            )
         last = self.norm if stream is None else self.own_norm[stream]
         return last(x) if norm else x
 
@@ -187,7 +192,9 @@ class Streams(Encoder):
             return super().guide(inputs, modalities, kind)
         return {
             name: FirstAttention(
-                *queries_and_keys([*self.trunks[name], *self.joint][0], self._embedded(name, x, modalities[name]))
+                *through(
+                    [*self.trunks[name], *self.joint][0], queries_and_keys, self._embedded(name, x, modalities[name])
+                )
             )
             for name, x in inputs.items()
         }
@@ -211,7 +218,7 @@ class Streams(Encoder):
         return 0 if name.startswith("vectors") else self.depth + len(self.joint) + 1
 
 
-def _with_norms(block: Any, norms: nn.ModuleDict, x: Tensor, mask: Tensor | None) -> Tensor:
+def _with_norms(block: Any, x: Tensor, norms: nn.ModuleDict, mask: Tensor | None) -> Tensor:
     """timm's pre-norm ``Block`` with ``norms`` instead of its own norms."""
     x = x + block.drop_path1(block.ls1(block.attn(norms["norm1"](x), attn_mask=mask)))
     return x + block.drop_path2(block.ls2(block.mlp(norms["norm2"](x))))

@@ -29,6 +29,7 @@ from maemm.model.budget import budget_of, first_valid
 from maemm.model.precision import under_autocast
 from maemm.model.relative import RelativeBias, RelativeBiasKind, make_relative_bias
 from maemm.model.rotary import AnyRotary, make_rotary
+from maemm.model.sharded import through
 
 MOST_PREFIX = 1000  # class tokens; published models have one to sixteen
 Axes = Annotated[int, Ge(1), Le(8)]  # of coordinates, where frequencies are learned for each
@@ -158,7 +159,7 @@ class ViT(Encoder):
             x, options = x + position if self.position_every_block else x, rotations[number]
             features = None
             if number in numbers and self.layer_features == "ffn":
-                x, features = with_ffn(block, x, block_mask, **options)  # type: ignore[arg-type]
+                x, features = through(block, with_ffn, x, block_mask, **options)
             else:
                 x = block(x, attn_mask=block_mask, **options)
             if number in numbers:
@@ -298,7 +299,7 @@ class ViT(Encoder):
             x = x + position if self.position_every_block else x
             x = block(x, attn_mask=block_mask, **options)
         x = x + position if self.position_every_block else x
-        queries, keys = queries_and_keys(last, x, **rotations[len(before)])
+        queries, keys = through(last, queries_and_keys, x, **rotations[len(before)])
         lengths = [part.plan.visible.shape[1] for part in inputs.values()]
         prefix = x.shape[1] - sum(lengths)
         if kind == "attention":

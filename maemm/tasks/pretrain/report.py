@@ -36,7 +36,7 @@ class Report(Callback):
 
     def draw_pictures(self, step: int) -> None:
         """Write ``step-NNNNNN.png``."""
-        model = self.train_state.model
+        model = self.train_state.whole
         if not model.masked:  # nothing is hidden, so there is no reconstruction to show
             return
         try:
