@@ -102,6 +102,7 @@ def train(
             )
         )
         stack.push(run.leave)
+        stack.callback(run.saves.leave)
         run.resume(resume_from)
         run.train(interrupts)
         run.train_state.net = run.train_state.model  # drops DDP, which holds the process group that ends here

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -145,12 +146,12 @@ class Saves:
         self.finish()
         if self.step == step:
             return path
-        in_thread = self.writer is not None and not wait
+        in_thread = self.writer if not wait else None
         with self.dist_context.explain_errors():
-            snapshot = self._snapshot(step, copies=in_thread)
+            snapshot = self._snapshot(step, copies=in_thread is not None)
         self.step = step
-        if in_thread:
-            self.running = self.thread.submit(self._write, snapshot, self.writer)
+        if in_thread is not None:
+            self.running = self.thread.submit(self._write, snapshot, in_thread)
         else:
             self._write(snapshot, self.dist_context)
         return path
@@ -161,17 +162,22 @@ class Saves:
             running, self.running = self.running, None
             self.dist_context.on_all_ranks(running.result)
 
+    def leave(self) -> None:
+        """At the end of a run, also by an error: wait until the thread has ended, whatever became of its work."""
+        if self.running is not None:
+            futures.wait([self.running])
+
     def _snapshot(self, step: int, *, copies: bool) -> Snapshot:
         """What belongs to a checkpoint; ``copies``: that training does not change."""
         train_state, rank0 = self.train_state, self.dist_context.is_rank0
         if train_state.sharding is not None or copies:
             host = torch.device("cpu")
-            models = [
-                None if model is None else self.replica.filled(model, host, wanted=rank0)
-                for model in (train_state.model, train_state.ema_model)
-            ]
+            model, ema_model = (
+                None if source is None else self.replica.filled(source, host, wanted=rank0)
+                for source in (train_state.model, train_state.ema_model)
+            )
         else:
-            models = [train_state.model, train_state.ema_model]
+            model, ema_model = train_state.model, train_state.ema_model
         optimizer, shards = taken_out(train_state.optimizer.state_dict())
         state: dict[str, Any] = {}
         if rank0:
@@ -179,13 +185,13 @@ class Saves:
             state = {"optimizer": optimizer, "phases": phases, **self.progress()}
         if copies:
             state, shards = on_host(state), shards_on_host(shards)
-        return Snapshot(step, *models, state, shards)
+        return Snapshot(step, model, ema_model, state, shards)
 
     def _write(self, snapshot: Snapshot, ranks: DistContext) -> None:
         """Write a snapshot; ``ranks`` agree on each part of it."""
         folder, step = self.folder.checkpoints, snapshot.step
         written: dict[str, Any] = {}
-        if any(ranks.all_gather_object(bool(snapshot.shards))) if self.train_state.sharding is not None else False:
+        if self.train_state.sharding is not None and any(ranks.all_gather_object(bool(snapshot.shards))):
             temporary = ranks.on_rank0(lambda: checkpoint.begin(folder, step))
             own = ranks.on_all_ranks(lambda: write_shards(temporary, snapshot.shards, ranks))
             stamps = ranks.on_all_ranks(lambda: {name: stamp(temporary / name) for name in own})
