@@ -34,6 +34,8 @@ from maemm.train.replica import full
 RECIPES = {
     "image": "image/mae_tiny_cpu",
     "image, moving average": "image/ijepa_tiny_cpu",
+    "image, latents of blocks": "image/data2vec2_tiny_cpu",
+    "image, guided masks": "image/mae_attention_tiny_cpu",
     "image, uniformity": "image/umae_tiny_cpu",
     "video": "video/videomae_tiny_cpu",
     "sound": "audio/audiomae_tiny_cpu",
