@@ -80,11 +80,13 @@ class Saves:
         self.source, self.held_out, self.progress, self.log = source, held_out, progress, log
         self.step = -1  # of the newest checkpoint
         self.dist_context = train_state.dist_context
-        self.writer: DistContext | None = None  # the ranks, for agreements in the thread
         self.running: Future[None] | None = None  # what is written in the thread
-        if recipe["train"]["async_save"]:
-            self.writer = self.dist_context.with_group_of_its_own()
-            self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+
+    @cached_property
+    def writer(self) -> DistContext:
+        """The ranks, for agreements in the thread."""
+        return self.dist_context.with_group_of_its_own()
 
     @cached_property
     def replica(self) -> Replica:
@@ -146,7 +148,7 @@ class Saves:
         self.finish()
         if self.step == step:
             return path
-        in_thread = self.writer if not wait else None
+        in_thread = self.writer if self.recipe["train"]["async_save"] and not wait else None
         with self.dist_context.explain_errors():
             snapshot = self._snapshot(step, copies=in_thread is not None)
         self.step = step
