@@ -238,6 +238,7 @@ class Run:
         """To the newest checkpoint, past the samples of the steps since: the loss of the last of them jumped."""
         self.console.end()
         self.watch.check()
+        self.saves.finish()
         folder, log = self.folder.checkpoints, self.console.log
         newest = self.dist_context.on_rank0(lambda: latest(folder, log))
         self.spikes.check_limit(newest)
