@@ -116,7 +116,7 @@ def scalars(run):
     """{step: how often} of the losses that TensorBoard shows."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(run))
+    events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     return Counter(event.step for event in events.Scalars("loss"))
 
