@@ -75,8 +75,12 @@ class Trackers(Callback):
 
 
 def send_rest(recipe: Mapping[str, Any], folder: RunFolder, log: Callable[[str], Any]) -> None:
-    """Of a finished run: send what a tracker lacks. Raises :class:`MaemmError` where one is not installed."""
-    trackers = Trackers(recipe, folder, log)
+    """Of a finished run: send what a tracker lacks; where one is not installed here, a line says so."""
+    try:
+        trackers = Trackers(recipe, folder, log)
+    except MaemmError as error:
+        log(f"nothing is sent to trackers ({error})")
+        return
     for process in trackers.trackers.values():
         process.step = _last_step(folder)
     trackers.end("finished")

@@ -12,6 +12,7 @@ import pytest
 from maemm.contract.errors import MaemmError
 from maemm.train import tracking
 from maemm.train.delivery import Delivered, values_of
+from maemm.train.run_folder import RunFolder
 
 DOCS = Path(__file__).parents[3] / "docs"
 EIGHT = {"train__epochs": None, "train__steps": 8, "train__warmup_epochs": 0}
@@ -221,6 +222,66 @@ def test_the_documented_tracker(toys, make_plugin, tmp_path, monkeypatch):
     assert [call[1] for call in calls if call[0] == "metrics"] == list(range(1, 9))
     assert [call[1] for call in calls if call[0] == "run"] == [None, "abc"]
     assert [call[1] for call in calls if call[0] == "end"] == ["FINISHED", "FINISHED"]
+
+
+def test_what_does_not_keep_up_is_told_of_once(toys, tmp_path):
+    """A process that has died, and one that takes nothing."""
+
+    class Died:
+        stdin = None
+
+        def poll(self):
+            return self.status
+
+    for status, text in ((3, "its process has ended"), (None, "it has taken nothing for 120 s, after step 0")):
+        lines = []
+        process = tracking._Process("notes", "notes", RunFolder(tmp_path), lines.append)
+        process.process, process.last, process.current_at = Died(), 1, time.monotonic() - 121
+        process.process.status = status
+        for step in (2, 3):
+            process.after(step)
+        assert len(lines) == 1 and text in lines[0]
+
+
+def test_other_ranks_report_nothing(toys, tracked, tmp_path):
+    recipe = toys.recipe(**tracked)
+    assert not tracking.Trackers(recipe, RunFolder(tmp_path), print, works=False).trackers
+    assert list(tracking.Trackers(recipe, RunFolder(tmp_path), print).trackers) == ["notes"]
+
+
+@pytest.mark.slow
+def test_two_ranks_report_once(toys, tracked, noted):
+    for run in toys.start(toys.recipe(**tracked), processes=2):
+        assert run.wait(240) == 0, run.said()
+    assert [note[0] for note in notes(noted)].count("begin") == 1 and steps(noted) == list(range(1, 9))
+
+
+def test_a_finished_run_needs_no_tracker(toys):
+    toys.train(**EIGHT)
+    toys.train(**EIGHT, train__trackers={"type": "not_here", "file": "x"})
+    assert "is finished" in toys.lines[0] and "nothing is sent to trackers" in toys.lines[1]
+
+
+@pytest.mark.slow
+def test_wandb_of_which_everything_is_killed(toys):
+    """The process of the tracker too: what wandb had not written yet is sent again, and nothing else."""
+    pytest.importorskip("wandb")
+    from maemm.train.trackers.wandb import _steps_in
+
+    options = {"train__trackers": {"wandb": {"project": "p", "mode": "offline"}}, "train__save_every": 50}
+    recipe = toys.recipe(**(EIGHT | options | {"train__steps": 1500}))
+    run, state = toys.start(recipe), toys.out / "trackers/wandb.json"
+    until = time.monotonic() + 100
+    while Delivered.read(state).step < 5:
+        assert time.monotonic() < until and run.process.is_alive(), run.said()
+        time.sleep(0.01)
+    os.killpg(int((toys.out / "trackers/.wandb.lock").read_text().split()[1]), signal.SIGKILL)
+    run.kill()
+    sent = Delivered.read(state)
+    toys.train(recipe)
+    assert Delivered.read(state).id == sent.id and not any(line.startswith("tracker") for line in toys.lines)
+    files = sorted((toys.out / "trackers").glob(f"wandb/offline-run-*-{sent.id}/*.wandb"))
+    assert len(files) == 2 and [step for file in files for step in _steps_in(file)] == list(range(1, 1501))
 
 
 def test_wandb_offline(toys):
