@@ -32,7 +32,7 @@ class Mirror:
         self.storage = Storage(config["url"], options=config["options"], patience=config["patience"])
         self.keep, self.log = config["keep"], log
         try:
-            self.storage.system.makedirs(self.storage.root, exist_ok=True)
+            self._make_folder(self.storage.root)
             self.storage.system.pipe_file(self.storage.path(PROBE), b"")
             self.storage.system.rm_file(self.storage.path(PROBE))
         except MaemmError:
@@ -51,7 +51,7 @@ class Mirror:
             system, run = self.storage.system, checkpoint.parent.parent
             for name in [*meta["files"], META]:
                 target = self.storage.path(f"{CHECKPOINTS}/{checkpoint.name}/{name}")
-                system.makedirs(target.rpartition("/")[0], exist_ok=True)
+                self._make_folder(target.rpartition("/")[0])
                 system.put_file(str(checkpoint / name), target)
             for name in BESIDE:
                 if (run / name).is_file():
@@ -65,6 +65,11 @@ class Mirror:
                 f"warning: {checkpoint.name} is not in {self.storage.root} ({_reason(error)}); it is whole in "
                 f"{checkpoint.parent}, and the next one is copied again"
             )
+
+    def _make_folder(self, path: str) -> None:
+        """On a disk; object storage has none, and would make a bucket."""
+        if self.storage.is_local:
+            os.makedirs(path, exist_ok=True)
 
     def _steps(self) -> list[str]:
         """Checkpoints that have been copied to their end, the newest first."""

@@ -19,7 +19,7 @@ def run(toys, out, kind, world, **overrides):
     recipe = toys.recipe(out, **{**SHORT, "train__parallel": kind, **shard, **overrides})
     started = toys.start(recipe, processes=world)
     for process in started if world > 1 else [started]:
-        assert process.wait(120) == 0, process.said()
+        assert process.wait(600) == 0, process.said()
     return toys.metrics(out), toys.weights(out), toys.weights(out, "ema.safetensors")
 
 
@@ -82,8 +82,8 @@ def test_other_numbers_of_ranks(toys, tmp_path, kind, world):
         {"train__micro_batch": 2},
         {"train__activation_checkpointing": True, "train__micro_batch": 4},
         {"train__compile": "blocks"},
-        {"train__optimizer": "sgd", "train__lr": 0.1},
-        {"train__optimizer": {"type": "lars"}, "train__lr": 1.0},
+        {"train__optimizer": {"type": "sgd", "weight_decay": 0.01}, "train__lr": 0.1},
+        {"train__optimizer": {"type": "lars", "weight_decay": 0.01}, "train__lr": 1.0},
         {"modalities__toy__target": {"type": "ema", "momentum": 0.9, "loss": "smooth_l1", "layers": 1}},
         {"train__average": 1, "train__ema": None},
     ],
