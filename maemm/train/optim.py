@@ -29,6 +29,7 @@ from maemm.contract.errors import MaemmError, advice
 from maemm.contract.options import NonNegative, Positive, Rate
 from maemm.model.matrices import hidden_matrices
 from maemm.model.model import Model
+from maemm.model.sharded import is_sharded
 from maemm.train.schedules import decay_curve
 from maemm.train.sharding import total_norm
 
@@ -188,7 +189,9 @@ def sgd(groups: list[dict[str, Any]], *, momentum: Rate = 0.9, weight_decay: Non
         momentum: momentum of the gradient
         weight_decay: L2 penalty
     """
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=has_fused_kernels(groups))
+    # Torch has no fused step of shards.
+    sharded = any(is_sharded(parameter) for group in groups for parameter in group["params"])
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=has_fused_kernels(groups) and not sharded)
 
 
 def lars(
