@@ -16,6 +16,7 @@ import argparse
 import io
 import json
 import resource
+import sys
 import tempfile
 import time
 import zlib
@@ -37,7 +38,9 @@ from maemm.data.shards import tar
 from maemm.data.shards.source import open_shards
 from maemm.model.build import build_modalities
 from maemm.tasks.data.pack import data_shards
-from tests.maemm.shards.servers import s3, serving
+
+sys.path.append(str(Path(__file__).parents[1]))
+from tests.maemm.shards.servers import s3, serving  # noqa: E402  # not installed
 
 SHARDS, EACH = 100_000, 10_000
 BATCH, STEP_S = 64, 0.010

@@ -26,6 +26,9 @@ class Files(Source):
     to their memory pages.
     """
 
+    #: Whether a source that was opened on a folder by the names in it serves any other file of the same name, too.
+    serves_any_file = False
+
     def __init__(
         self,
         folder: Path,

@@ -29,6 +29,7 @@ from maemm.contract.errors import MaemmError
 from maemm.data import main_guard
 from maemm.data.bad_samples import reason_of
 from maemm.data.read_ahead import Stopped, asked_to_stop
+from maemm.data.say import worker_name
 
 _STOP_POLL_S = 0.2  # how often a thread that waits for data looks whether it is to end
 _NOT_BEGUN = -2  # on the board of samples: the worker has not begun to serve
@@ -153,7 +154,7 @@ class Workers:
         context = torch.multiprocessing.get_context()
         ours, theirs = context.Pipe()
         arguments = (theirs, reader, self.board[number], os.getpid())
-        process = context.Process(target=_serve, args=arguments, name=f"data worker {number}", daemon=True)
+        process = context.Process(target=_serve, args=arguments, name=worker_name(number), daemon=True)
         with warnings.catch_warnings(), _signals_held_back():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: threads do not survive a fork
             try:

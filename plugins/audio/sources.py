@@ -105,6 +105,7 @@ class Clips(Files):
         super().__init__(listed.home, listed.paths, labels, listed.classes, name=name)
         self.truncated, self._unknown = truncated, listed.unknown
         self._decoded: dict[bytes, Wave] | None = {} if memory else None
+        self.serves_any_file = not memory
 
     def open(self, path: bytes, rng: Rng) -> Recording | Wave:
         """The recording; with ``memory`` its samples, decoded once."""

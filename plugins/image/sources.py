@@ -96,6 +96,8 @@ def _open_list(path: Path, root: Path | None, options: _Options) -> Source:
 class Files(files.Files):
     """Image files below a folder."""
 
+    serves_any_file = True
+
     def __init__(
         self,
         folder: Path,

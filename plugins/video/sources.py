@@ -102,6 +102,8 @@ def _search(folder: Path, suffixes: tuple[str, ...]) -> Listed:
 class Videos(files.Files):
     """A video per sample: a file, a folder of frames, or a part of one."""
 
+    serves_any_file = True
+
     def __init__(self, listed: Listed, decoder: Decoder, *, name: str = "video", frame_rate: Positive = 25.0):
         super().__init__(listed.home, listed.paths, listed.labels, listed.classes, name=name)
         self.decoder, self.frame_rate = decoder, frame_rate

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 from maemm.config.paths import expanded
 from maemm.contract.errors import DataLost, MaemmError, NotInstalled
 from maemm.data.bad_samples import reason_of
+from maemm.data.say import say
 
+_SILENT_S = 5.0  # of failing, before a line says that the run waits
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 15.0  # between tries; each is twice the one before, and a random part of it
 _REQUEST_S = 60.0  # that one request may take
 #: Errors that another try does not mend.
@@ -83,7 +85,7 @@ class Storage:
         waiting = [number for number, part in enumerate(ranges) if part.stop > part.start]
         for number in {*range(len(ranges))} - {*waiting}:
             results[number] = b""
-        pauses = _Pauses(self.patience)
+        pauses = _Pauses(self.patience, self.root)
         while waiting:
             paths, starts, stops = zip(
                 *((self.path(ranges[n].name), ranges[n].start, ranges[n].stop) for n in waiting), strict=True
@@ -106,9 +108,10 @@ class Storage:
                 else:
                     failed.append((number, _problem(answer, part)))
             waiting = [number for number, _ in failed]
-            if failed and not pauses.wait():
+            if failed and not pauses.wait(failed[0][1]):
                 number, problem = failed[0]
                 raise self._lost(ranges[number].name, problem)
+        pauses.end()
         return results  # type: ignore[return-value]
 
     def info(self, name: str) -> tuple[int, str]:
@@ -160,16 +163,18 @@ class Storage:
         return [bytes(answer) if isinstance(answer, bytearray | memoryview) else answer for answer in answers]
 
     def _patiently(self, request: Callable[[], Any], name: str) -> Any:
-        pauses = _Pauses(self.patience)
+        pauses = _Pauses(self.patience, self.root)
         while True:
             try:
-                return request()
+                result = request()
+                pauses.end()
+                return result
             except (MemoryError, MaemmError):
                 raise
             except Exception as error:
                 if _is_final(error):
                     raise error if isinstance(error, OSError) else OSError(reason_of(error)) from error
-                if not pauses.wait():
+                if not pauses.wait(reason_of(error)):
                     raise self._lost(name, reason_of(error)) from error
 
     def _lost(self, name: str, problem: str) -> DataLost:
@@ -192,20 +197,33 @@ def _local(path: str, start: int, stop: int) -> bytes | OSError:
 
 
 class _Pauses:
-    """Growing pauses until ``patience`` seconds are over."""
+    """Growing pauses until ``patience`` seconds are over, with a line for whoever watches where they take long."""
 
-    def __init__(self, patience: float):
-        self.until, self.pause = time.monotonic() + patience, _FIRST_PAUSE_S
+    def __init__(self, patience: float, where: str):
+        self.patience, self.where = patience, where
+        self.start, self.pause, self.said = time.monotonic(), _FIRST_PAUSE_S, False
 
-    def wait(self) -> bool:
+    def wait(self, problem: str) -> bool:
         """Wait; False: the time is over."""
-        left = self.until - time.monotonic()
+        passed = time.monotonic() - self.start
+        left = self.patience - passed
         if left <= 0:
             return False
+        if passed > _SILENT_S and not self.said:
+            say(
+                f"waiting for the storage of the data, which does not answer ({self.where}: {problem}); it is asked "
+                f"again for up to {self.patience:g} s"
+            )
+            self.said = True
         # Many workers fail at the same moment; they should not come back at the same moment. No sample depends on this.
         time.sleep(min(left, self.pause * random.uniform(0.5, 1.0)))
         self.pause = min(2 * self.pause, _LONGEST_PAUSE_S)
         return True
+
+    def end(self) -> None:
+        """Something came."""
+        if self.said:
+            say(f"the storage of the data answers again, after {time.monotonic() - self.start:.0f} s ({self.where})")
 
 
 def _is_final(error: BaseException) -> bool:

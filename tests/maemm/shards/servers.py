@@ -15,15 +15,15 @@ class Server(ThreadingHTTPServer):
     """Serves ``folder``. ``faults``: what is done instead of an answer, one for each request, the first one first.
 
     ``cut``: half of the bytes, ``slow``: after half a second, ``short``: another range, ``busy``: status 503,
-    ``whole``: the range is ignored.
+    ``whole``: the range is ignored. ``delay``: seconds before every answer.
     """
 
     daemon_threads = True
 
-    def __init__(self, folder: Path, port: int = 0):
+    def __init__(self, folder: Path, port: int = 0, delay: float = 0.0):
         super().__init__(("127.0.0.1", port), _Handler)
         self.folder, self.faults, self.requests = folder, list[str](), list[str]()
-        self.gone = False
+        self.gone, self.delay = False, delay
 
     @property
     def url(self) -> str:
@@ -47,6 +47,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.gone:  # connections that were open end too
             self.close_connection = True
             return
+        time.sleep(self.server.delay)
         path = self.server.folder / self.path.lstrip("/")
         asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         self.server.requests.append(self.path)
@@ -85,9 +86,9 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serving(folder: Path, port: int = 0) -> Iterator[Server]:
+def serving(folder: Path, port: int = 0, delay: float = 0.0) -> Iterator[Server]:
     """A web server within the block."""
-    server = Server(folder, port)
+    server = Server(folder, port, delay)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:

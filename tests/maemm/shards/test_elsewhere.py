@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import socket
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import pytest
 from maemm.contract.errors import DataLost, MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.shards import cache as cache_
+from maemm.data.shards import storage
 from maemm.data.shards.cache import Cache
 from maemm.data.shards.source import open_shards
 from maemm.data.shards.storage import Range, Storage
@@ -56,15 +61,17 @@ def test_a_server_without_ranges(server):
         source.read(0, Rng((0,)))
 
 
-def test_a_server_that_is_gone_for_a_while(shards):
-    """It comes back on its port: nothing is lost."""
+def test_a_server_that_is_gone_for_a_while(shards, monkeypatch, capfd):
+    """It comes back on its port: nothing is lost, and whoever watches is told."""
     with serving(shards) as first:
         source = open_shards(first.url, name="image", retry_seconds=30)
         before = source.read(3, Rng((0,)))
         port = first.server_address[1]
 
+    monkeypatch.setattr(storage, "_SILENT_S", 0.3)
+
     def again():
-        time.sleep(1)
+        time.sleep(2)
         with serving(shards, port):
             done.wait(30)
 
@@ -73,6 +80,10 @@ def test_a_server_that_is_gone_for_a_while(shards):
     assert (source.read(3, Rng((0,))).raw["image"] == before.raw["image"]).all()
     done.set()
     thread.join()
+    waits, answers = capfd.readouterr().err.splitlines()
+    assert waits.startswith(f"waiting for the storage of the data, which does not answer ({first.url}: ")
+    assert waits.endswith("; it is asked again for up to 30 s")
+    assert re.fullmatch(r"the storage of the data answers again, after \d+ s \(.*\)", answers)
 
 
 def test_a_server_that_is_gone_for_good(shards):
@@ -133,19 +144,60 @@ def test_a_bucket(shards, pictures):
 
 
 # ----------------------------------------------------------------------------------------------------------- cache
-def test_a_cache_stays_below_its_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_, "_FOLDERS", 1)
-    cache = Cache(tmp_path, 100_000, "v")
+@pytest.mark.parametrize("processes", [1, 10])
+def test_a_cache_stays_below_its_limit(tmp_path, processes):
+    """However many processes and runs share it, each of which sees its own additions alone."""
+    caches = [Cache(tmp_path, 1_000_000, "v") for _ in range(processes)]
     data = np.random.default_rng(0).bytes(3000)
-    for number in range(200):
-        cache.put(Range("a", number, number + 3000), data)
-    size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-    assert 50_000 < size <= 106_250
+    for number in range(2000):
+        caches[number % processes].put(Range("a", number, number + 3000), data)
+    assert 500_000 < _size(tmp_path) <= 1_100_000
+
+
+def test_a_small_cache_keeps_large_samples(tmp_path):
+    """A limit of its own for each of 256 folders would leave no room for any."""
+    cache, data = Cache(tmp_path, 10_000_000, "v"), bytes(3_000_000)
+    for number in range(6):
+        cache.put(Range("a", number, number + len(data)), data)
+    assert 3_000_000 <= _size(tmp_path) <= 10_000_000
+    cache.put(Range("b", 0, 9_000_000), bytes(9_000_000))  # it would push out all others, and itself
+    assert _size(tmp_path) < 9_000_000
+
+
+def test_a_large_cache_is_looked_through_in_parts(tmp_path):
+    assert [Cache(tmp_path, limit, "v").groups for limit in (1, 10**9, 5 * 10**10, 10**12)] == [1, 2, 128, 256]
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    new = tmp_path / ".new"
+    new.mkdir()
+    here = socket.gethostname()
+    for name in (f"{here}.999999999.0", f"{here}.{os.getpid()}.7", "elsewhere.1.0", "old.2.1"):
+        (new / name).write_bytes(b"half")
+    os.utime(new / "old.2.1", (0, 0))
+    Cache(tmp_path, 10**6, "v")
+    assert {path.name for path in new.iterdir()} == {f"{here}.{os.getpid()}.7", "elsewhere.1.0"}
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, capfd):
+    def refused(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    cache = Cache(tmp_path, 10**6, "v")
+    cache.put(Range("a", 0, 3), b"abc")
+    monkeypatch.setattr(cache_.Path, "write_bytes", refused)
+    for number in range(3):
+        cache.put(Range("b", number, number + 3), b"abc")
+    assert cache.get(Range("a", 0, 3), zlib.crc32(b"abc")) == b"abc"
+    lines = capfd.readouterr().err.splitlines()
+    assert lines == [f"warning: the cache keeps nothing more ({tmp_path}: Permission denied); the run goes on"]
+
+
+def _size(folder):
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_cache_never_gives_wrong_bytes(tmp_path):
-    import zlib
-
     cache, part = Cache(tmp_path, 10**6, "v"), Range("a", 0, 3)
     cache.put(part, b"abc")
     assert cache.get(part, zlib.crc32(b"abc")) == b"abc"

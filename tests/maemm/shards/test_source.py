@@ -14,15 +14,17 @@ import torch
 from PIL import Image
 
 import maemm
-from maemm import config
+from maemm import config, registry
 from maemm.contract.errors import DataLost, MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.loader import Loader
 from maemm.data.open import open_source
 from maemm.data.order import ShuffledBatches
+from maemm.data.shards.as_files import make_part, read_part
 from maemm.data.shards.source import open_shards
 from maemm.model.build import build_modalities
 from maemm.tasks.data.pack import data_index, data_shards
+from maemm_plugins._images.load import read_image
 
 from .conftest import write_sound
 
@@ -103,6 +105,35 @@ def test_every_modality(recipe, tmp_path):
     shutil.move(tmp_path / "shards", tmp_path.with_name(f"{tmp_path.name} shards"))
     packed = {"root": str(tmp_path.with_name(f"{tmp_path.name} shards")), "source": "shards"}
     same(folder, batches(recipe, packed, batch=3, steps=2, **more))
+
+
+def test_samples_that_are_held_do_not_change(tmp_path):
+    """A source that was opened once serves all members of an ending; those before keep their content."""
+    numbers = np.random.default_rng(0)
+    for number in range(4):
+        write_sound(tmp_path / f"{number}.wav", number)
+        write_video(tmp_path / f"{number}.mp4", number)
+        np.save(tmp_path / f"{number}.npy", numbers.integers(0, 255, (8, 8, 3), np.uint8))
+        Image.fromarray(numbers.integers(0, 255, (9, 8, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    audio, video = make_part("audio", {}, ""), make_part("video", {}, "")
+    image = make_part("image", {"extensions": [".npy", ".png"]}, "")
+    for part, endings in ((audio, ["wav"]), (video, ["mp4"]), (image, ["npy", "png"])):
+        for _ in range(2):
+            held = {}
+            for number in range(4):
+                for ending in endings:
+                    path = tmp_path / f"{number}.{ending}"
+                    held[path] = read_part(part, ending, path.read_bytes(), Rng((0,)))[part.name]
+            assert len(part.opened) == len(endings)
+            for path, raw in held.items():
+                if part is image:
+                    assert (raw == read_image(path)).all()
+                    continue
+                single = registry.find("sources", part.name)(str(path)).read(0, Rng((0,))).raw[part.name]
+                if part is audio:
+                    assert (raw.read(0, raw.length) == single.read(0, single.length)).all()
+                else:
+                    assert (raw.frames_at([0, 5]) == single.frames_at([0, 5])).all()
 
 
 def test_pictures_with_labels_and_a_broken_one(pictures, shards):

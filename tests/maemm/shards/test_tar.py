@@ -50,6 +50,34 @@ def test_files_of_other_writers():
     assert tar.members(file.getvalue()[spans[0].start : spans[0].stop])[1] == {"jpg": b"123", "json": b"123"}
 
 
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_plain_headers_are_read_as_the_library_reads_them(form, monkeypatch):
+    """Names of every length, with and without folders and accents; what is not plain goes to the library."""
+    names = [
+        "a",
+        "a.b",
+        "d/a.x.jpg",
+        "d/" * 40 + "a.b" * 30,
+        "f" * 60 + "/" + "n" * 99,
+        "ä/ö.txt",
+        "./e.png",
+        "x" * 99 + "y",
+    ]
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as archive:
+        for number, name in enumerate(names):
+            member = tarfile.TarInfo(name)
+            member.size, member.mtime, member.uid = 700 * number, 1.5, 1000
+            archive.addfile(member, io.BytesIO(bytes([number]) * 700 * number))
+    data = file.getvalue()
+    members = [(span.start, span.stop) for span in tar.spans(data)]
+    fast = [tar.members(data[start:stop]) for start, stop in members]
+    plain = sum(tar._plain_members(data[start:stop]) is not None for start, stop in members)
+    monkeypatch.setattr(tar, "_plain_members", lambda span: None)
+    assert fast == [tar.members(data[start:stop]) for start, stop in members]
+    assert plain >= 4 if form != tarfile.PAX_FORMAT else plain == 0
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
