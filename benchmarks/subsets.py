@@ -14,11 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ import maemm
 from maemm.data.atomic import write_json
 
 RECIPE = "multimae/tiny_cpu"
-KINDS = ("raw", "untrained", "trained")
+FIXED = ("raw values", "untrained")  # the same for all seeds
 
 
 def measured(seed: int, epochs: int) -> dict[str, Any]:
@@ -52,16 +50,37 @@ def measured(seed: int, epochs: int) -> dict[str, Any]:
     }
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Of all subsets, and what each modality is worth, in Markdown: means and standard deviations over seeds."""
+    outputs = list(rows[0]["results"]["subsets"][0]["loss"])
+    heads = ["inputs", "linear: raw", "untrained", "trained", "kNN: raw", "untrained", "trained"]
+    lines = [f"| {' | '.join([*heads, *(f'loss of {output}' for output in outputs)])} |"]
+    lines.append("|---" * (len(heads) + len(outputs)) + "|")
+    for number, subset in enumerate(rows[0]["results"]["subsets"]):
+        of_seeds = [row["results"]["subsets"][number] for row in rows]
+        cells = [" + ".join(subset["inputs"])]
+        for classifier in ("linear", "knn"):
+            fixed = [f"{subset['scores'][kind][classifier]:.3f}" for kind in FIXED]
+            cells += [*fixed, spread([part["scores"]["trained"][classifier] for part in of_seeds])]
+        cells += [spread([part["loss"][key] / part["baseline"][key] for part in of_seeds], 2) for key in outputs]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "| modality | worth, linear | worth, kNN | adds to the others, linear | noise of one comparison |"]
+    lines.append("|---" * 5 + "|")
+    for name in rows[0]["worth"]:
+        worth = [spread([row["results"]["worth"][key][name] for row in rows]) for key in ("linear", "knn")]
+        adds = spread([row["adds"][name][0] for row in rows])
+        noise = statistics.mean(row["adds"][name][1] for row in rows)
+        lines.append(f"| {name} | {' | '.join(worth)} | {adds} | {noise:.3f} |")
+    return "\n".join(lines)
+
+
 def spread(values: list[float], digits: int = 3) -> str:
     """Mean and standard deviation."""
-    if not values or any(math.isnan(value) for value in values):
-        return "-"
-    return f"{statistics.mean(values):.{digits}f}" + (
-        f" +- {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    )
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
 
 
-def main(argv: list[str] | None = None, table: Callable[[list[dict[str, Any]]], str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=60)
@@ -72,7 +91,7 @@ def main(argv: list[str] | None = None, table: Callable[[list[dict[str, Any]]], 
         if not any(row["seed"] == seed and row["epochs"] == args.epochs for row in rows):
             rows.append(measured(seed, args.epochs))
             write_json(args.out, {"about": about(), "recipe": RECIPE, "rows": rows}, "results")
-    print(json.dumps(rows[-1], indent=1)[:6000])
+    print(table(rows))
 
 
 if __name__ == "__main__":
