@@ -263,7 +263,10 @@ def start(rank_timeout_s: float = RANK_TIMEOUT_S, *, timeout_s: float = STEP_TIM
     """
     cuda = torch.cuda.is_available()
     if dist.is_available() and dist.is_initialized():
-        return _of_process_group(cuda, False, rank_timeout_s, STEP_TIMEOUT_S)
+        step_timeout_s = min(STEP_TIMEOUT_S, rank_timeout_s)
+        if step_timeout_s < STEP_TIMEOUT_S:  # else that of whoever has made the group
+            _set_timeout(timedelta(seconds=step_timeout_s))
+        return _of_process_group(cuda, False, rank_timeout_s, step_timeout_s)
     where = place()
     if where.world_size == 1:
         return DistContext(device=_device(cuda))
@@ -305,10 +308,8 @@ def _store(where: Place, address: str, port: int, timeout_s: float) -> dist.Stor
 
 def _set_timeout(timeout: timedelta) -> None:
     """Of collectives in the default group from now on."""
-    set_timeout = (
-        getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
-    )  # public from torch 2.14 on
-    set_timeout(timeout)
+    public = getattr(dist, "set_timeout", None)  # from torch 2.14 on
+    (public or dist.distributed_c10d._set_pg_timeout)(timeout)
 
 
 def joined() -> DistContext:

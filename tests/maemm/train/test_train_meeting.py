@@ -78,7 +78,8 @@ def two_starts(environment, folder):
 
     with start() as ranks:
         first = int(ranks.all_reduce_sum(torch.tensor(1 + ranks.rank)))
-    ranks = start(rank_timeout_s=2.0)
+    start()  # of all stages of a run
+    ranks = start(rank_timeout_s=2.0)  # of one of them
     second = int(ranks.all_reduce_sum(torch.tensor(1 + ranks.rank)))
     ranks.on_all_ranks(lambda: None)
     said = ""
