@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from maemm.tasks.data.pack import data_pack
     from maemm.tasks.diagnose.run import diagnose
     from maemm.tasks.embed.run import embed
+    from maemm.tasks.estimate.run import estimate
     from maemm.tasks.evaluate.run import evaluate
     from maemm.tasks.export.run import export
     from maemm.tasks.finetune.run import finetune
@@ -52,6 +53,7 @@ _MODULE_OF = {
     "convert": "maemm.tasks.convert.run",
     "export": "maemm.tasks.export.run",
     "diagnose": "maemm.tasks.diagnose.run",
+    "estimate": "maemm.tasks.estimate.run",
     "probe": "maemm.tasks.probe.run",
     "knn": "maemm.tasks.knn.run",
     "finetune": "maemm.tasks.finetune.run",
@@ -92,6 +94,7 @@ __all__ = [
     "data_stats",
     "diagnose",
     "embed",
+    "estimate",
     "evaluate",
     "export",
     "finetune",

@@ -52,22 +52,51 @@ def _counted_parameters() -> Iterator[None]:
         hook.remove()
 
 
+_limited = True  # by the memory of this machine
+
+
+@contextmanager
+def shapes_alone(recipe: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block a model of the recipe is built that takes no memory: this machine's does not limit it.
+
+    Raises :class:`MaemmError` for more tensors of weights, or numbers, than can be counted.
+    """
+    global _limited
+    before, _limited = _limited, False
+    try:
+        with _counted_parameters():
+            yield
+    except _TooMany:
+        raise _too_many(recipe) from None
+    except Exception as error:
+        if "overflow" not in str(error).lower():
+            raise
+        option = _largest_of_all(recipe)
+        raise MaemmError(f"{option} makes more numbers than any machine can hold; lower it") from None
+    finally:
+        _limited = before
+
+
+def _too_many(recipe: Mapping[str, Any]) -> MaemmError:
+    return MaemmError(
+        f"{_largest_of_all(recipe)} makes more than {MOST_TENSORS:,} tensors of weights, which would take hours to "
+        "build; lower it"
+    )
+
+
 def refuse_too_large(recipe: Mapping[str, Any], build: Callable[[dict[str, Any]], nn.Module]) -> None:
     """Raise :class:`MaemmError` where ``build(recipe)`` needs more memory than this machine has.
 
     Its weights and one sample are counted. A part that cannot be built on ``meta`` is left to the real build.
     """
-    available = machine_memory()
+    available = machine_memory() if _limited else None
     if available is None:
         return
     try:
         with seeded("size"), torch.device("meta"), _counted_parameters():
             model = build(dict(recipe))
     except _TooMany:
-        option = _largest_of_all(recipe)
-        raise MaemmError(
-            f"{option} makes more than {MOST_TENSORS:,} tensors of weights, which would take hours to build; lower it"
-        ) from None
+        raise _too_many(recipe) from None
     except Exception as error:
         if "overflow" in str(error).lower():  # torch cannot even count them in 64 bits
             option = _largest_of_all(recipe)

@@ -9,6 +9,7 @@ VERBS = (  # in the order in which a project uses them
     "plugins",
     "show",
     "data",
+    "estimate",
     "pretrain",
     "reconstruct",
     "embed",

@@ -9,7 +9,6 @@ what is computed twice to save memory.
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -26,31 +25,10 @@ from maemm.contract import Output
 from maemm.contract.rng import seeded
 from maemm.model.collectives import alone
 from maemm.model.repeated import activations_kept
+from maemm.train import gpus
 from maemm.train.distributed import one_line
 from maemm.train.step import MicroBatches, TrainState
 
-# Dense TFLOP/s of products in bf16 with sums in fp32, and in TF32, by name of the device: the makers' data sheets.
-# The first pattern that fits counts.
-PEAKS = (
-    (r"\bMIG\b", None),  # a part of a device
-    (r"\bLaptop\b", None),  # slower, by its power limit
-    (r"\bB200\b", (2250.0, 1125.0)),
-    (r"\bH[12]00 NVL", (835.0, 417.0)),
-    (r"\bH100 PCIe", (756.0, 378.0)),
-    (r"\b(G?H200|GH200|H100)\b", (989.0, 494.5)),
-    (r"\bA100\b", (312.0, 156.0)),
-    (r"\bA30\b", (165.0, 82.0)),
-    (r"\bA40\b", (149.7, 74.8)),
-    (r"\bA10\b", (125.0, 62.5)),
-    (r"\bL40S\b", (362.0, 183.0)),
-    (r"\bL40\b", (181.0, 90.5)),
-    (r"\bL4\b", (121.0, 60.0)),
-    (r"RTX 6000 Ada", (364.2, 182.1)),
-    (r"RTX A6000", (154.8, 77.4)),
-    (r"RTX 5090$", (209.5, 104.8)),
-    (r"RTX 4090$", (165.2, 82.6)),
-    (r"RTX 3090$", (71.0, 35.6)),
-)
 _SIZE, _REPEATS = 4096, 10  # of the products that are timed where the device is not in the list
 
 
@@ -150,10 +128,8 @@ def _peak_tflops(device: torch.device, bf16: bool) -> float:
 
 def named_peak(name: str, bf16: bool) -> float | None:
     """Dense TFLOP/s of a GPU of this name, in bf16 or in TF32; None where it is not in the list."""
-    for pattern, peaks in PEAKS:
-        if re.search(pattern, name):
-            return None if peaks is None else peaks[0 if bf16 else 1]
-    return None
+    gpu = gpus.named(name)
+    return None if gpu is None else gpu.bf16 if bf16 else gpu.tf32
 
 
 def measured_peak(device: torch.device, bf16: bool) -> float:

@@ -129,7 +129,7 @@ def make_train_state(
         raise MaemmError(
             "the recipe has no decoder, so there is nothing to pre-train (decoder); add decoder: {type: full}"
         )
-    _refuse_micro_batches(model, accumulation)
+    refuse_micro_batches(model, accumulation)
     init = initialize_from(model, recipe["init"]) if fresh and recipe.get("init") else None
     freeze(model, train.get("trainable") or "all")
     freeze_parts(model, train.get("freeze") or ())
@@ -139,7 +139,9 @@ def make_train_state(
     set_residual(model, train.get("residual", "auto"))
     if train.get("cpu_products") == "onednn":
         use_onednn(model)
-    model.to(dist_context.device).train()
+    if any(x.device != dist_context.device for x in (*model.parameters(), *model.buffers())):
+        model.to(dist_context.device)  # not of shapes alone, which torch cannot move
+    model.train()
     phases = [(name, phase) for name, objective in model.objectives.items() for phase in objective.phases(model)]
     of_phases = [parameter for _, phase in phases for parameter in phase.parameters]
     bf16 = use_bf16(train.get("precision", "auto"), dist_context.device)
@@ -223,7 +225,7 @@ def _guard(recipe: Mapping[str, Any], dist_context: DistContext) -> Guard | None
     return None if options is None else Guard(options, dist_context.device, sets)
 
 
-def _refuse_micro_batches(model: nn.Module, accumulation: int) -> None:
+def refuse_micro_batches(model: nn.Module, accumulation: int) -> None:
     """Raise for modules in which samples see each other: those with ``coupled``, and BatchNorm in any part.
 
     They may where they, or a module around them, have ``per_micro_batch``: each micro-batch is then a batch of its own;

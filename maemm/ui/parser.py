@@ -108,7 +108,7 @@ def help_screen(version: str, verbs: Iterable[Verb]) -> str:
     flags = "\n".join(f"  {flag:<16}{text}" for flag, text in FLAGS.items())
     return (
         f"maemm {version}: masked autoencoders for any modality\n\n"
-        f"maemm VERB WHAT [DATA] [key=value ...] [--flags]\n\n{lines}\n\n{flags}\n\n"
+        f"maemm VERB WHAT [DATA] [key=value ...] [--flags]\n\n{lines}\n\n{flags}\n"
         "Start with:  maemm demo      More:  maemm VERB --help"
     )
 

@@ -4,8 +4,8 @@
         ...
     work.kinds["product"].launches, work.seconds(), work.share()
 
-The model of an H100 SXM, written down here and nowhere else: operations run one after the other, and each takes the
-longest of
+The model of an H100 SXM, with the fractions of ``maemm/train/gpus.py``: operations run one after the other, and each
+takes the longest of
 
 * its launches times 4 us, in which the host of an eager step gets to the next one,
 * its bytes (every tensor that it reads or writes, once) at 3.35 TB/s times 0.85,
@@ -32,12 +32,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from maemm.train.gpus import ATTENTION_SHARE, BANDWIDTH_SHARE, LAUNCH_S, PRODUCT_SHARE
+
 from .device import PretendedGpu, is_on_gpu
 
-LAUNCH, BANDWIDTH = 4e-6, 0.85 * 3.35e12  # seconds, bytes/s
+LAUNCH, BANDWIDTH = LAUNCH_S, BANDWIDTH_SHARE * 3.35e12  # seconds, bytes/s
 PEAK = 989e12  # operations/s
 RATES = {"bf16": PEAK, "tf32": 494e12, "fp32": 67e12}
-REACHED = {"product": 0.75, "attention": 0.5}
+REACHED = {"product": PRODUCT_SHARE, "attention": ATTENTION_SHARE}
 
 #: operations that only look at memory in another way, or allocate it
 NO_KERNEL = ("empty", "new_empty", "detach", "_unsafe_view", "_reshape_alias", "lift_fresh", "alias", "set_")

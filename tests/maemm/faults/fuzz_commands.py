@@ -49,6 +49,7 @@ RIGHT: dict[str, list[list[str]]] = {  # command lines that work
         ["pack", "pictures", "shards", "--as", "shards", "--recipe", "tiny.yaml", "--workers", "0", "--samples", "2"],
         ["index", "shards", "--workers", "0"],
     ],
+    "estimate": [["tiny.yaml", "--data", "100"], ["tiny.yaml", "data.root=few.npz", "--gpu", "l40s", "--gpus", "2"]],
     "pretrain": [["tiny.yaml", "few.npz", "out=new"], ["run"], ["tiny.yaml", "data.root=few.npz", "out=run"]],
     "reconstruct": [["run", "few.npz", "-o", "x.png", "count=1"]],
     "embed": [["run", "few.npz", "-o", "x.npz"], ["w.safetensors", "few.npz", "-o", "x.safetensors", "--tokens"]],

@@ -38,6 +38,7 @@ COLLISIONS = {
     "finetune": (["run", "data"], ["data=x", "weights=3", "echo=1", "test=x", "seeds=2", "test_options=1"]),
     "pretrain": (["image/mae_tiny_cpu", "data"], ["data=x", "train=3", "recipe=1", "echo=x"]),
     "parity": (["image/mae_tiny_cpu", "data"], ["steps=3", "recipe=x", "change=x", "on_progress=1", "overrides=1"]),
+    "estimate": (["image/mae_tiny_cpu"], ["gpus=8", "data=9", "gpu=x", "efficiency=1", "sample_bytes=2", "recipe=x"]),
     "ablate": (["image/mae_tiny_cpu", "--set", "patch=4,8"], ["sets=1", "jobs=2", "recipe=x", "say=1", "study=3"]),
     "runs": (["best"], ["by=x", "folder=3", "highest=1"]),
     "show": (["data"], ["out=x.html", "count=3", "recipe=x"]),

@@ -1,0 +1,1 @@
+"""``maemm estimate``: what a training costs, before it runs."""
