@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from maemm import registry
 from maemm.config.options import check, options_of
+from maemm.config.paths import expanded
 from maemm.contract import Source
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import derive
@@ -42,7 +44,14 @@ def open_source(recipe: Mapping[str, Any]) -> Source:
     if len(recipe["modalities"]) == 1 and "name" in options_of(opener):
         options.setdefault("name", name)  # the key of its samples is then the recipe's name of the modality
     check(opener, options, "data.source")
-    source = _opened(opener, data.get("root"), data.get("list"), options)
+    try:
+        source = _opened(opener, data.get("root"), data.get("list"), options)
+    except MaemmError as error:
+        if kind not in ("shards", "datasets") and _holds_shards(data.get("root")):
+            raise MaemmError(
+                f"the data are in shards, or elsewhere (data.root={data['root']}); set data.source=shards"
+            ) from error
+        raise
     classes = data.get("classes")
     return source if classes is None else Labelled(source, classes)
 
@@ -59,6 +68,15 @@ def _opened(opener: Any, root: Any, list: Any, options: Mapping[str, Any]) -> So
             f"{describe_owner(opener)} cannot open the data ({printable(str(path))}: {reason_of(error)}); look at that "
             "file, or at the plugin"
         ) from error
+
+
+def _holds_shards(root: Any) -> bool:
+    """Whether ``data.root`` is a URL, or a folder of tar or Parquet files."""
+    if not isinstance(root, str):
+        return False
+    with suppress(OSError, ValueError):
+        return "://" in root or any(name.endswith((".tar", ".parquet")) for name in os.listdir(expanded(root)))
+    return False
 
 
 def _file_of(error: Exception) -> str | None:

@@ -65,7 +65,7 @@ def make_part(name: str, spec: Any, where: str, *, besides: tuple[str, ...] = ("
 
 
 class _Opened(NamedTuple):
-    """A source that was opened on a folder with one file, and is used again."""
+    """A source that was opened on a folder with one file, and is used again for others that stand there in turn."""
 
     source: Files
     folder: Path
@@ -94,9 +94,6 @@ def read_part(part: Part, ending: str, content: bytes | memoryview, rng: Rng) ->
     lazy = [value for value in raw.values() if type(value).__module__.split(".")[0] not in _OWN_MEMORY]
     if opened is None and isinstance(source, Files) and source.serves_any_file:
         part.opened[key] = _Opened(source, folder, bool(lazy))
-        if not lazy:  # the folder is used again
-            (folder / f"sample.{ending}").unlink(missing_ok=True)
-            return raw
     _remove_after(folder, lazy)
     return raw
 
@@ -113,6 +110,7 @@ def _open(part: Part, folder: Path) -> Source:
 
 def _read_again(opened: _Opened, ending: str, content: bytes | memoryview, rng: Rng) -> Mapping[str, Any]:
     path = f"{opened.folder}/sample.{ending}"
+    os.mkdir(opened.folder)
     try:
         with open(path, "wb") as file:
             file.write(content)
@@ -120,6 +118,7 @@ def _read_again(opened: _Opened, ending: str, content: bytes | memoryview, rng: 
     finally:  # the next content is another file: what was returned may be a map of this one
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+        os.rmdir(opened.folder)
 
 
 def _remove_after(folder: Path, lazy: list[Any]) -> None:

@@ -7,6 +7,8 @@ sample is found by three reads of known places, so that nothing grows with N in 
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import mmap
@@ -165,18 +167,16 @@ class Catalog:
 
 # ------------------------------------------------------------------------------------------------------- making one
 def scan_shard(storage: Storage, name: str) -> ShardEntries:
-    """Read a whole tar file and note its samples. Raises ValueError or OSError where it cannot be read."""
+    """Read a whole tar file and note its samples, maybe none. Raises ValueError or OSError where it cannot be read."""
     size, version = storage.info(name)
+    if not size:
+        raise ValueError("empty file (0 bytes)")
     if storage.is_local:
         with open(storage.path(name), "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             found = [*tar.spans(mapped)]
     else:
         found = [*tar.spans(storage.read(name))]
-    if not found:
-        raise ValueError("it holds no samples")
-    starts = np.array([*(span.start for span in found), found[-1].stop], np.uint64)
-    if any(first.stop != second.start for first, second in zip(found, found[1:], strict=False)):
-        raise ValueError("other members stand between its samples")
+    starts = np.array([*(span.start for span in found), found[-1].stop if found else 0], np.uint64)
     labels = [None if span.label is None else span.label.decode().strip() for span in found]
     return ShardEntries(name, size, version, starts, np.array([span.check for span in found], np.uint32), labels)
 
@@ -210,9 +210,9 @@ def write_catalog(
                     (labels, np.array(numbers, np.int32)),
                 ):
                     file.write(column.tobytes())
-                digest.update(entry.name.encode() + entry.checks.tobytes())
+                digest.update(os.fsencode(entry.name) + entry.checks.tobytes())
         if not shards:
-            raise MaemmError(f"there are no shards to index ({folder})")
+            raise MaemmError(f"there are no samples to index ({folder}); give tar files that hold some")
         numbering, names, multilabel = _numbering(texts, classes)
         digest.update(json.dumps([names, multilabel]).encode())
         binary = f"index-{digest.hexdigest()}.bin"
@@ -223,10 +223,13 @@ def write_catalog(
         }
         write_json(folder / INDEX, record, "the index", sync=True)
     except OSError as error:
-        raise MaemmError(f"cannot write the index ({folder}: {error.strerror}); make room there") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room there" if full else "give another folder for it: --out FOLDER"
+        raise MaemmError(f"cannot write the index ({folder}: {error.strerror}); {advice}") from error
     finally:
         for path in columns:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
     for old in folder.glob("index-*.bin"):
         if old.name != binary:
             old.unlink(missing_ok=True)

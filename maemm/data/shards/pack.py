@@ -109,8 +109,9 @@ def index_shards(
         for number, scanned in enumerate(results(_Scanner(storage), tasks, workers)):
             if isinstance(scanned, BadSample):
                 raise MaemmError(f"a shard cannot be indexed ({storage.path(scanned.id)}: {scanned.reason}); remove it")
-            done.shards += 1
-            yield scanned
+            if len(scanned.checks):
+                done.shards += 1
+                yield scanned
             if on_progress is not None:
                 on_progress(number + 1, len(names))
 

@@ -43,7 +43,7 @@ class Parquet(Source):
             footer, own = self._footer(name)
             groups += [(number, group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
             schema = schema or own
-            if own.names != schema.names:
+            if sorted(own.names) != sorted(schema.names):
                 raise MaemmError(f"files have different columns ({storage.path(name)}); give files of one table")
         self._groups = np.array([group for group in groups if group[2]], np.int64).reshape(-1, 3)
         if not len(self._groups):
@@ -142,7 +142,7 @@ class Parquet(Source):
         feature = stored.get("info", {}).get("features", {}).get(self._label, {})
         if isinstance(feature, Mapping) and feature.get("names"):
             return [str(name) for name in feature["names"]]
-        if str(schema.field(self._label).type) not in ("string", "large_string"):
+        if not _is_text(schema.field(self._label).type):
             return None
         texts: set[str] = set()
         for name in self.names:
@@ -150,3 +150,9 @@ class Parquet(Source):
                 for batch in file.iter_batches(columns=[self._label]):
                     texts.update(text for text in batch.column(0).unique().to_pylist() if text is not None)
         return sorted(texts)
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether an Arrow type is of texts, also where each is stored once (the categories of pandas)."""
+    kind = getattr(kind, "value_type", kind) if str(kind).startswith("dictionary") else kind
+    return str(kind) in ("string", "large_string", "string_view")

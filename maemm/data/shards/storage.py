@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from maemm.config.paths import expanded
@@ -122,6 +123,10 @@ class Storage:
 
     def find(self, pattern: str) -> list[str]:
         """Names of the files that fit a pattern with ``*``, sorted."""
+        if self.is_local:  # the folder's own name may hold what a pattern has a meaning for
+            folder = Path(self.root)
+            paths = (path for path in folder.glob(pattern) if path.is_file() and not path.name.startswith("."))
+            return sorted(path.relative_to(folder).as_posix() for path in paths)
         paths = self._patiently(lambda: self.system.glob(self.path(pattern)), pattern)
         root = self.system._strip_protocol(self.root).rstrip("/") + "/"
         return sorted(self.system._strip_protocol(path).removeprefix(root) for path in paths)

@@ -21,7 +21,7 @@ class Span(NamedTuple):
 
     key: str
     start: int  # the first byte of its first header
-    stop: int  # behind its last block
+    stop: int  # where the next sample begins, or behind its last block
     check: int  # CRC-32 of these bytes
     label: bytes | None  # the content of its .cls
 
@@ -29,25 +29,30 @@ class Span(NamedTuple):
 def spans(archive: Any) -> Iterator[Span]:
     """The samples of a whole tar file in memory (bytes or a map of a file), in order.
 
-    Members that are no files are passed over. Raises ValueError for what is no tar file, for one that is cut off, and
-    where a sample has two members of one ending.
+    Members that are no files, such as folders, and hidden files (``._7.jpg``) are passed over. Raises ValueError for
+    what is no tar file, for one that is cut off, and where a sample has two members of one ending, or members that are
+    no neighbours.
     """
     key, start, stop, end, label = None, 0, 0, 0, None
+    before: dict[str, set[str]] = {}  # endings of the samples so far
     endings: set[str] = set()
     view = memoryview(archive)
     try:
         with closing(tarfile.open(fileobj=io.BytesIO(archive) if isinstance(archive, bytes) else archive)) as file:
             for member in file:
                 end = member.offset_data + (-(-member.size // _BLOCK) * _BLOCK if member.isreg() else 0)
-                if not member.isreg():
+                if not member.isreg() or _is_hidden(member.name):
                     continue
                 if member.offset_data + member.size > len(view):
                     raise ValueError(f"the file is cut off in {member.name}")
                 own, ending = split_name(member.name)
                 if own != key:
                     if key is not None:
+                        stop = member.offset
                         yield Span(key, start, stop, zlib.crc32(view[start:stop]), label)
                     key, start, label, endings = own, member.offset, None, set()
+                    if ending not in before.setdefault(own, endings):
+                        _refuse_strangers(own, before[own])
                 if ending in endings:
                     raise ValueError(f"{member.name} comes twice")
                 endings.add(ending)
@@ -72,7 +77,7 @@ def members(span: bytes) -> tuple[str, dict[str, bytes]]:
     try:
         with tarfile.open(fileobj=io.BytesIO(span), mode="r:") as file:
             for member in file:
-                if member.isreg():
+                if member.isreg() and not _is_hidden(member.name):
                     key, ending = split_name(member.name)
                     contents[ending] = span[member.offset_data : member.offset_data + member.size]
     except (tarfile.TarError, EOFError) as error:
@@ -80,6 +85,15 @@ def members(span: bytes) -> tuple[str, dict[str, bytes]]:
     if key is None:
         raise ValueError("the shard holds no file at the place of the sample")
     return key, contents
+
+
+def _is_hidden(path: str) -> bool:
+    return path.rpartition("/")[2].startswith(".")
+
+
+def _refuse_strangers(key: str, endings: set[str]) -> None:
+    if endings:
+        raise ValueError(f"the files of {key} are no neighbours; write it with sorted names (tar --sort=name)")
 
 
 def _plain_members(span: bytes) -> tuple[str, dict[str, bytes]] | None:
@@ -93,6 +107,8 @@ def _plain_members(span: bytes) -> tuple[str, dict[str, bytes]] | None:
         name, prefix = (part.partition(b"\0")[0] for part in (header[:100], header[345:500]))
         path = (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
         start, length = at + _BLOCK, int(size, 8)
+        if _is_hidden(path):
+            return None
         key, ending = split_name(path)
         contents[ending] = span[start : start + length]
         at = start + -(-length // _BLOCK) * _BLOCK
