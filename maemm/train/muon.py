@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import NonNegative, Positive, PositiveInt, Rate, Repeats
 from maemm.train.optim import has_fused_kernels
+from maemm.train.sharding import shard_like
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, https://kellerjordan.github.io/posts/muon/
 EPS = 1e-7  # a matrix with a smaller norm stays small
@@ -197,7 +198,7 @@ class Muon(torch.optim.AdamW):
         for group in {id(group): group for _, group in members}.values():
             numbers = [number for number, (_, other) in enumerate(members) if other is group]
             of_group = [_local(parameters[number]) for number in numbers]
-            moves = [_shard(updates[number], parameters[number]) for number in numbers]
+            moves = [_local(shard_like(updates[number], parameters[number])) for number in numbers]
             kept = 1 - group["lr"] * group["weight_decay"]
             if bad is None:
                 torch._foreach_mul_(of_group, kept)
@@ -258,12 +259,3 @@ def _gathered(local: Tensor, like: Tensor) -> Tensor:
         return local
     shape, stride = like.shape, like.stride()
     return DTensor.from_local(local, like.device_mesh, like.placements, shape=shape, stride=stride).full_tensor()
-
-
-def _shard(whole: Tensor, like: Tensor) -> Tensor:
-    """What this rank needs of ``whole``, which all have, to add to its part of ``like``."""
-    if not isinstance(like, DTensor):
-        return whole
-    mesh = like.device_mesh
-    everywhere = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return everywhere.redistribute(placements=like.placements).to_local()

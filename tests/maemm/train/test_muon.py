@@ -1,6 +1,7 @@
 """Muon: which parameters it takes, its update, and what it leaves behind where a step is skipped or a run resumed."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -330,6 +331,28 @@ def test_two_processes_equal_one(toys):
     for name, value in first.items():
         if not name.endswith("qkv.bias"):  # the gradient of the keys' bias is 0: Adam amplifies its rounding
             torch.testing.assert_close(value, second[name], atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_shards_resume_bit_for_bit_and_one_process_goes_on_from_them(toys):
+    """What two ranks have of the momentum is saved whole."""
+    options = {"train__optimizer": "muon", "train__epochs": 2, "train__save_every": 4, "train__keep": 9}
+    sharded = {**options, "train__parallel": "fsdp"}
+
+    def trained(out, processes, **overrides):
+        started = toys.start(toys.recipe(out, **overrides), processes)
+        for process in started if processes > 1 else [started]:
+            assert process.wait(120) == 0, process.said()
+        return toys.weights(out)
+
+    whole = trained(toys.out / "whole", 2, **sharded)
+    for name in ("again", "alone"):
+        shutil.copytree(toys.out / "whole", toys.out / name)
+        shutil.rmtree(toys.out / name / "checkpoints/step-000008")
+    again = trained(toys.out / "again", 2, **sharded)
+    assert [name for name in whole if not torch.equal(whole[name], again[name])] == []
+    alone = trained(toys.out / "alone", 1, **options)
+    assert max(float((alone[name] - value).abs().max()) for name, value in whole.items()) < 2e-4
 
 
 def test_it_runs_on_the_pretended_gpu_without_a_wait():

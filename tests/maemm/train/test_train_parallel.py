@@ -84,6 +84,9 @@ def test_other_numbers_of_ranks(toys, tmp_path, kind, world):
         {"train__compile": "blocks"},
         {"train__optimizer": {"type": "sgd", "weight_decay": 0.01}, "train__lr": 0.1},
         {"train__optimizer": {"type": "lars", "weight_decay": 0.01}, "train__lr": 1.0},
+        {"train__optimizer": "muon"},
+        {"train__spikes": {"window": 8}, "data__source__loud": [3], "modalities__toy__normalize": "none"}
+        | {"train__log_every": 2},
         {"modalities__toy__target": {"type": "ema", "momentum": 0.9, "loss": "smooth_l1", "layers": 1}},
         {"train__average": 1, "train__ema": None},
     ],
