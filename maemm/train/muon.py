@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from maemm.contract.errors import MaemmError
 from maemm.contract.options import NonNegative, Positive, PositiveInt, Rate, Repeats
+from maemm.model.sharded import local
 from maemm.train.optim import has_fused_kernels
 from maemm.train.sharding import shard_like
 
@@ -197,8 +198,8 @@ class Muon(torch.optim.AdamW):
         updates = list(flat.unflatten(0, (-1, stacked)).flatten(1, 2).unbind())
         for group in {id(group): group for _, group in members}.values():
             numbers = [number for number, (_, other) in enumerate(members) if other is group]
-            of_group = [_local(parameters[number]) for number in numbers]
-            moves = [_local(shard_like(updates[number], parameters[number])) for number in numbers]
+            of_group = [local(parameters[number]) for number in numbers]
+            moves = [local(shard_like(updates[number], parameters[number])) for number in numbers]
             kept = 1 - group["lr"] * group["weight_decay"]
             if bad is None:
                 torch._foreach_mul_(of_group, kept)
@@ -214,9 +215,9 @@ class Muon(torch.optim.AdamW):
         for parameter in parameters:
             if "momentum_buffer" not in self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-        buffers = [_local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
+        buffers = [local(self.state[parameter]["momentum_buffer"]) for parameter in parameters]
         before = torch.stack(buffers)
-        gradients = torch.stack([_local(parameter.grad) for parameter in parameters if parameter.grad is not None])
+        gradients = torch.stack([local(parameter.grad) for parameter in parameters if parameter.grad is not None])
         if bad is not None:
             gradients = torch.where(bad, before, gradients)  # a mean that moves towards itself stays, bit for bit
         means = before.lerp(gradients, 1 - self.momentum)
@@ -244,18 +245,13 @@ def orthogonalized(matrices: Tensor, iterations: int = 5, precision: Precision =
 
 
 # ------------------------------------------------------------------------------------------------ sharded matrices
-def _local(tensor: Tensor) -> Tensor:
-    """What this rank has of a tensor."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
 def _placement(tensor: Tensor) -> Any:
     return (tensor.device_mesh, tensor.placements) if isinstance(tensor, DTensor) else None
 
 
-def _gathered(local: Tensor, like: Tensor) -> Tensor:
-    """The whole of what is split over ranks as ``like`` is, of which this rank has ``local``."""
+def _gathered(part: Tensor, like: Tensor) -> Tensor:
+    """The whole of what is split over ranks as ``like`` is, of which this rank has ``part``."""
     if not isinstance(like, DTensor):
-        return local
+        return part
     shape, stride = like.shape, like.stride()
-    return DTensor.from_local(local, like.device_mesh, like.placements, shape=shape, stride=stride).full_tensor()
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=shape, stride=stride).full_tensor()

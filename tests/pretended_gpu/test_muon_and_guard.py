@@ -44,7 +44,9 @@ def results_of(recipe, samples, dist_context, seen=None):
     return losses, spikes, before, state.model.state_dict()
 
 
-@pytest.mark.parametrize("name", ["image/mae_tiny_cpu", "pointcloud/point_mae_tiny_cpu"])
+@pytest.mark.parametrize(
+    "name", ["image/mae_tiny_cpu", pytest.param("pointcloud/point_mae_tiny_cpu", marks=pytest.mark.slow)]
+)
 def test_steps_wait_for_nothing_and_a_jump_is_skipped(samples, name):
     overrides = {"train.precision": "fp32", "train.optimizer": {"type": "muon", "precision": "fp32"}}
     recipe = shrunk(name, {**overrides, "train.spikes": {"window": 8, "factor": 20.0}})

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import socket
 
 import pytest
 import torch
@@ -331,6 +332,33 @@ def test_two_processes_equal_one(toys):
     for name, value in first.items():
         if not name.endswith("qkv.bias"):  # the gradient of the keys' bias is 0: Adam amplifies its rounding
             torch.testing.assert_close(value, second[name], atol=2e-4, rtol=0)
+
+
+def test_shards_move_as_whole_matrices():
+    """One rank that is a world of its own, so that everything is a shard."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=0, world_size=1)
+    try:
+        mesh, ends = init_device_mesh("cpu", (1,)), []
+        for sharded in (False, True):
+            torch.manual_seed(0)
+            values = torch.randn(12, 20)
+            weight = nn.Parameter(distribute_tensor(values, mesh, [Shard(0)]) if sharded else values)
+            group = {"params": [weight], "names": ["weight"], "weight_decay": 0.1, "lr_scale": 1.0}
+            optimizer = muon([group], {"weight": 3})
+            for bad, gradient in zip((False, True, False), gradients_of((12, 20)), strict=False):
+                weight.grad = distribute_tensor(gradient, mesh, [Shard(0)]) if sharded else gradient
+                set_lr(optimizer, 0.02)
+                step_unless(optimizer, torch.tensor(bad))
+            ends.append(weight.full_tensor() if sharded else weight)
+        assert torch.equal(*ends)
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow

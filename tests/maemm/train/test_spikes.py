@@ -233,8 +233,10 @@ def test_a_run_that_went_back_resumes_bit_for_bit(toys, kept):
     assert spikes_of(toys, whole)[kept:] == spikes_of(toys, parts)[kept:]
 
 
-@pytest.mark.parametrize("action", ["skip", "rewind"])
-@pytest.mark.parametrize("save_every", [3, 7])  # 7: a checkpoint is due while the spike of step 7 has not been read
+# 7: a checkpoint is due while the spike of step 7 has not been read
+@pytest.mark.parametrize(
+    ("action", "save_every"), [("rewind", 3), ("rewind", 7), pytest.param("skip", 7, marks=pytest.mark.slow)]
+)
 def test_verdicts_that_come_a_step_late_change_nothing(toys, monkeypatch, action, save_every):
     """As they do on a GPU."""
     recipe = {
@@ -303,7 +305,7 @@ def test_without_a_checkpoint_the_step_is_skipped(toys):
     assert len(toys.metrics()) == 8
 
 
-@pytest.mark.parametrize("action", ["skip", "rewind"])
+@pytest.mark.parametrize("action", [pytest.param("skip", marks=pytest.mark.slow), "rewind"])
 def test_two_processes_do_what_one_does(toys, action):
     recipe = {
         "train__epochs": 3, "data__source__loud": [loud_at(6)], "train__spikes": {**SPIKES, "action": action},
@@ -320,6 +322,7 @@ def test_two_processes_do_what_one_does(toys, action):
     assert spikes_of(toys, one) == spikes_of(toys, toys.out / "two")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_around_a_rewind(toys):
     recipe = {
         "train__epochs": 4, "data__source__loud": [loud_at(6)],
