@@ -87,6 +87,8 @@ def test_other_numbers_of_ranks(toys, tmp_path, kind, world):
         {"train__optimizer": "muon"},
         {"train__spikes": {"window": 8}, "data__source__loud": [3], "modalities__toy__normalize": "none"}
         | {"train__log_every": 2},
+        {"train__spikes": {"window": 8, "action": "rewind"}, "data__source__loud": [3]}
+        | {"modalities__toy__normalize": "none", "train__async_save": True},
         {"modalities__toy__target": {"type": "ema", "momentum": 0.9, "loss": "smooth_l1", "layers": 1}},
         {"train__average": 1, "train__ema": None},
     ],
