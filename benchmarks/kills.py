@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _kills_left import checkpoints, equal, rows, text_of, unfinished
+from _kills_left import checkpoints, equal, folders, rows, text_of, unfinished
 from _kills_world import World
 from _machine import about
 
@@ -99,7 +99,7 @@ def kill(case: Case, world: World, run: Path) -> dict[str, Any]:
     if case.when == "step":
         world.until(lambda: len(rows(run)) >= KILLED_AT, "step")
     elif case.when == "save":
-        world.until(lambda: len(rows(run)) > SAVE_EVERY, "step")
+        world.until(lambda: checkpoints(run), "checkpoint")
         world.until(lambda: unfinished(run), "save", every=0.001)
     elif case.when == "border":
         last = run / f"mae/checkpoints/step-{STEPS_OF_STAGES['mae']:06d}"
@@ -111,6 +111,7 @@ def kill(case: Case, world: World, run: Path) -> dict[str, Any]:
         os.kill(pid, case.signal)
     answer = {
         "at_step": at,
+        "checkpoint": ([""] + [path.name for part in folders(run) for path in checkpoints(part)])[-1],
         "half_written": unfinished(run),
         "before_the_next_stage": case.when == "border" and not checkpoints(run / "classify"),
     }
@@ -140,6 +141,11 @@ def seen_to_go_on(world: World, starts: int) -> bool:
     return True
 
 
+def no_step_to_resume(case: Case, answer: dict[str, Any]) -> bool:
+    """Whether the run, or the stage that was to begin, had no checkpoint yet."""
+    return not answer["checkpoint"] or case.when == "border"
+
+
 def measure(number: int, folder: Path, whole: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """A case; one that should fall into a save is repeated where it did not."""
     case = CASES[number - 1]
@@ -151,7 +157,7 @@ def measure(number: int, folder: Path, whole: Path, changes: dict[str, Any]) -> 
             answer = kill(case, world, place / "run")
             said = world.log.read_text()
             answer |= {
-                "resumed": answer["status"] == 0 and ("resuming from step" in said or case.when in ("start", "border")),
+                "resumed": answer["status"] == 0 and ("resuming from step" in said or no_step_to_resume(case, answer)),
                 "equal": equal(place / "run", whole),
                 "named": "did not answer for" in said,
                 "left_over": len(world.left()) + len(unfinished(place / "run")),  # processes, half-written files

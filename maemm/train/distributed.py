@@ -121,14 +121,21 @@ class DistContext:
 
     @contextmanager
     def _or_all_fail(self) -> Iterator[None]:
-        """Around work on some ranks: an exception is told to the other ranks, as is one that came too late before."""
+        """Around work on some ranks: an exception is told to the other ranks, as is one that came too late before.
+
+        Not one because of a rank that is gone or hangs, as it would be waited for again: the others meet that too.
+        """
+        began = time.monotonic()
         try:
             late, self._late = self._late, None
             if late is not None:
                 raise late
             yield
         except Exception as error:
-            self._agree(error, 0)
+            if (of_peer := self._of_peer(error, began)) is not None:
+                raise of_peer from error
+            if not (isinstance(error, PeerFailed) and error.gone):
+                self._agree(error, 0)
             raise
 
     def _agree(self, error: Exception | None, signum: int, payload: bytes = b"") -> bytes:
@@ -182,6 +189,13 @@ class DistContext:
                 "(train.rank_timeout); look at its log, or raise it"
             )
         return PeerFailed("another rank exited; see its log")
+
+    def _of_peer(self, error: Exception, began: float) -> PeerFailed | None:
+        """What to say where ``error`` is that of a collective of the step, which another rank left; else None."""
+        of_collective = isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo/" in str(error))
+        if self.world_size == 1 or not isinstance(error, RuntimeError) or not of_collective:
+            return None
+        return self._peer_failed(error, time.monotonic() - began, self.step_timeout_s)
 
     def _broadcast(self, payload: bytes, size: int, source: int, error: Exception | None) -> bytes:
         """The payload, of ``size`` bytes, of the rank ``source``."""
@@ -247,8 +261,8 @@ class DistContext:
         try:
             yield
         except RuntimeError as error:
-            if self.world_size > 1 and (isinstance(error, dist.DistError) or "gloo/" in str(error)):
-                raise self._peer_failed(error, time.monotonic() - began, self.step_timeout_s) from error
+            if (of_peer := self._of_peer(error, began)) is not None:
+                raise of_peer from error
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise MaemmError(f"torch.compile failed ({one_line(error)[:200]}); set train.compile=false") from error
             raise

@@ -103,8 +103,9 @@ def train(
         )
         stack.push(run.leave)
         stack.callback(run.saves.leave)
-        run.resume(resume_from)
-        run.train(interrupts)
+        with dist_context.explain_errors():  # weights in shards are gathered in many places
+            run.resume(resume_from)
+            run.train(interrupts)
         run.train_state.net = run.train_state.model  # drops DDP, which holds the process group that ends here
     return folder.path
 

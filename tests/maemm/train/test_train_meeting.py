@@ -10,6 +10,7 @@ import threading
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +110,40 @@ def test_ranks_start_again_in_the_store_of_torchrun_and_a_step_names_the_one_tha
     assert [row[:2] for row in said] == [[3, 3], [3, 3]]
     line = "rank 1 did not answer for 2 s: it works on something alone, or hangs (train.rank_timeout)"
     assert said[0][2].startswith(line), said
+
+
+GLOO = "[third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:129] "
+
+
+def test_work_that_waits_for_weights_of_a_rank_that_hangs_is_not_waited_for_again(monkeypatch):
+    """With weights in shards, plans gather them. Rank 0 of two, whose agreements are written down."""
+    from maemm.contract.errors import MaemmError
+    from maemm.train import distributed
+
+    agreed = []
+    monkeypatch.setattr(distributed, "missing_ranks", lambda *args: [1])
+    monkeypatch.setattr(distributed.DistContext, "_agree", lambda self, error, signum: agreed.append(str(error)))
+    ranks = distributed.DistContext(0, 2, control_group=SimpleNamespace(group_name="0"), step_timeout_s=15.0)
+
+    def refused(error):
+        def work():
+            raise error
+
+        with pytest.raises(Exception) as raised:
+            ranks.on_all_ranks(work)
+        return raised.value
+
+    hangs = refused(RuntimeError(GLOO + "Timed out waiting 15000ms for send operation to complete"))
+    assert isinstance(hangs, distributed.PeerFailed) and str(hangs).startswith("rank 1 did not answer for 15 s")
+    gone = refused(RuntimeError(GLOO + "Connection closed by peer [127.0.0.1]:3141"))
+    assert str(gone) == "another rank exited; see its log" and not agreed
+    for error in (
+        RuntimeError("its own"),
+        MaemmError("of a user"),
+        distributed.PeerFailed("rank 1 failed", gone=False),
+    ):
+        assert refused(error) is error  # the others do not know of it
+    assert agreed == ["its own", "of a user", "rank 1 failed"]
 
 
 def test_ranks_that_nobody_answers_end_in_one_line(monkeypatch):
