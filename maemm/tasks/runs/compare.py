@@ -21,6 +21,7 @@ from maemm.train.figures import MONITORED, higher_is_better
 from maemm.ui.text import columns, number
 
 STEPS = 8  # at which values are compared, at most
+ON_THE_PAGE = ("grad_norm", "lr", "samples_per_second")  # alone, as curves
 _NOT_COMPARED = ("out", "name")  # keys that differ in any two runs
 
 
@@ -52,7 +53,7 @@ class Comparison:
         wanted = ["loss", *(name for name in names if name.startswith(("terms.", "validation.")))]
         wanted += ["monitor.relative_loss"]
         wanted += [name for name in names if name.startswith("monitor.") and name.rpartition(".")[2] in MONITORED]
-        wanted += ["grad_norm", "lr", "samples_per_second"]
+        wanted += ON_THE_PAGE
         terms = [name for name in wanted if name.startswith("terms.")]
         if len(terms) == 1:  # the same as the loss, but for its weight
             wanted.remove(terms[0])
@@ -138,7 +139,7 @@ class Comparison:
         else:
             lines.append("the recipes are the same")
         for column in self.columns():
-            if column not in ("grad_norm", "lr", "samples_per_second"):  # those are on the page
+            if column not in ON_THE_PAGE:
                 lines += ["", *columns(self.metric_table(column))]
         return "\n".join(lines)
 
@@ -161,9 +162,9 @@ def compared(folders: Sequence[str | os.PathLike[str]]) -> Comparison:
         contents = read_run(path)
         comparison.notes += [f"{name}: {text}" for text in contents.unread]
         comparison.runs.append(Compared(name, contents, _recipe(path, name, comparison.notes)))
-    for column in comparison.columns():
-        if not comparison.at_equal_steps(column):
-            comparison.notes.append(f"there is no step at which all of them have {column}")
+    apart = [x for x in comparison.columns() if x not in ON_THE_PAGE and not comparison.at_equal_steps(x)]
+    if apart:
+        comparison.notes.append(f"there is no step at which all of them have {', '.join(apart)}")
     return comparison
 
 
