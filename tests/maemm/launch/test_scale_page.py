@@ -22,10 +22,10 @@ SMALL = ["encoder.dim=48", "encoder.depth=1", "encoder.heads=2", "decoder.dim=48
 
 
 def words_of_run(command):
-    """The words of ``maemm`` that a launcher gets, DATA as a key; None where it gets a file that has them."""
+    """The words of ``maemm`` that a launcher gets, DATA as a key; None where there are none."""
     launcher, *words = shlex.split(command.replace(" DATA ", " data.root=photos/ "))
     if launcher == "maemm":
-        return words
+        return words if words[0] == "pretrain" else None
     if launcher == "torchrun":
         from torch.distributed.run import get_args_parser
 
@@ -37,7 +37,13 @@ def words_of_run(command):
 
 
 def test_there_are_commands_of_every_launcher():
-    assert {command.split()[0] for command in COMMANDS} == {"torchrun", "sbatch", "kubectl"}
+    assert {command.split()[0] for command in COMMANDS} == {"maemm", "torchrun", "sbatch", "kubectl"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("maemm estimate ")])
+def test_the_estimate_is_printed(command, capsys):
+    assert main(shlex.split(command)[1:]) == 0 and "64" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
