@@ -66,7 +66,12 @@ RIGHT: dict[str, list[list[str]]] = {  # command lines that work
         ["tiny.yaml", "few.npz", "--set", "decoder.depth=1,2", "--steps", "2", "--seeds", "1", "--measures", "knn"],
         ["tiny.yaml", "--set", "masking=random,scan:spiral", "--seeds", "1", "--measures", "none", "-o", "x"],
     ],
-    "runs": [["ls", "."], ["ls", "run"], ["best", ".", "--by", "loss"], ["compare", "run", "other", "--page", "x.html"]],
+    "runs": [
+        ["ls", "."],
+        ["ls", "run"],
+        ["best", ".", "--by", "loss"],
+        ["compare", "run", "other", "--page", "x.html"],
+    ],
     "convert": [["run", "x.safetensors"], ["w.pth", "x.safetensors", "heads=2", "decoder_heads=2", "norm_pix=true"]],
     "export": [["run", "--to", "safetensors", "-o", "x.safetensors"], ["run", "--to", "timm", "-o", "y.safetensors"]],
 }
