@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -177,6 +178,34 @@ def test_what_a_killed_process_was_writing_is_removed(tmp_path):
     os.utime(new / "old.2.1", (0, 0))
     Cache(tmp_path, 10**6, "v")
     assert {path.name for path in new.iterdir()} == {f"{here}.{os.getpid()}.7", "elsewhere.1.0"}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_while_it_writes_to_the_cache(tmp_path):
+    """Whatever a kill leaves, entries are whole, and the next run removes the rest."""
+    data, halves = np.random.default_rng(0).bytes(2**23), 0
+    for attempt in range(8):
+        started, ready = os.pipe()
+        child = os.fork()
+        if not child:
+            cache = Cache(tmp_path, 10**9, "v")
+            os.write(ready, b".")
+            for number in range(100):
+                cache.put(Range("a", number, number + len(data)), data)
+            os._exit(1)
+        os.read(started, 1)
+        time.sleep(0.01 * (attempt + 1))
+        os.kill(child, signal.SIGKILL)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        halves += len([*(tmp_path / ".new").glob("*")])
+        cache = Cache(tmp_path, 10**9, "v")
+        assert not [*(tmp_path / ".new").glob("*")]
+        there = [cache.get(Range("a", number, number + len(data)), zlib.crc32(data)) for number in range(100)]
+        entries = [path for path in tmp_path.rglob("*") if path.is_file()]
+        assert len(entries) == sum(entry is not None for entry in there)  # none was wrong, none is left over
+        for path in entries:
+            path.unlink()
+    assert halves  # some kills came while a file was written
 
 
 def test_a_folder_that_cannot_be_written_is_said_once(tmp_path, monkeypatch, capfd):
