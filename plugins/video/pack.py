@@ -126,7 +126,7 @@ def _write_video(
     else:
         options |= {"qmin": str(quality), "qmax": str(quality)}
     with av.open(str(path), "w", format="mp4") as container:
-        stream = None
+        stream: Any = None
         for pixels, stamp in zip(frames, stamps.tolist(), strict=True):
             if stream is None:
                 stream = container.add_stream(

@@ -19,6 +19,7 @@ class Server(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # workers connect all at once; a connection beyond the queue would hang
 
     def __init__(self, folder: Path, port: int = 0, delay: float = 0.0):
         super().__init__(("127.0.0.1", port), _Handler)
