@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -82,12 +83,21 @@ def label_of(value: Any, numbers: Mapping[str, int] | None) -> Label | None:
     if value is None:
         return None
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return tuple(int(number) for number in value)
+        return tuple(_number_of(item, numbers) for item in value)
+    if isinstance(value, float) and math.isnan(value):  # what tables make of whole numbers where some are missing
+        return None
+    number = _number_of(value, numbers)
+    return None if number < 0 else number
+
+
+def _number_of(value: Any, numbers: Mapping[str, int] | None) -> int:
     if isinstance(value, str):
         if numbers is None or value not in numbers:
             raise ValueError(f"its label {value!r} is none of the classes")
         return numbers[value]
-    return None if int(value) < 0 else int(value)
+    if value is None or int(value) != value:
+        raise ValueError(f"its label {value!r} is no whole number")
+    return int(value)
 
 
 def column_for(part: Part, column: str | None, columns: Sequence[str], *, alone: bool, label: str | None) -> str:

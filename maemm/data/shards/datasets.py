@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,11 @@ class Table(Source):
         self.multilabel = inner is not feature
         named = getattr(inner, "names", None)
         if named is None and getattr(inner, "dtype", "") == "string":
-            named = sorted({text for text in table.unique(self._label) if text is not None})
+            # Of lists the library finds no unique ones itself.
+            texts = (
+                chain.from_iterable(filter(None, table[self._label])) if self.multilabel else table.unique(self._label)
+            )
+            named = sorted({text for text in texts if text is not None})
         self.classes = None if named is None else [*named]
         self._numbers = None if self.classes is None else {name: i for i, name in enumerate(self.classes)}
 
@@ -149,6 +154,10 @@ def _load(library: Any, root: str, split: str, config: str | None) -> Any:
                 if split not in loaded:
                     raise MaemmError(f"there is no split {split!r} (data.source.split); there are {', '.join(loaded)}")
                 loaded = loaded[split]
+            elif split != "train":
+                raise MaemmError(
+                    f"the folder holds one part, which has no splits ({root}); leave out data.source.split"
+                )
             return loaded
         return library.load_dataset(str(folder) if folder.exists() else root, config, split=split)
     except MaemmError:
@@ -171,6 +180,8 @@ def _parquet_files(
         raise MaemmError(
             f"the data set cannot be opened ({root}: {reason_of(error)}); look at its name and config"
         ) from error
+    if "[" in split:
+        raise MaemmError(f"a part of a split cannot be streamed (data.source.split={split}); leave out streaming")
     if not files or not all(file.endswith(".parquet") for file in files):
         raise MaemmError(
             f"the split {split!r} is not in Parquet files ({root}); leave out streaming, or convert the data set"

@@ -54,9 +54,10 @@ class Parquet(Source):
             column_for(part, columns.get(part.name), schema.names, alone=len(parts) == 1, label=self._label): part
             for part in parts
         }
+        kind = None if self._label is None else str(schema.field(self._label).type)
+        self.multilabel = kind is not None and kind.startswith(("list", "large_list"))
         self.classes = self._classes(schema)
         self._numbers = None if self.classes is None else {name: i for i, name in enumerate(self.classes)}
-        self.multilabel = self._label is not None and str(schema.field(self._label).type).startswith("list")
         self._tables: OrderedDict[int, Any] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,13 +143,15 @@ class Parquet(Source):
         feature = stored.get("info", {}).get("features", {}).get(self._label, {})
         if isinstance(feature, Mapping) and feature.get("names"):
             return [str(name) for name in feature["names"]]
-        if not _is_text(schema.field(self._label).type):
+        kind = schema.field(self._label).type
+        if not _is_text(kind.value_type if self.multilabel else kind):
             return None
         texts: set[str] = set()
         for name in self.names:
             with self._opened(name) as file:
                 for batch in file.iter_batches(columns=[self._label]):
-                    texts.update(text for text in batch.column(0).unique().to_pylist() if text is not None)
+                    column = batch.column(0).flatten() if self.multilabel else batch.column(0)
+                    texts.update(text for text in column.unique().to_pylist() if text is not None)
         return sorted(texts)
 
 

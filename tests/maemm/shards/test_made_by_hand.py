@@ -14,6 +14,8 @@ import maemm
 from maemm.contract.errors import MaemmError
 from maemm.contract.rng import Rng
 from maemm.data.shards import tar
+from maemm.data.shards.columns import label_of
+from maemm.data.shards.datasets import open_datasets
 from maemm.data.shards.source import open_shards
 from maemm.data.shards.storage import Storage
 from maemm.tasks.data.pack import data_index
@@ -154,3 +156,38 @@ def test_categories_and_columns_in_another_order(tmp_path):
     source = open_shards(str(tmp_path), name="image", columns={"image": "photo"})
     assert source.classes == ["cat", "dog"]
     assert [source.read(index, Rng((0,))).label for index in range(6)] == [1, 0, None] * 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "expected"),
+    [
+        ([["x", "y"], [], ["y"], None], ["x", "y"], [(0, 1), (), (1,), None]),
+        ([[3], [0, 2], [], None], None, [(3,), (0, 2), (), None]),
+        ([1.0, 0.0, float("nan"), None], None, [1, 0, None, None]),
+        (["b", "a", None, "b"], ["a", "b"], [1, 0, None, 1]),
+        ([True, False, None, True], None, [1, 0, None, 1]),
+    ],
+    ids=["lists of texts", "lists", "floats", "texts", "truths"],
+)
+def test_labels_of_every_kind(tmp_path, labels, classes, expected):
+    """From Parquet and from a folder of the library alike."""
+    library = pytest.importorskip("datasets")
+    library.disable_progress_bars()
+    content = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(content, "png")
+    table = library.Dataset.from_dict({"image": [content.getvalue()] * 4, "label": labels})
+    table.to_parquet(tmp_path / "0.parquet")
+    table.save_to_disk(tmp_path / "disk")
+    for source in (open_shards(str(tmp_path), name="image"), open_datasets(str(tmp_path / "disk"), name="image")):
+        assert source.classes == classes
+        assert [source.read(index, Rng((0,))).label for index in range(4)] == expected
+        assert [source.label(index) for index in range(4)] == expected
+    with pytest.raises(MaemmError, match="the folder holds one part, which has no splits"):
+        open_datasets(str(tmp_path / "disk"), name="image", split="train[:2]")
+    with pytest.raises(MaemmError, match="a part of a split cannot be streamed"):
+        open_datasets(str(tmp_path), name="image", split="train[:2]", streaming=True)
+
+
+def test_a_label_that_is_no_whole_number():
+    with pytest.raises(ValueError, match="its label 2.5 is no whole number"):
+        label_of(2.5, None)
