@@ -57,11 +57,12 @@ def real_step(recipe: dict[str, Any], samples: Samples) -> tuple[int, int]:
         set_lr(state.optimizer, 1e-3)
         take_step(state, plan_micro_batches(state, 0, batches))
         rng = Rng((0, "step"), batches[0].rows, len(batches[0].rows))
-        batch = state.model.preprocess(batches[0].raw, rng, batches[0].present, batches[0].side_inputs)
-        with mock.patch.object(state.model, "preprocess", lambda *args: batch), record_function("a later step"):
+        preprocessed = [state.model.preprocess(x.raw, rng, x.present, x.side_inputs) for x in batches]
+        with mock.patch.object(state.model, "preprocess", side_effect=preprocessed), record_function("a later step"):
             take_step(state, plan_micro_batches(state, 1, batches))
     counter = FlopCounterMode(display=False)
-    with mock.patch.object(state.model, "preprocess", lambda *args: batch), sdpa_kernel(SDPBackend.MATH), counter:
+    again = mock.patch.object(state.model, "preprocess", side_effect=preprocessed)
+    with again, sdpa_kernel(SDPBackend.MATH), counter:
         take_step(state, plan_micro_batches(state, 2, batches))
     events = sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns())
     (measured,) = (event for event in events if event.name() == "a later step")
