@@ -196,11 +196,8 @@ class Estimate:
 
     def _memory_lines(self) -> list[str]:
         rows = [[f"memory of one GPU, GB ({self.parallel})", "activations kept", "computed again"]]
-        rows += [
-            [f"  {key}", *(f"{self.memory[again][key] / GB:,.2f}" for again in (False, True))]
-            for key in self.memory[False]
-        ]
-        rows.append(["  at once", *(f"{self.peak[again] / GB:,.2f}" for again in (False, True))])
+        rows += [[f"  {key}", *(_gb(self.memory[again][key]) for again in (False, True))] for key in self.memory[False]]
+        rows.append(["  at once", *(_gb(self.peak[again]) for again in (False, True))])
         rows.append(["  samples at a time that fit", *(_fitting(self.fits[again]) for again in (False, True))])
         micro = f"{self.length.rows:,} samples at a time, {_times(self.length.accumulation)} a step"
         chosen = "computed again" if self.recompute else "kept"
@@ -210,7 +207,7 @@ class Estimate:
         rows = [["train.parallel", "state GB", "at once GB", "sent in a step GB", "to other nodes GB", "ms"]]
         for kind, x in self.shared.items():
             sizes = (x.state, x.peak, *x.sent)
-            rows.append([f"  {kind}", *(f"{size / GB:,.2f}" for size in sizes), f"{1000 * x.seconds:,.3g}"])
+            rows.append([f"  {kind}", *(_gb(size) for size in sizes), f"{1000 * x.seconds:,.3g}"])
         return [*aligned(rows), f"  suggested: {self.suggestion[0]}, as {self.suggestion[1]}"]
 
     def _time_lines(self) -> list[str]:
@@ -244,6 +241,11 @@ class Estimate:
 
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count:,} times"
+
+
+def _gb(count: float) -> str:
+    size = count / GB
+    return f"{size:,.2f}" if size >= 1 else f"{size:.2g}"
 
 
 def _giga(flops: float) -> str:
