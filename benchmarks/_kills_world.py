@@ -108,9 +108,10 @@ def _sessions() -> list[tuple[int, int]]:
 # ------------------------------------------------------------------------------------------------ in other processes
 def _launch(recipe: dict[str, Any], folder: str, restarts: int) -> None:
     os.setsid()
-    with open(Path(folder, "log.txt"), "a", buffering=1) as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
+    log = open(Path(folder, "log.txt"), "a", buffering=1)  # noqa: SIM115  for as long as this process lives
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    sys.stdout = sys.stderr = log  # which may have been something else in the process that was forked
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=RANKS, run_id="kills", rdzv_backend="c10d",
         rdzv_endpoint="localhost:0", max_restarts=restarts, monitor_interval=0.1, start_method="fork",
