@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,6 +61,7 @@ class Storage:
             try:
                 options = _with_timeouts(protocol, self.options)
                 self._system = os.getpid(), fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+                _OPENED.append(weakref.ref(self._system[1]))
             except ImportError as error:
                 raise NotInstalled(
                     f"reading {protocol}:// needs a package that is not installed ({self.root}: {error}); "
@@ -256,6 +258,21 @@ def _with_timeouts(protocol: str, options: Mapping[str, Any]) -> dict[str, Any]:
         config = {"connect_timeout": 10, "read_timeout": _REQUEST_S, "retries": {"max_attempts": 1}}
         return {**options, "config_kwargs": {**config, **options.get("config_kwargs", {})}}
     return options
+
+
+# A forked process shares the event queue of its parent: a file system that it dropped would close its connections, take
+# them out of that queue, and the parent would wait for their answers until its requests time out.
+_OPENED: list[weakref.ref[Any]] = []
+_OF_PARENTS: list[Any] = []
+
+
+def _keep_those_of_parents() -> None:
+    _OF_PARENTS.extend(system for reference in _OPENED if (system := reference()) is not None)
+    _OPENED.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_those_of_parents)
 
 
 def is_url(root: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -85,6 +86,24 @@ def test_a_server_that_is_gone_for_a_while(shards, monkeypatch, capfd):
     assert waits.startswith(f"waiting for the storage of the data, which does not answer ({first.url}: ")
     assert waits.endswith("; it is asked again for up to 30 s")
     assert re.fullmatch(r"the storage of the data answers again, after \d+ s \(.*\)", answers)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_worker_leaves_the_connections_of_its_parent_alone(server):
+    """A fork shares the parent's event queue: what it closed there made the parent's next request hang for a minute."""
+    source = open_shards(server.url, name="image", retry_seconds=0)
+    source.read(0, Rng((0,)))
+    child = os.fork()
+    if not child:
+        source.read(1, Rng((0,)))
+        gc.collect()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    answers: list = []
+    thread = threading.Thread(target=lambda: answers.append(source.read(2, Rng((0,)))), daemon=True)
+    thread.start()
+    thread.join(20)
+    assert answers
 
 
 def test_a_server_that_is_gone_for_good(shards):
