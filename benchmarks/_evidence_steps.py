@@ -28,7 +28,8 @@ from maemm.train.logging import peak_memory
 from maemm.train.loop import train
 from maemm.train.optim import set_lr
 from maemm.train.setup import make_loader, make_order, make_train_state
-from maemm.train.step import StepResult, TrainState, plan_micro_batches, take_step
+from maemm.train.state import StepResult, TrainState
+from maemm.train.step import plan_micro_batches, take_step
 
 STEPS = 100_000  # of the run that the measured steps belong to
 SHRUNK = {"dim": 32, "depth": 2, "heads": 2}

@@ -16,7 +16,8 @@ from maemm.testing.samples import loaded_samples
 from maemm.testing.samples import same as equal_samples
 from maemm.testing.toy import SIGNAL
 from maemm.testing.training import step_of, train_state_of
-from maemm.train.step import MicroBatches, StepResult, counts_of_sets, knows_batch, take_step
+from maemm.train.state import MicroBatches, StepResult
+from maemm.train.step import counts_of_sets, knows_batch, take_step
 
 
 def _learner(case: Case, model: Model) -> Target | Objective:

@@ -17,7 +17,7 @@ from maemm.testing.case import OTHER, Case, check
 from maemm.testing.checks_training import TRAINED
 from maemm.testing.places import plugin_line
 from maemm.testing.training import BATCH, STEPS, step_of, train_state_of
-from maemm.train.step import TrainState
+from maemm.train.state import TrainState
 
 _WAITING = {  # operations for whose result the host waits on a GPU, and what leads to them
     "aten::_local_scalar_dense": "item(), float(), bool() or if",

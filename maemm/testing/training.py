@@ -8,7 +8,8 @@ from maemm.contract import ModalityInput
 from maemm.model.model import Model
 from maemm.train.distributed import DistContext
 from maemm.train.optim import make_optimizer, make_phase_optimizer, set_lr
-from maemm.train.step import MicroBatches, PhaseState, StepResult, TrainState, counts_of_sets, take_step
+from maemm.train.state import MicroBatches, PhaseState, StepResult, TrainState
+from maemm.train.step import counts_of_sets, take_step
 
 BATCH, STEPS, LR = 2, 4, 1e-3
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from maemm.data.loader import Loader
 from maemm.train.distributed import one_line
 from maemm.train.run_folder import RunFolder
-from maemm.train.step import TrainState
+from maemm.train.state import TrainState
 
 T = TypeVar("T")
 

@@ -16,7 +16,8 @@ from maemm.contract.rng import Rng
 from maemm.model.build import build_masking, build_modalities
 from maemm.model.model import Model
 from maemm.model.repeated import compile_blocks, repeated_blocks
-from maemm.train.step import MicroBatches, TrainState, rehearse
+from maemm.train.state import MicroBatches, TrainState
+from maemm.train.step import rehearse
 
 Setting = bool | Literal["auto", "blocks"]
 

@@ -12,7 +12,7 @@ from typing import Any
 from maemm.data.mixture import MixtureBatches
 from maemm.data.order import ShuffledBatches
 from maemm.train.figures import monitor_text
-from maemm.train.step import TrainState
+from maemm.train.state import TrainState
 from maemm.ui.streams import is_terminal
 
 

@@ -222,7 +222,8 @@ class DistContext:
         if self.world_size == 1:
             return DistContext(device=self.device)
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout_s))
-        return DistContext(self.rank, self.world_size, self.device, group, False, self.timeout_s)
+        timeouts = self.timeout_s, self.step_timeout_s
+        return DistContext(self.rank, self.world_size, self.device, group, False, *timeouts)
 
     # ---- collectives on the device
     def all_reduce_sum(self, values: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from maemm.data.on_device import StepOnDevice
 from maemm.model.checks import first_batch
 from maemm.model.nothing_to_learn import check_plans
 from maemm.train.logging import Clock
-from maemm.train.step import MicroBatches, TrainState, plan_micro_batches
+from maemm.train.state import MicroBatches, TrainState
+from maemm.train.step import plan_micro_batches
 
 
 class Fetch:

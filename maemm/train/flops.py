@@ -27,7 +27,7 @@ from maemm.model.collectives import alone
 from maemm.model.repeated import activations_kept
 from maemm.train import gpus
 from maemm.train.distributed import one_line
-from maemm.train.step import MicroBatches, TrainState
+from maemm.train.state import MicroBatches, TrainState
 
 _SIZE, _REPEATS = 4096, 10  # of the products that are timed where the device is not in the list
 

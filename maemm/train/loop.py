@@ -33,7 +33,8 @@ from maemm.train.setup import make_loader, make_order, make_train_state, refuse_
 from maemm.train.sharding import mesh_of
 from maemm.train.signals import Interrupted, Interrupts, catch_signals
 from maemm.train.spikes import Spikes, describe
-from maemm.train.step import MicroBatches, leave_out_unused, take_step
+from maemm.train.state import MicroBatches
+from maemm.train.step import leave_out_unused, take_step
 from maemm.train.tracking import Trackers, send_rest
 from maemm.train.validation import Validator
 from maemm.weights import BEST

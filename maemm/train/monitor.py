@@ -20,7 +20,7 @@ from maemm.train.alarm_rules import Course, Setting
 from maemm.train.alarms import Alarm, alarms_of
 from maemm.train.measuring import measure
 from maemm.train.sharding import total_norm
-from maemm.train.step import MicroBatches, TrainState
+from maemm.train.state import MicroBatches, TrainState
 
 KEPT = 40  # measurements that rules look at, beside the first
 SLOW = 0.01  # of the fastest learning rate: a parameter below it hardly moves

@@ -10,7 +10,7 @@ import torch
 from maemm.contract.errors import MaemmError
 from maemm.train.distributed import DistContext
 from maemm.train.on_host import OnHost
-from maemm.train.step import StepResult
+from maemm.train.state import StepResult
 
 LISTED_IDS = 8
 

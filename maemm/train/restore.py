@@ -29,7 +29,7 @@ from maemm.train.checkpoint import OPTIMIZER
 from maemm.train.sharding import shard_like
 from maemm.train.shards import SHARDS, put_back
 from maemm.train.spikes import is_state
-from maemm.train.step import TrainState
+from maemm.train.state import TrainState
 from maemm.weights import EMA, MODEL, fill
 from maemm.weights.building import check_values
 from maemm.weights.checkpoints import Checkpoint

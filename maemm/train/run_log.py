@@ -9,7 +9,8 @@ from maemm.train.console import Console
 from maemm.train.flops import Utilisation
 from maemm.train.logging import Clock, Means, MetricsFile, peak_memory
 from maemm.train.run_folder import RunFolder
-from maemm.train.step import MicroBatches, StepResult, TrainState, total_baseline
+from maemm.train.state import MicroBatches, StepResult, TrainState
+from maemm.train.step import total_baseline
 
 
 class RunLog:

@@ -26,7 +26,7 @@ from maemm.train.run_folder import RunFolder
 from maemm.train.shards import on_host as shards_on_host
 from maemm.train.shards import taken_out
 from maemm.train.shards import write as write_shards
-from maemm.train.step import TrainState
+from maemm.train.state import TrainState
 from maemm.weights.checkpoints import Checkpoint, latest, stamp
 
 

@@ -32,7 +32,8 @@ from maemm.train.initialize import initialize_from
 from maemm.train.optim import WeightDecay, freeze, freeze_parts, freeze_unused, make_optimizer, make_phase_optimizer
 from maemm.train.sharding import Sharding
 from maemm.train.spikes import Guard
-from maemm.train.step import PhaseState, TrainState, knows_batch
+from maemm.train.state import PhaseState, TrainState
+from maemm.train.step import knows_batch
 
 
 def make_order(

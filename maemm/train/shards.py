@@ -61,7 +61,10 @@ def write(folder: Path, shards: dict[str, Tensor], ranks: DistContext) -> list[s
         dcp.save(dict(shards), storage_writer=writer, process_group=ranks.control_group)
     except dcp.CheckpointException as error:
         first = next(iter(error.failures.values()))[0]
-        raise MaemmError(f"a shard of the checkpoint cannot be written ({_cause(first)}); free space") from error
+        raise MaemmError(
+            f"a shard of the checkpoint cannot be written ({folder / SHARDS}: {_cause(first)}); free space and start "
+            "again: the last complete checkpoint is kept"
+        ) from error
     own = f"shard-{ranks.rank + 1:05d}-"
     return sorted(f"{SHARDS}/{path.name}" for path in (folder / SHARDS).iterdir() if path.name.startswith(own))
 

@@ -20,7 +20,7 @@ from maemm.model.model import Model
 from maemm.train.distributed import DistContext
 from maemm.train.figures import HIGHER_IS_BETTER
 from maemm.train.held_out import forward, pass_over, planned
-from maemm.train.step import TrainState
+from maemm.train.state import TrainState
 from maemm.weights.checkpoints import write_best
 
 

@@ -24,7 +24,7 @@ from maemm.train.distributed import one_line
 from maemm.train.loop import train
 from maemm.train.run_folder import RunFolder, is_free
 from maemm.train.signals import Interrupted
-from maemm.train.step import TrainState
+from maemm.train.state import TrainState
 
 RECORD = "ablate.json"  # in a run's folder: what was measured of it
 LINE_EVERY_S = 30.0  # seconds between two lines about a training

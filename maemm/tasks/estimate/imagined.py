@@ -29,7 +29,8 @@ from maemm.train.distributed import DistContext
 from maemm.train.gpus import Gpu
 from maemm.train.optim import set_lr, step_unless
 from maemm.train.setup import make_train_state
-from maemm.train.step import MicroBatches, TrainState, counts_of_sets, take_step
+from maemm.train.state import MicroBatches, TrainState
+from maemm.train.step import counts_of_sets, take_step
 
 SIZES = (2, 4)  # samples of the small batches that are really made
 DRAWS = 9  # of masks, of which that with the median of tokens counts

@@ -21,7 +21,8 @@ from maemm.train.distributed import DistContext
 from maemm.train.optim import set_lr
 from maemm.train.schedules import learning_rate
 from maemm.train.setup import make_loader, make_order, make_train_state
-from maemm.train.step import TrainState, plan_micro_batches, rehearse, take_step
+from maemm.train.state import TrainState
+from maemm.train.step import plan_micro_batches, rehearse, take_step
 
 CHANGE = {"train.compile": "blocks"}
 PLAIN = {"train.compile": False, "train.activation_checkpointing": False}  # what is compared with, unless it is set

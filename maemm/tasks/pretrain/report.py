@@ -14,7 +14,7 @@ from maemm.tasks._shared.stages_page import write_stages_page
 from maemm.train.callback import Callback
 from maemm.train.run_folder import RunFolder
 from maemm.train.setup import EvenlySpaced
-from maemm.train.step import TrainState
+from maemm.train.state import TrainState
 from maemm.ui.pictures import save_pictures
 
 PICTURE_ROWS = 6

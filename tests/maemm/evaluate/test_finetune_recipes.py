@@ -14,7 +14,8 @@ from maemm.train.initialize import initialize_from
 from maemm.train.optim import parameter_groups
 from maemm.train.schedules import learning_rate, peak_lr
 from maemm.train.setup import make_train_state
-from maemm.train.step import MicroBatches, take_step
+from maemm.train.state import MicroBatches
+from maemm.train.step import take_step
 
 NAMES = sorted(name for name in packaged() if name.split("/")[1] in ("finetune", "probe"))
 #: samples of a step, epochs, warmup, peak learning rate, its end, layer decay, drop path, weight decay

@@ -36,7 +36,8 @@ def two_steps(name, dist_context, overrides=None):
     from maemm.contract.rng import Rng
     from maemm.train.optim import set_lr
     from maemm.train.setup import make_train_state
-    from maemm.train.step import MicroBatches, leave_out_unused, take_step
+    from maemm.train.state import MicroBatches
+    from maemm.train.step import leave_out_unused, take_step
 
     recipe = shrunk(name, overrides or {})
     state = make_train_state(recipe, 10, 1, dist_context)

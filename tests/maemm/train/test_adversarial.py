@@ -19,7 +19,8 @@ from maemm.model.objectives.adversarial import real_and_made
 from maemm.train.distributed import DistContext
 from maemm.train.optim import make_phase_optimizer, set_lr
 from maemm.train.setup import make_train_state
-from maemm.train.step import MicroBatches, PhaseState, counts_of_sets, take_step
+from maemm.train.state import MicroBatches, PhaseState
+from maemm.train.step import counts_of_sets, take_step
 
 ROWS = 4
 BASE = {

@@ -14,7 +14,8 @@ from maemm.train.distributed import DistContext
 from maemm.train.ema import Ema
 from maemm.train.optim import grad_norm, lars, make_optimizer, parameter_groups, set_lr, step_unless
 from maemm.train.schedules import learning_rate
-from maemm.train.step import MicroBatches, TrainState, take_step
+from maemm.train.state import MicroBatches, TrainState
+from maemm.train.step import take_step
 
 GOLDEN = Path(__file__).parents[2] / "golden/mae"
 MAE = {"optimizer": {"type": "adamw", "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.05}, "no_decay": ["*.bias"]}
