@@ -19,7 +19,7 @@ KEYS = {
         decoder disturb picture several
     """,
     "key": """
-        absent conformance decode export item label pictures reconstruct shape show sizes stamp usual validation view
+        absent conformance decode estimate export item label pictures reconstruct shape show sizes stamp usual validation view
         vote modalities
     """,
     "numpy": """
@@ -29,7 +29,7 @@ KEYS = {
         points surface
     """,
     "seeded": """
-        codebook conformance flops forward griffin-lim mix phase probe randaugment size teacher untrained weights
+        codebook conformance estimate flops forward griffin-lim mix phase probe randaugment size teacher untrained weights
     """,
     "uniform": """
         budget/repair budget/share budget/subset
