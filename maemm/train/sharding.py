@@ -71,8 +71,7 @@ class Sharding:
         # Scalars cannot be sharded. Every rank has them, and their gradients are averaged by hand.
         self.scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
         self.apply(model, bf16, [*without, *self.scalars])
-        for method in ("plan_sets",):  # teachers and guides compute there, before the forward pass
-            register_fsdp_forward_method(model, method)
+        register_fsdp_forward_method(model, "plan_sets")  # teachers and guides compute there, before the forward pass
 
     def apply(self, model: Model, bf16: bool, without: Collection[nn.Parameter] = ()) -> None:
         """Shard the model, or its average."""
