@@ -19,8 +19,8 @@ KEYS = {
         decoder disturb picture several
     """,
     "key": """
-        absent conformance decode estimate export item label pictures reconstruct shape show sizes stamp usual validation view
-        vote modalities
+        absent conformance decode estimate export item label pictures reconstruct shape show sizes stamp usual validation
+        view vote modalities
     """,
     "numpy": """
         regions
@@ -29,7 +29,8 @@ KEYS = {
         points surface
     """,
     "seeded": """
-        codebook conformance estimate flops forward griffin-lim mix phase probe randaugment size teacher untrained weights
+        codebook conformance estimate flops forward griffin-lim mix phase probe randaugment size teacher untrained
+        weights
     """,
     "uniform": """
         budget/repair budget/share budget/subset
