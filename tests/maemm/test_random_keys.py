@@ -19,8 +19,8 @@ KEYS = {
         decoder disturb picture several
     """,
     "key": """
-        absent conformance decode estimate export item label pictures reconstruct shape show sizes stamp usual validation
-        view vote modalities
+        absent conformance decode estimate export item label pictures reconstruct shape show sizes stamp usual
+        validation view vote modalities
     """,
     "numpy": """
         regions
