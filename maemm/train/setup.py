@@ -150,9 +150,8 @@ def make_train_state(
     sharding = None
     if dist_context.mesh is not None:
         _refuse_sharding(model, train, phases)
-        sharding = Sharding(model, dist_context.mesh, bf16=bf16, without=of_phases)
-        if ema is not None:
-            sharding.apply(ema.model, bf16=False, without=[p for p in ema.model.parameters() if p.ndim == 0])
+        averages = [] if ema is None else [ema.model]
+        sharding = Sharding(model, dist_context.mesh, bf16=bf16, without=of_phases, averages=averages)
     optimizer = make_optimizer(model, train, of_phases)
     if train.get("activation_checkpointing"):
         recompute_activations(repeated_blocks(model))

@@ -61,29 +61,29 @@ class Sharding:
     Made of a complete model on the device before there is an optimiser.
     """
 
-    def __init__(self, model: Model, mesh: DeviceMesh, *, bf16: bool, without: Collection[nn.Parameter] = ()):
+    def __init__(
+        self,
+        model: Model,
+        mesh: DeviceMesh,
+        *,
+        bf16: bool,
+        without: Collection[nn.Parameter] = (),
+        averages: Collection[Model] = (),
+    ):
         """``bf16``: blocks are gathered in that precision, in which autocast computes them; gradients are summed in
-        float32. ``without``: parameters that every rank keeps whole."""
+        float32. ``without``: parameters of the model that every rank keeps whole. ``averages`` of it are sharded alike.
+        """
         # Of the outputs of the whole model, which nothing changes in place.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        self.mesh = mesh
         self.replica = Replica(model)
         # Scalars cannot be sharded. Every rank has them, and their gradients are averaged by hand.
         self.scalars = [parameter for parameter in model.parameters() if parameter.ndim == 0]
-        self.apply(model, bf16, [*without, *self.scalars])
+        kept = {id(parameter) for parameter in (*without, *self.scalars)}
+        whole = {name for name, parameter in model.named_parameters() if id(parameter) in kept}
+        _shard(model, mesh, bf16, whole)
+        for average in averages:
+            _shard(average, mesh, False, whole)
         register_fsdp_forward_method(model, "plan_sets")  # teachers and guides compute there, before the forward pass
-
-    def apply(self, model: Model, bf16: bool, without: Collection[nn.Parameter] = ()) -> None:
-        """Shard the model, or its average."""
-        blocks = [block for block in dict.fromkeys(_blocks(model)) if any(True for _ in block.parameters())]
-        call_for_others(blocks)
-        options: dict[str, Any] = {"mesh": self.mesh, "ignored_params": set(without)}
-        # Inputs stay as autocast makes them.
-        of_blocks = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        plain = MixedPrecisionPolicy(cast_forward_inputs=False)
-        for block in blocks:
-            fully_shard(block, mp_policy=of_blocks if bf16 else plain, **options)
-        fully_shard(model, mp_policy=plain, **options)
 
     def complete(self, model: Model, dist_context: DistContext, *, zeros: bool) -> None:
         """After the backward pass: average the gradients of scalars over ranks, as those of shards are.
@@ -98,6 +98,20 @@ class Sharding:
             flat = dist_context.all_reduce_sum(torch.stack(gradients)) / dist_context.world_size
             for gradient, value in zip(gradients, flat.unbind(), strict=True):
                 gradient.copy_(value)
+
+
+def _shard(model: Model, mesh: DeviceMesh, bf16: bool, whole: Collection[str]) -> None:
+    """Shard the blocks of a model and what is left, but for the parameters named in ``whole``."""
+    blocks = [block for block in dict.fromkeys(_blocks(model)) if any(True for _ in block.parameters())]
+    call_for_others(blocks)
+    without = {parameter for name, parameter in model.named_parameters() if name in whole}
+    options: dict[str, Any] = {"mesh": mesh, "ignored_params": without}
+    # Inputs stay as autocast makes them.
+    of_blocks = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    plain = MixedPrecisionPolicy(cast_forward_inputs=False)
+    for block in blocks:
+        fully_shard(block, mp_policy=of_blocks if bf16 else plain, **options)
+    fully_shard(model, mp_policy=plain, **options)
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:

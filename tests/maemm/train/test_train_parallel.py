@@ -91,6 +91,7 @@ def test_other_numbers_of_ranks(toys, tmp_path, kind, world):
         | {"modalities__toy__normalize": "none", "train__async_save": True},
         {"modalities__toy__target": {"type": "ema", "momentum": 0.9, "loss": "smooth_l1", "layers": 1}},
         {"train__average": 1, "train__ema": None},
+        {"objectives": {"adversary": {}}},
     ],
     ids=str,
 )
@@ -153,6 +154,21 @@ def test_what_shards_cannot_do_is_refused(toys, mesh):
     adversary = {"reconstruct": {}, "adversarial": {"weight": 0.1}}
     with pytest.raises(MaemmError, match="objectives.adversarial trains weights in two phases"):
         make_train_state(toys.recipe(train__parallel="fsdp", objectives=adversary), 4, 1, context)
+
+
+def test_averages_are_sharded_as_the_model_is(toys, mesh):
+    """Also where a phase has parameters that every rank keeps whole."""
+    from maemm.train.distributed import DistContext
+    from maemm.train.setup import make_train_state
+
+    recipe = toys.recipe(train__parallel="fsdp", train__ema=0.9, objectives={"adversary": {}})
+    state = make_train_state(recipe, 4, 1, DistContext(mesh=mesh))
+    whole = [
+        {name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)}
+        for model in (state.model, state.ema_model)
+    ]
+    assert whole[0] == whole[1] and all(name.startswith("objectives.adversary.critic.") for name in whole[0])
+    assert whole[0] and len(whole[0]) < len(list(state.model.parameters()))
 
 
 def test_a_checkpoint_whose_shards_are_damaged_is_passed_over(toys, tmp_path):
